@@ -1,0 +1,106 @@
+//! The messages between the supervisor and the processes that it starts.
+//!
+//! Every child gets one end of a SEQPACKET pair as descriptor 3 ([`CONTROL_FD`]). The first message to it
+//! is its boot message with the descriptors it needs; it answers [`FromChild::Ready`] when it serves.
+
+use serde::{Deserialize, Serialize};
+
+use crate::op::FdIndex;
+
+/// The descriptor number of a child's end of the pair with the supervisor.
+pub const CONTROL_FD: i32 = 3;
+
+/// What a front is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum FrontKind {
+    /// Serves the connections that the engine accepts.
+    Socket,
+    /// Speaks with the bus daemon.
+    Bus,
+}
+
+/// How a process shall log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogTarget {
+    /// To standard error, for people.
+    Terminal,
+    /// To the journal.
+    Journal,
+}
+
+/// A cgroup that systemd delegated to the broker, in one hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// `cgroup2` or the v1 controllers as in `/proc/self/cgroup`.
+    pub hierarchy: String,
+    /// Path of the scope from the hierarchy's root.
+    pub path: String,
+}
+
+/// What the engine needs to start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineBoot {
+    /// Name of the instance.
+    pub instance: String,
+    /// Directory of the policy (`policy.d` and `cgrantd.toml` in it).
+    pub config_dir: FdIndex,
+    /// What survives a reboot.
+    pub state_dir: FdIndex,
+    /// What describes this boot; mode 0700.
+    pub run_dir: FdIndex,
+    /// The host's record of ranges, what survives a reboot of it.
+    pub ids_dir: FdIndex,
+    /// The host's record of ranges in use now.
+    pub ids_run_dir: FdIndex,
+    /// Listening sockets of the native API.
+    pub listeners: Vec<FdIndex>,
+    /// The scope that systemd gave, one entry a hierarchy; empty without systemd.
+    pub placements: Vec<Placement>,
+    /// Uids of the two fronts; connections from them are refused.
+    pub front_uids: Vec<u32>,
+    /// Where the log goes.
+    pub log: LogTarget,
+}
+
+/// What a front needs to start. It has already been given its account and has no privilege.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrontBoot {
+    /// Which it is.
+    pub kind: FrontKind,
+    /// Its end of the pair with the engine.
+    pub engine: FdIndex,
+    /// Its account: uid and gid to become before it reads anything else.
+    pub uid: u32,
+    /// Its gid.
+    pub gid: u32,
+    /// For the bus front: address of the bus, empty for the system bus.
+    pub bus_address: String,
+    /// Where the log goes.
+    pub log: LogTarget,
+}
+
+/// From the supervisor to a child.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToChild {
+    /// First message to the engine.
+    Engine(EngineBoot),
+    /// First message to a front.
+    Front(FrontBoot),
+    /// To the engine: a front was started; the engine's end of the pair comes beside it.
+    FrontStarted(FrontKind),
+    /// To the engine: read the configuration again.
+    Reload,
+    /// End in order: finish what is under way, make no more.
+    Stop,
+}
+
+/// From a child to the supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromChild {
+    /// It serves.
+    Ready,
+    /// It can't start or go on; one sentence for the administrator.
+    Failed(String),
+    /// The configuration was read again, or why not.
+    Reloaded(Result<(), String>),
+}

@@ -1,0 +1,144 @@
+//! The messages between a front and the engine.
+//!
+//! A front names callers by [`ConnectionId`] only. The engine gave that number out: for the socket front
+//! when it accepted the connection itself and read who its peer is; for the bus front when that front
+//! introduced a client of the bus. A number that the engine did not give to this very front is refused.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    grant::{EndReason, GrantId, GrantInfo, Lifetime},
+    op::{Answer, Op},
+    refusal::Refusal,
+};
+
+/// Number of a connection, given out by the engine, never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ConnectionId(pub u64);
+
+/// Number of a request, chosen by the front; the answer carries it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RequestId(pub u64);
+
+/// A client of the bus as the bus daemon describes it. Only the bus front may send it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusClient {
+    /// Its unique name.
+    pub name: String,
+    /// Its uid.
+    pub uid: u32,
+    /// Its groups, if the bus daemon told.
+    pub groups: Vec<u32>,
+    /// Its pid, if the bus daemon told. A pidfd may come beside the message.
+    pub pid: Option<u32>,
+}
+
+/// From a front to the engine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToEngine {
+    /// A caller asks for an operation.
+    Request {
+        /// Number for the answer.
+        id: RequestId,
+        /// The caller.
+        connection: ConnectionId,
+        /// What is asked.
+        op: Op,
+    },
+    /// The connection has ended.
+    Closed {
+        /// Which.
+        connection: ConnectionId,
+    },
+    /// A client of the bus called for the first time; the answer is [`Answer::Connection`].
+    BusClient {
+        /// Number for the answer.
+        id: RequestId,
+        /// The client.
+        client: BusClient,
+    },
+}
+
+/// What changed about a grant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GrantChange {
+    /// Limits, all of them as they are now.
+    Limits(Vec<(String, String)>),
+    /// Frozen or thawed.
+    Frozen(bool),
+    /// Got its first process or lost its last.
+    Populated(bool),
+    /// What ends it.
+    Lifetime(Lifetime),
+}
+
+/// Something happened. Sent to both fronts; a front passes it on to callers of the account and to root only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// A grant was made.
+    Added {
+        /// The grant.
+        grant: GrantInfo,
+    },
+    /// A grant has ended.
+    Ended {
+        /// Which.
+        grant: GrantId,
+        /// Its name.
+        name: String,
+        /// Whose.
+        account: u32,
+        /// Why.
+        reason: EndReason,
+    },
+    /// A property of a grant changed.
+    Changed {
+        /// Which.
+        grant: GrantId,
+        /// Whose.
+        account: u32,
+        /// How.
+        change: GrantChange,
+    },
+    /// The kernel killed processes of a grant for want of memory.
+    Oom {
+        /// Which.
+        grant: GrantId,
+        /// Whose.
+        account: u32,
+        /// How many so far.
+        kills: u64,
+    },
+    /// A grant waits for a resource more than the threshold allows.
+    Pressure {
+        /// Which.
+        grant: GrantId,
+        /// Whose.
+        account: u32,
+        /// `cpu`, `memory` or `io`.
+        resource: String,
+    },
+}
+
+/// From the engine to a front.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromEngine {
+    /// A connection was accepted; its socket comes beside the message. Only to the socket front.
+    Connected {
+        /// Its number.
+        connection: ConnectionId,
+        /// The peer's uid.
+        uid: u32,
+        /// The peer's pid, if it can be seen from here.
+        pid: Option<u32>,
+    },
+    /// The answer to a request.
+    Answer {
+        /// Which.
+        id: RequestId,
+        /// What came of it.
+        result: Result<Answer, Refusal>,
+    },
+    /// Something happened.
+    Event(Event),
+}

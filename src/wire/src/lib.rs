@@ -1,0 +1,18 @@
+//! The protocol between front, engine and supervisor: typed messages, their encoding and their size limits.
+//!
+//! Pure data: no I/O, no kernel objects. File descriptors travel beside a message; the message names
+//! them by position ([`FdIndex`]). The engine treats every message of a front as hostile: decoding is
+//! bounded by [`MAX_MESSAGE`] and [`MAX_FDS`], and nothing in a message proves who the caller is.
+
+pub mod boot;
+pub mod engine;
+pub mod frame;
+pub mod grant;
+pub mod op;
+pub mod refusal;
+
+pub use engine::{BusClient, ConnectionId, Event, FromEngine, GrantChange, RequestId, ToEngine};
+pub use frame::{FrameError, MAX_FDS, MAX_INLINE, MAX_MESSAGE, decode, encode};
+pub use grant::{EndReason, GrantId, GrantInfo, Hierarchy, Lifetime, Range, Stat};
+pub use op::{Answer, Attach, AttachTarget, BrokerInfo, CreateGrant, Created, FdIndex, Holder, Op, RangeRequest, RangeInfo, Usage, UsageRow};
+pub use refusal::{Refusal, RefusalCode};

@@ -1,0 +1,290 @@
+//! The operations that a front may ask of the engine, and their answers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::grant::{GrantId, GrantInfo, Range, Stat};
+
+/// Position of a descriptor among those that came beside the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FdIndex(pub u8);
+
+/// Who holds the new grant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Holder {
+    /// The process of this pidfd; it must be the caller's own.
+    Process(FdIndex),
+    /// The connection that the request came over.
+    Connection,
+    /// Nobody.
+    Persistent,
+}
+
+/// The ids that are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RangeRequest {
+    /// How many; 0 for policy's default (65536).
+    pub count: u32,
+    /// The range is the one that belongs to the grant's name and stays with it; otherwise any of the account's.
+    pub named: bool,
+    /// May the namespace call setgroups? Decided before its gid_map is written.
+    pub setgroups: bool,
+}
+
+/// Where attached processes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AttachTarget {
+    /// A launch stage: on cgroup2 into `monitor`, from where it may clone into the payload; on v1 into
+    /// the payload, because a clone inherits its parent's v1 cgroups.
+    Stage,
+    /// The payload itself (on cgroup2 its leaf `.cgrant`, once the payload has children).
+    Payload,
+}
+
+/// A grant to be made. All of it comes to be, or none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateGrant {
+    /// Its name; empty for one that the engine makes up.
+    pub name: String,
+    /// The caller's idempotency key; empty for none. A second request of the account with the same key gets the same grant.
+    pub key: String,
+    /// What ends it.
+    pub holder: Holder,
+    /// Ids, if wanted.
+    pub range: Option<RangeRequest>,
+    /// A new, unmapped user namespace of the caller's to write the range into. Needs `range`.
+    pub userns: Option<FdIndex>,
+    /// A process of the caller's to attach as [`AttachTarget::Stage`].
+    pub stage: Option<FdIndex>,
+    /// Limits, key and value as the caller wrote them.
+    pub limits: Vec<(String, String)>,
+    /// Resources (`cpu`, `memory`, `io`) whose pressure shall be signalled.
+    pub pressure: Vec<String>,
+}
+
+/// Processes to be attached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// To which grant.
+    pub grant: GrantId,
+    /// The process.
+    pub pidfd: FdIndex,
+    /// Where to.
+    pub target: AttachTarget,
+    /// Its descendants too, all or none, however fast they fork.
+    pub tree: bool,
+}
+
+/// An operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Op {
+    /// What this broker is and can do. Anybody may ask.
+    BrokerInfo,
+    /// The account's usage beside its quotas; root may ask for another account.
+    Usage {
+        /// Whose; the caller's own if `None`.
+        account: Option<u32>,
+    },
+    /// Makes a grant.
+    CreateGrant(CreateGrant),
+    /// The caller's grants; all accounts' for root with `all`.
+    ListGrants {
+        /// Everybody's?
+        all: bool,
+    },
+    /// The caller's grant of this name.
+    FindGrant {
+        /// Its name.
+        name: String,
+        /// Whose; the caller's own if `None`.
+        account: Option<u32>,
+    },
+    /// All about a grant.
+    Describe {
+        /// Which.
+        grant: GrantId,
+    },
+    /// Attaches processes.
+    Attach(Attach),
+    /// Makes the caller's connection, or the process of a pidfd, the holder.
+    Adopt {
+        /// Which grant.
+        grant: GrantId,
+        /// The new holder.
+        holder: Holder,
+    },
+    /// Sets limits: all of them, or none.
+    SetLimits {
+        /// Of which grant.
+        grant: GrantId,
+        /// Key and value as the caller wrote them.
+        limits: Vec<(String, String)>,
+    },
+    /// Reads values: limits by portable name, raw keys from the allow-list.
+    GetValues {
+        /// Of which grant.
+        grant: GrantId,
+        /// Which; all portable limits if empty.
+        keys: Vec<String>,
+    },
+    /// What the grant uses.
+    Stat {
+        /// Which.
+        grant: GrantId,
+    },
+    /// The pids in payload and children.
+    ListProcesses {
+        /// Of which grant.
+        grant: GrantId,
+    },
+    /// Freezes payload and children; answers when they are frozen.
+    Freeze {
+        /// Which.
+        grant: GrantId,
+    },
+    /// Thaws them.
+    Thaw {
+        /// Which.
+        grant: GrantId,
+    },
+    /// Kills everything in payload and children.
+    Kill {
+        /// Of which grant.
+        grant: GrantId,
+    },
+    /// Makes a cgroup below the payload.
+    CreateCgroup {
+        /// Of which grant.
+        grant: GrantId,
+        /// Path below the payload.
+        path: String,
+    },
+    /// Removes an empty cgroup below the payload.
+    RemoveCgroup {
+        /// Of which grant.
+        grant: GrantId,
+        /// Path below the payload.
+        path: String,
+    },
+    /// The cgroups below the payload, depth first, parents before children.
+    ListCgroups {
+        /// Of which grant.
+        grant: GrantId,
+    },
+    /// An `O_PATH` descriptor of the payload's cgroup2 directory, or of one below it.
+    OpenCgroup {
+        /// Of which grant.
+        grant: GrantId,
+        /// Path below the payload; empty for the payload itself.
+        path: String,
+    },
+    /// Ends the grant.
+    Release {
+        /// Which.
+        grant: GrantId,
+        /// Kill what is left in it? Otherwise a populated grant is [`crate::RefusalCode::Busy`].
+        kill: bool,
+    },
+    /// The ranges that belong to the account.
+    ListRanges,
+    /// Unties a range from its name, so that unnamed grants of the account may use it.
+    ForgetRange {
+        /// The name.
+        name: String,
+    },
+}
+
+/// What a made grant comes with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Created {
+    /// The grant.
+    pub grant: GrantInfo,
+    /// Was it made now, or before, by a request with the same key?
+    pub new: bool,
+    /// An `O_PATH` descriptor of the payload's cgroup2 directory.
+    pub payload: FdIndex,
+}
+
+/// What a broker is and can do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokerInfo {
+    /// Version of the program.
+    pub version: String,
+    /// Name of the instance.
+    pub instance: String,
+    /// `v1`, `hybrid` or `v2`.
+    pub hierarchy: String,
+    /// Does systemd own the tree?
+    pub systemd: bool,
+    /// Controllers that a grant gets.
+    pub controllers: Vec<String>,
+    /// Kernel features: name, is it there, what is done without it.
+    pub features: Vec<(String, bool, String)>,
+    /// The caller's own account.
+    pub account: u32,
+}
+
+/// One line of usage beside quota.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageRow {
+    /// What is counted: `grants`, `cgroups`, `ids`, `connections` …
+    pub resource: String,
+    /// How much of it the account uses.
+    pub used: u64,
+    /// How much it may.
+    pub quota: u64,
+}
+
+/// An account's usage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Whose.
+    pub account: u32,
+    /// The rule that gives the quotas.
+    pub rule: String,
+    /// The rows.
+    pub rows: Vec<UsageRow>,
+}
+
+/// A range that belongs to an account.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RangeInfo {
+    /// The ids.
+    pub range: Range,
+    /// The name it is tied to; empty for none.
+    pub name: String,
+    /// The live grant that it is mapped by.
+    pub grant: Option<GrantId>,
+}
+
+/// The answer to an operation that was carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// To operations with nothing to say.
+    Done,
+    /// To [`Op::BrokerInfo`].
+    BrokerInfo(BrokerInfo),
+    /// To [`Op::Usage`].
+    Usage(Usage),
+    /// To [`Op::CreateGrant`].
+    Created(Created),
+    /// To [`Op::ListGrants`].
+    Grants(Vec<GrantInfo>),
+    /// To [`Op::FindGrant`] and [`Op::Describe`].
+    Grant(GrantInfo),
+    /// To [`Op::GetValues`].
+    Values(Vec<(String, String)>),
+    /// To [`Op::Stat`].
+    Stat(Stat),
+    /// To [`Op::ListProcesses`].
+    Processes(Vec<u32>),
+    /// To [`Op::ListCgroups`].
+    Cgroups(Vec<String>),
+    /// To [`Op::OpenCgroup`].
+    Cgroup(FdIndex),
+    /// To [`Op::Attach`]: how many processes were attached.
+    Attached(u32),
+    /// To [`Op::ListRanges`].
+    Ranges(Vec<RangeInfo>),
+    /// To [`crate::ToEngine::BusClient`].
+    Connection(crate::ConnectionId),
+}
