@@ -67,6 +67,8 @@ pub struct EngineBoot {
 pub struct FrontBoot {
     /// Which it is.
     pub kind: FrontKind,
+    /// Name of the instance: the bus name follows from it.
+    pub instance: String,
     /// Its end of the pair with the engine.
     pub engine: FdIndex,
     /// Its account: uid and gid to become before it reads anything else.
