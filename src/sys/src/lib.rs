@@ -1,1 +1,31 @@
-//! Placeholder until its author fills it.
+//! fd-first wrappers of the kernel objects that the broker and the container engine use.
+//!
+//! The only crate with `unsafe`. Every wrapper takes and gives descriptors instead of paths and pids,
+//! returns the kernel's error number, and says which kernel gives what and what is done without it.
+//! What nix or rustix already offer safely (epoll, inotify, signalfd, timerfd, eventfd, poll, termios)
+//! is used from there and not wrapped again.
+
+pub mod clone;
+pub mod dir;
+pub mod inherited;
+pub mod memfd;
+pub mod mount;
+pub mod namespace;
+pub mod pidfd;
+pub mod privilege;
+pub mod process;
+pub mod seccomp;
+pub mod seqpacket;
+pub mod socket;
+pub mod spawn;
+
+mod descriptor;
+
+pub use clone::{Child, Clone3};
+pub use descriptor::kind_of;
+pub use dir::{Dir, Entry, EntryKind, LockGuard};
+pub use namespace::{NamespaceError, NetnsFd, NsId, UsernsFd};
+pub use pidfd::{Exit, NotAPidfd, Pidfd, PidfdInfo};
+pub use process::ProcFs;
+pub use seqpacket::{Channel, ChannelError, Received};
+pub use socket::{PeerCredentials, PeerPidfd};

@@ -1,0 +1,446 @@
+//! Directories by descriptor: one name at a time, never out of the directory, never through a link.
+//!
+//! Every name is one component: no `/`, no `.` or `..`, no NUL, not empty. What is opened is opened with
+//! `openat2(2)` and `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV`, so neither
+//! a link nor a mount that somebody put there leads anywhere else. Names may be any bytes (`&str` or `OsString`):
+//! the holder of a cgroup chooses the names below it.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, ResolveFlags, Uid, chmodat, chownat, flock,
+    fstat, fsync, mkdirat, openat, openat2, renameat, statat, unlinkat,
+};
+use rustix::io::{Errno, read, retry_on_intr, write};
+
+/// Most entries that a directory may have to be listed.
+pub const MAX_ENTRIES: usize = 1 << 20;
+
+/// How a step from a directory to one of its entries is resolved.
+const STEP: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
+
+const OPEN_DIR: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+
+/// What files that this module writes are named until they are whole.
+const UNFINISHED: &str = ".new";
+
+/// An open directory.
+#[derive(Debug)]
+pub struct Dir(OwnedFd);
+
+/// A lock on a file, held until this is dropped or its process ends.
+#[derive(Debug)]
+pub struct LockGuard {
+    _file: OwnedFd,
+}
+
+/// What a directory entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EntryKind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+    /// Anything else, links included.
+    Other,
+}
+
+/// One entry of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name: any bytes but `/` and NUL.
+    pub name: OsString,
+    /// What it was when the directory was read.
+    pub kind: EntryKind,
+}
+
+impl Dir {
+    /// Opens a directory by an absolute path of our own, at start. Links are followed: whoever may change that path is trusted.
+    ///
+    /// # Errors
+    /// `EINVAL` if the path is not absolute; those of `openat(2)`.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        if !path.is_absolute() {
+            return Err(Errno::INVAL.into());
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self(openat(CWD, path, flags, Mode::empty())?))
+    }
+
+    /// Takes a descriptor that is a directory. It must have been opened for reading to be listed, locked or synced.
+    ///
+    /// Asks the file system: a descriptor of a FUSE file may make this wait for its server.
+    ///
+    /// # Errors
+    /// `ENOTDIR`; those of `fstat(2)`.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        if FileType::from_raw_mode(fstat(&fd)?.st_mode) != FileType::Directory {
+            return Err(Errno::NOTDIR.into());
+        }
+        Ok(Self(fd))
+    }
+
+    /// Another descriptor of the same directory.
+    ///
+    /// # Errors
+    /// `EMFILE`, `ENFILE`.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self(self.0.try_clone()?))
+    }
+
+    /// Opens a directory in it.
+    ///
+    /// # Errors
+    /// `EINVAL` for a name that is not one component; `ENOENT`, `ENOTDIR`, `ELOOP` for a link, `EXDEV` for a mount.
+    pub fn open_dir(&self, name: impl AsRef<OsStr>) -> io::Result<Self> {
+        Ok(Self(self.step(name.as_ref(), OPEN_DIR, Mode::empty())?))
+    }
+
+    /// Makes a directory (mode `mode` less the umask) and opens it.
+    ///
+    /// # Errors
+    /// As [`Dir::open_dir`], and those of `mkdirat(2)`: `EEXIST` if there is anything of this name.
+    pub fn create_dir(&self, name: impl AsRef<OsStr>, mode: u32) -> io::Result<Self> {
+        let name = component(name.as_ref())?;
+        mkdirat(&self.0, name, Mode::from_raw_mode(mode))?;
+        self.open_dir(name)
+    }
+
+    /// Opens a directory in it, which is made if there is none.
+    ///
+    /// # Errors
+    /// As [`Dir::open_dir`] and those of `mkdirat(2)`.
+    pub fn ensure_dir(&self, name: impl AsRef<OsStr>, mode: u32) -> io::Result<Self> {
+        let name = component(name.as_ref())?;
+        match mkdirat(&self.0, name, Mode::from_raw_mode(mode)) {
+            Ok(()) | Err(Errno::EXIST) => self.open_dir(name),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Removes an empty directory (or a cgroup).
+    ///
+    /// # Errors
+    /// `EINVAL` for a bad name; those of `unlinkat(2)`: `ENOTEMPTY`, `EBUSY` for a cgroup that is not empty, `ENOTDIR`.
+    pub fn remove_dir(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
+        Ok(unlinkat(&self.0, component(name.as_ref())?, AtFlags::REMOVEDIR)?)
+    }
+
+    /// Removes a file, or a link itself.
+    ///
+    /// # Errors
+    /// `EINVAL` for a bad name; those of `unlinkat(2)`.
+    pub fn remove_file(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
+        Ok(unlinkat(&self.0, component(name.as_ref())?, AtFlags::empty())?)
+    }
+
+    /// The whole text of a file of at most `max` bytes.
+    ///
+    /// # Errors
+    /// As [`Dir::open_file`]; `EFBIG` if there is more; `InvalidData` if it is not UTF-8.
+    pub fn read(&self, file: impl AsRef<OsStr>, max: usize) -> io::Result<String> {
+        String::from_utf8(self.read_bytes(file, max)?).map_err(|_| io::ErrorKind::InvalidData.into())
+    }
+
+    /// The whole content of a file of at most `max` bytes.
+    ///
+    /// # Errors
+    /// As [`Dir::open_file`]; `EFBIG` if there is more.
+    pub fn read_bytes(&self, file: impl AsRef<OsStr>, max: usize) -> io::Result<Vec<u8>> {
+        // Non-blocking so that a FIFO can't hold us up.
+        read_bounded(&self.open_file(file, OFlags::RDONLY | OFlags::NONBLOCK)?, max)
+    }
+
+    /// Writes `value` into an existing file with one `write(2)`, as kernel interfaces want it. Does not truncate.
+    ///
+    /// # Errors
+    /// As [`Dir::open_file`]; the kernel's verdict on the value; `WriteZero` if it took only a part.
+    pub fn write(&self, file: impl AsRef<OsStr>, value: &str) -> io::Result<()> {
+        let file = self.open_file(file, OFlags::WRONLY)?;
+        if retry_on_intr(|| write(&file, value.as_bytes()))? == value.len() {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::WriteZero.into())
+        }
+    }
+
+    /// Makes or replaces a file (mode 0600): whoever reads it, after a crash as well, finds the old content or the new one.
+    /// With `durable` it is on the disk when this returns, and its name is.
+    ///
+    /// A crash may leave an unfinished file behind; [`Dir::sweep`] removes those.
+    ///
+    /// # Errors
+    /// Those of `openat2(2)`, `write(2)`, `fsync(2)`, `renameat(2)`: `ENOSPC`, `EROFS` … On an error the old file is as it was,
+    /// except when the last `fsync` of the directory failed: then the new one is there, perhaps not for good.
+    pub fn write_atomic(&self, file: impl AsRef<OsStr>, bytes: &[u8], durable: bool) -> io::Result<()> {
+        let file = component(file.as_ref())?;
+        let mut unfinished = OsString::from(".");
+        unfinished.push(file);
+        unfinished.push(format!(".{:016x}{UNFINISHED}", crate::process::random_u64()?));
+        let result = self
+            .write_new(&unfinished, bytes, durable)
+            .and_then(|()| Ok(renameat(&self.0, unfinished.as_os_str(), &self.0, file)?));
+        if let Err(error) = result {
+            // Nothing more can be done about a file that can't be removed; `sweep` will meet it.
+            let _ = self.remove_file(&unfinished);
+            return Err(error);
+        }
+        if durable { self.sync() } else { Ok(()) }
+    }
+
+    /// Puts the directory itself on the disk: the names that were made, changed and removed in it.
+    ///
+    /// # Errors
+    /// Those of `fsync(2)`.
+    pub fn sync(&self) -> io::Result<()> {
+        Ok(retry_on_intr(|| fsync(&self.0))?)
+    }
+
+    /// Removes what a crash in [`Dir::write_atomic`] left. To be called at start, while nobody writes here.
+    ///
+    /// # Errors
+    /// Those of listing and of `unlinkat(2)`.
+    pub fn sweep(&self) -> io::Result<()> {
+        for entry in self.entries()? {
+            let name = entry.name.as_bytes();
+            if entry.kind == EntryKind::File
+                && name.starts_with(b".")
+                && name.ends_with(UNFINISHED.as_bytes())
+            {
+                self.remove_file(&entry.name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives an entry, or with the empty name the directory itself, to `uid` and `gid`. Never follows a link.
+    ///
+    /// # Errors
+    /// `EINVAL` for a bad name; those of `fchownat(2)`.
+    pub fn chown(&self, file: impl AsRef<OsStr>, uid: u32, gid: u32) -> io::Result<()> {
+        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        let file = file.as_ref();
+        if file.is_empty() {
+            return Ok(chownat(&self.0, "", uid, gid, AtFlags::EMPTY_PATH)?);
+        }
+        Ok(chownat(&self.0, component(file)?, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    /// Sets the mode of an entry, or with the empty name of the directory itself. Never follows a link.
+    ///
+    /// # Errors
+    /// `EINVAL` for a bad name; `ELOOP` for a link; those of `fchmodat(2)`.
+    pub fn chmod(&self, file: impl AsRef<OsStr>, mode: u32) -> io::Result<()> {
+        let mode = Mode::from_raw_mode(mode);
+        let file = file.as_ref();
+        if file.is_empty() {
+            return Ok(chmodat(CWD, magic_link(&self.0), mode, AtFlags::empty())?);
+        }
+        // fchmodat(2) can't be told not to follow links before kernel 6.6: pin the entry, then go by the descriptor.
+        let entry = self.step(file, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(chmodat(CWD, magic_link(&entry), mode, AtFlags::empty())?)
+    }
+
+    /// Is there an entry of this name? Links count as themselves.
+    ///
+    /// # Errors
+    /// `EINVAL` for a bad name; those of `fstatat(2)` but `ENOENT`.
+    pub fn exists(&self, name: impl AsRef<OsStr>) -> io::Result<bool> {
+        match statat(&self.0, component(name.as_ref())?, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// The directory's inode number; of a cgroup its kernel id.
+    ///
+    /// # Errors
+    /// Those of `fstat(2)`.
+    pub fn inode(&self) -> io::Result<u64> {
+        Ok(fstat(&self.0)?.st_ino)
+    }
+
+    /// Owner and group of the directory.
+    ///
+    /// # Errors
+    /// Those of `fstat(2)`.
+    pub fn owner(&self) -> io::Result<(u32, u32)> {
+        let stat = fstat(&self.0)?;
+        Ok((stat.st_uid, stat.st_gid))
+    }
+
+    /// Opens an entry. `O_CLOEXEC`, `O_NOFOLLOW` and `O_NOCTTY` are added; with `O_CREAT` the mode is 0600.
+    ///
+    /// # Errors
+    /// As [`Dir::open_dir`].
+    pub fn open_file(&self, name: impl AsRef<OsStr>, flags: OFlags) -> io::Result<OwnedFd> {
+        let mode = if flags.contains(OFlags::CREATE) { Mode::RUSR | Mode::WUSR } else { Mode::empty() };
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NOCTTY;
+        Ok(self.step(name.as_ref(), flags, mode)?)
+    }
+
+    /// The names of all entries, in no order.
+    ///
+    /// # Errors
+    /// As [`Dir::entries`]; `InvalidData` if a name is not UTF-8.
+    pub fn names(&self) -> io::Result<Vec<String>> {
+        self.entries()?.into_iter().map(|entry| utf8(entry.name)).collect()
+    }
+
+    /// The names of all directories in it, in no order.
+    ///
+    /// # Errors
+    /// As [`Dir::names`].
+    pub fn dirs(&self) -> io::Result<Vec<String>> {
+        let entries = self.entries()?.into_iter();
+        entries.filter(|entry| entry.kind == EntryKind::Directory).map(|entry| utf8(entry.name)).collect()
+    }
+
+    /// All entries with what they are, in no order, without `.` and `..`.
+    ///
+    /// # Errors
+    /// Those of `openat(2)` and `getdents64(2)`; `EFBIG` past [`MAX_ENTRIES`].
+    pub fn entries(&self) -> io::Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.0)? {
+            let entry = entry?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name == "." || name == ".." {
+                continue;
+            }
+            if entries.len() == MAX_ENTRIES {
+                return Err(Errno::FBIG.into());
+            }
+            let kind = match entry.file_type() {
+                FileType::Unknown => self.kind_of_entry(name)?,
+                known => EntryKind::from(known),
+            };
+            entries.push(Entry { name: name.to_owned(), kind });
+        }
+        Ok(entries)
+    }
+
+    /// Locks a file (made if there is none) for this alone; waits for whoever has it.
+    ///
+    /// # Errors
+    /// As [`Dir::open_file`]; those of `flock(2)`.
+    pub fn lock(&self, file: impl AsRef<OsStr>) -> io::Result<LockGuard> {
+        let file = self.open_file(file, OFlags::RDWR | OFlags::CREATE)?;
+        retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))?;
+        Ok(LockGuard { _file: file })
+    }
+
+    /// As [`Dir::lock`] without waiting; `None` if somebody has it.
+    ///
+    /// # Errors
+    /// As [`Dir::lock`].
+    pub fn try_lock(&self, file: impl AsRef<OsStr>) -> io::Result<Option<LockGuard>> {
+        let file = self.open_file(file, OFlags::RDWR | OFlags::CREATE)?;
+        match retry_on_intr(|| flock(&file, FlockOperation::NonBlockingLockExclusive)) {
+            Ok(()) => Ok(Some(LockGuard { _file: file })),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn step(&self, name: &OsStr, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
+        let name = component(name)?;
+        // EAGAIN: the kernel could not rule out a race with a rename, and asks for another try (openat2(2)).
+        for _ in 0..16 {
+            match openat2(&self.0, name, flags, mode, STEP) {
+                Err(Errno::AGAIN | Errno::INTR) => (),
+                other => return other,
+            }
+        }
+        Err(Errno::AGAIN)
+    }
+
+    fn write_new(&self, name: &OsStr, bytes: &[u8], durable: bool) -> io::Result<()> {
+        let file = self.open_file(name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let written = retry_on_intr(|| write(&file, rest))?;
+            rest = rest.get(written..).filter(|_| written > 0).ok_or(io::ErrorKind::WriteZero)?;
+        }
+        if durable {
+            retry_on_intr(|| fsync(&file))?;
+        }
+        Ok(())
+    }
+
+    /// For file systems that do not say in the listing what an entry is.
+    fn kind_of_entry(&self, name: &OsStr) -> io::Result<EntryKind> {
+        match statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode).into()),
+            Err(Errno::NOENT) => Ok(EntryKind::Other),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+impl AsFd for Dir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl From<Dir> for OwnedFd {
+    fn from(dir: Dir) -> Self {
+        dir.0
+    }
+}
+
+impl From<FileType> for EntryKind {
+    fn from(kind: FileType) -> Self {
+        match kind {
+            FileType::Directory => Self::Directory,
+            FileType::RegularFile => Self::File,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// `name` if it is one component of a path.
+fn component(name: &OsStr) -> Result<&OsStr, Errno> {
+    let bytes = name.as_bytes();
+    if bytes.is_empty()
+        || bytes == b"."
+        || bytes == b".."
+        || bytes.iter().any(|byte| matches!(byte, b'/' | 0))
+    {
+        return Err(Errno::INVAL);
+    }
+    Ok(name)
+}
+
+/// The kernel's own link to what a descriptor of this process names.
+fn magic_link(fd: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+fn utf8(name: OsString) -> io::Result<String> {
+    String::from_utf8(name.into_vec()).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// Everything that `file` gives from its position on, at most `max` bytes.
+pub(crate) fn read_bounded(file: &OwnedFd, max: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        let count = retry_on_intr(|| read(file, &mut chunk))?;
+        let Some(part) = chunk.get(..count).filter(|part| !part.is_empty()) else { return Ok(bytes) };
+        if part.len() > max.saturating_sub(bytes.len()) {
+            return Err(Errno::FBIG.into());
+        }
+        bytes.extend_from_slice(part);
+    }
+}

@@ -1,0 +1,87 @@
+//! Sealed memory files: content that nobody can change any more.
+//!
+//! Source: `memfd_create(2)`, section "File sealing".
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, memfd_create};
+use rustix::io::{Errno, pread, retry_on_intr, write};
+
+/// The seals that make content final: not even a mapping made before can change it.
+const FINAL: SealFlags =
+    SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
+
+/// `MFD_EXEC`: executable even where the sysctl `vm.memfd_noexec` makes that an exception (kernel 6.3).
+const EXEC: MemfdFlags = MemfdFlags::from_bits_retain(0x10);
+
+/// `MFD_NOEXEC_SEAL`: never executable (kernel 6.3).
+const NOEXEC: MemfdFlags = MemfdFlags::from_bits_retain(0x08);
+
+/// A memory file with `bytes` in it that nobody can change. `name` is seen in `/proc` only.
+///
+/// # Errors
+/// `EMFILE`, `ENFILE`, `ENOMEM`, `EINVAL` for a name of more than 249 bytes.
+pub fn sealed(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
+    let memfd = create(name, NOEXEC)?;
+    write_all(&memfd, bytes)?;
+    fcntl_add_seals(&memfd, FINAL)?;
+    Ok(memfd)
+}
+
+/// The content of a sealed memory file that came from elsewhere.
+///
+/// The seals are looked at before anything else: only a memory file has them, so the size that is read next is final,
+/// and reading never waits for anybody.
+///
+/// # Errors
+/// `EINVAL` if it is no memory file; `EPERM` if a seal is missing; `EFBIG` if it holds more than `max` bytes.
+pub fn read_sealed(fd: impl AsFd, max: usize) -> io::Result<Vec<u8>> {
+    if !fcntl_get_seals(&fd)?.contains(FINAL) {
+        return Err(Errno::PERM.into());
+    }
+    let size = usize::try_from(fstat(&fd)?.st_size).map_err(|_| Errno::FBIG)?;
+    if size > max {
+        return Err(Errno::FBIG.into());
+    }
+    let mut bytes = vec![0; size];
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match retry_on_intr(|| pread(&fd, &mut *rest, filled as u64))? {
+            0 => return Err(Errno::IO.into()),
+            read => filled += read,
+        }
+    }
+    Ok(bytes)
+}
+
+/// A sealed, executable copy of this program. What runs from it can't reach the program's file, and nobody
+/// in a container can write to it through `/proc/PID/exe` (CVE-2019-5736).
+///
+/// # Errors
+/// Those of reading `/proc/self/exe`; `ENOMEM`.
+pub fn clone_of_self_executable() -> io::Result<OwnedFd> {
+    let mut program = std::fs::File::open("/proc/self/exe")?;
+    let mut copy = std::fs::File::from(create("cgrant", EXEC)?);
+    io::copy(&mut program, &mut copy)?;
+    let copy = OwnedFd::from(copy);
+    fcntl_add_seals(&copy, FINAL)?;
+    Ok(copy)
+}
+
+/// A memory file that can be sealed; `extra` is left out where the kernel does not know it.
+fn create(name: &str, extra: MemfdFlags) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    match memfd_create(name, flags | extra) {
+        Err(Errno::INVAL) => Ok(memfd_create(name, flags)?),
+        other => Ok(other?),
+    }
+}
+
+fn write_all(fd: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let written = retry_on_intr(|| write(fd, bytes))?;
+        bytes = bytes.get(written..).filter(|_| written > 0).ok_or(Errno::IO)?;
+    }
+    Ok(())
+}

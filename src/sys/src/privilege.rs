@@ -1,0 +1,169 @@
+//! Giving up rights, and making sure that they are gone.
+//!
+//! Capabilities, no_new_privs and the parent-death signal belong to a thread: what sets them here refuses in a
+//! process with more than one. Sources: `capabilities(7)`, `credentials(7)`, `prctl(2)`.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use caps::{CapSet, CapsHashSet};
+use nix::unistd::{Gid, Uid, getgroups, getresgid, getresuid, setgroups, setresgid, setresuid};
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal};
+use rustix::thread::{CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities};
+
+pub use caps::Capability;
+
+/// Capability numbers are tried up to this one, whatever this program's libraries know of.
+const MAX_CAPABILITY: u32 = 63;
+
+/// How many threads this process has.
+///
+/// # Errors
+/// Those of reading `/proc/self/task`.
+pub fn thread_count() -> io::Result<usize> {
+    let mut count: usize = 0;
+    for entry in std::fs::read_dir("/proc/self/task")? {
+        entry?;
+        count = count.saturating_add(1);
+    }
+    Ok(count)
+}
+
+/// `EBUSY` unless this process has exactly one thread.
+pub(crate) fn require_one_thread() -> io::Result<()> {
+    if thread_count()? == 1 { Ok(()) } else { Err(Errno::BUSY.into()) }
+}
+
+/// Becomes an account for good: no supplementary groups, real, effective and saved gid and uid. Verified afterwards;
+/// from root to another uid all effective and permitted capabilities go with it.
+///
+/// # Errors
+/// `EPERM` without the rights to; `EBUSY` if it did not take, after which the process should end at once.
+pub fn become_account(uid: u32, gid: u32) -> io::Result<()> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    setgroups(&[])?;
+    setresgid(gid, gid, gid)?;
+    setresuid(uid, uid, uid)?;
+    let (uids, gids) = (getresuid()?, getresgid()?);
+    let is_account = [uids.real, uids.effective, uids.saved] == [uid; 3]
+        && [gids.real, gids.effective, gids.saved] == [gid; 3]
+        && getgroups()?.is_empty();
+    // A process that can take root's uid again has given up nothing.
+    let is_final = uid.is_root() || setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).is_err();
+    if is_account && is_final { Ok(()) } else { Err(Errno::BUSY.into()) }
+}
+
+/// Keeps those of `keep` that the process has, as permitted, effective and bounding; inheritable and ambient are emptied.
+/// Not even root gets another one back by `execve(2)`.
+///
+/// # Errors
+/// `EBUSY` with more than one thread; `EPERM` without `CAP_SETPCAP` while capabilities are to leave the bounding set.
+pub fn drop_capabilities(keep: &[Capability]) -> io::Result<()> {
+    require_one_thread()?;
+    let kept = keep
+        .iter()
+        .fold(CapabilitySet::empty(), |kept, capability| kept | as_set(u32::from(capability.index())));
+    caps::clear(None, CapSet::Ambient).map_err(io::Error::other)?;
+    for number in 0..=MAX_CAPABILITY {
+        let capability = as_set(number);
+        if kept.contains(capability) {
+            continue;
+        }
+        match rustix::thread::capability_is_in_bounding_set(capability) {
+            Ok(true) => remove_capability_from_bounding_set(capability)?,
+            Ok(false) => (),
+            // The kernel's last capability was the one before.
+            Err(Errno::INVAL) => break,
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    let had = rustix::thread::capabilities(None)?.permitted;
+    let left =
+        CapabilitySets { effective: had & kept, permitted: had & kept, inheritable: CapabilitySet::empty() };
+    set_capabilities(None, left)?;
+    if rustix::thread::capabilities(None)? == left { Ok(()) } else { Err(Errno::BUSY.into()) }
+}
+
+/// The capabilities that this thread can use now.
+///
+/// # Errors
+/// Those of `capget(2)`.
+pub fn effective_capabilities() -> io::Result<CapsHashSet> {
+    caps::read(None, CapSet::Effective).map_err(io::Error::other)
+}
+
+fn as_set(number: u32) -> CapabilitySet {
+    CapabilitySet::from_bits_retain(1 << number)
+}
+
+/// No program that this process executes gets more rights than it has, whatever its set-uid bits and file capabilities.
+///
+/// # Errors
+/// `EBUSY` with more than one thread.
+pub fn set_no_new_privs() -> io::Result<()> {
+    require_one_thread()?;
+    Ok(rustix::thread::set_no_new_privs(true)?)
+}
+
+/// May processes of the same uid read this one's memory, and open what is in its `/proc` directory?
+///
+/// # Errors
+/// Those of `prctl(2)`.
+pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
+    let behavior = if dumpable { DumpableBehavior::Dumpable } else { DumpableBehavior::NotDumpable };
+    Ok(set_dumpable_behavior(behavior)?)
+}
+
+/// The signal that this process gets when the thread that made it ends; `None` for none. The kernel forgets it when
+/// the process changes its ids or executes a set-uid program. A parent that is gone already sends nothing: compare `getppid` afterwards.
+///
+/// # Errors
+/// Those of `prctl(2)`.
+pub fn set_parent_death_signal(signal: Option<Signal>) -> io::Result<()> {
+    Ok(set_parent_process_death_signal(signal)?)
+}
+
+/// Closes every descriptor from `first` on but those in `keep`, in a child that has just been forked.
+///
+/// For the child's function of [`crate::Clone3::spawn`] alone: what the parent's variables own there is never dropped,
+/// so nobody closes a number twice. What the function itself uses must be in `keep`.
+///
+/// # Errors
+/// `EINVAL` for a negative number.
+pub fn close_fds_from(first: RawFd, keep: &[RawFd]) -> io::Result<()> {
+    each_gap(first, keep, |from, to| close_range(from, to, 0))
+}
+
+/// Sets the close-on-exec flag of every descriptor from `first` on but those in `keep`.
+///
+/// # Errors
+/// `EINVAL` for a negative number, or before kernel 5.11.
+pub fn cloexec_fds_from(first: RawFd, keep: &[RawFd]) -> io::Result<()> {
+    each_gap(first, keep, |from, to| close_range(from, to, libc::CLOSE_RANGE_CLOEXEC))
+}
+
+/// Calls `action` on each range of numbers from `first` on that has none of `keep` in it, both ends included.
+fn each_gap(
+    first: RawFd,
+    keep: &[RawFd],
+    mut action: impl FnMut(u32, u32) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut from = u32::try_from(first).map_err(|_| Errno::INVAL)?;
+    let mut keep =
+        keep.iter().map(|fd| u32::try_from(*fd)).collect::<Result<Vec<_>, _>>().map_err(|_| Errno::INVAL)?;
+    keep.sort_unstable();
+    for kept in keep.into_iter().filter(|kept| *kept >= from).collect::<Vec<_>>() {
+        if kept > from {
+            action(from, kept.saturating_sub(1))?;
+        }
+        from = from.max(kept.saturating_add(1));
+    }
+    action(from, u32::MAX)
+}
+
+fn close_range(from: u32, to: u32, flags: u32) -> io::Result<()> {
+    // SAFETY: takes and touches no memory. Who owns the numbers is the business of the two callers, which say so.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, from, to, flags) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

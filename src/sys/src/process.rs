@@ -1,0 +1,168 @@
+//! What `/proc` says about processes, and a few facts about the host.
+//!
+//! Everything here goes by pid and is only worth something under a [`crate::Pidfd`] that is checked to be alive afterwards.
+//! Source: `proc(5)`.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
+
+use crate::dir::{Dir, read_bounded};
+use crate::mount::{PROC_MAGIC, statfs_magic};
+
+/// Longest file of `/proc` that is read, in bytes: room for the children of a process with 100,000 of them.
+const MAX_FILE: usize = 1024 * 1024;
+
+/// A mounted proc.
+#[derive(Debug)]
+pub struct ProcFs(Dir);
+
+/// Part of `/proc/PID/stat`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// State letter: `R`, `S`, `D`, `Z`, `T`, `t`, `X`, `I`.
+    pub state: char,
+    /// Pid of its parent; 0 if that is not visible from here.
+    pub ppid: u32,
+    /// Its session.
+    pub session: u32,
+    /// Its number of threads.
+    pub threads: u32,
+    /// When it started, in clock ticks after boot.
+    pub start_time: u64,
+}
+
+impl ProcFs {
+    /// The proc at `/proc`.
+    ///
+    /// # Errors
+    /// `ENODEV` if something else is mounted there; those of opening it.
+    pub fn open() -> io::Result<Self> {
+        let dir = Dir::open(Path::new("/proc"))?;
+        if statfs_magic(&dir)? != PROC_MAGIC {
+            return Err(Errno::NODEV.into());
+        }
+        Ok(Self(dir))
+    }
+
+    /// The cgroups of a process: the hierarchy's name (`cgroup2`, or a v1 hierarchy's controllers as they stand in
+    /// the file: `cpu,cpuacct`, `name=systemd`) and the path from the root of this process's cgroup namespace, which begins with
+    /// `/..` if it lies outside of that and ends with ` (deleted)` if the cgroup is gone. Bytes that are not UTF-8 are replaced.
+    ///
+    /// # Errors
+    /// `ENOENT` or `ESRCH` if there is no such process.
+    pub fn cgroups(&self, pid: u32) -> io::Result<Vec<(String, String)>> {
+        let text = self.read(&format!("{pid}/cgroup"))?;
+        text.lines().map(|line| parse_cgroup(line).ok_or_else(malformed)).collect()
+    }
+
+    /// The children of all threads of a process, as they were one after the other: it may fork meanwhile.
+    ///
+    /// # Errors
+    /// `ENOENT` or `ESRCH` if there is no such process, or the kernel has no `children` files.
+    pub fn children(&self, pid: u32) -> io::Result<Vec<u32>> {
+        let tasks = Dir::from_fd(self.step(&format!("{pid}/task"), OFlags::RDONLY | OFlags::DIRECTORY)?)?;
+        let mut children = Vec::new();
+        for task in tasks.names()? {
+            match tasks.open_dir(&task).and_then(|task| task.read("children", MAX_FILE)) {
+                Ok(text) => {
+                    for child in text.split_ascii_whitespace() {
+                        children.push(child.parse().map_err(|_| malformed())?);
+                    }
+                }
+                // A thread that ended meanwhile; but the process's first one is there as long as the process.
+                Err(error) if is_gone(&error) && task != pid.to_string() => (),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(children)
+    }
+
+    /// Parent, session, start time and state.
+    ///
+    /// # Errors
+    /// `ENOENT` or `ESRCH` if there is no such process.
+    pub fn stat(&self, pid: u32) -> io::Result<Stat> {
+        parse_stat(&self.read(&format!("{pid}/stat"))?).ok_or_else(malformed)
+    }
+
+    /// The pids of all processes that are visible.
+    ///
+    /// # Errors
+    /// Those of listing `/proc`.
+    pub fn pids(&self) -> io::Result<Vec<u32>> {
+        Ok(self.0.names()?.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    fn read(&self, path: &str) -> io::Result<String> {
+        let bytes = read_bounded(&self.step(path, OFlags::RDONLY)?, MAX_FILE)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn step(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
+        let resolve = ResolveFlags::BENEATH
+            | ResolveFlags::NO_SYMLINKS
+            | ResolveFlags::NO_MAGICLINKS
+            | ResolveFlags::NO_XDEV;
+        Ok(openat2(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+    }
+}
+
+/// Does the error say that the process is no more?
+#[must_use]
+pub fn is_gone(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::SRCH))
+}
+
+/// A number that differs from boot to boot, as text: 32 hexadecimal digits and four hyphens.
+///
+/// # Errors
+/// Those of reading `/proc/sys/kernel/random/boot_id`.
+pub fn boot_id() -> io::Result<String> {
+    let text = ProcFs::open()?.read("sys/kernel/random/boot_id")?;
+    Ok(text.trim_end().to_owned())
+}
+
+/// Eight unguessable bytes.
+///
+/// # Errors
+/// Those of `getrandom(2)`.
+pub fn random_u64() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    let count = rustix::io::retry_on_intr(|| {
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+    })?;
+    // The kernel gives up to 256 bytes whole.
+    if count == bytes.len() { Ok(u64::from_ne_bytes(bytes)) } else { Err(Errno::IO.into()) }
+}
+
+fn malformed() -> io::Error {
+    io::ErrorKind::InvalidData.into()
+}
+
+/// `ID:CONTROLLERS:PATH`; the path may have colons.
+fn parse_cgroup(line: &str) -> Option<(String, String)> {
+    let mut fields = line.splitn(3, ':');
+    let (id, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+    let hierarchy = if id == "0" && controllers.is_empty() { "cgroup2" } else { controllers };
+    Some((hierarchy.to_owned(), path.to_owned()))
+}
+
+/// The second field, the program's name, is in parentheses and may hold anything, `)` and spaces included: the last `)` ends it.
+fn parse_stat(text: &str) -> Option<Stat> {
+    let (_, rest) = text.rsplit_once(") ")?;
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    // Field 3, the state, is the first one here.
+    let number = |field: usize| fields.get(field.checked_sub(3)?).and_then(|text| text.parse::<u64>().ok());
+    let narrow = |field| number(field).and_then(|value| u32::try_from(value).ok());
+    Some(Stat {
+        state: fields.first()?.chars().next()?,
+        ppid: narrow(4)?,
+        session: narrow(6)?,
+        threads: narrow(20)?,
+        start_time: number(22)?,
+    })
+}

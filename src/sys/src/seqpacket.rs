@@ -1,0 +1,231 @@
+//! Datagrams with descriptors over a `SOCK_SEQPACKET` pair, bounded in every direction.
+//!
+//! A message of up to [`MAX_INLINE`] bytes is one datagram. A longer one lies in a sealed memory file that is
+//! the first descriptor of a datagram of the single byte [`INDIRECT`]. The receiver believes nothing: bytes,
+//! descriptors, seals and size are checked, and on any error every descriptor that came is closed.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
+};
+
+use crate::memfd;
+
+/// Longest message that is sent inside a datagram, in bytes.
+pub const MAX_INLINE: usize = 32 * 1024;
+/// Longest message at all, in bytes.
+pub const MAX_MESSAGE: usize = 1024 * 1024;
+/// Most descriptors beside one message.
+pub const MAX_FDS: usize = 16;
+/// The whole datagram of a message that lies in the memory file beside it.
+pub const INDIRECT: u8 = 0xff;
+
+/// Room for the descriptors of a message and the memory file that may hold it.
+const CONTROL_SPACE: usize = rustix::cmsg_space!(ScmRights(MAX_FDS + 1));
+
+/// One end of a pair.
+#[derive(Debug)]
+pub struct Channel(OwnedFd);
+
+/// One message.
+#[derive(Debug)]
+pub struct Received {
+    /// Its bytes, never empty.
+    pub bytes: Vec<u8>,
+    /// The descriptors beside it, at most [`MAX_FDS`], close-on-exec.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// Why a message was not sent or not received.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// Nothing to receive, or no room to send, on a non-blocking channel.
+    #[error("channel would block")]
+    WouldBlock,
+    /// The other end is closed (sending only; receiving says `None`).
+    #[error("channel is closed")]
+    Closed,
+    /// An empty message can't be told from the end of the channel.
+    #[error("message is empty")]
+    Empty,
+    /// The message is longer than [`MAX_MESSAGE`], or its datagram than [`MAX_INLINE`].
+    #[error("message is too long")]
+    TooLong,
+    /// More descriptors than [`MAX_FDS`], or than this process may open.
+    #[error("too many descriptors beside the message")]
+    TooManyFds,
+    /// The datagram says that the message lies beside it, but there is no sealed memory file that holds one.
+    #[error("message beside the datagram is not in a sealed memory file")]
+    NotSealed,
+    /// Another error of the kernel's.
+    #[error("channel failed")]
+    Io(#[source] io::Error),
+}
+
+impl From<Errno> for ChannelError {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::AGAIN => Self::WouldBlock,
+            Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN => Self::Closed,
+            Errno::MSGSIZE => Self::TooLong,
+            other => Self::Io(other.into()),
+        }
+    }
+}
+
+/// Two connected ends; blocking, close-on-exec.
+///
+/// # Errors
+/// `EMFILE`, `ENFILE`, `ENOMEM`.
+pub fn pair() -> io::Result<(Channel, Channel)> {
+    let (one, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    Ok((Channel(one), Channel(other)))
+}
+
+impl Channel {
+    /// Takes a descriptor that is one end of such a pair.
+    ///
+    /// # Errors
+    /// `ENOTSOCK`; `EPROTOTYPE` if it is a socket of another kind.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        if sockopt::socket_domain(&fd)? != AddressFamily::UNIX
+            || sockopt::socket_type(&fd)? != SocketType::SEQPACKET
+        {
+            return Err(Errno::PROTOTYPE.into());
+        }
+        Ok(Self(fd))
+    }
+
+    /// Shall sending and receiving fail with [`ChannelError::WouldBlock`] instead of waiting?
+    /// Both ends of an open file description share the setting.
+    ///
+    /// # Errors
+    /// Those of `fcntl(2)`.
+    pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
+        Ok(rustix::io::ioctl_fionbio(&self.0, nonblocking)?)
+    }
+
+    /// Another descriptor of the same end.
+    ///
+    /// # Errors
+    /// `EMFILE`, `ENFILE`.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self(self.0.try_clone()?))
+    }
+
+    /// Sends one message with descriptors, whole or not at all.
+    ///
+    /// # Errors
+    /// [`ChannelError`]; the descriptors stay the caller's in any case.
+    pub fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+        if bytes.is_empty() {
+            return Err(ChannelError::Empty);
+        }
+        if bytes.len() > MAX_MESSAGE {
+            return Err(ChannelError::TooLong);
+        }
+        if fds.len() > MAX_FDS {
+            return Err(ChannelError::TooManyFds);
+        }
+        if bytes.len() <= MAX_INLINE && bytes != [INDIRECT] {
+            return self.send_datagram(bytes, fds);
+        }
+        let memfd = memfd::sealed("message", bytes).map_err(ChannelError::Io)?;
+        let mut all = Vec::with_capacity(fds.len() + 1);
+        all.push(memfd.as_fd());
+        all.extend_from_slice(fds);
+        self.send_datagram(&[INDIRECT], &all)
+    }
+
+    /// Receives one message; `None` when the other end is closed and everything was received.
+    ///
+    /// # Errors
+    /// [`ChannelError`]. After [`ChannelError::TooLong`], [`ChannelError::TooManyFds`] and
+    /// [`ChannelError::NotSealed`] the message is gone and the next one can be received, but an end that sends
+    /// such a thing is not to be trusted.
+    pub fn receive(&self) -> Result<Option<Received>, ChannelError> {
+        let mut buffer = [0; MAX_INLINE];
+        let (length, mut fds) = self.receive_datagram(&mut buffer)?;
+        match buffer.get(..length).unwrap_or_default() {
+            [] => Ok(None),
+            [INDIRECT] => {
+                if fds.is_empty() {
+                    return Err(ChannelError::NotSealed);
+                }
+                let bytes = read_message(&fds.remove(0))?;
+                finish(bytes, fds)
+            }
+            bytes => finish(bytes.to_vec(), fds),
+        }
+    }
+
+    fn send_datagram(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+        let mut space = [MaybeUninit::uninit(); CONTROL_SPACE];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(ChannelError::TooManyFds);
+        }
+        let parts = [IoSlice::new(bytes)];
+        rustix::io::retry_on_intr(|| sendmsg(&self.0, &parts, &mut control, SendFlags::NOSIGNAL))?;
+        Ok(())
+    }
+
+    /// One datagram as it is. Descriptors are owned from the moment they are there, so an early return closes them.
+    fn receive_datagram(&self, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), ChannelError> {
+        let mut space = [MaybeUninit::uninit(); CONTROL_SPACE];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = rustix::io::retry_on_intr(|| {
+            recvmsg(&self.0, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)
+        })?;
+        let mut fds = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
+            }
+        }
+        if received.flags.contains(ReturnFlags::TRUNC) {
+            return Err(ChannelError::TooLong);
+        }
+        if received.flags.contains(ReturnFlags::CTRUNC) {
+            return Err(ChannelError::TooManyFds);
+        }
+        Ok((received.bytes, fds))
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl From<Channel> for OwnedFd {
+    fn from(channel: Channel) -> Self {
+        channel.0
+    }
+}
+
+/// The message in a memory file.
+fn read_message(memfd: &OwnedFd) -> Result<Vec<u8>, ChannelError> {
+    memfd::read_sealed(memfd, MAX_MESSAGE).map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::FBIG) => ChannelError::TooLong,
+        Some(Errno::INVAL | Errno::PERM | Errno::BADF) => ChannelError::NotSealed,
+        _ => ChannelError::Io(error),
+    })
+}
+
+/// The last checks, the same for both ways.
+fn finish(bytes: Vec<u8>, fds: Vec<OwnedFd>) -> Result<Option<Received>, ChannelError> {
+    if fds.len() > MAX_FDS {
+        return Err(ChannelError::TooManyFds);
+    }
+    if bytes.is_empty() {
+        return Err(ChannelError::Empty);
+    }
+    Ok(Some(Received { bytes, fds }))
+}

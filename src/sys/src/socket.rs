@@ -1,0 +1,105 @@
+//! Who is at the other end of a UNIX stream socket, as the kernel recorded it at connect.
+//!
+//! Source: `unix(7)`, `net/core/sock.c`.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{getsockopt, sockopt};
+use rustix::net::{SocketFlags, accept_with};
+
+use crate::pidfd::Pidfd;
+
+/// Most supplementary groups that a process can have (`NGROUPS_MAX`).
+const MAX_GROUPS: usize = 65536;
+
+/// Who connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerCredentials {
+    /// Effective uid, as this process's user namespace sees it.
+    pub uid: u32,
+    /// Effective gid, likewise.
+    pub gid: u32,
+    /// Pid; `None` if it is not visible from this process's pid namespace.
+    pub pid: Option<u32>,
+}
+
+/// The process that connected.
+#[derive(Debug)]
+pub enum PeerPidfd {
+    /// This one. It was alive when it was asked for.
+    Some(Pidfd),
+    /// It has ended.
+    Gone,
+    /// The kernel does not say (before 6.5).
+    Unsupported,
+}
+
+/// Accepts one connection of a listening socket; close-on-exec, non-blocking.
+///
+/// # Errors
+/// Those of `accept4(2)`; `EAGAIN` if nobody waits and the listener does not block.
+pub fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(rustix::io::retry_on_intr(|| accept_with(&listener, flags))?)
+}
+
+/// `SO_PEERCRED`.
+///
+/// # Errors
+/// Those of `getsockopt(2)`.
+pub fn peer_credentials(socket: impl AsFd) -> io::Result<PeerCredentials> {
+    let raw = getsockopt(&socket.as_fd(), sockopt::PeerCredentials)?;
+    let pid = u32::try_from(raw.pid()).ok().filter(|pid| *pid != 0);
+    Ok(PeerCredentials { uid: raw.uid(), gid: raw.gid(), pid })
+}
+
+/// `SO_PEERPIDFD`.
+///
+/// # Errors
+/// Those of `getsockopt(2)` that mean neither that the peer is gone nor that the kernel is too old.
+pub fn peer_pidfd(socket: impl AsFd) -> io::Result<PeerPidfd> {
+    match getsockopt(&socket.as_fd(), sockopt::PeerPidfd) {
+        Ok(fd) => {
+            let pidfd = Pidfd::from_fd(fd).map_err(io::Error::other)?;
+            // Newer kernels give the pidfd of a peer that has ended, older ones refuse.
+            Ok(if pidfd.is_alive()? { PeerPidfd::Some(pidfd) } else { PeerPidfd::Gone })
+        }
+        Err(Errno::ENOPROTOOPT) => Ok(PeerPidfd::Unsupported),
+        Err(Errno::EINVAL | Errno::ESRCH) => Ok(PeerPidfd::Gone),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// `SO_PEERGROUPS`: the supplementary groups, as this process's user namespace sees them.
+///
+/// # Errors
+/// Those of `getsockopt(2)`.
+pub fn peer_groups(socket: impl AsFd) -> io::Result<Vec<u32>> {
+    let mut groups: Vec<libc::gid_t> = vec![0; 32];
+    loop {
+        let mut length =
+            libc::socklen_t::try_from(size_of_val(groups.as_slice())).map_err(|_| Errno::EINVAL)?;
+        // SAFETY: `groups` has room for `length` bytes, and the kernel writes at most that many.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        let count = length as usize / size_of::<libc::gid_t>();
+        if result == 0 {
+            groups.truncate(count);
+            return Ok(groups);
+        }
+        match Errno::last() {
+            // The kernel has put the length that it needs into `length`.
+            Errno::ERANGE if count > groups.len() && count <= MAX_GROUPS => groups.resize(count, 0),
+            errno => return Err(errno.into()),
+        }
+    }
+}
