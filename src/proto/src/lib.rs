@@ -1,1 +1,16 @@
-//! Placeholder until its author fills it.
+//! The D-Bus contract of the broker, for clients: names, errors, options, proxies, and how to reach it.
+//!
+//! Held against `dbus/*.xml` by a test. It speaks D-Bus and nothing else: no kernel objects beyond the
+//! descriptors that it passes on, no privilege, no state.
+
+pub mod connect;
+pub mod error;
+pub mod names;
+pub mod options;
+pub mod proxy;
+
+pub use connect::{Endpoint, connect};
+pub use error::{Code, Error, Refusal};
+pub use names::grant_path;
+pub use options::{Account, AdoptGrant, AttachTo, CreateGrant, Lifetime, ListGrants, ReleaseGrant, Target};
+pub use proxy::{CgroupProxy, CreateResult, GrantProxy, IdsProxy, ManagerProxy};
