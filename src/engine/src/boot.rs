@@ -1,0 +1,138 @@
+//! How the engine starts: privileges are taken away step by step, and nobody is served before record and kernel agree.
+
+use std::{
+    collections::HashMap,
+    os::fd::OwnedFd,
+    process::ExitCode,
+    sync::{Arc, Mutex, RwLock},
+};
+
+use cgrant_policy::HostUid;
+use cgrant_sys::{dir::Dir, inherited, namespace::UsernsFd, process, seqpacket::Channel};
+use cgrant_wire::{
+    FdIndex, Refusal,
+    boot::{CONTROL_FD, EngineBoot, FromChild, LogTarget, ToChild},
+};
+use tracing_subscriber::{Layer, filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt};
+
+use crate::{
+    cgroup::Tree, connection::Connections, engine::Engine, fault::Fault, idmap::Mapper, ids::IdRecord, ops::check::Descriptors, reconcile,
+    record::Journal, registry::Registry, sandbox, server::Server, settings, watch::Watches,
+};
+
+/// Why the engine can't start. The sentence goes to the administrator.
+#[derive(Debug, thiserror::Error)]
+enum BootError {
+    #[error("cgrant-engine is started by cgrantd, not by hand: {0}")]
+    NotStarted(String),
+    #[error("{what}: {reason}")]
+    Step { what: &'static str, reason: String },
+}
+
+/// Turns a failure of `what` into a sentence.
+fn step<T, E: std::fmt::Display>(what: &'static str, result: Result<T, E>) -> Result<T, BootError> {
+    result.map_err(|error| BootError::Step { what, reason: error.to_string() })
+}
+
+/// Runs the engine until the supervisor ends it.
+pub fn run() -> ExitCode {
+    let control = match inherited::take(CONTROL_FD).and_then(Channel::from_fd) {
+        Ok(control) => control,
+        Err(error) => {
+            eprintln!("{}", BootError::NotStarted(error.to_string()));
+            return ExitCode::FAILURE;
+        }
+    };
+    match start(&control).and_then(|server| serve(&server)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "the engine can't go on");
+            if let Ok(bytes) = cgrant_wire::encode(&FromChild::Failed(error.to_string())) {
+                let _ = control.send(&bytes, &[]);
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(server: &Server) -> Result<(), BootError> {
+    server.tell_supervisor(&FromChild::Ready);
+    step("serving", server.run()).map(|_| ())
+}
+
+fn receive_boot(control: &Channel) -> Result<(EngineBoot, Vec<OwnedFd>), BootError> {
+    let no_boot = |reason: String| BootError::NotStarted(reason);
+    let received = control.receive().map_err(|error| no_boot(error.to_string()))?.ok_or_else(|| no_boot("no boot message".into()))?;
+    match cgrant_wire::decode(&received.bytes) {
+        Ok(ToChild::Engine(boot)) => Ok((boot, received.fds)),
+        _ => Err(no_boot("the first message is no boot message of an engine".into())),
+    }
+}
+
+fn start(control: &Channel) -> Result<Server, BootError> {
+    let (boot, fds) = receive_boot(control)?;
+    log_to(boot.log);
+    let mut fds = Descriptors::new(fds);
+    let directory = |fds: &mut Descriptors, index: FdIndex, what: &'static str| {
+        let fd = fds.take(index, what).map_err(|refusal: Refusal| BootError::NotStarted(refusal.message))?;
+        step(what, Dir::from_fd(fd))
+    };
+    let config = directory(&mut fds, boot.config_dir, "configuration directory")?;
+    let state = directory(&mut fds, boot.state_dir, "state directory")?;
+    let run = directory(&mut fds, boot.run_dir, "run directory")?;
+    let ids_durable = directory(&mut fds, boot.ids_dir, "directory of the id record")?;
+    let ids_live = directory(&mut fds, boot.ids_run_dir, "directory of the ids in use")?;
+    let listeners = boot.listeners.iter().map(|index| fds.take(*index, "a listener")).collect::<Result<Vec<_>, _>>();
+    let listeners = listeners.map_err(|refusal| BootError::NotStarted(refusal.message))?;
+
+    // While there is one thread: the helper that keeps the rights to write id maps, which the engine itself gives up.
+    let mapper = step("starting the id-map helper", Mapper::start())?;
+    let settings = step("configuration", settings::settings(&config))?;
+    let policy = step("policy", read_policy(&config))?;
+    let tree = step("cgroups", Tree::open(&boot.instance, &boot.placements))?;
+    step("giving up privileges", sandbox::confine())?;
+
+    let ids = step("id record", IdRecord::open(ids_durable, ids_live, settings.ids.pool(), &boot.instance))?;
+    let engine = Engine {
+        instance: boot.instance,
+        boot_id: step("boot id", process::boot_id())?,
+        tree,
+        ids,
+        mapper,
+        journal: step("journal", Journal::open(&state, &run))?,
+        fault: step("journal", Fault::new(&run))?,
+        watches: step("epoll", Watches::new())?,
+        pool: crate::pool::Pool::default(),
+        config,
+        own_userns: step("user namespace", UsernsFd::own().and_then(|own| own.id()))?,
+        front_uids: boot.front_uids.into_iter().map(HostUid).collect(),
+        policy: RwLock::new(Arc::new(policy)),
+        registry: Mutex::new(Registry::default()),
+        connections: Mutex::new(Connections::default()),
+        links: RwLock::new(HashMap::new()),
+    };
+    engine.watch_accounts();
+    step("bringing record and kernel together", reconcile::reconcile(&engine))?;
+    let control = step("supervisor", control.try_clone())?;
+    step("sockets", Server::new(Arc::new(engine), control, listeners))
+}
+
+/// Reads the policy with the groups of `/etc/group`.
+///
+/// # Errors
+/// See [`settings::policy`].
+pub fn read_policy(config: &Dir) -> Result<cgrant_policy::policy::Policy, settings::SettingsError> {
+    settings::policy(config, &crate::ids::local_groups())
+}
+
+fn log_to(target: LogTarget) {
+    let level = LevelFilter::INFO;
+    if target == LogTarget::Journal
+        && let Ok(journal) = tracing_journald::layer()
+    {
+        tracing_subscriber::registry().with(journal.with_syslog_identifier("cgrant-engine".into()).with_filter(level)).init();
+        return;
+    }
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    tracing_subscriber::registry().with(lines.with_filter(level)).init();
+}

@@ -1,0 +1,167 @@
+//! Who calls: the engine's table of connections and what the kernel said of each peer when it was accepted.
+//!
+//! A front names callers by the numbers given out here and by nothing else. Numbers are never used twice while
+//! the engine runs, and each belongs to one front: the other one can't speak for it.
+
+use std::{
+    collections::HashMap,
+    os::fd::BorrowedFd,
+    sync::Arc,
+};
+
+use cgrant_policy::{HostGid, HostUid};
+use cgrant_sys::{
+    pidfd::Pidfd,
+    socket::{self, PeerPidfd},
+};
+use cgrant_wire::{BusClient, ConnectionId, boot::FrontKind};
+
+/// A caller, as the kernel or the bus daemon describes it.
+#[derive(Debug)]
+pub struct Caller {
+    /// Its connection.
+    pub connection: ConnectionId,
+    /// The front that speaks for it.
+    pub front: FrontKind,
+    /// Its uid in the initial user namespace.
+    pub uid: HostUid,
+    /// Its gid.
+    pub gid: HostGid,
+    /// Its supplementary groups.
+    pub groups: Vec<u32>,
+    /// Its pid when it connected, if it can be seen from here. For the log; proves nothing.
+    pub pid: Option<u32>,
+    /// Its process, when the kernel told.
+    pub process: Option<Pidfd>,
+    /// The account whose range its uid lies in: the caller is inside a grant of that account.
+    pub inside: Option<HostUid>,
+}
+
+/// Why a connection is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum NotServed {
+    /// The kernel did not tell who the peer is.
+    #[error("the kernel does not say who connected: {0}")]
+    Unknown(#[from] std::io::Error),
+    /// The peer was gone before it was accepted.
+    #[error("the peer has ended already")]
+    Gone,
+}
+
+/// What the kernel says of a socket's peer. The socket must be one that the engine itself accepted.
+#[derive(Debug)]
+pub struct Peer {
+    uid: HostUid,
+    gid: HostGid,
+    groups: Vec<u32>,
+    pid: Option<u32>,
+    process: Option<Pidfd>,
+}
+
+impl Peer {
+    /// Reads the peer of `socket`, before any byte is read from it.
+    ///
+    /// An attacker wants to be taken for somebody else. The kernel noted these credentials when the peer called
+    /// connect(2); neither what it sends nor what it becomes later changes them. A peer that has ended since
+    /// is refused, so that its pid can't come to mean another process.
+    ///
+    /// # Errors
+    /// [`NotServed`].
+    pub fn of(socket: BorrowedFd<'_>) -> Result<Self, NotServed> {
+        let credentials = socket::peer_credentials(socket)?;
+        let process = match socket::peer_pidfd(socket)? {
+            PeerPidfd::Some(pidfd) => Some(pidfd),
+            PeerPidfd::Gone => return Err(NotServed::Gone),
+            // Linux before 6.5: a pidfd by number, good only if it is the same process still; uid is checked again below.
+            PeerPidfd::Unsupported => credentials.pid.and_then(|pid| Pidfd::open(pid).ok()),
+        };
+        Ok(Self {
+            uid: HostUid(credentials.uid),
+            gid: HostGid(credentials.gid),
+            groups: socket::peer_groups(socket)?,
+            pid: credentials.pid,
+            process,
+        })
+    }
+
+    /// Its uid.
+    pub fn uid(&self) -> HostUid {
+        self.uid
+    }
+
+    /// Its pid, for the log.
+    pub fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+
+    /// The peer that a client of the bus is, in the words of the bus front. `process` comes from that front too.
+    pub fn of_bus_client(client: &BusClient, process: Option<Pidfd>) -> Self {
+        Self {
+            uid: HostUid(client.uid),
+            gid: HostGid(client.groups.first().copied().unwrap_or(u32::MAX)),
+            groups: client.groups.clone(),
+            pid: client.pid,
+            process,
+        }
+    }
+}
+
+/// The connections that are open.
+#[derive(Debug, Default)]
+pub struct Connections {
+    last: u64,
+    open: HashMap<ConnectionId, Arc<Caller>>,
+    per_uid: HashMap<HostUid, usize>,
+}
+
+impl Connections {
+    /// How many connections the uid has.
+    pub fn count(&self, uid: HostUid) -> usize {
+        self.per_uid.get(&uid).copied().unwrap_or(0)
+    }
+
+    /// Gives `peer` a number. It counts and may be used once it is [`open`](Self::open).
+    pub fn number(&mut self, front: FrontKind, peer: Peer, inside: Option<HostUid>) -> Arc<Caller> {
+        self.last += 1;
+        Arc::new(Caller {
+            connection: ConnectionId(self.last),
+            front,
+            uid: peer.uid,
+            gid: peer.gid,
+            groups: peer.groups,
+            pid: peer.pid,
+            process: peer.process,
+            inside,
+        })
+    }
+
+    /// Opens a numbered connection.
+    pub fn open(&mut self, caller: &Arc<Caller>) {
+        *self.per_uid.entry(caller.uid).or_default() += 1;
+        self.open.insert(caller.connection, Arc::clone(caller));
+    }
+
+    /// The caller of this number, if it was given to this front.
+    pub fn get(&self, front: FrontKind, connection: ConnectionId) -> Option<Arc<Caller>> {
+        self.open.get(&connection).filter(|caller| caller.front == front).cloned()
+    }
+
+    /// Forgets a connection of this front.
+    pub fn remove(&mut self, front: FrontKind, connection: ConnectionId) -> Option<Arc<Caller>> {
+        let caller = self.get(front, connection)?;
+        self.open.remove(&connection);
+        if let Some(count) = self.per_uid.get_mut(&caller.uid) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.per_uid.remove(&caller.uid);
+            }
+        }
+        Some(caller)
+    }
+
+    /// Forgets all connections of a front that has ended.
+    pub fn remove_all(&mut self, front: FrontKind) -> Vec<Arc<Caller>> {
+        let gone: Vec<_> = self.open.values().filter(|caller| caller.front == front).map(|caller| caller.connection).collect();
+        gone.into_iter().filter_map(|connection| self.remove(front, connection)).collect()
+    }
+}

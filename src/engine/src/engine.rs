@@ -1,0 +1,226 @@
+//! The engine's parts together, and what every operation needs: looking a grant up, deciding, recording, telling.
+
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+};
+
+use cgrant_policy::{HostUid, policy::{Policy, Request, UsageNow, Verdict}};
+use cgrant_sys::{dir::Dir, namespace::NsId};
+use cgrant_wire::{Answer, EndReason, Event, FromEngine, GrantId, GrantInfo, Refusal, RefusalCode, RequestId, boot::FrontKind};
+use nix::sys::{epoll::EpollFlags, inotify::AddWatchFlags};
+
+use crate::{
+    cgroup::Tree,
+    connection::{Caller, Connections},
+    fault::Fault,
+    idmap::Mapper,
+    ids::IdRecord,
+    link::Link,
+    pool::Pool,
+    record::{GrantRecord, Journal, JournalError},
+    registry::{Grant, Registry},
+    watch::{Target, Watches},
+};
+
+/// A front that is linked, with its entry among the watches.
+pub struct Linked {
+    /// The link.
+    pub link: Link,
+    /// Its watch.
+    pub watch: u64,
+}
+
+/// The engine.
+pub struct Engine {
+    /// Name of the instance.
+    pub instance: String,
+    /// Identity of this boot.
+    pub boot_id: String,
+    /// The cgroups.
+    pub tree: Tree,
+    /// The ids.
+    pub ids: IdRecord,
+    /// Writes id maps.
+    pub mapper: Mapper,
+    /// The grants on disk.
+    pub journal: Journal,
+    /// Test builds only.
+    pub fault: Fault,
+    /// What is waited for.
+    pub watches: Watches,
+    /// Runs operations.
+    pub pool: Pool,
+    /// The directory of policy and settings.
+    pub config: Dir,
+    /// The user namespace that the engine itself is in.
+    pub own_userns: NsId,
+    /// Uids that are never served.
+    pub front_uids: Vec<HostUid>,
+    pub(crate) policy: RwLock<Arc<Policy>>,
+    pub(crate) registry: Mutex<Registry>,
+    pub(crate) connections: Mutex<Connections>,
+    pub(crate) links: RwLock<HashMap<FrontKind, Arc<Linked>>>,
+}
+
+/// What an operation comes to: an answer and the descriptors that it names.
+pub type Outcome = Result<(Answer, Vec<OwnedFd>), Refusal>;
+
+impl Engine {
+    /// The grants.
+    pub fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connections.
+    pub fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts another policy in force.
+    pub fn set_policy(&self, policy: Policy) {
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+    }
+
+    /// Watches `/etc` for users that come and go: a range must not pass to the next holder of a uid.
+    pub fn watch_accounts(&self) {
+        let flags = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CLOSE_WRITE;
+        let watched = Dir::open(Path::new("/etc")).and_then(|etc| self.watches.file(etc.as_fd(), flags, Target::Accounts));
+        if let Err(error) = watched {
+            tracing::warn!(%error, "/etc can't be watched; departed users are noticed when their uid asks next");
+        }
+    }
+
+    /// The user database may have changed.
+    pub fn accounts_changed(&self) {
+        if let Err(error) = self.ids.accounts_changed() {
+            tracing::error!(%error, "ranges of departed users could not be retired");
+        }
+    }
+
+    /// What the account uses now.
+    pub fn usage(&self, account: HostUid) -> UsageNow {
+        UsageNow {
+            grants: self.registry().count(account) as u64,
+            ids: self.ids.used(account),
+            connections: self.connections().count(account) as u64,
+            cgroups: self.tree.count_cgroups(account),
+        }
+    }
+
+    /// The one place where it is decided whether a request is carried out (design section 10). Says it in the log.
+    ///
+    /// # Errors
+    /// The refusal, with the rule that decided.
+    pub fn authorize(&self, caller: &Caller, request: &Request<'_>) -> Result<(), Refusal> {
+        let policy = self.policy();
+        let verdict = policy.judge(&caller.into(), request, &self.usage(caller.uid));
+        match verdict {
+            Verdict::Allow { rule } => {
+                self.note(caller, request, &rule.to_string(), None);
+                Ok(())
+            }
+            Verdict::Ask { action, rule } => {
+                let refusal = Refusal::new(RefusalCode::NotAuthorized, format!("{request} needs the right {action}"))
+                    .rule(rule.to_string())
+                    .hint("ask the administrator for a rule in policy.d that allows it");
+                self.note(caller, request, &rule.to_string(), Some(&refusal));
+                Err(refusal)
+            }
+            Verdict::Deny(denial) => {
+                let refusal = Refusal::from(denial);
+                self.note(caller, request, refusal.rule.as_deref().unwrap_or("built-in"), Some(&refusal));
+                Err(refusal)
+            }
+        }
+    }
+
+    fn note(&self, caller: &Caller, request: &Request<'_>, rule: &str, refusal: Option<&Refusal>) {
+        let (uid, pid) = (caller.uid.0, caller.pid.unwrap_or(0));
+        match refusal {
+            None => tracing::info!(target: "decision", uid, pid, request = %request, rule, allowed = true),
+            Some(refusal) => {
+                tracing::info!(target: "decision", uid, pid, request = %request, rule, allowed = false, reason = %refusal);
+            }
+        }
+    }
+
+    /// The grant, if there is one and the caller may know of it: its own account's, or root.
+    ///
+    /// An attacker wants to learn which grants others have. Theirs and those that don't exist answer alike.
+    ///
+    /// # Errors
+    /// [`RefusalCode::NoSuchGrant`].
+    pub fn grant_for(&self, caller: &Caller, id: GrantId) -> Result<Arc<Grant>, Refusal> {
+        self.registry()
+            .get(id)
+            .filter(|grant| grant.is_active() && (grant.account == caller.uid || caller.uid.is_root()))
+            .ok_or_else(|| {
+                Refusal::new(RefusalCode::NoSuchGrant, format!("there is no grant {id} of yours"))
+                    .hint("`cgrant grant list` shows your grants")
+            })
+    }
+
+    /// Writes the record of a grant.
+    ///
+    /// # Errors
+    /// [`RefusalCode::RecordUnwritable`]; nothing has changed then.
+    pub fn write_record(&self, record: &GrantRecord) -> Result<(), Refusal> {
+        self.journal.write(record).map_err(unwritable)
+    }
+
+    /// Sends an answer to the front that asked.
+    pub fn answer(&self, front: FrontKind, id: RequestId, outcome: Outcome) {
+        let (result, fds) = match outcome {
+            Ok((answer, fds)) => (Ok(answer), fds),
+            Err(refusal) => (Err(refusal), Vec::new()),
+        };
+        self.send(front, &FromEngine::Answer { id, result }, fds);
+    }
+
+    /// Sends a message to a front, if it is there.
+    pub fn send(&self, front: FrontKind, message: &FromEngine, fds: Vec<OwnedFd>) {
+        let linked = self.links.read().unwrap_or_else(PoisonError::into_inner).get(&front).cloned();
+        let Some(linked) = linked else { return };
+        if linked.link.send(message, fds) {
+            let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT;
+            if let Err(error) = self.watches.modify(linked.link.descriptor(), flags, linked.watch) {
+                tracing::error!(%error, ?front, "a front's link can't be watched");
+            }
+        }
+    }
+
+    /// Tells both fronts what happened.
+    pub fn tell(&self, event: Event) {
+        let message = FromEngine::Event(event);
+        for front in [FrontKind::Socket, FrontKind::Bus] {
+            self.send(front, &message, Vec::new());
+        }
+    }
+
+    /// Tells that a grant was made.
+    pub fn tell_added(&self, grant: GrantInfo) {
+        tracing::info!(target: "grant", grant = %grant.id, name = grant.name, account = grant.account, "granted");
+        self.tell(Event::Added { grant });
+    }
+
+    /// Tells that a grant has ended.
+    pub fn tell_ended(&self, grant: &Grant, reason: EndReason) {
+        tracing::info!(target: "grant", grant = %grant.id, name = %grant.name, account = grant.account.0, ?reason, "ended");
+        self.tell(Event::Ended { grant: grant.id, name: grant.name.to_string(), account: grant.account.0, reason });
+    }
+}
+
+/// The refusal for a journal that can't be written.
+pub fn unwritable(error: JournalError) -> Refusal {
+    tracing::error!(%error, "the journal can't be written");
+    Refusal::new(RefusalCode::RecordUnwritable, format!("the broker can't write its record: {error}"))
+        .hint("the administrator should look whether the disk of the state directory is full or read-only")
+}

@@ -1,0 +1,126 @@
+//! What the kernel says of grants: the holder's death, populated and frozen, out of memory, pressure. No polling.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
+
+use cgrant_policy::HostUid;
+use cgrant_sys::pidfd::Pidfd;
+use cgrant_wire::{EndReason, Event, GrantChange, GrantId, Lifetime, Refusal};
+use nix::sys::{epoll::EpollFlags, inotify::AddWatchFlags};
+
+use crate::{
+    cgroup::OomWatch,
+    engine::Engine,
+    ops::{check, release},
+    registry::Grant,
+    watch::Target,
+};
+
+/// Begins to watch a grant. `holder` is the process whose death ends it.
+///
+/// # Errors
+/// If the kernel has no descriptors or watches left.
+pub fn watch(engine: &Engine, grant: &Arc<Grant>, holder: Option<&Pidfd>) -> Result<(), Refusal> {
+    let (id, watches) = (grant.id, &engine.watches);
+    let mut add = |token: std::io::Result<u64>| -> Result<(), Refusal> {
+        grant.live().watches.push(token.map_err(check::internal)?);
+        Ok(())
+    };
+    if let Some(holder) = holder {
+        let fd = holder.as_fd().try_clone_to_owned().map_err(check::internal)?;
+        // Readable for ever once it has ended: told once.
+        add(watches.own(fd, EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, Target::Holder(id)))?;
+    }
+    let file = engine.tree.events_file(&grant.path)?;
+    add(watches.file(file.as_fd(), AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_DELETE_SELF, Target::Populated(id)))?;
+    match engine.tree.oom_watch(&grant.path)? {
+        OomWatch::File(file) => add(watches.file(file.as_fd(), AddWatchFlags::IN_MODIFY, Target::Oom(id)))?,
+        OomWatch::Eventfd(fd) => add(watches.own(fd, EpollFlags::EPOLLIN | EpollFlags::EPOLLET, Target::Oom(id)))?,
+        OomWatch::None => (),
+    }
+    let resources = grant.live().record.pressure.clone();
+    for resource in resources {
+        let trigger: OwnedFd = engine.tree.pressure_trigger(&grant.path, &resource)?;
+        add(watches.own(trigger, EpollFlags::EPOLLPRI | EpollFlags::EPOLLET, Target::Pressure(id, resource)))?;
+    }
+    let mut live = grant.live();
+    live.populated = engine.tree.is_populated(&grant.path).unwrap_or(false);
+    live.frozen = engine.tree.is_frozen(&grant.path).unwrap_or(false);
+    live.oom_kills = engine.tree.oom_kills(&grant.path).unwrap_or(0);
+    Ok(())
+}
+
+/// Watches a grant no more.
+pub fn unwatch(engine: &Engine, grant: &Grant) {
+    let tokens = std::mem::take(&mut grant.live().watches);
+    for token in tokens {
+        engine.watches.remove(token);
+    }
+}
+
+/// Something happened to a grant. Runs on the pool, in the account's order.
+pub fn happened(engine: &Engine, id: GrantId, target: &Target) {
+    let Some(grant) = engine.registry().get(id).filter(|grant| grant.is_active()) else { return };
+    match target {
+        Target::Holder(_) => release::end(engine, &grant, EndReason::HolderDied),
+        Target::Populated(_) => refresh(engine, &grant),
+        Target::Vanished(_) => vanished(engine, &grant),
+        Target::Oom(_) => oom(engine, &grant),
+        Target::Pressure(_, resource) => {
+            engine.tell(Event::Pressure { grant: id, account: grant.account.0, resource: resource.clone() });
+        }
+        Target::Deadline(_) => {
+            let orphan = grant.live().record.lifetime == Lifetime::Populated;
+            if orphan && !engine.tree.is_populated(&grant.path).unwrap_or(true) {
+                release::end(engine, &grant, EndReason::Empty);
+            }
+        }
+        Target::Control | Target::Listener(_) | Target::Link(_) | Target::Files | Target::Accounts => (),
+    }
+}
+
+/// Compares populated and frozen with what was told last, and tells what changed.
+pub fn refresh(engine: &Engine, grant: &Arc<Grant>) {
+    let (Ok(populated), Ok(frozen)) = (engine.tree.is_populated(&grant.path), engine.tree.is_frozen(&grant.path)) else {
+        return;
+    };
+    let (was_populated, was_frozen, lifetime) = {
+        let mut live = grant.live();
+        let before = (live.populated, live.frozen, live.record.lifetime);
+        (live.populated, live.frozen) = (populated, frozen);
+        before
+    };
+    let changed = |change| engine.tell(Event::Changed { grant: grant.id, account: grant.account.0, change });
+    if populated != was_populated {
+        changed(GrantChange::Populated(populated));
+    }
+    if frozen != was_frozen {
+        changed(GrantChange::Frozen(frozen));
+    }
+    if lifetime == Lifetime::Populated && was_populated && !populated {
+        release::end(engine, grant, EndReason::Empty);
+    }
+}
+
+/// Somebody (root, by hand) removed the payload behind the broker's back.
+fn vanished(engine: &Engine, grant: &Arc<Grant>) {
+    if engine.tree.payload_id(&grant.path).ok().flatten() != Some(grant.live().record.cgroup_id) {
+        release::end(engine, grant, EndReason::Lost);
+    }
+}
+
+fn oom(engine: &Engine, grant: &Grant) {
+    let Ok(kills) = engine.tree.oom_kills(&grant.path) else { return };
+    let before = std::mem::replace(&mut grant.live().oom_kills, kills);
+    if kills > before {
+        tracing::info!(target: "grant", grant = %grant.id, name = %grant.name, account = grant.account.0, kills, "out of memory");
+        engine.tell(Event::Oom { grant: grant.id, account: grant.account.0, kills });
+    }
+}
+
+/// The account of a grant, for the order of its jobs.
+pub fn account(engine: &Engine, id: GrantId) -> Option<HostUid> {
+    engine.registry().get(id).map(|grant| grant.account)
+}

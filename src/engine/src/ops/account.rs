@@ -1,0 +1,19 @@
+//! The account's own node: what all grants of an account have together is bounded there, on cgroups that root owns.
+
+use cgrant_wire::Refusal;
+
+use crate::{connection::Caller, engine::Engine};
+
+/// Makes the account's node ready for another grant: its ceilings, and how many cgroups may be below it and how deep.
+///
+/// The kernel keeps the count (`cgroup.max.descendants`, `cgroup.max.depth`), so what a holder makes by itself counts too.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn prepare(engine: &Engine, caller: &Caller) -> Result<(), Refusal> {
+    let policy = engine.policy();
+    let subject = caller.into();
+    let (quotas, _) = policy.quotas(&subject);
+    engine.tree.govern_account(caller.uid, quotas.cgroups, quotas.depth, &policy.account_ceilings(&subject))?;
+    Ok(())
+}

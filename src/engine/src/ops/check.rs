@@ -1,0 +1,157 @@
+//! Checks of what callers send: descriptors, names, settings. Nothing here has an effect.
+
+use std::{io, os::fd::OwnedFd};
+
+use cgrant_policy::{HostUid, NameError, Setting};
+use cgrant_sys::{
+    namespace::UsernsFd,
+    pidfd::{Pidfd, PidfdInfo},
+};
+use cgrant_wire::{FdIndex, Refusal, RefusalCode};
+
+use crate::{connection::Caller, engine::Engine};
+
+/// Most limits in one request.
+const MAX_LIMITS: usize = 64;
+/// Resources that have pressure figures.
+const PRESSURE: [&str; 3] = ["cpu", "memory", "io"];
+
+/// The descriptors that came beside a message; each may be taken once, and all have to be.
+pub struct Descriptors(Vec<Option<OwnedFd>>);
+
+impl Descriptors {
+    /// All of them.
+    pub fn new(fds: Vec<OwnedFd>) -> Self {
+        Self(fds.into_iter().map(Some).collect())
+    }
+
+    /// Takes the one that the message names; `what` it is for goes into the refusal.
+    ///
+    /// # Errors
+    /// [`RefusalCode::InvalidDescriptor`] if it is not there or was taken.
+    pub fn take(&mut self, index: FdIndex, what: &str) -> Result<OwnedFd, Refusal> {
+        self.0
+            .get_mut(usize::from(index.0))
+            .and_then(Option::take)
+            .ok_or_else(|| Refusal::new(RefusalCode::InvalidDescriptor, format!("the descriptor of {what} did not come with the request")))
+    }
+
+    /// Refuses descriptors that the message does not name: nobody sends them by mistake.
+    ///
+    /// # Errors
+    /// [`RefusalCode::InvalidDescriptor`].
+    pub fn finish(self) -> Result<(), Refusal> {
+        if self.0.iter().any(Option::is_some) {
+            return Err(Refusal::new(RefusalCode::InvalidDescriptor, "more descriptors came than the request names"));
+        }
+        Ok(())
+    }
+}
+
+/// A fault of our own or of the machine; the log has it.
+pub fn internal(error: impl std::fmt::Display) -> Refusal {
+    tracing::error!(%error, "an operation failed in the broker");
+    Refusal::new(RefusalCode::Internal, format!("the broker met an error of its own: {error}")).hint("the broker's log has the details")
+}
+
+/// The process has ended.
+pub fn gone(error: io::Error) -> Refusal {
+    Refusal::new(RefusalCode::NoSuchProcess, format!("the process has ended: {error}"))
+}
+
+/// A name that is none.
+pub fn bad_name(error: NameError) -> Refusal {
+    Refusal::new(RefusalCode::InvalidName, error.to_string())
+}
+
+/// Parses limits, canonical and without repetition.
+///
+/// # Errors
+/// [`RefusalCode::InvalidArgument`] saying what is expected.
+pub fn settings(limits: &[(String, String)]) -> Result<Vec<Setting>, Refusal> {
+    if limits.len() > MAX_LIMITS {
+        return Err(Refusal::new(RefusalCode::InvalidArgument, format!("more than {MAX_LIMITS} limits in one request")));
+    }
+    let mut parsed: Vec<Setting> = Vec::with_capacity(limits.len());
+    for (key, value) in limits {
+        let setting = Setting::parse(key, value).map_err(|error| Refusal::new(RefusalCode::InvalidArgument, error.to_string()))?;
+        if parsed.iter().any(|other| other.key() == setting.key()) {
+            return Err(Refusal::new(RefusalCode::InvalidArgument, format!("{key} is set twice in one request")));
+        }
+        parsed.push(setting);
+    }
+    Ok(parsed)
+}
+
+/// Checks the names of resources whose pressure shall be signalled.
+///
+/// # Errors
+/// [`RefusalCode::InvalidArgument`].
+pub fn pressure(resources: &[String]) -> Result<Vec<String>, Refusal> {
+    let mut wanted: Vec<String> = Vec::new();
+    for resource in resources {
+        if !PRESSURE.contains(&resource.as_str()) {
+            return Err(Refusal::new(RefusalCode::InvalidArgument, "pressure can be signalled of cpu, memory and io"));
+        }
+        if !wanted.contains(resource) {
+            wanted.push(resource.clone());
+        }
+    }
+    Ok(wanted)
+}
+
+/// Is every uid of the process the account's? A process that can become somebody else (real, effective or saved uid
+/// differs) is not the account's to move: it may be a setuid program in the middle of its work.
+pub fn is_own(account: HostUid, info: &PidfdInfo) -> bool {
+    account.is_root() || [info.ruid, info.euid, info.suid].iter().all(|uid| *uid == account.0)
+}
+
+/// A pidfd of a process of the caller's own.
+///
+/// An attacker wants another user's process moved or watched. The kernel's word on the very pidfd decides.
+///
+/// # Errors
+/// [`RefusalCode::InvalidDescriptor`] if it is no pidfd, [`RefusalCode::NoSuchProcess`] if the process has ended,
+/// [`RefusalCode::NotAuthorized`] if it is not the caller's.
+pub fn own_process(caller: &Caller, fd: OwnedFd) -> Result<Pidfd, Refusal> {
+    let pidfd = Pidfd::from_fd(fd).map_err(|_| {
+        Refusal::new(RefusalCode::InvalidDescriptor, "the descriptor of a process must be a pidfd (man 2 pidfd_open)")
+    })?;
+    let info = pidfd.info().map_err(gone)?;
+    if !is_own(caller.uid, &info) {
+        return Err(Refusal::new(RefusalCode::NotAuthorized, format!("process {} is not yours: all its uids have to be {}", info.pid, caller.uid))
+            .rule("built-in own-processes"));
+    }
+    Ok(pidfd)
+}
+
+/// A user namespace of the caller's that a range may be written into.
+///
+/// An attacker wants ids written into a namespace that it doesn't own, that has a parent of its own making, or that is the
+/// host's. Owner and parent are read from the descriptor that the map is later written through; whether it is still
+/// unmapped is checked by the writer, inside it.
+///
+/// # Errors
+/// [`RefusalCode::InvalidDescriptor`] or [`RefusalCode::NotAuthorized`].
+pub fn unmapped_userns(engine: &Engine, caller: &Caller, fd: OwnedFd) -> Result<UsernsFd, Refusal> {
+    let wrong = |message: &str| Refusal::new(RefusalCode::InvalidDescriptor, message);
+    let userns = UsernsFd::from_fd(fd).map_err(|error| wrong(&format!("the descriptor of a user namespace is not one: {error}")))?;
+    if userns.id().map_err(internal)? == engine.own_userns {
+        return Err(wrong("the user namespace is the host's own"));
+    }
+    let owner = userns.owner_uid().map_err(internal)?;
+    if owner != caller.uid.0 {
+        return Err(Refusal::new(RefusalCode::NotAuthorized, format!("the user namespace belongs to uid {owner}, not to you"))
+            .rule("built-in own-namespaces"));
+    }
+    let nested = || {
+        Refusal::new(RefusalCode::Unsupported, "the user namespace is not a direct child of the host's").hint(
+            "create the namespace from a process that is in the host's user namespace; grants inside grants come with a later version",
+        )
+    };
+    let parent = userns.parent().map_err(|_| nested())?;
+    if parent.id().map_err(internal)? != engine.own_userns {
+        return Err(nested());
+    }
+    Ok(userns)
+}

@@ -1,0 +1,256 @@
+//! CreateGrant: cgroup, limits, ids, attached stage and written map as one transaction.
+//!
+//! Order: everything that can be checked is checked before anything changes; the intent is in the journal before
+//! the first effect; effects push their undo; the id map, which can't be undone, comes last.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use cgrant_policy::{GrantName, HostGid, HostUid, IdRange, Setting, policy::Request};
+use cgrant_sys::{namespace::UsernsFd, pidfd::Pidfd, process};
+use cgrant_wire::{Answer, AttachTarget, CreateGrant, Created, FdIndex, GrantId, Holder, Lifetime, Range, Refusal, RefusalCode};
+
+use super::check;
+use crate::{
+    cgroup::Delegation,
+    connection::Caller,
+    engine::{Engine, Outcome},
+    record::{GrantRecord, HolderRecord, Phase},
+    registry::Grant,
+};
+
+/// Longest idempotency key, in bytes.
+const MAX_KEY: usize = 128;
+
+/// A request whose every part has been checked.
+struct Plan {
+    record: GrantRecord,
+    id: GrantId,
+    name: GrantName,
+    settings: Vec<Setting>,
+    userns: Option<UsernsFd>,
+    stage: Option<Pidfd>,
+    holder: Option<Pidfd>,
+    setgroups: bool,
+}
+
+/// Makes a grant.
+///
+/// An attacker wants ids of another account, a cgroup outside its own limits, a map written into a namespace that is not
+/// its own, or somebody else's process moved. The account is the kernel's word on the connection; names become path
+/// components only as [`GrantName`]; the namespace must be owned by the caller's uid, be a child of the engine's own and
+/// unmapped, judged by the descriptor that is acted on; processes must have the caller's uid throughout.
+///
+/// # Errors
+/// The refusal of whatever step refused, when nothing of the others remains.
+pub fn create(engine: &Engine, caller: &Arc<Caller>, request: &CreateGrant, fds: Vec<OwnedFd>) -> Outcome {
+    let digest = digest(request);
+    if let Some(grant) = repeated(engine, caller, request, digest)? {
+        return created(engine, &grant, false);
+    }
+    let plan = plan(engine, caller, request, digest, fds)?;
+    let wanted = Request::CreateGrant {
+        ids: request.range.map(|_| plan.record.count),
+        settings: &plan.settings,
+        persistent: plan.record.lifetime == Lifetime::Persistent,
+        setgroups: plan.setgroups,
+    };
+    engine.authorize(caller, &wanted)?;
+    let grant = Arc::new(Grant::new(plan.id, caller.uid, plan.name.clone(), plan.record.clone()));
+    if engine.registry().named(caller.uid, &plan.name).is_some() {
+        return Err(Refusal::new(RefusalCode::GrantExists, format!("you have a grant named {} already", plan.name))
+            .hint("choose another name, or release the other grant first"));
+    }
+    engine.write_record(&plan.record)?;
+    engine.registry().add(&grant);
+    if let Err(refusal) = carry_out(engine, caller, &grant, &plan) {
+        engine.registry().remove(&grant);
+        if let Err(error) = engine.journal.remove(&plan.record.id) {
+            tracing::error!(%error, "the record of a grant that was undone stays until the next start");
+        }
+        return Err(refusal);
+    }
+    engine.fault.step("create: before the answer")?;
+    engine.tell_added(grant.info());
+    created(engine, &grant, true)
+}
+
+/// The grant that an earlier request with the same key made.
+fn repeated(engine: &Engine, caller: &Arc<Caller>, request: &CreateGrant, digest: u64) -> Result<Option<Arc<Grant>>, Refusal> {
+    if request.key.is_empty() {
+        return Ok(None);
+    }
+    if request.key.len() > MAX_KEY || !request.key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(Refusal::new(RefusalCode::InvalidArgument, format!("a key is 1 to {MAX_KEY} printable ASCII characters without spaces")));
+    }
+    let Some(grant) = engine.registry().keyed(caller.uid, &request.key) else { return Ok(None) };
+    if grant.live().record.digest != digest {
+        return Err(Refusal::new(RefusalCode::InvalidArgument, format!("the key {} stands for another request of yours", request.key))
+            .hint("use a new key for a new grant"));
+    }
+    if request.holder == Holder::Connection {
+        let mut record = grant.live().record.clone();
+        record.lifetime = Lifetime::Connection;
+        engine.write_record(&record)?;
+        grant.live().record = record;
+        engine.registry().hold(&grant, Some(caller.connection));
+    }
+    Ok(Some(grant))
+}
+
+/// What a key stands for: all of a request but the positions of its descriptors, which differ from call to call.
+fn digest(request: &CreateGrant) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (&request.name, &request.limits, &request.pressure).hash(&mut hasher);
+    (request.userns.is_some(), request.stage.is_some(), std::mem::discriminant(&request.holder)).hash(&mut hasher);
+    request.range.map(|range| (range.count, range.named, range.setgroups)).hash(&mut hasher);
+    hasher.finish()
+}
+
+fn plan(engine: &Engine, caller: &Arc<Caller>, request: &CreateGrant, digest: u64, fds: Vec<OwnedFd>) -> Result<Plan, Refusal> {
+    let mut fds = check::Descriptors::new(fds);
+    let id = GrantId(process::random_u64().map_err(check::internal)?);
+    let name = match request.name.as_str() {
+        "" => GrantName::new(&format!("g{id}")).map_err(check::bad_name)?,
+        text => GrantName::new(text).map_err(check::bad_name)?,
+    };
+    let settings = check::settings(&request.limits)?;
+    let mut record = GrantRecord::new(id, caller.uid.0, caller.gid.0, name.as_str(), &engine.boot_id);
+    record.key.clone_from(&request.key);
+    record.digest = digest;
+    record.created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    record.limits = settings.iter().map(|setting| (setting.key().to_string(), setting.value().to_string())).collect();
+    record.pressure = check::pressure(&request.pressure)?;
+    let holder = match request.holder {
+        Holder::Process(index) => {
+            let process = check::own_process(caller, fds.take(index, "the holder")?)?;
+            record.holder = Some(HolderRecord {
+                pid: process.pid().map_err(check::gone)?,
+                inode: process.inode(),
+                start_time: process.start_time().map_err(check::gone)?,
+            });
+            record.lifetime = Lifetime::Process;
+            Some(process)
+        }
+        Holder::Connection => {
+            record.lifetime = Lifetime::Connection;
+            None
+        }
+        Holder::Persistent => {
+            record.lifetime = Lifetime::Persistent;
+            None
+        }
+    };
+    if let Some(range) = request.range {
+        record.count = engine.policy().range_size(&caller.as_ref().into(), range.count);
+        record.range_named = range.named && !request.name.is_empty();
+    }
+    let userns = request.userns.map(|index| check::unmapped_userns(engine, caller, fds.take(index, "the user namespace")?)).transpose()?;
+    if userns.is_some() && request.range.is_none() {
+        return Err(Refusal::new(RefusalCode::InvalidArgument, "a user namespace was shown but no ids were asked for"));
+    }
+    let stage = request.stage.map(|index| check::own_process(caller, fds.take(index, "the stage")?)).transpose()?;
+    fds.finish()?;
+    Ok(Plan { record, id, name, settings, userns, stage, holder, setgroups: request.range.is_some_and(|range| range.setgroups) })
+}
+
+/// The effects, each with its undo. Ends with the grant active, recorded and watched.
+fn carry_out(engine: &Engine, caller: &Arc<Caller>, grant: &Arc<Grant>, plan: &Plan) -> Result<(), Refusal> {
+    let mut undo = Undo { engine, grant, ids: false, cgroup: false, returned: None };
+    let result = effects(engine, caller, grant, plan, &mut undo);
+    if result.is_err() {
+        undo.run();
+    }
+    result
+}
+
+fn effects(engine: &Engine, caller: &Arc<Caller>, grant: &Arc<Grant>, plan: &Plan, undo: &mut Undo<'_>) -> Result<(), Refusal> {
+    let fault = &engine.fault;
+    fault.step("create: intent recorded")?;
+    let mut record = plan.record.clone();
+    if record.count > 0 {
+        let label = plan.record.range_named.then_some(&plan.name);
+        let quota = engine.policy().id_quota(&caller.as_ref().into());
+        undo.ids = true;
+        let range = engine.ids.acquire(grant.account, label, record.count, grant.id, quota)?;
+        record.range = Some(Range { uid: range.uid().0, gid: range.gid().0, count: range.count() });
+        fault.step("create: ids taken")?;
+    }
+    undo.cgroup = true;
+    super::account::prepare(engine, caller)?;
+    record.cgroup_id = engine.tree.make(&grant.path, &delegation(&record))?;
+    fault.step("create: cgroups made")?;
+    engine.tree.set_limits(&grant.path, &plan.settings)?;
+    fault.step("create: limits set")?;
+    if let Some(stage) = &plan.stage {
+        let account = caller.uid;
+        let attached = engine.tree.attach(&grant.path, AttachTarget::Stage, stage, false, &|info| check::is_own(account, info))?;
+        undo.returned = Some(attached);
+        fault.step("create: stage attached")?;
+    }
+    if let (Some(userns), Some(range)) = (&plan.userns, range_of(&record)) {
+        engine.mapper.write(userns, range, plan.setgroups)?;
+        fault.step("create: ids mapped")?;
+    }
+    record.phase = Phase::Active;
+    engine.write_record(&record)?;
+    // From here on the grant is made, whatever happens: the record says so, and undoing is Release.
+    {
+        let mut live = grant.live();
+        live.record = record;
+        live.hierarchies = engine.tree.hierarchies(&grant.path);
+    }
+    if plan.record.lifetime == Lifetime::Connection {
+        engine.registry().hold(grant, Some(caller.connection));
+    }
+    crate::events::watch(engine, grant, plan.holder.as_ref())
+}
+
+fn range_of(record: &GrantRecord) -> Option<IdRange> {
+    record.range.and_then(|range| IdRange::new(HostUid(range.uid), HostGid(range.gid), range.count).ok())
+}
+
+/// Who owns what in the grant's cgroups: the range's root, or the account itself in a grant without ids.
+pub fn delegation(record: &GrantRecord) -> Delegation {
+    Delegation {
+        account: (HostUid(record.account), HostGid(record.gid)),
+        root: record.range.map(|range| (HostUid(range.uid), HostGid(range.gid))),
+    }
+}
+
+/// What has to be undone, newest first.
+struct Undo<'a> {
+    engine: &'a Engine,
+    grant: &'a Arc<Grant>,
+    ids: bool,
+    cgroup: bool,
+    returned: Option<crate::cgroup::Attached>,
+}
+
+impl Undo<'_> {
+    fn run(self) {
+        crate::events::unwatch(self.engine, self.grant);
+        if let Some(attached) = self.returned {
+            attached.put_back();
+        }
+        if self.cgroup
+            && let Err(error) = self.engine.tree.remove(&self.grant.path, true)
+        {
+            tracing::error!(%error, grant = %self.grant.id, "a cgroup could not be removed while undoing; reconcile will");
+        }
+        if self.ids
+            && let Err(error) = self.engine.ids.release(self.grant.id)
+        {
+            tracing::error!(%error, grant = %self.grant.id, "a range could not be given back while undoing; reconcile will");
+        }
+    }
+}
+
+fn created(engine: &Engine, grant: &Arc<Grant>, new: bool) -> Outcome {
+    let payload = engine.tree.open_payload(&grant.path)?;
+    Ok((Answer::Created(Created { grant: grant.info(), new, payload: FdIndex(0) }), vec![payload]))
+}

@@ -1,0 +1,212 @@
+//! Operations on a grant that is there: attaching, limits, freezing, killing, cgroups below the payload.
+
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use cgrant_policy::{CgroupPath, GrantName, Setting, policy::Request};
+use cgrant_wire::{Answer, Attach, EndReason, Event, GrantChange, GrantId, Holder, Lifetime, Refusal, RefusalCode};
+
+use super::{check, inside, query::usable};
+use crate::{
+    connection::Caller,
+    engine::{Engine, Outcome},
+    events,
+    record::HolderRecord,
+    registry::Grant,
+};
+
+/// How long a grant lives without processes and without the connection that the broker broke.
+pub const ORPHAN_GRACE: Duration = Duration::from_secs(30);
+
+fn done() -> Outcome {
+    Ok((Answer::Done, Vec::new()))
+}
+
+/// Attaches a process, and its descendants if asked.
+///
+/// An attacker wants to pull another user's process into a cgroup that it can freeze and kill, or to take a process out
+/// of the limits of another grant. Every process moved has all its uids equal to the caller's, checked by pidfd; none may
+/// lie in a grant's payload already.
+///
+/// # Errors
+/// [`RefusalCode::NotAuthorized`], [`RefusalCode::NoSuchProcess`], [`RefusalCode::Busy`] when a tree forks faster than it can be moved.
+pub fn attach(engine: &Engine, caller: &Arc<Caller>, request: &Attach, fds: Vec<OwnedFd>) -> Outcome {
+    let mut fds = check::Descriptors::new(fds);
+    let process = fds.take(request.pidfd, "the process")?;
+    fds.finish()?;
+    let grant = usable(engine, caller, request.grant, "attach to")?;
+    inside::must_be_outside(engine, caller, "attach processes")?;
+    let process = check::own_process(caller, process)?;
+    inside::must_not_leave(engine, &process, &grant)?;
+    let account = caller.uid;
+    let attached = engine.tree.attach(&grant.path, request.target, &process, request.tree, &|info| check::is_own(account, info))?;
+    Ok((Answer::Attached(attached.count()), Vec::new()))
+}
+
+/// Makes the connection, or a process of the caller's, the holder; or nobody.
+///
+/// # Errors
+/// [`RefusalCode::InvalidDescriptor`], [`RefusalCode::NotAuthorized`], [`RefusalCode::RecordUnwritable`].
+pub fn adopt(engine: &Engine, caller: &Arc<Caller>, id: GrantId, holder: Holder, fds: Vec<OwnedFd>) -> Outcome {
+    let mut fds = check::Descriptors::new(fds);
+    let process = match holder {
+        Holder::Process(index) => Some(check::own_process(caller, fds.take(index, "the holder")?)?),
+        Holder::Connection | Holder::Persistent => None,
+    };
+    fds.finish()?;
+    let grant = usable(engine, caller, id, "adopt")?;
+    inside::must_be_outside(engine, caller, "adopt a grant")?;
+    let mut record = grant.live().record.clone();
+    record.holder = match &process {
+        Some(process) => Some(HolderRecord {
+            pid: process.pid().map_err(check::gone)?,
+            inode: process.inode(),
+            start_time: process.start_time().map_err(check::gone)?,
+        }),
+        None => None,
+    };
+    record.lifetime = match holder {
+        Holder::Process(_) => Lifetime::Process,
+        Holder::Connection => Lifetime::Connection,
+        Holder::Persistent => Lifetime::Persistent,
+    };
+    let lifetime = record.lifetime;
+    engine.write_record(&record)?;
+    grant.live().record = record;
+    engine.registry().hold(&grant, (lifetime == Lifetime::Connection).then_some(caller.connection));
+    events::unwatch(engine, &grant);
+    events::watch(engine, &grant, process.as_ref())?;
+    engine.tell(Event::Changed { grant: grant.id, account: grant.account.0, change: GrantChange::Lifetime(lifetime) });
+    done()
+}
+
+/// Sets limits: all or none.
+///
+/// An attacker wants more than policy gives. Limits sit on cgroups that root owns, and below the account's own node whose
+/// ceilings policy sets; a caller inside the grant is refused.
+///
+/// # Errors
+/// [`RefusalCode::InvalidArgument`], [`RefusalCode::Unsupported`], [`RefusalCode::KernelRefused`]; nothing has changed then.
+pub fn set_limits(engine: &Engine, caller: &Arc<Caller>, id: GrantId, limits: &[(String, String)]) -> Outcome {
+    let settings = check::settings(limits)?;
+    let grant = usable(engine, caller, id, "set limits of")?;
+    inside::must_be_outside(engine, caller, "set limits")?;
+    engine.authorize(caller, &Request::SetLimits { owner: grant.account, settings: &settings })?;
+    let before = grant.live().record.clone();
+    let mut record = before.clone();
+    for setting in &settings {
+        remember(&mut record.limits, setting);
+    }
+    engine.write_record(&record)?;
+    engine.fault.step("set limits: intent recorded")?;
+    let result = engine.tree.set_limits(&grant.path, &settings).map_err(Refusal::from).and_then(|()| engine.fault.step("set limits: set"));
+    if let Err(refusal) = result {
+        engine.write_record(&before)?;
+        reapply(engine, &grant, &before.limits);
+        return Err(refusal);
+    }
+    let now = record.limits.clone();
+    grant.live().record = record;
+    engine.tell(Event::Changed { grant: grant.id, account: grant.account.0, change: GrantChange::Limits(now) });
+    done()
+}
+
+fn remember(limits: &mut Vec<(String, String)>, setting: &Setting) {
+    let (key, value) = (setting.key().to_string(), setting.value().to_string());
+    match limits.iter_mut().find(|(known, _)| *known == key) {
+        Some(known) => known.1 = value,
+        None => limits.push((key, value)),
+    }
+}
+
+/// Sets what the record says. For undoing and for reconcile, where a refusal can only be noted.
+pub fn reapply(engine: &Engine, grant: &Grant, limits: &[(String, String)]) {
+    let settings: Vec<Setting> = limits.iter().filter_map(|(key, value)| Setting::parse(key, value).ok()).collect();
+    if let Err(error) = engine.tree.set_limits(&grant.path, &settings) {
+        tracing::warn!(%error, grant = %grant.id, "limits of the record can't be set again");
+    }
+}
+
+/// Freezes or thaws payload and children.
+///
+/// # Errors
+/// [`RefusalCode::TimedOut`] if the kernel does not finish; a caller inside is refused.
+pub fn freeze(engine: &Engine, caller: &Arc<Caller>, id: GrantId, frozen: bool) -> Outcome {
+    let grant = usable(engine, caller, id, if frozen { "freeze" } else { "thaw" })?;
+    inside::must_be_outside(engine, caller, "freeze or thaw")?;
+    if frozen {
+        engine.tree.freeze(&grant.path)?;
+    } else {
+        engine.tree.thaw(&grant.path)?;
+    }
+    events::refresh(engine, &grant);
+    done()
+}
+
+/// Kills everything in payload and children. The grant stays.
+///
+/// # Errors
+/// [`RefusalCode::TimedOut`] if processes can't be killed; a caller inside is refused.
+pub fn kill(engine: &Engine, caller: &Arc<Caller>, id: GrantId) -> Outcome {
+    let grant = usable(engine, caller, id, "kill")?;
+    inside::must_be_outside(engine, caller, "kill a grant")?;
+    engine.tree.kill(&grant.path)?;
+    events::refresh(engine, &grant);
+    done()
+}
+
+/// Makes a cgroup below the payload.
+///
+/// # Errors
+/// [`RefusalCode::InvalidName`], [`RefusalCode::CgroupExists`], [`RefusalCode::QuotaExceeded`].
+pub fn create_cgroup(engine: &Engine, caller: &Arc<Caller>, id: GrantId, path: &str) -> Outcome {
+    let path = CgroupPath::new(path).map_err(check::bad_name)?;
+    let grant = usable(engine, caller, id, "create cgroups in")?;
+    engine.authorize(caller, &Request::CreateCgroup { owner: grant.account, depth: path.depth() as u64 })?;
+    engine.tree.create_cgroup(&grant.path, &path)?;
+    done()
+}
+
+/// Removes an empty cgroup below the payload.
+///
+/// # Errors
+/// [`RefusalCode::InvalidName`], [`RefusalCode::NoSuchCgroup`], [`RefusalCode::Busy`].
+pub fn remove_cgroup(engine: &Engine, caller: &Arc<Caller>, id: GrantId, path: &str) -> Outcome {
+    let path = CgroupPath::new(path).map_err(check::bad_name)?;
+    let grant = usable(engine, caller, id, "remove cgroups in")?;
+    engine.tree.remove_cgroup(&grant.path, &path)?;
+    done()
+}
+
+/// Unties a range from its name.
+///
+/// # Errors
+/// [`RefusalCode::InvalidName`], [`RefusalCode::Busy`] while a grant has it mapped.
+pub fn forget_range(engine: &Engine, caller: &Arc<Caller>, name: &str) -> Outcome {
+    let name = GrantName::new(name).map_err(check::bad_name)?;
+    engine.authorize(caller, &Request::UseGrant { owner: caller.uid, verb: "forget ranges of" })?;
+    engine.ids.forget(caller.uid, &name)?;
+    done()
+}
+
+/// A connection has ended: its grants end, or, when the front died and not the caller, live until they are empty.
+pub fn connection_ended(engine: &Engine, grant: &Arc<Grant>, broken_by_us: bool) {
+    if !broken_by_us {
+        super::release::end(engine, grant, EndReason::ConnectionClosed);
+        return;
+    }
+    let mut record = grant.live().record.clone();
+    record.lifetime = Lifetime::Populated;
+    if let Err(error) = engine.write_record(&record) {
+        tracing::error!(%error, grant = %grant.id, "a grant whose connection broke keeps its old record");
+    }
+    grant.live().record = record;
+    orphaned(engine, grant);
+}
+
+/// Watches a grant without holder: it ends when its last process does, or after [`ORPHAN_GRACE`] if there is none.
+pub fn orphaned(engine: &Engine, grant: &Arc<Grant>) {
+    match engine.watches.deadline(ORPHAN_GRACE, grant.id) {
+        Ok(token) => grant.live().watches.push(token),
+        Err(error) => tracing::error!(%error, grant = %grant.id, "no timer for a grant without holder; it ends with its last process"),
+    }
+}

@@ -1,0 +1,106 @@
+//! The operations: each one checks, asks the decision, acts, and answers. There is no second door to an effect.
+
+pub mod account;
+pub mod check;
+pub mod create;
+pub mod inside;
+pub mod manage;
+pub mod query;
+pub mod release;
+
+use std::{os::fd::OwnedFd, sync::Arc};
+
+use cgrant_policy::HostUid;
+use cgrant_wire::{GrantId, Op, Refusal, RefusalCode};
+
+use crate::{
+    connection::Caller,
+    engine::{Engine, Outcome},
+};
+
+/// The account whose operations `op` has to keep the order of: the grant's, or the caller's own.
+pub fn account_of(engine: &Engine, caller: &Caller, op: &Op) -> HostUid {
+    grant_of(op).and_then(|id| engine.registry().get(id)).map_or(caller.uid, |grant| grant.account)
+}
+
+fn grant_of(op: &Op) -> Option<GrantId> {
+    match op {
+        Op::Attach(attach) => Some(attach.grant),
+        Op::Describe { grant }
+        | Op::Adopt { grant, .. }
+        | Op::SetLimits { grant, .. }
+        | Op::GetValues { grant, .. }
+        | Op::Stat { grant }
+        | Op::ListProcesses { grant }
+        | Op::Freeze { grant }
+        | Op::Thaw { grant }
+        | Op::Kill { grant }
+        | Op::CreateCgroup { grant, .. }
+        | Op::RemoveCgroup { grant, .. }
+        | Op::ListCgroups { grant }
+        | Op::OpenCgroup { grant, .. }
+        | Op::Release { grant, .. } => Some(*grant),
+        Op::BrokerInfo
+        | Op::Usage { .. }
+        | Op::CreateGrant(_)
+        | Op::ListGrants { .. }
+        | Op::FindGrant { .. }
+        | Op::ListRanges
+        | Op::ForgetRange { .. } => None,
+    }
+}
+
+/// Carries out `op` for `caller`.
+///
+/// # Errors
+/// The refusal for the caller.
+pub fn perform(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: Vec<OwnedFd>) -> Outcome {
+    if let Some(account) = caller.inside
+        && op != Op::BrokerInfo
+    {
+        tracing::info!(target: "decision", uid = caller.uid.0, account = account.0, allowed = false, reason = "inside a grant");
+        return Err(Refusal::new(RefusalCode::Unsupported, format!("uid {} lies in a range of account {account}: callers inside a grant are not served yet", caller.uid))
+            .rule("built-in nesting")
+            .hint("ask the broker from outside the container"));
+    }
+    if !matches!(op, Op::CreateGrant(_) | Op::Attach(_) | Op::Adopt { .. }) {
+        check::Descriptors::new(fds).finish()?;
+        return without_descriptors(engine, caller, op);
+    }
+    match op {
+        Op::CreateGrant(request) => {
+            inside::must_be_outside(engine, caller, "make a grant")?;
+            create::create(engine, caller, &request, fds)
+        }
+        Op::Attach(request) => manage::attach(engine, caller, &request, fds),
+        Op::Adopt { grant, holder } => manage::adopt(engine, caller, grant, holder, fds),
+        other => without_descriptors(engine, caller, other),
+    }
+}
+
+fn without_descriptors(engine: &Engine, caller: &Arc<Caller>, op: Op) -> Outcome {
+    match op {
+        Op::BrokerInfo => query::broker_info(engine, caller),
+        Op::Usage { account } => query::usage(engine, caller, account),
+        Op::ListGrants { all } => query::list_grants(engine, caller, all),
+        Op::FindGrant { name, account } => query::find_grant(engine, caller, &name, account),
+        Op::Describe { grant } => query::describe(engine, caller, grant),
+        Op::ListRanges => query::list_ranges(engine, caller),
+        Op::ForgetRange { name } => manage::forget_range(engine, caller, &name),
+        Op::SetLimits { grant, limits } => manage::set_limits(engine, caller, grant, &limits),
+        Op::GetValues { grant, keys } => query::get_values(engine, caller, grant, &keys),
+        Op::Stat { grant } => query::stat(engine, caller, grant),
+        Op::ListProcesses { grant } => query::list_processes(engine, caller, grant),
+        Op::Freeze { grant } => manage::freeze(engine, caller, grant, true),
+        Op::Thaw { grant } => manage::freeze(engine, caller, grant, false),
+        Op::Kill { grant } => manage::kill(engine, caller, grant),
+        Op::CreateCgroup { grant, path } => manage::create_cgroup(engine, caller, grant, &path),
+        Op::RemoveCgroup { grant, path } => manage::remove_cgroup(engine, caller, grant, &path),
+        Op::ListCgroups { grant } => query::list_cgroups(engine, caller, grant),
+        Op::OpenCgroup { grant, path } => query::open_cgroup(engine, caller, grant, &path),
+        Op::Release { grant, kill } => release::release(engine, caller, grant, kill),
+        Op::CreateGrant(_) | Op::Attach(_) | Op::Adopt { .. } => {
+            Err(Refusal::new(RefusalCode::InvalidDescriptor, "this operation needs a descriptor"))
+        }
+    }
+}

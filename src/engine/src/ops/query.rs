@@ -1,0 +1,173 @@
+//! Operations that only read.
+
+use std::{os::fd::OwnedFd, sync::Arc};
+
+use cgrant_policy::{CgroupPath, GrantName, HostUid, Key, policy::Request};
+use cgrant_wire::{Answer, BrokerInfo, FdIndex, GrantId, Refusal, RefusalCode, Usage, UsageRow};
+
+use super::check;
+use crate::{
+    connection::Caller,
+    engine::{Engine, Outcome},
+    registry::Grant,
+};
+
+/// Most keys in one GetValues.
+const MAX_KEYS: usize = 128;
+
+fn plain(answer: Answer) -> Outcome {
+    Ok((answer, Vec::new()))
+}
+
+/// A grant that the caller may use for `verb`.
+///
+/// # Errors
+/// [`RefusalCode::NoSuchGrant`], or the decision's refusal.
+pub fn usable(engine: &Engine, caller: &Caller, id: GrantId, verb: &'static str) -> Result<Arc<Grant>, Refusal> {
+    let grant = engine.grant_for(caller, id)?;
+    engine.authorize(caller, &Request::UseGrant { owner: grant.account, verb })?;
+    Ok(grant)
+}
+
+/// What this broker is. Anybody may know.
+pub fn broker_info(engine: &Engine, caller: &Caller) -> Outcome {
+    plain(Answer::BrokerInfo(BrokerInfo {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        instance: engine.instance.clone(),
+        hierarchy: engine.tree.kind().to_string(),
+        systemd: engine.tree.is_in_scope(),
+        controllers: engine.tree.controllers(),
+        features: engine.tree.features(),
+        account: caller.uid.0,
+    }))
+}
+
+/// Usage beside quota.
+///
+/// # Errors
+/// If the caller asks for somebody else's and may not.
+pub fn usage(engine: &Engine, caller: &Caller, account: Option<u32>) -> Outcome {
+    let account = account.map_or(caller.uid, HostUid);
+    engine.authorize(caller, &Request::UsageOf { account })?;
+    let policy = engine.policy();
+    let subject = if account == caller.uid { caller.into() } else { cgrant_policy::policy::Caller::of_account(account) };
+    let (quotas, rule) = policy.quotas(&subject);
+    let now = engine.usage(account);
+    let row = |resource: &str, used: u64, quota: u64| UsageRow { resource: resource.to_owned(), used, quota };
+    plain(Answer::Usage(Usage {
+        account: account.0,
+        rule: rule.to_string(),
+        rows: vec![
+            row("grants", now.grants, quotas.grants),
+            row("cgroups", now.cgroups, quotas.cgroups),
+            row("ids", now.ids, quotas.ids),
+            row("connections", now.connections, quotas.connections),
+        ],
+    }))
+}
+
+/// The caller's grants, or everybody's for root.
+///
+/// # Errors
+/// If the caller asks for everybody's and may not.
+pub fn list_grants(engine: &Engine, caller: &Caller, all: bool) -> Outcome {
+    if all {
+        engine.authorize(caller, &Request::ListAll)?;
+    }
+    let grants = engine.registry().list((!all).then_some(caller.uid));
+    plain(Answer::Grants(grants.iter().filter(|grant| grant.is_active()).map(|grant| grant.info()).collect()))
+}
+
+/// A grant by name.
+///
+/// # Errors
+/// [`RefusalCode::NoSuchGrant`].
+pub fn find_grant(engine: &Engine, caller: &Caller, name: &str, account: Option<u32>) -> Outcome {
+    let missing = || Refusal::new(RefusalCode::NoSuchGrant, format!("you have no grant named {name:?}")).hint("`cgrant grant list` shows your grants");
+    let account = account.map_or(caller.uid, HostUid);
+    let parsed = GrantName::new(name).map_err(check::bad_name)?;
+    let grant = engine.registry().named(account, &parsed).ok_or_else(missing)?;
+    let grant = engine.grant_for(caller, grant.id).map_err(|_| missing())?;
+    plain(Answer::Grant(grant.info()))
+}
+
+/// All about a grant.
+///
+/// # Errors
+/// [`RefusalCode::NoSuchGrant`].
+pub fn describe(engine: &Engine, caller: &Caller, id: GrantId) -> Outcome {
+    let grant = usable(engine, caller, id, "describe")?;
+    plain(Answer::Grant(grant.info()))
+}
+
+/// Values of limits and raw keys, as the kernel has them.
+///
+/// # Errors
+/// Unknown keys, raw keys that policy does not list, what the kernel refuses.
+pub fn get_values(engine: &Engine, caller: &Caller, id: GrantId, keys: &[String]) -> Outcome {
+    let grant = usable(engine, caller, id, "get values of")?;
+    if keys.len() > MAX_KEYS {
+        return Err(Refusal::new(RefusalCode::InvalidArgument, format!("more than {MAX_KEYS} keys in one request")));
+    }
+    let mut parsed = Vec::with_capacity(keys.len());
+    for key in keys {
+        let key: Key = key.parse().map_err(|error: cgrant_policy::SettingError| Refusal::new(RefusalCode::InvalidArgument, error.to_string()))?;
+        if let Key::Raw(raw) = &key {
+            engine.authorize(caller, &Request::ReadRaw { key: raw })?;
+        }
+        parsed.push(key);
+    }
+    plain(Answer::Values(engine.tree.get_values(&grant.path, &parsed)?))
+}
+
+/// What a grant uses.
+///
+/// # Errors
+/// [`RefusalCode::NoSuchGrant`], or what the kernel refuses.
+pub fn stat(engine: &Engine, caller: &Caller, id: GrantId) -> Outcome {
+    let grant = usable(engine, caller, id, "stat")?;
+    plain(Answer::Stat(engine.tree.stat(&grant.path)?))
+}
+
+/// The pids in a grant.
+///
+/// # Errors
+/// [`RefusalCode::NoSuchGrant`], or what the kernel refuses.
+pub fn list_processes(engine: &Engine, caller: &Caller, id: GrantId) -> Outcome {
+    let grant = usable(engine, caller, id, "list processes of")?;
+    plain(Answer::Processes(engine.tree.processes(&grant.path)?))
+}
+
+/// The cgroups below a payload.
+///
+/// # Errors
+/// [`RefusalCode::NoSuchGrant`], or what the kernel refuses.
+pub fn list_cgroups(engine: &Engine, caller: &Caller, id: GrantId) -> Outcome {
+    let grant = usable(engine, caller, id, "list cgroups of")?;
+    plain(Answer::Cgroups(engine.tree.list_cgroups(&grant.path)?))
+}
+
+/// A descriptor of a payload's directory.
+///
+/// An attacker wants a descriptor with the broker's rights. `O_PATH` carries none: whatever is opened through it is
+/// opened with the opener's own.
+///
+/// # Errors
+/// [`RefusalCode::NoSuchCgroup`], [`RefusalCode::InvalidName`].
+pub fn open_cgroup(engine: &Engine, caller: &Caller, id: GrantId, path: &str) -> Outcome {
+    let grant = usable(engine, caller, id, "open cgroups of")?;
+    let fd: OwnedFd = if path.is_empty() {
+        engine.tree.open_payload(&grant.path)?
+    } else {
+        engine.tree.open_cgroup(&grant.path, &CgroupPath::new(path).map_err(check::bad_name)?)?
+    };
+    Ok((Answer::Cgroup(FdIndex(0)), vec![fd]))
+}
+
+/// The ranges that belong to the caller's account.
+///
+/// # Errors
+/// If the record of ranges can't be read.
+pub fn list_ranges(engine: &Engine, caller: &Caller) -> Outcome {
+    plain(Answer::Ranges(engine.ids.list(caller.uid)?))
+}

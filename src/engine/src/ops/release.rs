@@ -1,0 +1,65 @@
+//! The end of a grant, whoever wants it: its holder's death, a request, reconcile.
+
+use std::sync::Arc;
+
+use cgrant_wire::{Answer, EndReason, GrantId, Refusal, RefusalCode};
+
+use super::{inside, query::usable};
+use crate::{
+    connection::Caller,
+    engine::{Engine, Outcome, unwritable},
+    events,
+    record::Phase,
+    registry::Grant,
+};
+
+/// Ends a grant at its account's wish.
+///
+/// An attacker inside the grant wants to be rid of its limits: refused there.
+///
+/// # Errors
+/// [`RefusalCode::Busy`] if processes are in it and `kill` is not set.
+pub fn release(engine: &Engine, caller: &Arc<Caller>, id: GrantId, kill: bool) -> Outcome {
+    let grant = usable(engine, caller, id, "release")?;
+    inside::must_be_outside(engine, caller, "release a grant")?;
+    if !kill && engine.tree.is_populated(&grant.path)? {
+        return Err(Refusal::new(RefusalCode::Busy, format!("grant {} still has processes", grant.name))
+            .hint("end them first, or release with kill"));
+    }
+    remove(engine, &grant, EndReason::Released)?;
+    Ok((Answer::Done, Vec::new()))
+}
+
+/// Ends a grant without anybody asking. What can't be done now is done at the next start.
+pub fn end(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) {
+    if !grant.is_active() {
+        return;
+    }
+    if let Err(refusal) = remove(engine, grant, reason) {
+        tracing::error!(%refusal, grant = %grant.id, "a grant can't be ended; it is tried again at the next start");
+    }
+}
+
+/// Kills, removes, gives back, forgets: in this order, recorded before it begins.
+///
+/// # Errors
+/// The refusal of the step that failed; the record then says that the grant is being released, and another release goes on.
+pub fn remove(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) -> Result<(), Refusal> {
+    let mut record = grant.live().record.clone();
+    record.phase = Phase::Releasing;
+    // A full disk must not keep anybody from giving things back: the record as it is leads to the same end at the next start.
+    if let Err(refusal) = engine.write_record(&record) {
+        tracing::warn!(%refusal, grant = %grant.id, "released without a record of the intent");
+    }
+    engine.fault.step("release: intent recorded")?;
+    events::unwatch(engine, grant);
+    engine.tree.remove(&grant.path, true)?;
+    engine.fault.step("release: cgroups removed")?;
+    engine.ids.release(grant.id)?;
+    engine.fault.step("release: ids given back")?;
+    engine.journal.remove(&record.id).map_err(unwritable)?;
+    engine.registry().remove(grant);
+    engine.fault.step("release: forgotten")?;
+    engine.tell_ended(grant, reason);
+    Ok(())
+}

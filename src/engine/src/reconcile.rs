@@ -1,0 +1,167 @@
+//! At start: record and kernel are compared in both directions, and every difference is finished or undone.
+//!
+//! | record says | kernel has | what is done |
+//! |---|---|---|
+//! | creating | nothing running in it | undone: cgroups removed, range given back |
+//! | creating | a process in it (attaching is the last effect but the map) | undone too: the caller had no answer; its processes are put aside, never killed |
+//! | active | its payload | taken over; a dead holder ends it |
+//! | active, persistent | nothing (a reboot) | made again |
+//! | active | nothing, or another cgroup | ended: lost |
+//! | releasing | anything | the release goes on |
+//! | nothing | cgroups of this instance | removed if empty, else left and told |
+//! | nothing | a range in use by this instance | given back |
+
+use std::{collections::HashSet, sync::Arc};
+
+use cgrant_policy::{GrantName, GrantPath, HostUid};
+use cgrant_sys::pidfd::Pidfd;
+use cgrant_wire::{EndReason, GrantId, Lifetime, Range, Refusal, RefusalCode};
+
+use crate::{
+    engine::Engine,
+    events,
+    ops::{create::delegation, manage, release},
+    record::{GrantRecord, HolderRecord, Phase},
+    registry::Grant,
+};
+
+/// Brings record and kernel together. Runs before anybody is served.
+///
+/// # Errors
+/// If the journal or the tree can't be read at all.
+pub fn reconcile(engine: &Engine) -> Result<(), Refusal> {
+    let (records, damaged) = engine.journal.load().map_err(crate::engine::unwritable)?;
+    for error in damaged {
+        tracing::error!(%error, "left alone; remove the file by hand once its cgroup is gone");
+    }
+    let mut known: HashSet<GrantPath> = HashSet::new();
+    for record in records {
+        let Some((id, path)) = identity(&record) else {
+            tracing::error!(record = record.id, "the journal has a record of no valid grant; left alone");
+            continue;
+        };
+        known.insert(path);
+        if let Err(refusal) = settle(engine, id, record) {
+            tracing::error!(grant = %id, %refusal, "a grant could not be brought in order");
+        }
+    }
+    remove_unknown(engine, &known)?;
+    give_back_unknown(engine)
+}
+
+fn identity(record: &GrantRecord) -> Option<(GrantId, GrantPath)> {
+    let id = record.id.parse().ok()?;
+    let name = GrantName::new(&record.name).ok()?;
+    Some((id, GrantPath::new(HostUid(record.account), name)))
+}
+
+fn settle(engine: &Engine, id: GrantId, record: GrantRecord) -> Result<(), Refusal> {
+    let Ok(name) = GrantName::new(&record.name) else { return Ok(()) };
+    let rebooted = record.boot != engine.boot_id;
+    let grant = Arc::new(Grant::new(id, HostUid(record.account), name, record.clone()));
+    match record.phase {
+        Phase::Creating => undo(engine, &grant),
+        Phase::Releasing => go_on_releasing(engine, &grant, EndReason::Released),
+        Phase::Active if rebooted && record.lifetime == Lifetime::Persistent => make_again(engine, &grant),
+        Phase::Active if rebooted => go_on_releasing(engine, &grant, EndReason::Lost),
+        Phase::Active => {
+            let there = engine.tree.payload_id(&grant.path)?;
+            if there == Some(record.cgroup_id) {
+                take_over(engine, &grant)
+            } else if record.lifetime == Lifetime::Persistent && there.is_none() {
+                make_again(engine, &grant)
+            } else {
+                go_on_releasing(engine, &grant, EndReason::Lost)
+            }
+        }
+    }
+}
+
+/// A grant that its caller was never told of. Whoever is in it is put back outside, not killed: it did nothing but ask.
+fn undo(engine: &Engine, grant: &Arc<Grant>) -> Result<(), Refusal> {
+    tracing::info!(grant = %grant.id, name = %grant.name, "half made when the broker ended: undone");
+    engine.tree.evict(&grant.path)?;
+    engine.tree.remove(&grant.path, false)?;
+    engine.ids.release(grant.id)?;
+    engine.journal.remove(&grant.id.to_string()).map_err(crate::engine::unwritable)
+}
+
+fn go_on_releasing(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) -> Result<(), Refusal> {
+    engine.registry().add(grant);
+    grant.live().record.phase = Phase::Active;
+    release::remove(engine, grant, reason)
+}
+
+fn take_over(engine: &Engine, grant: &Arc<Grant>) -> Result<(), Refusal> {
+    engine.registry().add(grant);
+    grant.live().hierarchies = engine.tree.hierarchies(&grant.path);
+    let record = grant.live().record.clone();
+    manage::reapply(engine, grant, &record.limits);
+    let holder = record.holder.as_ref().and_then(find_holder);
+    events::watch(engine, grant, holder.as_ref())?;
+    match record.lifetime {
+        Lifetime::Process if holder.is_none() => {
+            release::end(engine, grant, EndReason::HolderDied);
+        }
+        Lifetime::Connection => manage::connection_ended(engine, grant, true),
+        Lifetime::Populated => manage::orphaned(engine, grant),
+        Lifetime::Process | Lifetime::Persistent => (),
+    }
+    Ok(())
+}
+
+/// The holder, if it is still the same process: by the inode of its pidfd, which pidfs never gives twice, or else by pid
+/// and start time.
+fn find_holder(record: &HolderRecord) -> Option<Pidfd> {
+    let pidfd = Pidfd::open(record.pid).ok()?;
+    let same = match (record.inode, pidfd.inode()) {
+        (Some(before), Some(now)) => before == now,
+        _ => pidfd.start_time().ok()? == record.start_time,
+    };
+    (same && pidfd.is_alive().ok()?).then_some(pidfd)
+}
+
+fn make_again(engine: &Engine, grant: &Arc<Grant>) -> Result<(), Refusal> {
+    let mut record = grant.live().record.clone();
+    if record.count > 0 {
+        let name = record.range_named.then_some(&grant.name);
+        let range = engine.ids.acquire(grant.account, name, record.count, grant.id, u64::MAX)?;
+        let range = Range { uid: range.uid().0, gid: range.gid().0, count: range.count() };
+        if record.range.is_some_and(|before| before != range) && record.range_named {
+            return Err(Refusal::new(RefusalCode::Internal, "the record of ranges gives a persistent grant another range than it had"));
+        }
+        record.range = Some(range);
+    }
+    engine.tree.remove(&grant.path, true)?;
+    record.cgroup_id = engine.tree.make(&grant.path, &delegation(&record))?;
+    record.boot.clone_from(&engine.boot_id);
+    engine.write_record(&record)?;
+    let limits = record.limits.clone();
+    grant.live().record = record;
+    grant.live().hierarchies = engine.tree.hierarchies(&grant.path);
+    manage::reapply(engine, grant, &limits);
+    engine.registry().add(grant);
+    events::watch(engine, grant, None)
+}
+
+fn remove_unknown(engine: &Engine, known: &HashSet<GrantPath>) -> Result<(), Refusal> {
+    for path in engine.tree.scan()? {
+        if !known.contains(&path) {
+            tracing::warn!(%path, "a cgroup without a record is removed");
+            if let Err(error) = engine.tree.evict(&path).and_then(|()| engine.tree.remove(&path, false)) {
+                tracing::error!(%path, %error, "a cgroup without a record can't be removed");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn give_back_unknown(engine: &Engine) -> Result<(), Refusal> {
+    for (id, _range) in engine.ids.live()? {
+        if engine.registry().get(id).is_none() {
+            tracing::warn!(grant = %id, "a range was marked as used by a grant that there is no record of; given back");
+            engine.ids.release(id)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,294 @@
+//! The journal: one file a grant, written before the effect, so that a crash at any point leaves enough to finish or undo.
+//!
+//! A persistent grant's file lies in the state directory and is flushed to disk; every other one lies in the
+//! run directory, which the next boot finds empty. Only this module reads and writes these files.
+
+use std::io;
+
+use cgrant_sys::dir::Dir;
+use cgrant_wire::{GrantId, Lifetime, Range};
+use serde::{Deserialize, Serialize};
+
+/// Format of the files. A file of another format is refused, never guessed at.
+const FORMAT: u32 = 1;
+/// Longest file that is read, in bytes.
+const MAX_RECORD: usize = 64 * 1024;
+/// The directory of the files, in the state directory and in the run directory.
+const DIRECTORY: &str = "grants";
+
+/// How far a grant is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Its resources are being made; the caller has no answer yet.
+    Creating,
+    /// It is there.
+    Active,
+    /// Its resources are being removed.
+    Releasing,
+}
+
+/// The process that holds a grant, so that it is known again after a restart of the engine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HolderRecord {
+    /// Its pid. Proves nothing alone.
+    pub pid: u32,
+    /// Inode of its pidfd, where the kernel never gives one twice (pidfs, Linux 6.9).
+    pub inode: Option<u64>,
+    /// When it started, clock ticks since boot (`man 5 proc_pid_stat`, field 22).
+    pub start_time: u64,
+}
+
+/// A grant as the journal keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantRecord {
+    /// Format of the file.
+    pub format: u32,
+    /// The grant's id, 16 hex digits; also the file's name.
+    pub id: String,
+    /// The uid that is charged.
+    pub account: u32,
+    /// The gid that shares the payload's `cgroup.procs`.
+    pub gid: u32,
+    /// Its name.
+    pub name: String,
+    /// The caller's idempotency key, or empty.
+    pub key: String,
+    /// Digest of the request that the key stands for.
+    pub digest: u64,
+    /// How far it is.
+    pub phase: Phase,
+    /// The boot that its kernel objects belong to.
+    pub boot: String,
+    /// When it was made, microseconds since 1970.
+    pub created: u64,
+    /// What ends it.
+    pub lifetime: Lifetime,
+    /// The process that holds it.
+    pub holder: Option<HolderRecord>,
+    /// How many ids it has; 0 for none.
+    pub count: u32,
+    /// Is the range tied to the name?
+    pub range_named: bool,
+    /// Its ids, once they are known.
+    pub range: Option<Range>,
+    /// Limits set through the broker, canonical.
+    pub limits: Vec<(String, String)>,
+    /// Resources whose pressure is signalled.
+    pub pressure: Vec<String>,
+    /// Kernel id of the payload's cgroup2 cgroup; 0 until it is made.
+    pub cgroup_id: u64,
+}
+
+impl GrantRecord {
+    /// A record of the current format with nothing decided.
+    pub fn new(id: GrantId, account: u32, gid: u32, name: &str, boot: &str) -> Self {
+        Self {
+            format: FORMAT,
+            id: id.to_string(),
+            account,
+            gid,
+            name: name.to_owned(),
+            key: String::new(),
+            digest: 0,
+            phase: Phase::Creating,
+            boot: boot.to_owned(),
+            created: 0,
+            lifetime: Lifetime::Connection,
+            holder: None,
+            count: 0,
+            range_named: false,
+            range: None,
+            limits: Vec::new(),
+            pressure: Vec::new(),
+            cgroup_id: 0,
+        }
+    }
+}
+
+/// A file of the journal that is not what this program wrote.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// Reading or writing failed.
+    #[error("journal file {file}: {source}")]
+    Io {
+        /// The file.
+        file: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The content is damaged or of another format.
+    #[error("journal file {file} is damaged or of another format: {reason}")]
+    Damaged {
+        /// The file.
+        file: String,
+        /// In what way.
+        reason: String,
+    },
+}
+
+/// The two directories of grant records.
+pub struct Journal {
+    durable: Dir,
+    volatile: Dir,
+}
+
+fn subdirectory(parent: &Dir) -> io::Result<Dir> {
+    match parent.create_dir(DIRECTORY, 0o700) {
+        Ok(_) => (),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (),
+        Err(error) => return Err(error),
+    }
+    parent.open_dir(DIRECTORY)
+}
+
+fn file_name(id: &str) -> String {
+    format!("{id}.json")
+}
+
+impl Journal {
+    /// Opens the journal in the instance's state and run directories.
+    ///
+    /// # Errors
+    /// If a directory can't be made or opened.
+    pub fn open(state: &Dir, run: &Dir) -> io::Result<Self> {
+        Ok(Self { durable: subdirectory(state)?, volatile: subdirectory(run)? })
+    }
+
+    /// Writes `record` in place of what was there.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`], when nothing has changed.
+    pub fn write(&self, record: &GrantRecord) -> Result<(), JournalError> {
+        let file = file_name(&record.id);
+        let bytes = serde_json::to_vec_pretty(record).map_err(|error| JournalError::Damaged { file: file.clone(), reason: error.to_string() })?;
+        let persistent = record.lifetime == Lifetime::Persistent;
+        let (home, other) = if persistent { (&self.durable, &self.volatile) } else { (&self.volatile, &self.durable) };
+        home.write_atomic(&file, &bytes, persistent).map_err(|source| JournalError::Io { file: file.clone(), source })?;
+        // A change of lifetime moves the record; the new file is there before the old one goes.
+        self.remove_from(other, &file)
+    }
+
+    /// Forgets the grant. It may be forgotten already.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`].
+    pub fn remove(&self, id: &str) -> Result<(), JournalError> {
+        let file = file_name(id);
+        self.remove_from(&self.volatile, &file)?;
+        self.remove_from(&self.durable, &file)
+    }
+
+    fn remove_from(&self, directory: &Dir, file: &str) -> Result<(), JournalError> {
+        match directory.remove_file(file) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(JournalError::Io { file: file.to_owned(), source }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Every record there is, and the files that are none. Leftovers of interrupted writes are removed.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`] if a directory can't be listed.
+    pub fn load(&self) -> Result<(Vec<GrantRecord>, Vec<JournalError>), JournalError> {
+        let (mut records, mut damaged) = (Vec::new(), Vec::new());
+        for directory in [&self.volatile, &self.durable] {
+            let names = directory.names().map_err(|source| JournalError::Io { file: DIRECTORY.into(), source })?;
+            for file in names {
+                if !file.ends_with(".json") {
+                    self.remove_from(directory, &file)?;
+                    continue;
+                }
+                match read_record(directory, &file) {
+                    Ok(record) => records.push(record),
+                    Err(error) => damaged.push(error),
+                }
+            }
+        }
+        records.sort_by(|a, b| a.id.cmp(&b.id));
+        // The same grant in both directories: a change of lifetime was interrupted; the first written (new) one decides nothing
+        // that the old one doesn't, so either may stay. Keep the durable one: it is never the one that a reboot loses.
+        records.dedup_by(|later, earlier| {
+            let same = later.id == earlier.id;
+            if same && later.lifetime == Lifetime::Persistent {
+                std::mem::swap(later, earlier);
+            }
+            same
+        });
+        Ok((records, damaged))
+    }
+}
+
+fn read_record(directory: &Dir, file: &str) -> Result<GrantRecord, JournalError> {
+    let text = directory.read(file, MAX_RECORD).map_err(|source| JournalError::Io { file: file.to_owned(), source })?;
+    let damaged = |reason: String| JournalError::Damaged { file: file.to_owned(), reason };
+    let record: GrantRecord = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+    if record.format != FORMAT {
+        return Err(damaged(format!("format {}", record.format)));
+    }
+    if file_name(&record.id) != file || record.id.parse::<GrantId>().is_err() {
+        return Err(damaged("its id is not its name".into()));
+    }
+    Ok(record)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+
+    fn journal() -> (tempfile::TempDir, Journal) {
+        let base = tempfile::tempdir().unwrap();
+        for name in ["state", "run"] {
+            std::fs::create_dir(base.path().join(name)).unwrap();
+        }
+        let (state, run) = (Dir::open(&base.path().join("state")).unwrap(), Dir::open(&base.path().join("run")).unwrap());
+        let journal = Journal::open(&state, &run).unwrap();
+        (base, journal)
+    }
+
+    fn record(lifetime: Lifetime) -> GrantRecord {
+        GrantRecord { lifetime, ..GrantRecord::new(GrantId(7), 1000, 1000, "web", "boot") }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let (_base, journal) = journal();
+        journal.write(&record(Lifetime::Process)).unwrap();
+        assert_eq!(journal.load().unwrap().0, [record(Lifetime::Process)]);
+        journal.remove(&record(Lifetime::Process).id).unwrap();
+        journal.remove(&record(Lifetime::Process).id).unwrap();
+        assert!(journal.load().unwrap().0.is_empty());
+    }
+
+    #[test]
+    fn a_change_of_lifetime_leaves_one_record() {
+        let (base, journal) = journal();
+        journal.write(&record(Lifetime::Process)).unwrap();
+        journal.write(&record(Lifetime::Persistent)).unwrap();
+        assert_eq!(std::fs::read_dir(base.path().join("run/grants")).unwrap().count(), 0);
+        assert_eq!(journal.load().unwrap().0.len(), 1);
+    }
+
+    #[test]
+    fn both_files_after_an_interrupted_change_are_one_grant() {
+        let (base, journal) = journal();
+        journal.write(&record(Lifetime::Persistent)).unwrap();
+        let text = serde_json::to_vec(&record(Lifetime::Process)).unwrap();
+        std::fs::write(base.path().join("run/grants").join(file_name(&record(Lifetime::Process).id)), text).unwrap();
+        assert_eq!(journal.load().unwrap().0, [record(Lifetime::Persistent)]);
+    }
+
+    #[test]
+    fn damaged_files_are_told_and_leftovers_removed() {
+        let (base, journal) = journal();
+        let grants = base.path().join("run/grants");
+        std::fs::write(grants.join("0000000000000001.json"), "{").unwrap();
+        std::fs::write(grants.join("0000000000000002.json"), serde_json::to_vec(&record(Lifetime::Process)).unwrap()).unwrap();
+        std::fs::write(grants.join(".leftover"), "x").unwrap();
+        let (records, damaged) = journal.load().unwrap();
+        assert!(records.is_empty());
+        assert_eq!(damaged.len(), 2);
+        assert!(!grants.join(".leftover").exists());
+    }
+}

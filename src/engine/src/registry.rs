@@ -1,0 +1,198 @@
+//! The engine's memory of the grants that are there: an index over what the journal says. No I/O.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use cgrant_policy::{GrantName, GrantPath, HostUid};
+use cgrant_wire::{ConnectionId, GrantId, GrantInfo, Hierarchy, Lifetime};
+
+use crate::record::{GrantRecord, Phase};
+
+/// What can change about a grant.
+#[derive(Debug)]
+pub struct Live {
+    /// The record as the journal has it.
+    pub record: GrantRecord,
+    /// The connection that holds it.
+    pub connection: Option<ConnectionId>,
+    /// Is it frozen?
+    pub frozen: bool,
+    /// Are there processes in payload or children?
+    pub populated: bool,
+    /// Out-of-memory kills that were signalled.
+    pub oom_kills: u64,
+    /// Its entries among the watches.
+    pub watches: Vec<u64>,
+    /// Its payload in each hierarchy.
+    pub hierarchies: Vec<Hierarchy>,
+}
+
+/// A grant.
+#[derive(Debug)]
+pub struct Grant {
+    /// Its identity.
+    pub id: GrantId,
+    /// Where it lies.
+    pub path: GrantPath,
+    /// The uid that is charged.
+    pub account: HostUid,
+    /// Its name.
+    pub name: GrantName,
+    live: Mutex<Live>,
+}
+
+impl Grant {
+    /// The grant that `record` describes.
+    pub fn new(id: GrantId, account: HostUid, name: GrantName, record: GrantRecord) -> Self {
+        let path = GrantPath::new(account, name.clone());
+        let live = Live {
+            record,
+            connection: None,
+            frozen: false,
+            populated: false,
+            oom_kills: 0,
+            watches: Vec::new(),
+            hierarchies: Vec::new(),
+        };
+        Self { id, path, account, name, live: Mutex::new(live) }
+    }
+
+    /// What can change. Held briefly, never across a kernel call that can wait.
+    pub fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Is it there, and not on its way in or out?
+    pub fn is_active(&self) -> bool {
+        self.live().record.phase == Phase::Active
+    }
+
+    /// All that its account may know.
+    pub fn info(&self) -> GrantInfo {
+        let live = self.live();
+        GrantInfo {
+            id: self.id,
+            name: live.record.name.clone(),
+            account: live.record.account,
+            lifetime: live.record.lifetime,
+            range: live.record.range,
+            limits: live.record.limits.clone(),
+            frozen: live.frozen,
+            populated: live.populated,
+            created: live.record.created,
+            cgroup_id: live.record.cgroup_id,
+            hierarchies: live.hierarchies.clone(),
+        }
+    }
+}
+
+/// The grants by everything that they are looked up by.
+#[derive(Debug, Default)]
+pub struct Registry {
+    by_id: HashMap<GrantId, Arc<Grant>>,
+    by_account: HashMap<HostUid, BTreeSet<GrantId>>,
+    by_name: HashMap<(HostUid, GrantName), GrantId>,
+    by_key: HashMap<(HostUid, String), GrantId>,
+    by_connection: HashMap<ConnectionId, BTreeSet<GrantId>>,
+}
+
+impl Registry {
+    /// Adds a grant.
+    pub fn add(&mut self, grant: &Arc<Grant>) {
+        let key = grant.live().record.key.clone();
+        if !key.is_empty() {
+            self.by_key.insert((grant.account, key), grant.id);
+        }
+        self.by_name.insert((grant.account, grant.name.clone()), grant.id);
+        self.by_account.entry(grant.account).or_default().insert(grant.id);
+        self.by_id.insert(grant.id, Arc::clone(grant));
+    }
+
+    /// Removes a grant.
+    pub fn remove(&mut self, grant: &Grant) {
+        let (key, connection) = {
+            let live = grant.live();
+            (live.record.key.clone(), live.connection)
+        };
+        self.by_key.remove(&(grant.account, key));
+        self.by_name.remove(&(grant.account, grant.name.clone()));
+        if let Some(grants) = self.by_account.get_mut(&grant.account) {
+            grants.remove(&grant.id);
+            if grants.is_empty() {
+                self.by_account.remove(&grant.account);
+            }
+        }
+        if let Some(connection) = connection {
+            self.unhold(connection, grant.id);
+        }
+        self.by_id.remove(&grant.id);
+    }
+
+    /// The grant of this id.
+    pub fn get(&self, id: GrantId) -> Option<Arc<Grant>> {
+        self.by_id.get(&id).cloned()
+    }
+
+    /// The account's grant of this name.
+    pub fn named(&self, account: HostUid, name: &GrantName) -> Option<Arc<Grant>> {
+        self.by_name.get(&(account, name.clone())).and_then(|id| self.get(*id))
+    }
+
+    /// The account's grant that was asked for with this key.
+    pub fn keyed(&self, account: HostUid, key: &str) -> Option<Arc<Grant>> {
+        self.by_key.get(&(account, key.to_owned())).and_then(|id| self.get(*id))
+    }
+
+    /// How many grants the account has.
+    pub fn count(&self, account: HostUid) -> usize {
+        self.by_account.get(&account).map_or(0, BTreeSet::len)
+    }
+
+    /// The account's grants, or everybody's.
+    pub fn list(&self, account: Option<HostUid>) -> Vec<Arc<Grant>> {
+        let mut grants: Vec<_> = match account {
+            Some(account) => self.by_account.get(&account).into_iter().flatten().filter_map(|id| self.get(*id)).collect(),
+            None => self.by_id.values().cloned().collect(),
+        };
+        grants.sort_by(|a, b| (a.account, &a.name).cmp(&(b.account, &b.name)));
+        grants
+    }
+
+    /// Makes `connection` the holder, or nobody.
+    pub fn hold(&mut self, grant: &Grant, connection: Option<ConnectionId>) {
+        let before = std::mem::replace(&mut grant.live().connection, connection);
+        if let Some(before) = before {
+            self.unhold(before, grant.id);
+        }
+        if let Some(connection) = connection {
+            self.by_connection.entry(connection).or_default().insert(grant.id);
+        }
+    }
+
+    fn unhold(&mut self, connection: ConnectionId, grant: GrantId) {
+        if let Some(held) = self.by_connection.get_mut(&connection) {
+            held.remove(&grant);
+            if held.is_empty() {
+                self.by_connection.remove(&connection);
+            }
+        }
+    }
+
+    /// The grants that the connection held, which holds none afterwards.
+    pub fn take_held(&mut self, connection: ConnectionId) -> Vec<Arc<Grant>> {
+        let held = self.by_connection.remove(&connection).unwrap_or_default();
+        let grants: Vec<_> = held.into_iter().filter_map(|id| self.get(id)).collect();
+        for grant in &grants {
+            grant.live().connection = None;
+        }
+        grants
+    }
+
+    /// Does anybody hold it by a connection?
+    pub fn is_held(grant: &Grant) -> bool {
+        let live = grant.live();
+        live.record.lifetime != Lifetime::Connection || live.connection.is_some()
+    }
+}

@@ -1,0 +1,294 @@
+//! The engine's main loop: accepts, hands sockets to the socket front, takes requests, gives them to the pool.
+//!
+//! It never runs an operation itself and never waits for anything but epoll.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
+
+use cgrant_policy::{HostUid, policy::Request};
+use cgrant_sys::{pidfd::Pidfd, seqpacket::{Channel, ChannelError}, socket};
+use cgrant_wire::{
+    Answer, BusClient, ConnectionId, FromEngine, Op, Refusal, RefusalCode, RequestId, ToEngine,
+    boot::{FromChild, FrontKind, ToChild},
+};
+use nix::sys::epoll::EpollFlags;
+
+use crate::{
+    connection::{Caller, Peer},
+    engine::{Engine, Linked},
+    events,
+    link::{Incoming, Link},
+    ops,
+    watch::Target,
+};
+
+/// Messages taken from one front, or connections from one listener, before others get their turn.
+const TURN: usize = 32;
+
+/// The loop's own state.
+pub struct Server {
+    engine: Arc<Engine>,
+    control: Channel,
+    listeners: Vec<OwnedFd>,
+}
+
+/// Why the loop ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// The supervisor said so, or is gone.
+    Stopped,
+}
+
+impl Server {
+    /// A server on these descriptors, which it owns.
+    ///
+    /// # Errors
+    /// If one can't be watched.
+    pub fn new(engine: Arc<Engine>, control: Channel, listeners: Vec<OwnedFd>) -> std::io::Result<Self> {
+        control.set_nonblocking(true)?;
+        engine.watches.borrow(control.as_fd(), EpollFlags::EPOLLIN, Target::Control)?;
+        for (number, listener) in listeners.iter().enumerate() {
+            rustix::io::ioctl_fionbio(listener, true)?;
+            engine.watches.borrow(listener.as_fd(), EpollFlags::EPOLLIN, Target::Listener(number))?;
+        }
+        Ok(Self { engine, control, listeners })
+    }
+
+    /// Tells the supervisor.
+    pub fn tell_supervisor(&self, message: &FromChild) {
+        match cgrant_wire::encode(message) {
+            Ok(bytes) => {
+                if let Err(error) = self.control.send(&bytes, &[]) {
+                    tracing::error!(%error, "the supervisor can't be told");
+                }
+            }
+            Err(error) => tracing::error!(%error, "a message to the supervisor could not be encoded"),
+        }
+    }
+
+    /// Serves until the supervisor ends it.
+    ///
+    /// # Errors
+    /// If epoll fails.
+    pub fn run(&self) -> std::io::Result<End> {
+        loop {
+            for (target, flags) in self.engine.watches.wait()? {
+                match target {
+                    Target::Control => {
+                        if let Some(end) = self.control()? {
+                            return Ok(end);
+                        }
+                    }
+                    Target::Listener(number) => self.accept(number),
+                    Target::Link(front) => self.link(front, flags),
+                    Target::Accounts => self.accounts_changed(),
+                    Target::Files => (),
+                    Target::Holder(id)
+                    | Target::Populated(id)
+                    | Target::Vanished(id)
+                    | Target::Oom(id)
+                    | Target::Pressure(id, _)
+                    | Target::Deadline(id) => self.grant_event(id, target),
+                }
+            }
+        }
+    }
+
+    fn control(&self) -> std::io::Result<Option<End>> {
+        loop {
+            let received = match self.control.receive() {
+                Ok(Some(received)) => received,
+                Ok(None) => return Ok(Some(End::Stopped)),
+                Err(ChannelError::WouldBlock) => return Ok(None),
+                Err(error) => {
+                    tracing::error!(%error, "the supervisor can't be understood");
+                    return Ok(Some(End::Stopped));
+                }
+            };
+            match cgrant_wire::decode::<ToChild>(&received.bytes) {
+                Ok(ToChild::FrontStarted(kind)) => {
+                    if let Some(fd) = received.fds.into_iter().next() {
+                        self.front_started(kind, Channel::from_fd(fd)?)?;
+                    }
+                }
+                Ok(ToChild::Reload) => self.reload(),
+                Ok(ToChild::Stop) => return Ok(Some(End::Stopped)),
+                Ok(ToChild::Engine(_) | ToChild::Front(_)) | Err(_) => {
+                    tracing::error!("the supervisor sent a message that has no place here");
+                }
+            }
+        }
+    }
+
+    fn front_started(&self, kind: FrontKind, channel: Channel) -> std::io::Result<()> {
+        self.front_ended(kind);
+        let link = Link::new(kind, channel)?;
+        let watch = self.engine.watches.borrow(link.descriptor(), EpollFlags::EPOLLIN, Target::Link(kind))?;
+        let mut links = self.engine.links.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        links.insert(kind, Arc::new(Linked { link, watch }));
+        Ok(())
+    }
+
+    /// A front is gone, and with it its connections. It was not their callers' wish.
+    fn front_ended(&self, kind: FrontKind) {
+        let linked = self.engine.links.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&kind);
+        let Some(linked) = linked else { return };
+        self.engine.watches.forget(linked.link.descriptor(), linked.watch);
+        let gone = self.engine.connections().remove_all(kind);
+        tracing::warn!(front = ?kind, connections = gone.len(), "a front has ended");
+        for caller in gone {
+            self.connection_ended(&caller, true);
+        }
+    }
+
+    fn link(&self, kind: FrontKind, flags: EpollFlags) {
+        let linked = self.engine.links.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(&kind).cloned();
+        let Some(linked) = linked else { return };
+        if flags.contains(EpollFlags::EPOLLOUT)
+            && !linked.link.flush()
+            && let Err(error) = self.engine.watches.modify(linked.link.descriptor(), EpollFlags::EPOLLIN, linked.watch)
+        {
+            tracing::error!(%error, front = ?kind, "a front's link can't be watched");
+        }
+        for _ in 0..TURN {
+            match linked.link.receive() {
+                Incoming::Message(message, fds) => self.message(kind, message, fds),
+                Incoming::Drained => return,
+                Incoming::Gone => return self.front_ended(kind),
+            }
+        }
+    }
+
+    fn message(&self, front: FrontKind, message: ToEngine, fds: Vec<OwnedFd>) {
+        match message {
+            ToEngine::Request { id, connection, op } => self.request(front, id, connection, op, fds),
+            ToEngine::Closed { connection } => {
+                let caller = self.engine.connections().remove(front, connection);
+                if let Some(caller) = caller {
+                    self.connection_ended(&caller, false);
+                }
+            }
+            ToEngine::BusClient { id, client } => self.bus_client(front, id, &client, fds),
+        }
+    }
+
+    /// An attacker who has taken a front over wants to speak for other callers. A front can use only the numbers that
+    /// were given to it, each bound to what the kernel said at accept; on the bus the bus front's word has to be taken,
+    /// and no peer of the socket can reach it.
+    fn request(&self, front: FrontKind, id: RequestId, connection: ConnectionId, op: Op, fds: Vec<OwnedFd>) {
+        let caller = self.engine.connections().get(front, connection);
+        let Some(caller) = caller else {
+            tracing::error!(?front, connection = connection.0, "a front speaks for a connection that it does not have");
+            let refusal = Refusal::new(RefusalCode::NotAuthorized, "the connection is not known").rule("built-in connections");
+            return self.engine.answer(front, id, Err(refusal));
+        };
+        let account = ops::account_of(&self.engine, &caller, &op);
+        let engine = Arc::clone(&self.engine);
+        let job = Box::new(move || {
+            // A panic must not leave the caller without an answer.
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ops::perform(&engine, &caller, op, fds)));
+            let outcome = outcome.unwrap_or_else(|_| Err(ops::check::internal("a fault in an operation")));
+            engine.answer(front, id, outcome);
+        });
+        if let Err(full) = self.engine.pool.submit(account.0, job) {
+            self.engine.answer(front, id, Err(Refusal::new(RefusalCode::Busy, full.to_string()).hint("try again when earlier requests are answered")));
+        }
+    }
+
+    fn bus_client(&self, front: FrontKind, id: RequestId, client: &BusClient, fds: Vec<OwnedFd>) {
+        let outcome = if front == FrontKind::Bus {
+            let process = fds.into_iter().next().and_then(|fd| Pidfd::from_fd(fd).ok());
+            self.introduce(FrontKind::Bus, Peer::of_bus_client(client, process)).map(|caller| (Answer::Connection(caller.connection), Vec::new()))
+        } else {
+            tracing::error!("the socket front claims to be on the bus");
+            Err(Refusal::new(RefusalCode::NotAuthorized, "only the bus front introduces clients of the bus").rule("built-in connections"))
+        };
+        self.engine.answer(front, id, outcome);
+    }
+
+    /// Gives a peer a number, if it may have another connection.
+    fn introduce(&self, front: FrontKind, peer: Peer) -> Result<Arc<Caller>, Refusal> {
+        let inside = self.engine.ids.owner_of(peer.uid());
+        let caller = self.engine.connections().number(front, peer, inside);
+        self.engine.authorize(&caller, &Request::Connect)?;
+        self.engine.connections().open(&caller);
+        Ok(caller)
+    }
+
+    fn accept(&self, number: usize) {
+        let Some(listener) = self.listeners.get(number) else { return };
+        for _ in 0..TURN {
+            match socket::accept(listener.as_fd()) {
+                Ok(connection) => self.accepted(connection),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn accepted(&self, connection: OwnedFd) {
+        let peer = match Peer::of(connection.as_fd()) {
+            Ok(peer) => peer,
+            Err(error) => {
+                tracing::info!(%error, "a connection is not served");
+                return;
+            }
+        };
+        if self.engine.front_uids.contains(&peer.uid()) {
+            tracing::error!(uid = peer.uid().0, "a front's account connects to the broker; refused");
+            return;
+        }
+        let (uid, pid) = (peer.uid().0, peer.pid());
+        if let Ok(caller) = self.introduce(FrontKind::Socket, peer) {
+            let message = FromEngine::Connected { connection: caller.connection, uid, pid };
+            self.engine.send(FrontKind::Socket, &message, vec![connection]);
+        }
+    }
+
+    fn connection_ended(&self, caller: &Caller, broken_by_us: bool) {
+        let held = self.engine.registry().take_held(caller.connection);
+        for grant in held {
+            let (engine, account) = (Arc::clone(&self.engine), grant.account);
+            let job = Box::new(move || ops::manage::connection_ended(&engine, &grant, broken_by_us));
+            self.submit_or_warn(account, job);
+        }
+    }
+
+    fn grant_event(&self, id: cgrant_wire::GrantId, target: Target) {
+        let Some(account) = events::account(&self.engine, id) else { return };
+        let engine = Arc::clone(&self.engine);
+        self.submit_or_warn(account, Box::new(move || events::happened(&engine, id, &target)));
+    }
+
+    fn submit_or_warn(&self, account: HostUid, job: crate::pool::Job) {
+        if let Err(error) = self.engine.pool.submit_event(account.0, job) {
+            tracing::error!(%error, account = account.0, "an event of a grant could not be queued");
+        }
+    }
+
+    fn accounts_changed(&self) {
+        let engine = Arc::clone(&self.engine);
+        self.submit_or_warn(HostUid(0), Box::new(move || engine.accounts_changed()));
+    }
+
+    fn reload(&self) {
+        let outcome = crate::boot::read_policy(&self.engine.config);
+        let message = match outcome {
+            Ok(policy) => {
+                self.engine.set_policy(policy);
+                tracing::info!("the policy was read again");
+                FromChild::Reloaded(Ok(()))
+            }
+            Err(error) => {
+                tracing::error!(%error, "the policy has errors; the previous one stays");
+                FromChild::Reloaded(Err(error.to_string()))
+            }
+        };
+        self.tell_supervisor(&message);
+    }
+}

@@ -1,0 +1,231 @@
+//! What the engine waits for: one epoll, one inotify, one timer. An idle engine makes no system call.
+//!
+//! Descriptors of grants (holders' pidfds, pressure triggers, the v1 out-of-memory eventfd) are owned here, so
+//! that whoever removes a watch closes it. Files are watched by inotify, one watch descriptor each.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use cgrant_wire::{GrantId, boot::FrontKind};
+use nix::sys::{
+    epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+    inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor},
+};
+
+/// Events taken from the kernel at once.
+const BATCH: usize = 64;
+
+/// What a descriptor or file that became ready means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// The supervisor spoke.
+    Control,
+    /// Somebody connects to the listener of this number.
+    Listener(usize),
+    /// A front spoke, or can be spoken to again.
+    Link(FrontKind),
+    /// Files changed.
+    Files,
+    /// The process that holds the grant has ended.
+    Holder(GrantId),
+    /// The grant's `cgroup.events` changed.
+    Populated(GrantId),
+    /// Processes of the grant were killed for want of memory, maybe.
+    Oom(GrantId),
+    /// The grant waits for the resource.
+    Pressure(GrantId, String),
+    /// `/etc` changed.
+    Accounts,
+    /// A cgroup that is watched has been removed.
+    Vanished(GrantId),
+    /// The time for this has come.
+    Deadline(GrantId),
+}
+
+enum Watch {
+    Borrowed { target: Target },
+    Owned { target: Target, fd: OwnedFd },
+    File { target: Target, watch: WatchDescriptor },
+}
+
+#[derive(Default)]
+struct Table {
+    last: u64,
+    watches: HashMap<u64, Watch>,
+    files: HashMap<WatchDescriptor, u64>,
+}
+
+impl Table {
+    fn token(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+}
+
+/// Everything that is waited for.
+pub struct Watches {
+    epoll: Epoll,
+    inotify: Inotify,
+    table: Mutex<Table>,
+}
+
+impl Watches {
+    /// Nothing is watched yet.
+    ///
+    /// # Errors
+    /// If the kernel has no descriptors left.
+    pub fn new() -> io::Result<Self> {
+        let watches = Self {
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            inotify: Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?,
+            table: Mutex::default(),
+        };
+        watches.borrow(watches.inotify.as_fd(), EpollFlags::EPOLLIN, Target::Files)?;
+        Ok(watches)
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Watches a descriptor that somebody else owns and that stays open until the watch is removed.
+    ///
+    /// # Errors
+    /// If epoll refuses it.
+    pub fn borrow(&self, fd: BorrowedFd<'_>, flags: EpollFlags, target: Target) -> io::Result<u64> {
+        let mut table = self.table();
+        let token = table.token();
+        self.epoll.add(fd, EpollEvent::new(flags, token))?;
+        table.watches.insert(token, Watch::Borrowed { target });
+        Ok(token)
+    }
+
+    /// Watches a descriptor and owns it.
+    ///
+    /// # Errors
+    /// If epoll refuses it; it is closed then.
+    pub fn own(&self, fd: OwnedFd, flags: EpollFlags, target: Target) -> io::Result<u64> {
+        let mut table = self.table();
+        let token = table.token();
+        self.epoll.add(&fd, EpollEvent::new(flags, token))?;
+        table.watches.insert(token, Watch::Owned { target, fd });
+        Ok(token)
+    }
+
+    /// Changes what a borrowed descriptor is watched for.
+    ///
+    /// # Errors
+    /// If epoll does not know it.
+    pub fn modify(&self, fd: BorrowedFd<'_>, flags: EpollFlags, token: u64) -> io::Result<()> {
+        self.epoll.modify(fd, &mut EpollEvent::new(flags, token))?;
+        Ok(())
+    }
+
+    /// Stops watching a borrowed descriptor.
+    pub fn forget(&self, fd: BorrowedFd<'_>, token: u64) {
+        let _ = self.epoll.delete(fd);
+        self.table().watches.remove(&token);
+    }
+
+    /// Watches an open file for the kernel's notices that its content changed, and its directory's end.
+    ///
+    /// # Errors
+    /// If inotify refuses it (the user's limit of watches, say).
+    pub fn file(&self, file: BorrowedFd<'_>, flags: AddWatchFlags, target: Target) -> io::Result<u64> {
+        // inotify takes paths only; this one leads to the very file that is open, whatever its name means by now.
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let mut table = self.table();
+        let watch = self.inotify.add_watch(path.as_str(), flags)?;
+        let token = table.token();
+        table.files.insert(watch, token);
+        table.watches.insert(token, Watch::File { target, watch });
+        Ok(token)
+    }
+
+    /// Says [`Target::Deadline`] of `grant` once, after `delay`.
+    ///
+    /// # Errors
+    /// If the kernel has no descriptors left.
+    pub fn deadline(&self, delay: Duration, grant: GrantId) -> io::Result<u64> {
+        use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime};
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        let value = Timespec { tv_sec: i64::try_from(delay.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(delay.subsec_nanos()) };
+        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
+        timerfd_settime(&timer, TimerfdTimerFlags::empty(), &Itimerspec { it_interval: never, it_value: value })?;
+        self.own(timer, EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, Target::Deadline(grant))
+    }
+
+    /// Ends a watch and closes what it owns. It may have ended before.
+    pub fn remove(&self, token: u64) {
+        let mut table = self.table();
+        match table.watches.remove(&token) {
+            Some(Watch::Owned { fd, .. }) => {
+                let _ = self.epoll.delete(&fd);
+            }
+            Some(Watch::File { watch, .. }) => {
+                table.files.remove(&watch);
+                // The kernel has dropped it already if the file is gone.
+                let _ = self.inotify.rm_watch(watch);
+            }
+            Some(Watch::Borrowed { .. }) | None => (),
+        }
+    }
+
+    /// Waits until something happened, and says what, with what epoll reported.
+    ///
+    /// # Errors
+    /// If epoll fails for another reason than a signal.
+    pub fn wait(&self) -> io::Result<Vec<(Target, EpollFlags)>> {
+        let mut events = [EpollEvent::empty(); BATCH];
+        let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+            Ok(count) => count,
+            Err(nix::Error::EINTR) => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        };
+        let mut seen = Vec::with_capacity(count);
+        for event in events.iter().take(count) {
+            let target = match self.table().watches.get(&event.data()) {
+                Some(Watch::Borrowed { target } | Watch::Owned { target, .. }) => target.clone(),
+                _ => continue,
+            };
+            if target == Target::Files {
+                seen.extend(self.changed_files().into_iter().map(|target| (target, EpollFlags::EPOLLIN)));
+            } else {
+                seen.push((target, event.events()));
+            }
+        }
+        Ok(seen)
+    }
+
+    fn changed_files(&self) -> Vec<Target> {
+        let events = self.inotify.read_events().unwrap_or_default();
+        let table = self.table();
+        let mut targets: Vec<Target> = Vec::new();
+        for event in events {
+            if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+                // Notices were lost: everything may have changed.
+                return table.watches.values().filter_map(|watch| match watch {
+                    Watch::File { target, .. } => Some(target.clone()),
+                    _ => None,
+                }).collect();
+            }
+            let Some(Watch::File { target, .. }) = table.files.get(&event.wd).and_then(|token| table.watches.get(token)) else {
+                continue;
+            };
+            let gone = event.mask.intersects(AddWatchFlags::IN_IGNORED | AddWatchFlags::IN_DELETE_SELF);
+            let target = match target {
+                Target::Populated(grant) if gone => Target::Vanished(*grant),
+                target => target.clone(),
+            };
+            if !targets.contains(&target) {
+                targets.push(target);
+            }
+        }
+        targets
+    }
+}
