@@ -1,13 +1,25 @@
-//! What may be granted to whom: names, limits, configuration, quotas and the one decision, `judge()`.
+//! What may be granted to whom: names, limits, configuration, quotas and the one decision, [`judge()`].
 //!
 //! Pure: no I/O, no clock, no kernel objects. Everything here can be tested by calling it.
 
+pub mod config;
+mod diagnostic;
 pub mod ids;
+pub mod judge;
 pub mod limit;
 pub mod name;
+mod policy;
 pub mod raw;
+mod rule;
 
+pub use config::{BLOCK, Config, Pool, PoolError};
+pub use diagnostic::FileError;
 pub use ids::{HostGid, HostUid, IdRange, IdSpan, NsGid, NsUid, SpanError};
+pub use judge::{
+    Action, Denial, DenialCode, NewGrant, Request, Resource, UsageNow, Verb, Verdict, judge, usage_rows,
+};
 pub use limit::{Bytes, CpuList, CpuQuota, HugePageSize, IoLimit, LimitError, LimitKey, LimitValue};
 pub use name::{CgroupName, CgroupPath, GrantName, GrantPath, NameError};
+pub use policy::{BUILT_IN, Caller, Policy, Ruling, Source};
 pub use raw::{Key, RawKey, RawValue, Setting, SettingError};
+pub use rule::{Access, AccessRules, Ceilings, Door, Quotas, RawRules};

@@ -409,9 +409,7 @@ fn io_device(text: &str) -> Option<IoLimit> {
         *figure = Some(value.filter(|value| *value > 0).or(value.is_none().then_some(u64::MAX))?);
     }
     let [(_, rbps), (_, wbps), (_, riops), (_, wiops)] = figures;
-    if rbps.or(wbps).or(riops).or(wiops).is_none() {
-        return None;
-    }
+    rbps.or(wbps).or(riops).or(wiops)?;
     let limited = |figure: Option<u64>| figure.filter(|value| *value != u64::MAX);
     Some(IoLimit {
         device,

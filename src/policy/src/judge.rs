@@ -1,0 +1,706 @@
+//! The decision. Every request of every caller passes [`judge`], and nothing else decides about rights.
+
+use crate::{
+    ids::HostUid,
+    limit::{LimitKey, LimitValue},
+    policy::{Caller, Policy, Ruling},
+    raw::RawKey,
+    rule::{Access, Door, Quotas},
+};
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Request<'a> {
+    /// Another connection.
+    Connect,
+    /// Another request on the caller's connections; asked before anything is looked at.
+    Call,
+    /// A grant.
+    CreateGrant(NewGrant<'a>),
+    /// Anything that is done with an existing grant.
+    UseGrant {
+        /// Its account.
+        owner: HostUid,
+        /// What is done.
+        verb: Verb,
+    },
+    /// A cgroup below a payload.
+    CreateCgroup {
+        /// The grant's account.
+        owner: HostUid,
+        /// How many levels below the payload.
+        depth: usize,
+    },
+    /// Other limits.
+    SetLimits {
+        /// The grant's account.
+        owner: HostUid,
+        /// Which.
+        limits: &'a [(LimitKey, LimitValue)],
+    },
+    /// The content of a file of the kernel's.
+    ReadRaw {
+        /// The grant's account.
+        owner: HostUid,
+        /// Which file.
+        key: &'a RawKey,
+    },
+    /// Something written into a file of the kernel's.
+    WriteRaw {
+        /// The grant's account.
+        owner: HostUid,
+        /// Which file.
+        key: &'a RawKey,
+    },
+    /// The list of everybody's grants.
+    ListAll,
+    /// An account's usage, quotas and ranges.
+    UsageOf {
+        /// Whose.
+        account: HostUid,
+    },
+}
+
+/// A grant that is asked for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NewGrant<'a> {
+    /// How many ids; `None` for a grant without.
+    pub ids: Option<u32>,
+    /// Its limits.
+    pub limits: &'a [(LimitKey, LimitValue)],
+    /// May its user namespace call setgroups(2)? Of no meaning without ids.
+    pub setgroups: bool,
+    /// Does it outlive its maker?
+    pub persistent: bool,
+    /// For how many resources pressure is to be watched.
+    pub pressure: usize,
+}
+
+/// What is done with a grant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// Tells about it: description, values, figures, processes, cgroups.
+    Read,
+    /// Moves processes into it.
+    Attach,
+    /// Changes what holds it.
+    Adopt,
+    /// Makes it one that nothing but a release ends.
+    Persist,
+    /// Freezes or thaws it.
+    Freeze,
+    /// Kills what is in it.
+    Kill,
+    /// Removes a cgroup, or hands out a descriptor of one.
+    Cgroup,
+    /// Ends it.
+    Release,
+    /// Unties a range from its name.
+    ForgetRange,
+}
+
+/// What an account has at the moment, the request not counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct UsageNow {
+    /// Connections.
+    pub connections: u64,
+    /// Requests under way.
+    pub requests: u64,
+    /// Grants.
+    pub grants: u64,
+    /// Grants among them that outlive their maker.
+    pub persistent_grants: u64,
+    /// Cgroups in all grants.
+    pub cgroups: u64,
+    /// Ids.
+    pub ids: u64,
+    /// Notices about pressure.
+    pub pressure_watches: u64,
+}
+
+/// A right that polkit may be asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// A grant.
+    CreateGrant,
+    /// A grant that outlives its maker.
+    CreatePersistentGrant,
+    /// Other limits.
+    SetLimits,
+    /// A value written into a file of the kernel's.
+    WriteRaw,
+}
+
+impl Action {
+    /// Its name as a polkit action.
+    pub fn id(self) -> &'static str {
+        match self {
+            Self::CreateGrant => "org.cgrant.broker1.create-grant",
+            Self::CreatePersistentGrant => "org.cgrant.broker1.create-persistent-grant",
+            Self::SetLimits => "org.cgrant.broker1.set-limits",
+            Self::WriteRaw => "org.cgrant.broker1.write-raw",
+        }
+    }
+}
+
+/// What policy says to a request. `rule` is the label of the rule that decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Yes.
+    Allow {
+        /// The rule.
+        rule: String,
+    },
+    /// Yes, if polkit agrees. Everything else about the request is in order.
+    Ask {
+        /// What to ask about.
+        action: Action,
+        /// The rule.
+        rule: String,
+    },
+    /// No.
+    Deny(Denial),
+}
+
+/// The kind of a denial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DenialCode {
+    /// The caller may not do this.
+    NotAuthorized,
+    /// There would be more than the account may have, or a value above a ceiling.
+    QuotaExceeded,
+    /// The object is another account's; the caller is told what it would be told if there were no such object.
+    NotVisible,
+}
+
+/// Why a request was denied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denial {
+    /// Its kind.
+    pub code: DenialCode,
+    /// One sentence.
+    pub message: String,
+    /// The label of the rule that decided: `FILE:LINE NAME`, or `built-in NAME`.
+    pub rule: String,
+    /// The quota that was met.
+    pub quota: Option<u64>,
+    /// What the account uses of it.
+    pub usage: Option<u64>,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+/// Decides a request.
+///
+/// An attacker wants a request that is judged as another, or by figures that another made. Neither can be:
+/// this is given what the engine itself knows about the caller and the object, and the quotas are counted
+/// per account, so that nobody uses up anybody else's.
+pub fn judge(policy: &Policy, caller: &Caller, request: &Request<'_>, usage: &UsageNow) -> Verdict {
+    let rules = policy.ruling(caller);
+    let outcome = match request {
+        Request::Connect => connect(rules, usage),
+        Request::Call => within(rules, Resource::Requests, 1, usage),
+        Request::CreateGrant(grant) => create_grant(rules, caller, grant, usage),
+        Request::UseGrant { owner, verb } => use_grant(rules, caller, *owner, *verb, usage),
+        Request::CreateCgroup { owner, depth } => create_cgroup(rules, caller, *owner, *depth, usage),
+        Request::SetLimits { owner, limits } => set_limits(rules, caller, *owner, limits),
+        Request::ReadRaw { owner, key } => read_raw(rules, caller, *owner, key),
+        Request::WriteRaw { owner, key } => write_raw(rules, caller, *owner, key),
+        Request::ListAll => root_only(rules, caller, "list the grants of other accounts"),
+        Request::UsageOf { account } if *account == caller.uid => Ok(None),
+        Request::UsageOf { .. } => root_only(rules, caller, "see the usage of other accounts"),
+    };
+    let rule = rules.label.clone();
+    match outcome {
+        Ok(None) => Verdict::Allow { rule },
+        Ok(Some(action)) => Verdict::Ask { action, rule },
+        Err(denial) => Verdict::Deny(*denial),
+    }
+}
+
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resource {
+    /// Connections.
+    Connections,
+    /// Requests under way.
+    Requests,
+    /// Grants.
+    Grants,
+    /// Grants that outlive their maker.
+    PersistentGrants,
+    /// Cgroups in all grants.
+    Cgroups,
+    /// Ids.
+    Ids,
+    /// Notices about pressure.
+    PressureWatches,
+}
+
+impl Resource {
+    /// All of them, in the order in which usage is shown.
+    pub const ALL: [Self; 7] = [
+        Self::Grants,
+        Self::PersistentGrants,
+        Self::Cgroups,
+        Self::Ids,
+        Self::PressureWatches,
+        Self::Connections,
+        Self::Requests,
+    ];
+
+    /// Its name in policy files and in lists of usage.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Requests => "requests",
+            Self::Grants => "grants",
+            Self::PersistentGrants => "persistent-grants",
+            Self::Cgroups => "cgroups",
+            Self::Ids => "ids",
+            Self::PressureWatches => "pressure-watches",
+        }
+    }
+
+    /// The quota of it and the use of it.
+    pub fn figures(self, quotas: &Quotas, usage: &UsageNow) -> (u64, u64) {
+        match self {
+            Self::Connections => (quotas.connections, usage.connections),
+            Self::Requests => (quotas.requests, usage.requests),
+            Self::Grants => (quotas.grants, usage.grants),
+            Self::PersistentGrants => (quotas.persistent_grants, usage.persistent_grants),
+            Self::Cgroups => (quotas.cgroups, usage.cgroups),
+            Self::Ids => (quotas.ids, usage.ids),
+            Self::PressureWatches => (quotas.pressure_watches, usage.pressure_watches),
+        }
+    }
+
+    fn hint(self) -> &'static str {
+        match self {
+            Self::Connections => "close connections that are not used any more",
+            Self::Requests => "wait for the answers to earlier requests",
+            Self::Grants => "release grants that are not needed; `cgrant grant list` shows them",
+            Self::PersistentGrants => {
+                "release persistent grants that are not needed, or make one that ends with its process"
+            }
+            Self::Cgroups => "remove cgroups or release grants that are not needed",
+            Self::Ids => "ask for fewer ids, or untie the range of a name that is not needed any more",
+            Self::PressureWatches => "make grants without pressure notices, or release some that have them",
+        }
+    }
+}
+
+/// Usage beside quota, by name, for showing to the account: name, used, quota.
+pub fn usage_rows(quotas: &Quotas, usage: &UsageNow) -> Vec<(&'static str, u64, u64)> {
+    let row = |resource: Resource| {
+        let (quota, used) = resource.figures(quotas, usage);
+        (resource.name(), used, quota)
+    };
+    Resource::ALL.into_iter().map(row).collect()
+}
+
+/// `Some` is something to ask about. A denial is boxed because it is large and rare.
+type Outcome = Result<Option<Action>, Box<Denial>>;
+
+fn connect(rules: &Ruling, usage: &UsageNow) -> Outcome {
+    door(rules, rules.access.connect, "speak with the broker")?;
+    within(rules, Resource::Connections, 1, usage)
+}
+
+fn create_grant(rules: &Ruling, caller: &Caller, grant: &NewGrant<'_>, usage: &UsageNow) -> Outcome {
+    let mut ask = access(rules, rules.access.grant, Action::CreateGrant, "make grants")?;
+    within(rules, Resource::Grants, 1, usage)?;
+    within(rules, Resource::Cgroups, 1, usage)?;
+    if grant.persistent {
+        // The right to a lasting grant holds the right to a grant, so there is one question at most.
+        ask = persist(rules, usage)?.or(ask);
+    }
+    if let Some(count) = grant.ids {
+        let count = u64::from(count);
+        at_most(rules, "ids-per-grant", rules.quotas.ids_per_grant, count)?;
+        // Whether new ids are needed at all only the record knows, which holds this quota itself under its lock.
+        at_most(rules, Resource::Ids.name(), rules.quotas.ids, count)?;
+        if grant.setgroups {
+            door(rules, rules.access.setgroups, "have setgroups in a user namespace")
+                .map_err(|denial| denial.hinted("ask for ids without setgroups"))?;
+        }
+    }
+    let watches = u64::try_from(grant.pressure).unwrap_or(u64::MAX);
+    within(rules, Resource::PressureWatches, watches, usage)?;
+    ceilings(rules, caller, grant.limits)?;
+    Ok(ask)
+}
+
+fn persist(rules: &Ruling, usage: &UsageNow) -> Outcome {
+    within(rules, Resource::PersistentGrants, 1, usage)?;
+    let action = Action::CreatePersistentGrant;
+    access(rules, rules.access.persistent, action, "make grants that outlive their maker")
+}
+
+fn use_grant(rules: &Ruling, caller: &Caller, owner: HostUid, verb: Verb, usage: &UsageNow) -> Outcome {
+    authority(rules, caller, owner)?;
+    match verb {
+        Verb::Persist if !caller.uid.is_root() => persist(rules, usage),
+        _ => Ok(None),
+    }
+}
+
+fn create_cgroup(rules: &Ruling, caller: &Caller, owner: HostUid, depth: usize, usage: &UsageNow) -> Outcome {
+    authority(rules, caller, owner)?;
+    let depth = u64::try_from(depth).unwrap_or(u64::MAX);
+    at_most(rules, "cgroup-depth", rules.quotas.cgroup_depth, depth)?;
+    within(rules, Resource::Cgroups, 1, usage)
+}
+
+fn set_limits(rules: &Ruling, caller: &Caller, owner: HostUid, limits: &[(LimitKey, LimitValue)]) -> Outcome {
+    authority(rules, caller, owner)?;
+    ceilings(rules, caller, limits)?;
+    access(rules, rules.access.limits, Action::SetLimits, "change the limits of grants")
+}
+
+fn read_raw(rules: &Ruling, caller: &Caller, owner: HostUid, key: &RawKey) -> Outcome {
+    authority(rules, caller, owner)?;
+    if rules.raw.read.contains(key) || rules.raw.write.contains(key) {
+        return Ok(None);
+    }
+    Err(denied(rules, format!("policy does not let the file {key} be read"))
+        .hinted("an administrator can add it to raw.read of the rule"))
+}
+
+fn write_raw(rules: &Ruling, caller: &Caller, owner: HostUid, key: &RawKey) -> Outcome {
+    authority(rules, caller, owner)?;
+    if !rules.raw.write.contains(key) {
+        return Err(denied(rules, format!("policy does not let the file {key} be written"))
+            .hinted("an administrator can add it to raw.write of the rule"));
+    }
+    access(rules, rules.access.raw_write, Action::WriteRaw, "write files of cgroups")
+}
+
+/// The caller's own account, or root. Anybody else learns nothing, not even that the object is there.
+fn authority(rules: &Ruling, caller: &Caller, owner: HostUid) -> Result<(), Box<Denial>> {
+    if caller.uid == owner || caller.uid.is_root() {
+        return Ok(());
+    }
+    let mut denial = denied(rules, "there is no such grant of this account".to_owned());
+    denial.code = DenialCode::NotVisible;
+    Err(denial)
+}
+
+fn root_only(rules: &Ruling, caller: &Caller, what: &str) -> Outcome {
+    if caller.uid.is_root() {
+        return Ok(None);
+    }
+    Err(denied(rules, format!("only root may {what}")))
+}
+
+fn access(rules: &Ruling, said: Access, action: Action, what: &str) -> Outcome {
+    match said {
+        Access::Allow => Ok(None),
+        Access::Ask => Ok(Some(action)),
+        Access::Deny => Err(denied(rules, format!("policy does not let this account {what}"))),
+    }
+}
+
+fn door(rules: &Ruling, said: Door, what: &str) -> Outcome {
+    match said {
+        Door::Allow => Ok(None),
+        Door::Deny => Err(denied(rules, format!("policy does not let this account {what}"))),
+    }
+}
+
+/// Is there room for so many more?
+fn within(rules: &Ruling, resource: Resource, more: u64, usage: &UsageNow) -> Outcome {
+    let (quota, used) = resource.figures(&rules.quotas, usage);
+    if more == 0 || used.checked_add(more).is_some_and(|total| total <= quota) {
+        return Ok(None);
+    }
+    let name = resource.name();
+    let message = format!("the account has {used} of at most {quota} {name} and asks for {more} more");
+    Err(exceeded(rules, message, quota, used).hinted(resource.hint()))
+}
+
+/// Is one thing small enough?
+fn at_most(rules: &Ruling, name: &str, quota: u64, asked: u64) -> Outcome {
+    if asked <= quota {
+        return Ok(None);
+    }
+    let message = format!("{asked} is more than the {quota} that policy allows for {name}");
+    Err(exceeded(rules, message, quota, asked).hinted("ask for less"))
+}
+
+/// Root may set what it likes on any grant: ceilings are there to be kept by others.
+fn ceilings(rules: &Ruling, caller: &Caller, limits: &[(LimitKey, LimitValue)]) -> Result<(), Box<Denial>> {
+    if caller.uid.is_root() {
+        return Ok(());
+    }
+    for (key, value) in limits {
+        let Some(most) = rules.grant_ceilings.of(*key) else { continue };
+        if value.exceeds(most) {
+            let message = format!("{key} = {value} is above the ceiling of {most} that policy sets");
+            let mut denial = denied(rules, message);
+            denial.code = DenialCode::QuotaExceeded;
+            return Err(denial.hinted(&format!("ask for {most} or less")));
+        }
+    }
+    Ok(())
+}
+
+fn denied(rules: &Ruling, message: String) -> Box<Denial> {
+    let rule = rules.label.clone();
+    Box::new(Denial { code: DenialCode::NotAuthorized, message, rule, quota: None, usage: None, hint: None })
+}
+
+fn exceeded(rules: &Ruling, message: String, quota: u64, usage: u64) -> Box<Denial> {
+    let mut denial = denied(rules, message);
+    (denial.code, denial.quota, denial.usage) = (DenialCode::QuotaExceeded, Some(quota), Some(usage));
+    denial
+}
+
+impl Denial {
+    fn hinted(mut self: Box<Self>, hint: &str) -> Box<Self> {
+        self.hint = Some(hint.to_owned());
+        self
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{ids::HostGid, policy::Source};
+
+    const ROOT: u32 = 0;
+    const PERSON: u32 = 1000;
+
+    fn caller(uid: u32) -> Caller {
+        Caller { uid: HostUid(uid), gid: HostGid(uid), groups: vec![] }
+    }
+
+    fn with(text: &str) -> Policy {
+        let text = format!("[[rule]]\nname = \"site\"\n{text}");
+        Policy::parse(&[Source { name: "s.toml", text: &text }]).unwrap()
+    }
+
+    fn plain() -> NewGrant<'static> {
+        NewGrant { ids: Some(65536), limits: &[], setgroups: true, persistent: false, pressure: 0 }
+    }
+
+    fn denial(policy: &Policy, uid: u32, request: &Request<'_>, usage: &UsageNow) -> Denial {
+        match judge(policy, &caller(uid), request, usage) {
+            Verdict::Deny(denial) => denial,
+            other => panic!("expected a denial of {request:?}, got {other:?}"),
+        }
+    }
+
+    fn allowed(policy: &Policy, uid: u32, request: &Request<'_>) -> bool {
+        matches!(judge(policy, &caller(uid), request, &UsageNow::default()), Verdict::Allow { .. })
+    }
+
+    #[test]
+    fn the_built_in_policy_lets_people_run_containers() {
+        let policy = Policy::built_in().unwrap();
+        let owner = HostUid(PERSON);
+        let key = "memory.swappiness".to_owned().try_into().unwrap();
+        let limits = [(LimitKey::MemoryMax, LimitValue::Bytes(None))];
+        for request in [
+            Request::Connect,
+            Request::Call,
+            Request::CreateGrant(NewGrant { persistent: true, pressure: 3, ..plain() }),
+            Request::UseGrant { owner, verb: Verb::Release },
+            Request::CreateCgroup { owner, depth: 16 },
+            Request::SetLimits { owner, limits: &limits },
+            Request::ReadRaw { owner, key: &key },
+            Request::WriteRaw { owner, key: &key },
+            Request::UsageOf { account: owner },
+        ] {
+            assert!(allowed(&policy, PERSON, &request), "{request:?}");
+            assert!(allowed(&policy, ROOT, &request), "{request:?}");
+        }
+    }
+
+    fn on_others(owner: HostUid, key: &RawKey) -> [Request<'_>; 9] {
+        let verb = |verb| Request::UseGrant { owner, verb };
+        [
+            verb(Verb::Read),
+            verb(Verb::Attach),
+            verb(Verb::Persist),
+            verb(Verb::Kill),
+            verb(Verb::Release),
+            Request::CreateCgroup { owner, depth: 1 },
+            Request::SetLimits { owner, limits: &[] },
+            Request::ReadRaw { owner, key },
+            Request::WriteRaw { owner, key },
+        ]
+    }
+
+    #[test]
+    fn another_accounts_grant_is_not_there() {
+        let policy = Policy::built_in().unwrap();
+        let key = "memory.swappiness".to_owned().try_into().unwrap();
+        for request in on_others(HostUid(1001), &key) {
+            let denial = denial(&policy, PERSON, &request, &UsageNow::default());
+            assert_eq!(denial.code, DenialCode::NotVisible, "{request:?}");
+            assert!(!denial.message.contains("1001"));
+            assert!(allowed(&policy, ROOT, &request), "{request:?}");
+        }
+        for request in [Request::ListAll, Request::UsageOf { account: HostUid(1001) }] {
+            let denial = denial(&policy, PERSON, &request, &UsageNow::default());
+            assert_eq!(denial.code, DenialCode::NotAuthorized);
+            assert!(allowed(&policy, ROOT, &request));
+        }
+    }
+
+    #[test]
+    fn a_quota_that_is_met_is_named_with_its_figures() {
+        let policy = with("quota.grants = 3\n");
+        let usage = UsageNow { grants: 3, ..UsageNow::default() };
+        let denial = denial(&policy, PERSON, &Request::CreateGrant(plain()), &usage);
+        assert_eq!((denial.code, denial.quota, denial.usage), (DenialCode::QuotaExceeded, Some(3), Some(3)));
+        assert_eq!(denial.rule, "s.toml:1 site");
+        assert_eq!(denial.message, "the account has 3 of at most 3 grants and asks for 1 more");
+        assert!(denial.hint.unwrap().contains("cgrant grant list"));
+    }
+
+    #[test]
+    fn every_quota_is_held() {
+        let policy = with(
+            "[rule.quota]\nconnections = 1\nrequests = 1\ngrants = 1\npersistent-grants = 0\ncgroups = 1\ncgroup-depth = 2\nids = 70000\nids-per-grant = 65536\npressure-watches = 2\n",
+        );
+        let owner = HostUid(PERSON);
+        let one = UsageNow { connections: 1, requests: 1, grants: 1, cgroups: 1, ..UsageNow::default() };
+        let none = UsageNow::default();
+        let requests = [
+            (Request::Connect, one, "connections"),
+            (Request::Call, one, "requests"),
+            (Request::CreateGrant(plain()), one, "grants"),
+            (Request::CreateGrant(plain()), UsageNow { cgroups: 1, ..none }, "cgroups"),
+            (Request::CreateGrant(NewGrant { persistent: true, ..plain() }), none, "persistent-grants"),
+            (Request::UseGrant { owner, verb: Verb::Persist }, none, "persistent-grants"),
+            (Request::CreateGrant(NewGrant { ids: Some(65537), ..plain() }), none, "ids-per-grant"),
+            (Request::CreateGrant(NewGrant { pressure: 3, ..plain() }), none, "pressure-watches"),
+            (Request::CreateCgroup { owner, depth: 1 }, one, "cgroups"),
+            (Request::CreateCgroup { owner, depth: 3 }, none, "cgroup-depth"),
+        ];
+        for (request, usage, name) in requests {
+            let denial = denial(&policy, PERSON, &request, &usage);
+            assert_eq!(denial.code, DenialCode::QuotaExceeded, "{request:?}");
+            assert!(denial.message.contains(&format!(" {name}")), "{}", denial.message);
+            assert!(denial.hint.is_some());
+        }
+        let fits = [
+            Request::CreateGrant(NewGrant { pressure: 2, ..plain() }),
+            Request::CreateCgroup { owner, depth: 2 },
+        ];
+        assert!(fits.iter().all(|request| allowed(&policy, PERSON, request)));
+    }
+
+    #[test]
+    fn what_access_says_is_done() {
+        let owner = HostUid(PERSON);
+        let key = "memory.swappiness".to_owned().try_into().unwrap();
+        let create = Request::CreateGrant(plain());
+        let lasting = Request::CreateGrant(NewGrant { persistent: true, ..plain() });
+        let ask = |action| Verdict::Ask { action, rule: "s.toml:1 site".to_owned() };
+        for (text, request, action) in [
+            ("access.grant = \"ask\"\n", create, Action::CreateGrant),
+            ("access.grant = \"ask\"\n", lasting, Action::CreateGrant),
+            ("access.grant = \"ask\"\naccess.persistent = \"ask\"\n", lasting, Action::CreatePersistentGrant),
+            (
+                "access.persistent = \"ask\"\n",
+                Request::UseGrant { owner, verb: Verb::Persist },
+                Action::CreatePersistentGrant,
+            ),
+            ("access.limits = \"ask\"\n", Request::SetLimits { owner, limits: &[] }, Action::SetLimits),
+            ("access.raw-write = \"ask\"\n", Request::WriteRaw { owner, key: &key }, Action::WriteRaw),
+        ] {
+            let verdict = judge(&with(text), &caller(PERSON), &request, &UsageNow::default());
+            assert_eq!(verdict, ask(action), "{text}");
+            let no = with(&text.replace("ask", "deny"));
+            let denial = denial(&no, PERSON, &request, &UsageNow::default());
+            assert_eq!(denial.code, DenialCode::NotAuthorized, "{text}");
+        }
+        let closed = with("access.connect = \"deny\"\naccess.setgroups = \"deny\"\n");
+        assert!(!allowed(&closed, PERSON, &Request::Connect));
+        assert!(!allowed(&closed, PERSON, &create));
+        let without = NewGrant { setgroups: false, ..plain() };
+        assert!(allowed(&closed, PERSON, &Request::CreateGrant(without)));
+        let no_ids = NewGrant { ids: None, ..plain() };
+        assert!(allowed(&closed, PERSON, &Request::CreateGrant(no_ids)));
+    }
+
+    #[test]
+    fn ceilings_hold_at_creation_and_later() {
+        let policy = with("grant-ceiling = { \"memory.max\" = \"1G\" }\n");
+        let owner = HostUid(PERSON);
+        for (value, fits) in [(Some(1 << 30), true), (Some((1 << 30) + 1), false), (None, false)] {
+            let limits = [(LimitKey::MemoryMax, LimitValue::Bytes(value))];
+            let create = Request::CreateGrant(NewGrant { limits: &limits, ..plain() });
+            let set = Request::SetLimits { owner, limits: &limits };
+            for request in [create, set] {
+                assert_eq!(allowed(&policy, PERSON, &request), fits, "{request:?}");
+                assert!(allowed(&policy, ROOT, &request));
+            }
+        }
+        let limits = [(LimitKey::MemoryMax, LimitValue::Bytes(None))];
+        let denial =
+            denial(&policy, PERSON, &Request::SetLimits { owner, limits: &limits }, &UsageNow::default());
+        assert_eq!(denial.message, "memory.max = max is above the ceiling of 1073741824 that policy sets");
+    }
+
+    #[test]
+    fn files_that_are_not_listed_are_refused() {
+        let policy = Policy::built_in().unwrap();
+        let owner = HostUid(PERSON);
+        for name in ["devices.allow", "cgroup.procs", "memory.limit_in_bytes", "cgroup.kill", "memory.min"] {
+            let key = name.to_owned().try_into().unwrap();
+            for uid in [PERSON, ROOT] {
+                assert!(!allowed(&policy, uid, &Request::WriteRaw { owner, key: &key }), "{name}");
+            }
+        }
+        let key = "cgroup.procs".to_owned().try_into().unwrap();
+        assert!(!allowed(&policy, PERSON, &Request::ReadRaw { owner, key: &key }));
+    }
+
+    fn any_verb() -> impl Strategy<Value = Verb> {
+        prop::sample::select(vec![
+            Verb::Read,
+            Verb::Attach,
+            Verb::Adopt,
+            Verb::Persist,
+            Verb::Freeze,
+            Verb::Kill,
+            Verb::Cgroup,
+            Verb::Release,
+            Verb::ForgetRange,
+        ])
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_but_root_reaches_anothers_grant(uid in 1u32.., owner: u32, verb in any_verb(), groups: Vec<u32>) {
+            prop_assume!(uid != owner);
+            let policy = Policy::built_in().unwrap();
+            let groups = groups.into_iter().map(HostGid).collect();
+            let caller = Caller { uid: HostUid(uid), gid: HostGid(0), groups };
+            let request = Request::UseGrant { owner: HostUid(owner), verb };
+            let verdict = judge(&policy, &caller, &request, &UsageNow::default());
+            let hidden = matches!(&verdict, Verdict::Deny(denial) if denial.code == DenialCode::NotVisible);
+            prop_assert!(hidden);
+        }
+
+        #[test]
+        fn what_is_allowed_fits_the_quotas(grants: u64, cgroups: u64, watches: u64, ids: u32, pressure: usize) {
+            let policy = Policy::built_in().unwrap();
+            let usage = UsageNow { grants, cgroups, pressure_watches: watches, ..UsageNow::default() };
+            let grant = NewGrant { ids: Some(ids), pressure, ..plain() };
+            if let Verdict::Allow { .. } = judge(&policy, &caller(PERSON), &Request::CreateGrant(grant), &usage) {
+                let quotas = policy.quotas(&caller(PERSON));
+                prop_assert!(grants < quotas.grants && cgroups < quotas.cgroups);
+                prop_assert!(u64::from(ids) <= quotas.ids_per_grant);
+                prop_assert!(pressure == 0 || watches + pressure as u64 <= quotas.pressure_watches);
+            }
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! The rules of policy as they stand in files: whom a rule is for, and what it gives.
+
+use std::{collections::BTreeSet, fmt};
+
+use serde::{Deserialize, Deserializer, de};
+use toml::Spanned;
+
+use crate::{
+    diagnostic::{FileError, read, text},
+    ids::{HostGid, IdSpan},
+    limit::{LimitKey, LimitValue},
+    raw::{Key, RawKey},
+};
+
+/// A policy file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PolicyFile {
+    #[serde(default)]
+    pub(crate) rule: Vec<Spanned<Rule>>,
+}
+
+impl PolicyFile {
+    pub(crate) fn parse(file: &str, text: &str) -> Result<Self, FileError> {
+        read(file, text)
+    }
+}
+
+/// A rule. What it does not say is `None`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Rule {
+    pub(crate) name: RuleName,
+    pub(crate) uids: Option<Vec<Ids>>,
+    pub(crate) gids: Option<Vec<Ids>>,
+    pub(crate) groups: Option<Vec<GroupName>>,
+    #[serde(default)]
+    pub(crate) access: AccessText,
+    #[serde(default)]
+    pub(crate) quota: QuotaText,
+    pub(crate) grant_ceiling: Option<Ceilings>,
+    pub(crate) account_ceiling: Option<Ceilings>,
+    #[serde(default)]
+    pub(crate) raw: RawText,
+    /// Gids of `groups`, put in by whoever reads the group file.
+    #[serde(skip)]
+    pub(crate) resolved: BTreeSet<HostGid>,
+}
+
+/// What policy says to a kind of request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// Yes, within the quotas.
+    Allow,
+    /// If polkit says so.
+    Ask,
+    /// No.
+    Deny,
+}
+
+/// As [`Access`], where nobody can be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Door {
+    /// Yes.
+    Allow,
+    /// No.
+    Deny,
+}
+
+macro_rules! table {
+    ($(#[$doc:meta])* $whole:ident, $text:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty = $written:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct $whole {
+            $($(#[$field_doc])* pub $field: $type,)*
+        }
+
+        #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+        #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+        pub(crate) struct $text {
+            $($field: Option<$written>,)*
+        }
+
+        impl $text {
+            /// Everything that this says, and the rest as the other says; `None` if neither says it all.
+            pub(crate) fn over(&self, base: &Self) -> Option<$whole> {
+                Some($whole { $($field: self.$field.clone().or_else(|| base.$field.clone())?.into(),)* })
+            }
+        }
+    };
+}
+
+table! {
+    /// What policy says to each kind of request.
+    AccessRules, AccessText {
+        /// To connections.
+        connect: Door = Door,
+        /// To new grants.
+        grant: Access = Access,
+        /// To grants that outlive their maker.
+        persistent: Access = Access,
+        /// To changed limits.
+        limits: Access = Access,
+        /// To values written into files of the kernel's.
+        raw_write: Access = Access,
+        /// To setgroups(2) in user namespaces.
+        setgroups: Door = Door,
+    }
+}
+
+table! {
+    /// How much an account may have at one time.
+    Quotas, QuotaText {
+        /// Connections.
+        connections: u64 = Bounded<65_536>,
+        /// Requests under way.
+        requests: u64 = Bounded<65_536>,
+        /// Grants.
+        grants: u64 = Bounded<65_536>,
+        /// Grants that outlive their maker; they count among the grants too.
+        persistent_grants: u64 = Bounded<65_536>,
+        /// Cgroups in all grants.
+        cgroups: u64 = Bounded<1_048_576>,
+        /// Levels of cgroups below a payload.
+        cgroup_depth: u64 = Bounded<32>,
+        /// Ids, uids and gids counted once.
+        ids: u64 = Bounded<4_294_967_295>,
+        /// Ids in one grant.
+        ids_per_grant: u64 = Bounded<4_294_967_295>,
+        /// Notices about pressure.
+        pressure_watches: u64 = Bounded<65_536>,
+    }
+}
+
+table! {
+    /// Files of the kernel's that may be read and written.
+    RawRules, RawText {
+        /// May be read.
+        read: BTreeSet<RawKey> = RawReadKeys,
+        /// May be written, and read.
+        write: BTreeSet<RawKey> = RawWriteKeys,
+    }
+}
+
+/// Limits that nothing may be above, one a key at most.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ceilings(Vec<(LimitKey, LimitValue)>);
+
+impl Ceilings {
+    /// The ceilings, in the order of their keys.
+    pub fn limits(&self) -> &[(LimitKey, LimitValue)] {
+        &self.0
+    }
+
+    /// The ceiling of this key.
+    pub fn of(&self, key: LimitKey) -> Option<&LimitValue> {
+        self.0.iter().find(|(known, _)| *known == key).map(|(_, value)| value)
+    }
+}
+
+/// A whole number from 0 to `MAX`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bounded<const MAX: u64>(u64);
+
+impl<const MAX: u64> From<Bounded<MAX>> for u64 {
+    fn from(number: Bounded<MAX>) -> Self {
+        number.0
+    }
+}
+
+/// `1000`, `"1000"` or `"1000-1999"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ids(pub(crate) IdSpan);
+
+/// What a rule is called in answers and logs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RuleName(pub(crate) String);
+
+/// A group's name as in group(5).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GroupName(pub(crate) String);
+
+/// Keys that may be listed for reading.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RawReadKeys(BTreeSet<RawKey>);
+
+/// Keys that may be listed for writing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RawWriteKeys(BTreeSet<RawKey>);
+
+impl From<RawReadKeys> for BTreeSet<RawKey> {
+    fn from(keys: RawReadKeys) -> Self {
+        keys.0
+    }
+}
+
+impl From<RawWriteKeys> for BTreeSet<RawKey> {
+    fn from(keys: RawWriteKeys) -> Self {
+        keys.0
+    }
+}
+
+/// Files that no policy can make writable: they move or free processes, reach devices, or are what a portable
+/// limit, with its ceiling, is carried out with.
+fn never_writable(key: &RawKey) -> bool {
+    let name = key.as_str();
+    matches!(key.controller(), "cgroup" | "devices" | "freezer" | "release_agent" | "debug")
+        || name.starts_with("blkio.throttle.")
+        || name.starts_with("hugetlb.")
+        || name.starts_with("memory.kmem.")
+        || matches!(
+            name,
+            "cpu.cfs_burst_us"
+                | "cpu.cfs_period_us"
+                | "cpu.cfs_quota_us"
+                | "cpu.max.burst"
+                | "cpu.rt_period_us"
+                | "cpu.rt_runtime_us"
+                | "cpu.shares"
+                | "cpu.weight.nice"
+                | "cpuset.cpus.exclusive"
+                | "cpuset.cpus.partition"
+                | "cpuset.cpu_exclusive"
+                | "cpuset.mem_exclusive"
+                | "memory.limit_in_bytes"
+                | "memory.memsw.limit_in_bytes"
+                | "memory.oom_control"
+                | "memory.move_charge_at_immigrate"
+                | "memory.use_hierarchy"
+                | "memory.force_empty"
+        )
+}
+
+fn raw_key(text: &str) -> Result<RawKey, String> {
+    match text.parse() {
+        Ok(Key::Raw(key)) => Ok(key),
+        Ok(Key::Limit(key)) => {
+            Err(format!("`{key}` is a limit, which needs no entry here; grant-ceiling bounds it"))
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+impl<'de> Deserialize<'de> for RawReadKeys {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let keys = Vec::<Readable>::deserialize(from)?;
+        Ok(Self(keys.into_iter().map(|key| key.0).collect()))
+    }
+}
+
+impl<'de> Deserialize<'de> for RawWriteKeys {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let keys = Vec::<Writable>::deserialize(from)?;
+        Ok(Self(keys.into_iter().map(|key| key.0).collect()))
+    }
+}
+
+struct Readable(RawKey);
+struct Writable(RawKey);
+
+impl<'de> Deserialize<'de> for Readable {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        text(from, "the name of a cgroup file", raw_key).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Writable {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        text(from, "the name of a cgroup file", |text| match raw_key(text)? {
+            key if never_writable(&key) => {
+                Err(format!("`{key}` can't be made writable: it would let a holder around its limits"))
+            }
+            key => Ok(Self(key)),
+        })
+    }
+}
+
+impl<'de, const MAX: u64> Deserialize<'de> for Bounded<MAX> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Visitor<const MAX: u64>;
+        impl<const MAX: u64> de::Visitor<'_> for Visitor<MAX> {
+            type Value = Bounded<MAX>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a whole number from 0 to {MAX}")
+            }
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
+                if number > MAX {
+                    return Err(E::invalid_value(de::Unexpected::Unsigned(number), &self));
+                }
+                Ok(Bounded(number))
+            }
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Self::Value, E> {
+                let error = E::invalid_value(de::Unexpected::Signed(number), &self);
+                self.visit_u64(u64::try_from(number).map_err(|_| error)?)
+            }
+        }
+        from.deserialize_any(Visitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for Ids {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Ids;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an id such as 1000, or a range such as \"1000-1999\"")
+            }
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Ids, E> {
+                let span = u32::try_from(number).ok().and_then(|id| IdSpan::new(id, 1).ok());
+                span.map(Ids).ok_or_else(|| E::invalid_value(de::Unexpected::Signed(number), &self))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Ids, E> {
+                text.parse().map(Ids).map_err(E::custom)
+            }
+        }
+        from.deserialize_any(Visitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for RuleName {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        text(from, "a name", |text| {
+            let form = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | ' ');
+            let fits = !text.trim().is_empty() && text.chars().count() <= 64 && text.chars().all(form);
+            let error = "expected a name of 1 to 64 letters, digits, spaces, `-`, `_` and `.`";
+            fits.then(|| Self(text.to_owned())).ok_or(error)
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for GroupName {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        text(from, "the name of a group", |text| {
+            let form = |c: char| !c.is_control() && !c.is_whitespace() && c != ':' && c != ',';
+            let number = text.bytes().all(|b| b.is_ascii_digit());
+            let fits = (1..=256).contains(&text.len()) && text.chars().all(form) && !number;
+            fits.then(|| Self(text.to_owned())).ok_or("expected the name of a group; numbers go into `gids`")
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Ceilings {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Ceilings;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("limits, such as \"memory.max\" = \"4G\"")
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Ceilings, A::Error> {
+                let mut limits = Vec::new();
+                while let Some(key) = map.next_key::<LimitKey>()? {
+                    limits.push((key, map.next_value_seed(ValueOf(key))?));
+                }
+                limits.sort_unstable_by_key(|(key, _)| *key);
+                Ok(Ceilings(limits))
+            }
+        }
+        from.deserialize_map(Visitor)
+    }
+}
+
+/// Reads the value of a known key, so that a mistake in it is reported at the value's place.
+struct ValueOf(LimitKey);
+
+impl<'de> de::DeserializeSeed<'de> for ValueOf {
+    type Value = LimitValue;
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<LimitValue, D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl de::Visitor<'_> for ValueOf {
+    type Value = LimitValue;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a value of {}", self.0)
+    }
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<LimitValue, E> {
+        LimitValue::parse(&self.0, text).map_err(E::custom)
+    }
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<LimitValue, E> {
+        self.visit_str(&number.to_string())
+    }
+}
