@@ -41,9 +41,10 @@ const ALLOWED: CloneFlags = CloneFlags::CLONE_NEWCGROUP
 pub struct Clone3<'fd> {
     namespaces: CloneFlags,
     cgroup: Option<BorrowedFd<'fd>>,
+    sibling: bool,
 }
 
-/// A child that was made. It is to be waited for: [`Pidfd::wait`].
+/// A child that was made. It is to be waited for ([`Pidfd::wait`]), by its parent.
 #[derive(Debug)]
 pub struct Child {
     /// Its pid as this process sees it.
@@ -62,7 +63,7 @@ impl<'fd> Clone3<'fd> {
     /// A child in the namespaces and the cgroup of this process.
     #[must_use]
     pub fn new() -> Self {
-        Self { namespaces: CloneFlags::empty(), cgroup: None }
+        Self { namespaces: CloneFlags::empty(), cgroup: None, sibling: false }
     }
 
     /// In new namespaces: `CLONE_NEW*` flags, others make [`Clone3::spawn`] refuse.
@@ -76,6 +77,14 @@ impl<'fd> Clone3<'fd> {
     #[must_use]
     pub fn cgroup(mut self, directory: BorrowedFd<'fd>) -> Self {
         self.cgroup = Some(directory);
+        self
+    }
+
+    /// As a child of this process's parent instead (`CLONE_PARENT`), which then is who can wait for it, and gets
+    /// the signal that it gets for this process.
+    #[must_use]
+    pub fn sibling(mut self) -> Self {
+        self.sibling = true;
         self
     }
 
@@ -97,7 +106,12 @@ impl<'fd> Clone3<'fd> {
         let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
         arguments.flags = u64::from(self.namespaces.bits().cast_unsigned()) | PIDFD;
         arguments.pidfd = (&raw mut pidfd).addr() as u64;
-        arguments.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+        if self.sibling {
+            // The exit signal is then that of this process, and the field must be 0.
+            arguments.flags |= u64::from(libc::CLONE_PARENT.cast_unsigned());
+        } else {
+            arguments.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+        }
         if let Some(directory) = self.cgroup {
             arguments.flags |= INTO_CGROUP;
             arguments.cgroup = u64::from(directory.as_raw_fd().cast_unsigned());

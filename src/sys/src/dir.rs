@@ -26,8 +26,7 @@ const STEP: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_XDEV);
 
-const OPEN_DIR: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+const OPEN_DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// What files that this module writes are named until they are whole.
 const UNFINISHED: &str = ".new";
@@ -245,7 +244,7 @@ impl Dir {
             return Ok(chmodat(CWD, magic_link(&self.0), mode, AtFlags::empty())?);
         }
         // fchmodat(2) can't be told not to follow links before kernel 6.6: pin the entry, then go by the descriptor.
-        let entry = self.step(file, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let entry = self.step(file, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         Ok(chmodat(CWD, magic_link(&entry), mode, AtFlags::empty())?)
     }
 
@@ -278,13 +277,17 @@ impl Dir {
         Ok((stat.st_uid, stat.st_gid))
     }
 
-    /// Opens an entry. `O_CLOEXEC`, `O_NOFOLLOW` and `O_NOCTTY` are added; with `O_CREAT` the mode is 0600.
+    /// Opens an entry. Links are refused, `O_CLOEXEC` and `O_NOCTTY` are added; with `O_CREAT` the mode is 0600.
     ///
     /// # Errors
     /// As [`Dir::open_dir`].
     pub fn open_file(&self, name: impl AsRef<OsStr>, flags: OFlags) -> io::Result<OwnedFd> {
         let mode = if flags.contains(OFlags::CREATE) { Mode::RUSR | Mode::WUSR } else { Mode::empty() };
-        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NOCTTY;
+        // O_PATH with O_NOFOLLOW would open a link itself; without it RESOLVE_NO_SYMLINKS refuses every link.
+        let mut flags = flags.difference(OFlags::NOFOLLOW) | OFlags::CLOEXEC;
+        if !flags.contains(OFlags::PATH) {
+            flags |= OFlags::NOCTTY;
+        }
         Ok(self.step(name.as_ref(), flags, mode)?)
     }
 
@@ -442,5 +445,211 @@ pub(crate) fn read_bounded(file: &OwnedFd, max: usize) -> io::Result<Vec<u8>> {
             return Err(Errno::FBIG.into());
         }
         bytes.extend_from_slice(part);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    fn scratch() -> (tempfile::TempDir, Dir) {
+        let directory = tempfile::tempdir().unwrap();
+        let dir = Dir::open(directory.path()).unwrap();
+        (directory, dir)
+    }
+
+    fn errno<T: std::fmt::Debug>(result: io::Result<T>) -> Option<Errno> {
+        Errno::from_io_error(&result.unwrap_err())
+    }
+
+    #[test]
+    fn names_are_one_component() {
+        let (directory, dir) = scratch();
+        std::fs::create_dir(directory.path().join("d")).unwrap();
+        for bad in ["", ".", "..", "/", "d/", "d/x", "../d", "/etc", "d\0"] {
+            assert_eq!(errno(dir.open_dir(bad)), Some(Errno::INVAL), "{bad:?}");
+            assert_eq!(errno(dir.create_dir(bad, 0o755)), Some(Errno::INVAL), "{bad:?}");
+            assert_eq!(errno(dir.ensure_dir(bad, 0o755)), Some(Errno::INVAL), "{bad:?}");
+            assert_eq!(errno(dir.remove_dir(bad)), Some(Errno::INVAL), "{bad:?}");
+            assert_eq!(errno(dir.remove_file(bad)), Some(Errno::INVAL), "{bad:?}");
+            assert_eq!(errno(dir.read(bad, 10)), Some(Errno::INVAL), "{bad:?}");
+            assert_eq!(errno(dir.write(bad, "x")), Some(Errno::INVAL), "{bad:?}");
+            assert_eq!(errno(dir.write_atomic(bad, b"x", false)), Some(Errno::INVAL), "{bad:?}");
+            assert_eq!(errno(dir.exists(bad)), Some(Errno::INVAL), "{bad:?}");
+            assert_eq!(errno(dir.lock(bad)), Some(Errno::INVAL), "{bad:?}");
+            if !bad.is_empty() {
+                assert_eq!(errno(dir.chown(bad, 0, 0)), Some(Errno::INVAL), "{bad:?}");
+                assert_eq!(errno(dir.chmod(bad, 0o700)), Some(Errno::INVAL), "{bad:?}");
+            }
+        }
+        assert_eq!(dir.names().unwrap(), ["d"]);
+    }
+
+    #[test]
+    fn links_lead_nowhere() {
+        let (directory, dir) = scratch();
+        let path = directory.path();
+        std::fs::create_dir(path.join("d")).unwrap();
+        std::fs::write(path.join("f"), "secret").unwrap();
+        symlink("d", path.join("to-dir")).unwrap();
+        symlink("f", path.join("to-file")).unwrap();
+        symlink("missing", path.join("to-nothing")).unwrap();
+        symlink("/proc/self/root", path.join("to-root")).unwrap();
+        for link in ["to-dir", "to-root"] {
+            assert_eq!(errno(dir.open_dir(link)), Some(Errno::LOOP), "{link}");
+            let path = dir.open_file(link, OFlags::PATH | OFlags::NOFOLLOW);
+            assert_eq!(errno(path), Some(Errno::LOOP), "{link}");
+        }
+        assert_eq!(errno(dir.read("to-file", 100)), Some(Errno::LOOP));
+        assert_eq!(errno(dir.write("to-file", "x")), Some(Errno::LOOP));
+        assert_eq!(errno(dir.lock("to-nothing")), Some(Errno::LOOP));
+        assert!(!path.join("missing").exists());
+        dir.write_atomic("to-file", b"new", false).unwrap();
+        assert_eq!(std::fs::read_to_string(path.join("f")).unwrap(), "secret");
+        assert_eq!(dir.read("to-file", 3).unwrap(), "new");
+        assert!(dir.exists("to-nothing").unwrap());
+        dir.remove_file("to-dir").unwrap();
+        assert!(dir.exists("d").unwrap());
+        assert_eq!(errno(dir.remove_dir("to-root")), Some(Errno::NOTDIR));
+    }
+
+    #[test]
+    fn mode_and_owner_of_a_link_target_stay() {
+        let (directory, dir) = scratch();
+        let target = directory.path().join("f");
+        std::fs::write(&target, "").unwrap();
+        std::fs::set_permissions(&target, PermissionsExt::from_mode(0o640)).unwrap();
+        symlink("f", directory.path().join("link")).unwrap();
+        dir.chown("link", 12345, 12346).unwrap();
+        assert_eq!(std::fs::metadata(&target).unwrap().uid(), rustix::process::geteuid().as_raw());
+        assert_eq!(errno(dir.chmod("link", 0o777)), Some(Errno::LOOP));
+        assert_eq!(std::fs::metadata(&target).unwrap().mode() & 0o7777, 0o640);
+        dir.chmod("f", 0o604).unwrap();
+        dir.chown("f", 12345, 12346).unwrap();
+        let metadata = std::fs::metadata(&target).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & 0o7777), (12345, 12346, 0o604));
+    }
+
+    #[test]
+    fn the_empty_name_is_the_directory() {
+        let (directory, dir) = scratch();
+        dir.chmod("", 0o711).unwrap();
+        dir.chown("", 12345, 12346).unwrap();
+        let metadata = std::fs::metadata(directory.path()).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & 0o7777), (12345, 12346, 0o711));
+        assert_eq!(dir.owner().unwrap(), (12345, 12346));
+        assert_eq!(dir.inode().unwrap(), metadata.ino());
+    }
+
+    #[test]
+    fn reading_is_bounded() {
+        let (directory, dir) = scratch();
+        std::fs::write(directory.path().join("f"), vec![b'x'; 10_000]).unwrap();
+        assert_eq!(dir.read("f", 10_000).unwrap().len(), 10_000);
+        assert_eq!(errno(dir.read("f", 9_999)), Some(Errno::FBIG));
+        std::fs::write(directory.path().join("bad"), b"\xff").unwrap();
+        assert_eq!(dir.read("bad", 10).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(dir.read_bytes("bad", 10).unwrap(), b"\xff");
+        nix::unistd::mkfifo(&directory.path().join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(dir.read("fifo", 10).unwrap(), "");
+    }
+
+    #[test]
+    fn writing_needs_the_file() {
+        let (directory, dir) = scratch();
+        assert_eq!(errno(dir.write("f", "x")), Some(Errno::NOENT));
+        std::fs::write(directory.path().join("f"), "abc").unwrap();
+        dir.write("f", "x").unwrap();
+        assert_eq!(dir.read("f", 10).unwrap(), "xbc");
+    }
+
+    #[test]
+    fn atomic_writing_leaves_one_file_of_mode_0600() {
+        let (directory, dir) = scratch();
+        for (durable, content) in [(false, "one"), (true, "two"), (true, "")] {
+            dir.write_atomic("f", content.as_bytes(), durable).unwrap();
+            assert_eq!(dir.read("f", 10).unwrap(), content);
+            assert_eq!(dir.names().unwrap(), ["f"]);
+        }
+        assert_eq!(std::fs::metadata(directory.path().join("f")).unwrap().mode() & 0o7777, 0o600);
+        dir.create_dir("d", 0o700).unwrap();
+        assert_eq!(errno(dir.write_atomic("d", b"x", false)), Some(Errno::ISDIR));
+        let mut names = dir.names().unwrap();
+        names.sort();
+        assert_eq!(names, ["d", "f"]);
+    }
+
+    #[test]
+    fn sweeping_takes_unfinished_files_only() {
+        let (directory, dir) = scratch();
+        for name in [".f.0123456789abcdef.new", "f", ".hidden", "x.new"] {
+            std::fs::write(directory.path().join(name), "").unwrap();
+        }
+        dir.create_dir(".d.new", 0o700).unwrap();
+        dir.sweep().unwrap();
+        let mut names = dir.names().unwrap();
+        names.sort();
+        assert_eq!(names, [".d.new", ".hidden", "f", "x.new"]);
+    }
+
+    #[test]
+    fn listing_tells_kinds_and_takes_any_bytes() {
+        let (directory, dir) = scratch();
+        let odd = OsString::from_vec(b"\xff\n".to_vec());
+        dir.create_dir("d", 0o700).unwrap();
+        std::fs::write(directory.path().join("f"), "").unwrap();
+        symlink("d", directory.path().join("l")).unwrap();
+        assert_eq!(dir.dirs().unwrap(), ["d"]);
+        dir.create_dir(&odd, 0o700).unwrap();
+        let mut entries = dir.entries().unwrap();
+        entries.sort_by(|one, other| one.name.cmp(&other.name));
+        let kinds: Vec<_> = entries.iter().map(|entry| (entry.name.as_bytes(), entry.kind)).collect();
+        let expected: [(&[u8], EntryKind); 4] = [
+            (b"d", EntryKind::Directory),
+            (b"f", EntryKind::File),
+            (b"l", EntryKind::Other),
+            (b"\xff\n", EntryKind::Directory),
+        ];
+        assert_eq!(kinds, expected);
+        assert_eq!(dir.names().unwrap_err().kind(), io::ErrorKind::InvalidData);
+        dir.remove_dir(&odd).unwrap();
+        assert_eq!(dir.names().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn directories_are_made_once_and_removed_empty() {
+        let (_directory, dir) = scratch();
+        let made = dir.create_dir("d", 0o700).unwrap();
+        assert_eq!(errno(dir.create_dir("d", 0o700)), Some(Errno::EXIST));
+        assert_eq!(dir.ensure_dir("d", 0o700).unwrap().inode().unwrap(), made.inode().unwrap());
+        made.write_atomic("f", b"", false).unwrap();
+        assert_eq!(errno(dir.remove_dir("d")), Some(Errno::NOTEMPTY));
+        assert_eq!(errno(dir.open_dir("f")), Some(Errno::NOENT));
+        made.remove_file("f").unwrap();
+        dir.remove_dir("d").unwrap();
+        assert!(!dir.exists("d").unwrap());
+    }
+
+    #[test]
+    fn a_lock_has_one_holder() {
+        let (_directory, dir) = scratch();
+        let guard = dir.lock("lock").unwrap();
+        assert!(dir.try_lock("lock").unwrap().is_none());
+        drop(guard);
+        assert!(dir.try_lock("lock").unwrap().is_some());
+        assert!(dir.try_lock("lock").unwrap().is_some());
+    }
+
+    #[test]
+    fn only_directories_are_taken() {
+        assert_eq!(
+            errno(Dir::from_fd(std::fs::File::open("/dev/null").unwrap().into())),
+            Some(Errno::NOTDIR)
+        );
+        assert!(Dir::from_fd(std::fs::File::open("/").unwrap().into()).is_ok());
+        assert_eq!(errno(Dir::open(Path::new("proc"))), Some(Errno::INVAL));
     }
 }

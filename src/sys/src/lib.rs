@@ -8,6 +8,7 @@
 pub mod clone;
 pub mod dir;
 pub mod inherited;
+pub mod keyring;
 pub mod memfd;
 pub mod mount;
 pub mod namespace;
@@ -16,6 +17,7 @@ pub mod privilege;
 pub mod process;
 pub mod seccomp;
 pub mod seqpacket;
+pub mod signals;
 pub mod socket;
 pub mod spawn;
 

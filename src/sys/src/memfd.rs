@@ -85,3 +85,58 @@ fn write_all(fd: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    fn errno<T: std::fmt::Debug>(result: io::Result<T>) -> Option<Errno> {
+        Errno::from_io_error(&result.unwrap_err())
+    }
+
+    #[test]
+    fn what_is_sealed_can_be_read_and_not_changed() {
+        let memfd = sealed("test", b"content").unwrap();
+        assert_eq!(read_sealed(&memfd, 7).unwrap(), b"content");
+        assert_eq!(read_sealed(&memfd, 7).unwrap(), b"content");
+        assert_eq!(write(&memfd, b"x").unwrap_err(), Errno::PERM);
+        assert_eq!(rustix::fs::ftruncate(&memfd, 1).unwrap_err(), Errno::PERM);
+        assert_eq!(rustix::fs::ftruncate(&memfd, 100).unwrap_err(), Errno::PERM);
+        assert_eq!(fcntl_add_seals(&memfd, SealFlags::empty()).unwrap_err(), Errno::PERM);
+    }
+
+    #[test]
+    fn the_bound_is_exact() {
+        let memfd = sealed("test", &[7; 5000]).unwrap();
+        assert_eq!(read_sealed(&memfd, 5000).unwrap().len(), 5000);
+        assert_eq!(errno(read_sealed(&memfd, 4999)), Some(Errno::FBIG));
+        assert_eq!(read_sealed(sealed("test", b"").unwrap(), 0).unwrap(), b"");
+    }
+
+    #[test]
+    fn each_missing_seal_is_noticed() {
+        for missing in [SealFlags::SEAL, SealFlags::SHRINK, SealFlags::GROW, SealFlags::WRITE] {
+            let memfd = create("test", MemfdFlags::empty()).unwrap();
+            write_all(&memfd, b"content").unwrap();
+            fcntl_add_seals(&memfd, FINAL.difference(missing)).unwrap();
+            assert_eq!(errno(read_sealed(&memfd, 100)), Some(Errno::PERM), "{missing:?}");
+        }
+    }
+
+    #[test]
+    fn other_descriptors_are_refused() {
+        assert_eq!(
+            errno(read_sealed(std::fs::File::open("/etc/passwd").unwrap(), 1 << 20)),
+            Some(Errno::INVAL)
+        );
+        let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert_eq!(errno(read_sealed(socket, 100)), Some(Errno::INVAL));
+    }
+
+    #[test]
+    fn the_copy_of_the_program_is_whole() {
+        let copy = read_sealed(clone_of_self_executable().unwrap(), usize::MAX).unwrap();
+        assert!(copy == std::fs::read("/proc/self/exe").unwrap());
+    }
+}

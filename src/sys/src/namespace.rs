@@ -15,6 +15,9 @@ use crate::descriptor::kind_of;
 /// `NS_GET_ID`, `_IOR(0xb7, 13, __u64)`: in the kernel from 6.18 on, not yet in the libc crate.
 const NS_GET_ID: libc::Ioctl = libc::_IOR::<u64>(0xb7, 13);
 
+/// The kinds of namespaces, as the kernel names them.
+const KINDS: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
+
 /// A descriptor that names a user namespace.
 #[derive(Debug)]
 pub struct UsernsFd(OwnedFd);
@@ -85,7 +88,7 @@ impl UsernsFd {
     /// # Errors
     /// [`NamespaceError`].
     pub fn from_fd(fd: OwnedFd) -> Result<Self, NamespaceError> {
-        check_kind(&fd, "user:[", libc::CLONE_NEWUSER)?;
+        check_kind(&fd, "user", libc::CLONE_NEWUSER)?;
         Ok(Self(fd))
     }
 
@@ -147,7 +150,7 @@ impl NetnsFd {
     /// # Errors
     /// [`NamespaceError`].
     pub fn from_fd(fd: OwnedFd) -> Result<Self, NamespaceError> {
-        check_kind(&fd, "net:[", libc::CLONE_NEWNET)?;
+        check_kind(&fd, "net", libc::CLONE_NEWNET)?;
         Ok(Self(fd))
     }
 
@@ -217,12 +220,12 @@ impl From<NetnsFd> for OwnedFd {
 }
 
 /// The kernel's name first, which cannot be imitated and never blocks; only then the `ioctl`.
-fn check_kind(fd: &OwnedFd, prefix: &str, kind: i32) -> Result<(), NamespaceError> {
+fn check_kind(fd: &OwnedFd, expected: &str, kind: i32) -> Result<(), NamespaceError> {
     let name = kind_of(fd).map_err(NamespaceError::Unknown)?;
-    if name.starts_with('/') || !name.contains(":[") || name.starts_with("anon_inode:") {
+    let Some((found, _)) = name.split_once(":[").filter(|(found, _)| KINDS.contains(found)) else {
         return Err(NamespaceError::NotANamespace);
-    }
-    if !name.starts_with(prefix) {
+    };
+    if found != expected {
         return Err(NamespaceError::OtherKind);
     }
     // SAFETY: this request takes no argument and touches no memory of ours; the descriptor is open.
@@ -241,13 +244,16 @@ fn id_of(fd: &OwnedFd) -> io::Result<NsId> {
         return Ok(NsId::Unique(id));
     }
     match Errno::from_io_error(&io::Error::last_os_error()) {
-        Some(Errno::NOTTY) => {
-            let stat = fstat(fd)?;
-            Ok(NsId::Inode { device: stat.st_dev, inode: stat.st_ino })
-        }
+        Some(Errno::NOTTY) => inode_id(fd),
         Some(errno) => Err(errno.into()),
         None => Err(Errno::IO.into()),
     }
+}
+
+/// What kernels before 6.18 have.
+fn inode_id(fd: &OwnedFd) -> io::Result<NsId> {
+    let stat = fstat(fd)?;
+    Ok(NsId::Inode { device: stat.st_dev, inode: stat.st_ino })
 }
 
 /// A namespace that the kernel gives for another one.
@@ -259,4 +265,61 @@ fn related(fd: &OwnedFd, request: libc::Ioctl) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows its number.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    fn file(path: &str) -> OwnedFd {
+        std::fs::File::open(path).unwrap().into()
+    }
+
+    #[test]
+    fn kinds_are_told_apart() {
+        assert!(UsernsFd::from_fd(file("/proc/self/ns/user")).is_ok());
+        assert!(NetnsFd::from_fd(file("/proc/self/ns/net")).is_ok());
+        assert!(matches!(UsernsFd::from_fd(file("/proc/self/ns/net")), Err(NamespaceError::OtherKind)));
+        assert!(matches!(NetnsFd::from_fd(file("/proc/self/ns/mnt")), Err(NamespaceError::OtherKind)));
+        for path in ["/dev/null", "/proc/self/ns", "/proc/self/status"] {
+            assert!(matches!(UsernsFd::from_fd(file(path)), Err(NamespaceError::NotANamespace)), "{path}");
+        }
+        let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(matches!(UsernsFd::from_fd(socket.into()), Err(NamespaceError::NotANamespace)));
+        let pidfd = crate::Pidfd::own().unwrap();
+        assert!(matches!(UsernsFd::from_fd(pidfd.into()), Err(NamespaceError::NotANamespace)));
+    }
+
+    #[test]
+    fn descriptors_that_are_good_for_nothing_are_refused() {
+        use rustix::fs::{CWD, Mode, OFlags, openat};
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let path = openat(CWD, "/proc/self/ns/user", flags, Mode::empty()).unwrap();
+        assert!(matches!(UsernsFd::from_fd(path), Err(NamespaceError::Unknown(_))));
+    }
+
+    #[test]
+    fn ids_name_the_namespace_not_the_descriptor() {
+        let (one, other) = (UsernsFd::own().unwrap(), UsernsFd::own().unwrap());
+        assert_eq!(one.id().unwrap(), other.id().unwrap());
+        assert_ne!(one.id().unwrap(), NetnsFd::own().unwrap().id().unwrap());
+        assert_eq!(inode_id(&one.0).unwrap(), inode_id(&other.0).unwrap());
+        assert_ne!(inode_id(&one.0).unwrap(), inode_id(&NetnsFd::own().unwrap().0).unwrap());
+    }
+
+    #[test]
+    fn nothing_outside_is_shown() {
+        assert_eq!(UsernsFd::own().unwrap().parent().unwrap_err().raw_os_error(), Some(libc::EPERM));
+    }
+
+    #[test]
+    fn ids_survive_being_written_down() {
+        for id in [NsId::Unique(u64::MAX), NsId::Inode { device: 4, inode: 4_026_531_837 }] {
+            assert_eq!(id.to_string().parse(), Ok(id));
+        }
+        for bad in ["", "id:", "id:-1", "inode:4", "inode:4:", "inode:4:5:6", "4:5", "id:1 "] {
+            assert_eq!(bad.parse::<NsId>(), Err(MalformedNsId), "{bad}");
+        }
+    }
 }

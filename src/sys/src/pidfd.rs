@@ -19,7 +19,8 @@ use crate::descriptor::kind_of;
 /// `statfs` magic of the file system that pidfds live in from kernel 6.9 on.
 const PID_FS_MAGIC: u64 = 0x5049_4446;
 
-/// Longest `/proc` file of one process that is read here, in bytes.
+/// How much of a `/proc` file is read, in bytes. What is looked for stands at the beginning; the groups at the end of
+/// `status` may be longer.
 const MAX_PROC_FILE: usize = 64 * 1024;
 
 /// A process, named by a descriptor that never comes to name another one.
@@ -307,7 +308,7 @@ fn status_ids(text: &str, label: &str) -> Option<[u32; 3]> {
     Some([ids.next()?.ok()?, ids.next()?.ok()?, ids.next()?.ok()?])
 }
 
-/// A whole `/proc` file, bounded.
+/// The beginning of a `/proc` file.
 fn read_proc(path: &str) -> io::Result<String> {
     use std::io::Read;
     let mut bytes = Vec::new();
@@ -317,4 +318,124 @@ fn read_proc(path: &str) -> io::Result<String> {
 
 fn exit_of(status: &rustix::process::WaitIdStatus) -> Option<Exit> {
     status.exit_status().map(Exit::Code).or_else(|| status.terminating_signal().map(Exit::Signal))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    use std::process::{Child, Command, Stdio};
+
+    /// A program that runs until it is dropped.
+    struct Sleeper(Child);
+
+    impl Sleeper {
+        fn start() -> Self {
+            Self(Command::new("sleep").arg("300").stdin(Stdio::null()).spawn().unwrap())
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn lives_ends_and_is_reaped() {
+        let sleeper = Sleeper::start();
+        let pidfd = Pidfd::open(sleeper.0.id()).unwrap();
+        assert!(pidfd.is_alive().unwrap());
+        assert_eq!(pidfd.pid().unwrap(), sleeper.0.id());
+        assert_eq!(pidfd.try_wait().unwrap(), None);
+        assert_eq!(pidfd.info().unwrap().pid, sleeper.0.id());
+        pidfd.send_signal(Signal::KILL).unwrap();
+        assert_eq!(pidfd.wait().unwrap(), Exit::Signal(9));
+        assert!(!pidfd.is_alive().unwrap());
+        let gone = Some(libc::ESRCH);
+        assert_eq!(pidfd.pid().unwrap_err().raw_os_error(), gone);
+        assert_eq!(pidfd.info().unwrap_err().raw_os_error(), gone);
+        assert_eq!(pidfd.pid_from_fdinfo().unwrap_err().raw_os_error(), gone);
+        assert_eq!(pidfd.start_time().unwrap_err().raw_os_error(), gone);
+        assert_eq!(pidfd.user_namespace().unwrap_err().raw_os_error(), gone);
+        assert_eq!(pidfd.send_signal(Signal::TERM).unwrap_err().raw_os_error(), gone);
+        assert_eq!(pidfd.wait().unwrap_err().raw_os_error(), Some(libc::ECHILD));
+    }
+
+    #[test]
+    fn a_zombie_is_not_alive() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let pidfd = Pidfd::open(child.id()).unwrap();
+        poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None).unwrap();
+        assert!(!pidfd.is_alive().unwrap());
+        assert_eq!(pidfd.info().unwrap_err().raw_os_error(), Some(libc::ESRCH));
+        assert!(child.wait().unwrap().success());
+    }
+
+    #[test]
+    fn the_way_of_old_kernels_gives_the_same() {
+        let own = Pidfd::own().unwrap();
+        let by_proc = own.info_from_proc().unwrap();
+        assert_eq!(by_proc.cgroup_id, None);
+        assert_eq!(own.pid_from_fdinfo().unwrap(), std::process::id());
+        assert_eq!(PidfdInfo { cgroup_id: None, ..own.info().unwrap() }, by_proc);
+        let namespace = |fd| crate::UsernsFd::from_fd(fd).unwrap().id().unwrap();
+        assert_eq!(
+            namespace(own.user_namespace_from_proc().unwrap()),
+            namespace(own.user_namespace().unwrap())
+        );
+    }
+
+    #[test]
+    fn ids_are_read_from_the_right_columns() {
+        let text = "Name:\tx\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\n";
+        assert_eq!(status_ids(text, "Uid:"), Some([1, 2, 3]));
+        assert_eq!(status_ids(text, "Gid:"), Some([5, 6, 7]));
+        assert_eq!(status_ids("Uid:\t1\t2\n", "Uid:"), None);
+        assert_eq!(status_ids("Uid:\t1\t-2\t3\n", "Uid:"), None);
+    }
+
+    #[test]
+    fn only_pidfds_of_processes_are_taken() {
+        let file: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+        assert!(matches!(Pidfd::from_fd(file), Err(NotAPidfd::OtherKind)));
+        let namespace: OwnedFd = std::fs::File::open("/proc/self/ns/pid").unwrap().into();
+        assert!(matches!(Pidfd::from_fd(namespace), Err(NotAPidfd::OtherKind)));
+        let process = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap();
+        assert_eq!(Pidfd::from_fd(process).unwrap().pid().unwrap(), std::process::id());
+    }
+
+    #[test]
+    fn pidfds_of_threads_are_refused() {
+        // PIDFD_THREAD came with kernel 6.9; before that no such descriptor can exist.
+        let flags = PidfdFlags::from_bits_retain(OFlags::EXCL.bits());
+        match pidfd_open(rustix::process::getpid(), flags) {
+            Ok(thread) => assert!(matches!(Pidfd::from_fd(thread), Err(NotAPidfd::Thread))),
+            Err(errno) => assert_eq!(errno, Errno::INVAL),
+        }
+    }
+
+    #[test]
+    fn inodes_tell_processes_apart() {
+        let (one, other) = (Sleeper::start(), Sleeper::start());
+        let inode = |sleeper: &Sleeper| Pidfd::open(sleeper.0.id()).unwrap().inode();
+        assert_eq!(inode(&one), inode(&one));
+        // Without pidfs both are `None`: an inode that all pidfds share must never be taken for an identity.
+        assert!(inode(&one).is_none() || inode(&one) != inode(&other));
+    }
+
+    #[test]
+    fn start_times_are_in_order() {
+        let sleeper = Sleeper::start();
+        let start = Pidfd::open(sleeper.0.id()).unwrap().start_time().unwrap();
+        assert!(start >= Pidfd::own().unwrap().start_time().unwrap());
+    }
+
+    #[test]
+    fn there_is_no_process_zero() {
+        assert_eq!(Pidfd::open(0).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        assert_eq!(Pidfd::open(u32::MAX).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    }
 }

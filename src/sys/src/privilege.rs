@@ -167,3 +167,45 @@ fn close_range(from: u32, to: u32, flags: u32) -> io::Result<()> {
     let result = unsafe { libc::syscall(libc::SYS_close_range, from, to, flags) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    fn gaps(first: RawFd, keep: &[RawFd]) -> Vec<(u32, u32)> {
+        let mut gaps = Vec::new();
+        each_gap(first, keep, |from, to| {
+            gaps.push((from, to));
+            Ok(())
+        })
+        .unwrap();
+        gaps
+    }
+
+    #[test]
+    fn kept_descriptors_lie_in_no_gap() {
+        let max = u32::MAX;
+        assert_eq!(gaps(3, &[]), [(3, max)]);
+        assert_eq!(gaps(3, &[3]), [(4, max)]);
+        assert_eq!(gaps(3, &[9, 5, 5, 4, 1]), [(3, 3), (6, 8), (10, max)]);
+        assert_eq!(gaps(0, &[0, 1, 2]), [(3, max)]);
+        assert!(each_gap(-1, &[], |_, _| Ok(())).is_err());
+        assert!(each_gap(3, &[-1], |_, _| Ok(())).is_err());
+    }
+
+    #[test]
+    fn what_belongs_to_one_thread_is_not_set_among_several() {
+        let (sender, receiver) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || receiver.recv());
+        assert!(thread_count().unwrap() > 1);
+        let busy = Some(libc::EBUSY);
+        assert_eq!(drop_capabilities(&[]).unwrap_err().raw_os_error(), busy);
+        assert_eq!(set_no_new_privs().unwrap_err().raw_os_error(), busy);
+        assert!(matches!(crate::seccomp::hide_clone3(), Err(crate::seccomp::SeccompError::Threads(_))));
+        let spawned = crate::Clone3::new().spawn(|| 0);
+        assert_eq!(spawned.unwrap_err().raw_os_error(), busy);
+        drop(sender);
+        assert!(thread.join().unwrap().is_err());
+    }
+}

@@ -166,3 +166,84 @@ fn parse_stat(text: &str) -> Option<Stat> {
         start_time: number(22)?,
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cgroup_lines_are_read() {
+        let pair = |one: &str, other: &str| Some((one.to_owned(), other.to_owned()));
+        assert_eq!(parse_cgroup("0::/a:b"), pair("cgroup2", "/a:b"));
+        assert_eq!(parse_cgroup("4:cpu,cpuacct:/x"), pair("cpu,cpuacct", "/x"));
+        assert_eq!(parse_cgroup("1:name=systemd:/"), pair("name=systemd", "/"));
+        assert_eq!(parse_cgroup("1:cpu"), None);
+    }
+
+    #[test]
+    fn the_name_of_a_program_cannot_forge_fields() {
+        let tail = "S 7 8 9 0 -1 0 0 0 0 0 0 0 0 0 20 0 3 0 4242 0 0";
+        for name in ["sh", "a b", "x) R 1 1", ") Z (", "\u{fffd}"] {
+            let stat = parse_stat(&format!("12 ({name}) {tail}")).unwrap();
+            assert_eq!(
+                stat,
+                Stat { state: 'S', ppid: 7, session: 9, threads: 3, start_time: 4242 },
+                "{name}"
+            );
+        }
+        assert_eq!(parse_stat("12 (sh) S 7"), None);
+        assert_eq!(parse_stat(""), None);
+    }
+
+    #[test]
+    fn this_process_is_found() {
+        let proc = ProcFs::open().unwrap();
+        let (own, parent) = (std::process::id(), std::os::unix::process::parent_id());
+        assert!(proc.pids().unwrap().contains(&own));
+        assert_eq!(proc.stat(own).unwrap().ppid, parent);
+        assert!(proc.children(parent).unwrap().contains(&own));
+        assert!(proc.cgroups(own).unwrap().iter().all(|(_, path)| path.starts_with('/')));
+        assert!(!proc.cgroups(own).unwrap().is_empty());
+    }
+
+    #[test]
+    fn children_of_every_thread_are_found() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let (end, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let mut child = std::process::Command::new("sleep").arg("300").spawn().unwrap();
+            sender.send(child.id()).unwrap();
+            let _ = wait.recv();
+            child.kill().unwrap();
+            child.wait().unwrap();
+        });
+        let child = receiver.recv().unwrap();
+        let found = ProcFs::open().unwrap().children(std::process::id());
+        drop(end);
+        thread.join().unwrap();
+        assert!(found.unwrap().contains(&child));
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_is_gone() {
+        let proc = ProcFs::open().unwrap();
+        let gone = u32::MAX;
+        assert!(is_gone(&proc.stat(gone).unwrap_err()));
+        assert!(is_gone(&proc.cgroups(gone).unwrap_err()));
+        assert!(is_gone(&proc.children(gone).unwrap_err()));
+    }
+
+    #[test]
+    fn the_boot_has_an_id() {
+        let id = boot_id().unwrap();
+        assert_eq!(id.len(), 36);
+        assert!(id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-'));
+        assert_eq!(id, boot_id().unwrap());
+    }
+
+    #[test]
+    fn random_numbers_differ() {
+        assert_ne!(random_u64().unwrap(), random_u64().unwrap());
+    }
+}

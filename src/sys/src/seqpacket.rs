@@ -229,3 +229,135 @@ fn finish(bytes: Vec<u8>, fds: Vec<OwnedFd>) -> Result<Option<Received>, Channel
     }
     Ok(Some(Received { bytes, fds }))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use rustix::io::{FdFlags, fcntl_getfd};
+
+    fn null() -> OwnedFd {
+        std::fs::File::open("/dev/null").unwrap().into()
+    }
+
+    /// Sends as an end that keeps no rule would.
+    fn send_raw(channel: &Channel, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(fds)));
+        sendmsg(&channel.0, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).unwrap();
+    }
+
+    /// A pipe whose reading end says when its writing end was closed by everybody.
+    fn pipe() -> (OwnedFd, OwnedFd) {
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK).unwrap()
+    }
+
+    fn is_closed(reader: &OwnedFd) -> bool {
+        rustix::io::read(reader, &mut [0; 1]) == Ok(0)
+    }
+
+    #[test]
+    fn every_length_arrives_with_its_descriptors() {
+        let (one, other) = pair().unwrap();
+        let null = null();
+        for length in [1, 2, MAX_INLINE - 1, MAX_INLINE, MAX_INLINE + 1, MAX_MESSAGE] {
+            for count in [0, 1, MAX_FDS] {
+                let bytes = vec![INDIRECT; length];
+                one.send(&bytes, &vec![null.as_fd(); count]).unwrap();
+                let received = other.receive().unwrap().unwrap();
+                assert!(received.bytes == bytes, "{length}");
+                assert_eq!(received.fds.len(), count, "{length}");
+                for fd in &received.fds {
+                    assert!(fcntl_getfd(fd).unwrap().contains(FdFlags::CLOEXEC));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_past_the_limits_is_sent() {
+        let (one, other) = pair().unwrap();
+        other.set_nonblocking(true).unwrap();
+        let null = null();
+        assert!(matches!(one.send(&[], &[]), Err(ChannelError::Empty)));
+        assert!(matches!(one.send(&vec![0; MAX_MESSAGE + 1], &[]), Err(ChannelError::TooLong)));
+        assert!(matches!(one.send(&[1], &[null.as_fd(); MAX_FDS + 1]), Err(ChannelError::TooManyFds)));
+        assert!(matches!(other.receive(), Err(ChannelError::WouldBlock)));
+    }
+
+    #[test]
+    fn nothing_past_the_limits_is_received_and_all_of_it_is_closed() {
+        let (one, other) = pair().unwrap();
+        let (reader, writer) = pipe();
+        let plain = memfd_create("test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        let long = memfd::sealed("test", &vec![0; MAX_MESSAGE + 1]).unwrap();
+        let empty = memfd::sealed("test", &[]).unwrap();
+        let good = memfd::sealed("test", b"x").unwrap();
+        let fds = |first: &[&OwnedFd], count: usize| -> Vec<OwnedFd> {
+            let first = first.iter().map(|fd| fd.try_clone().unwrap());
+            first.chain((0..count).map(|_| writer.try_clone().unwrap())).collect()
+        };
+        type Case<'bytes> = (&'bytes [u8], Vec<OwnedFd>, fn(&ChannelError) -> bool);
+        let cases: [Case<'_>; 9] = [
+            (&[0; MAX_INLINE + 1], fds(&[], 1), |error| matches!(error, ChannelError::TooLong)),
+            (&[1], fds(&[], MAX_FDS + 1), |error| matches!(error, ChannelError::TooManyFds)),
+            (&[1], fds(&[], MAX_FDS + 2), |error| matches!(error, ChannelError::TooManyFds)),
+            (&[1], fds(&[], 60), |error| matches!(error, ChannelError::TooManyFds)),
+            (&[INDIRECT], fds(&[], 0), |error| matches!(error, ChannelError::NotSealed)),
+            (&[INDIRECT], fds(&[&writer], 1), |error| matches!(error, ChannelError::NotSealed)),
+            (&[INDIRECT], fds(&[&plain], 1), |error| matches!(error, ChannelError::NotSealed)),
+            (&[INDIRECT], fds(&[&long], 1), |error| matches!(error, ChannelError::TooLong)),
+            (&[INDIRECT], fds(&[&good], MAX_FDS + 1), |error| matches!(error, ChannelError::TooManyFds)),
+        ];
+        for (number, (bytes, fds, expected)) in cases.into_iter().enumerate() {
+            let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            send_raw(&one, bytes, &borrowed);
+            let error = other.receive().unwrap_err();
+            assert!(expected(&error), "{number}: {error:?}");
+        }
+        send_raw(&one, &[INDIRECT], &[empty.as_fd(), writer.as_fd()]);
+        assert!(matches!(other.receive(), Err(ChannelError::Empty)));
+        drop(writer);
+        assert!(is_closed(&reader));
+        one.send(b"next", &[]).unwrap();
+        assert_eq!(other.receive().unwrap().unwrap().bytes, b"next");
+    }
+
+    #[test]
+    fn the_end_is_told_apart_from_waiting() {
+        let (one, other) = pair().unwrap();
+        other.set_nonblocking(true).unwrap();
+        assert!(matches!(other.receive(), Err(ChannelError::WouldBlock)));
+        one.send(b"last", &[]).unwrap();
+        drop(one);
+        assert_eq!(other.receive().unwrap().unwrap().bytes, b"last");
+        assert!(other.receive().unwrap().is_none());
+        assert!(matches!(other.send(b"x", &[]), Err(ChannelError::Closed)));
+    }
+
+    #[test]
+    fn a_full_channel_says_so() {
+        let (one, _other) = pair().unwrap();
+        one.set_nonblocking(true).unwrap();
+        let mut sent = 0;
+        let error = loop {
+            match one.send(&[1; 1024], &[]) {
+                Ok(()) => sent += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(sent > 0 && matches!(error, ChannelError::WouldBlock), "{error:?}");
+    }
+
+    #[test]
+    fn other_sockets_are_refused() {
+        let (stream, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert_eq!(Channel::from_fd(stream.into()).unwrap_err().raw_os_error(), Some(libc::EPROTOTYPE));
+        assert_eq!(Channel::from_fd(null()).unwrap_err().raw_os_error(), Some(libc::ENOTSOCK));
+        let (one, _other) = pair().unwrap();
+        assert!(Channel::from_fd(one.into()).is_ok());
+    }
+}

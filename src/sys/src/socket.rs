@@ -103,3 +103,49 @@ pub fn peer_groups(socket: impl AsFd) -> io::Result<Vec<u32>> {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    #[test]
+    fn both_ends_of_a_pair_are_this_process() {
+        let (one, _other) = UnixStream::pair().unwrap();
+        let peer = peer_credentials(&one).unwrap();
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        assert_eq!(peer, PeerCredentials { uid, gid, pid: Some(std::process::id()) });
+        match peer_pidfd(&one).unwrap() {
+            PeerPidfd::Some(pidfd) => assert_eq!(pidfd.pid().unwrap(), std::process::id()),
+            other => assert!(matches!(other, PeerPidfd::Unsupported)),
+        }
+        let own: Vec<u32> =
+            nix::unistd::getgroups().unwrap().into_iter().map(nix::unistd::Gid::as_raw).collect();
+        assert_eq!(peer_groups(&one).unwrap(), own);
+    }
+
+    #[test]
+    fn what_was_accepted_does_not_block_and_is_not_inherited() {
+        use rustix::fs::{OFlags, fcntl_getfl};
+        use rustix::io::{FdFlags, fcntl_getfd};
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let _client = UnixStream::connect(&path).unwrap();
+        let accepted = accept(&listener).unwrap();
+        assert!(fcntl_getfl(&accepted).unwrap().contains(OFlags::NONBLOCK));
+        assert!(fcntl_getfd(&accepted).unwrap().contains(FdFlags::CLOEXEC));
+        listener.set_nonblocking(true).unwrap();
+        assert_eq!(accept(&listener).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn other_descriptors_are_refused() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert_eq!(peer_credentials(&file).unwrap_err().raw_os_error(), Some(libc::ENOTSOCK));
+        assert_eq!(peer_pidfd(&file).unwrap_err().raw_os_error(), Some(libc::ENOTSOCK));
+        assert_eq!(peer_groups(&file).unwrap_err().raw_os_error(), Some(libc::ENOTSOCK));
+    }
+}
