@@ -1,0 +1,111 @@
+//! The container's first process, from its clone to its execve.
+//!
+//! It begins with the account's uid and all capabilities of the user namespace, in namespaces that are still
+//! full of the host, and ends as the namespace's root in a tree of its own. What must be done as the account
+//! (opening the root directory, which may lie under a home of mode 0700) comes first.
+//!
+//! no_new_privs is not set: setuid programs work inside, between ids of the namespace. Capabilities stay
+//! those of the namespace's root. From the change of uid to execve the process is not dumpable.
+
+use std::{convert::Infallible, ffi::CString};
+
+use cgrant_sys::Channel;
+use nix::sched::CloneFlags;
+use rustix::{
+    fs::Mode,
+    process::{Gid, Uid},
+};
+
+use crate::{
+    failure::{At, Step, StepFailure},
+    launch::Placement,
+    loopback,
+    message::{FromStage, send},
+    reaper,
+    root::NewRoot,
+    spec::Prepared,
+};
+
+/// Runs to the command's execve, or to the exit status of a failure, which the launcher is told.
+pub(crate) fn run(channel: &Channel, spec: &Prepared, placement: &Placement) -> i32 {
+    let failure = match set_up(spec, placement) {
+        Ok(()) if spec.reaper => match reaper::run(channel, || execute(channel, spec)) {
+            Ok(status) => return status,
+            Err(failure) => failure,
+        },
+        Ok(()) => execute(channel, spec),
+        Err(failure) => failure,
+    };
+    report(channel, failure)
+}
+
+/// Tells the launcher and gives the exit status.
+pub(crate) fn report(channel: &Channel, failure: StepFailure) -> i32 {
+    let status = failure.command_status().unwrap_or(1);
+    // Without a launcher nobody is left to tell; the status says it too.
+    let _ = send(channel, &FromStage::Failed(failure), None);
+    i32::from(status)
+}
+
+fn set_up(spec: &Prepared, placement: &Placement) -> Result<(), StepFailure> {
+    clean_process()?;
+    let root = NewRoot::open(&spec.root)?;
+    become_root(spec.setgroups)?;
+    nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP).at(Step::CgroupNamespace, "")?;
+    let hostname = spec.hostname.as_ref().unwrap_or(&placement.hostname);
+    rustix::system::sethostname(hostname.as_bytes()).at(Step::Hostname, hostname)?;
+    loopback::up().at(Step::Loopback, "")?;
+    root.enter(placement.ids)
+}
+
+/// Nothing of the launcher's surroundings stays: signal mask and dispositions, controlling terminal (with
+/// which a process could type into the caller's shell), session keyring, umask.
+fn clean_process() -> Result<(), StepFailure> {
+    cgrant_sys::signals::reset().at(Step::Process, "signals")?;
+    rustix::process::setsid().at(Step::Process, "session")?;
+    cgrant_sys::keyring::new_session().at(Step::Process, "keyring")?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    Ok(())
+}
+
+/// Uid and gid 0 of the namespace, whose map the broker has written; no supplementary groups, unless the
+/// namespace may not call setgroups, where the account's groups stay (they appear as `nogroup`).
+fn become_root(setgroups: bool) -> Result<(), StepFailure> {
+    if setgroups {
+        rustix::thread::set_thread_groups(&[]).at(Step::Credentials, "")?;
+    }
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).at(Step::Credentials, "")?;
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).at(Step::Credentials, "")
+}
+
+/// Becomes the command. Returns only the reason why not.
+fn execute(channel: &Channel, spec: &Prepared) -> StepFailure {
+    if let Err(error) = rustix::process::chdir(spec.directory.as_c_str()) {
+        return failure(Step::WorkingDirectory, &spec.directory, error.raw_os_error());
+    }
+    if send(channel, &FromStage::Executing, None).is_err() {
+        return StepFailure { step: Step::Proceed, subject: String::new(), errno: 0 };
+    }
+    let Err((program, errno)) = execute_first(spec);
+    failure(Step::Execute, program, errno as i32)
+}
+
+/// Tries the program's candidates in order, as a shell does: one that is there and may not be executed is
+/// remembered, because it says more than that the last one was not there.
+fn execute_first(spec: &Prepared) -> Result<Infallible, (&CString, nix::errno::Errno)> {
+    let mut worst = None;
+    for program in &spec.programs {
+        let Err(errno) = nix::unistd::execve(program, &spec.argv, &spec.env);
+        match errno {
+            nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR => {}
+            nix::errno::Errno::EACCES => worst = worst.or(Some((program, errno))),
+            _ => return Err((program, errno)),
+        }
+    }
+    let named = spec.argv.first().unwrap_or(&spec.directory);
+    Err(worst.unwrap_or((named, nix::errno::Errno::ENOENT)))
+}
+
+fn failure(step: Step, subject: &CString, errno: i32) -> StepFailure {
+    StepFailure { step, subject: subject.to_string_lossy().into_owned(), errno }
+}
