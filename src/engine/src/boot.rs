@@ -92,7 +92,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
     let tree = step("cgroups", Tree::open(&boot.instance, &boot.placements))?;
     step("giving up privileges", sandbox::confine())?;
 
-    let ids = step("id record", IdRecord::open(ids_durable, ids_live, settings.ids.pool(), &boot.instance))?;
+    let ids = step("id record", IdRecord::open(ids_durable, ids_live, &settings.ids.pool, &boot.instance))?;
     let engine = Engine {
         instance: boot.instance,
         boot_id: step("boot id", process::boot_id())?,
@@ -121,7 +121,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
 ///
 /// # Errors
 /// See [`settings::policy`].
-pub fn read_policy(config: &Dir) -> Result<cgrant_policy::policy::Policy, settings::SettingsError> {
+pub fn read_policy(config: &Dir) -> Result<cgrant_policy::Policy, settings::SettingsError> {
     settings::policy(config, &crate::ids::local_groups())
 }
 

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use cgrant_policy::{HostGid, HostUid};
+use cgrant_policy::{Caller as Subject, HostGid, HostUid};
 use cgrant_sys::{
     pidfd::Pidfd,
     socket::{self, PeerPidfd},
@@ -35,6 +35,13 @@ pub struct Caller {
     pub process: Option<Pidfd>,
     /// The account whose range its uid lies in: the caller is inside a grant of that account.
     pub inside: Option<HostUid>,
+}
+
+impl Caller {
+    /// The caller as policy sees it.
+    pub fn subject(&self) -> Subject {
+        Subject { uid: self.uid, gid: self.gid, groups: self.groups.iter().copied().map(HostGid).collect() }
+    }
 }
 
 /// Why a connection is not served.
@@ -111,13 +118,25 @@ impl Peer {
 pub struct Connections {
     last: u64,
     open: HashMap<ConnectionId, Arc<Caller>>,
-    per_uid: HashMap<HostUid, usize>,
+    per_uid: HashMap<HostUid, u64>,
+    requests: HashMap<HostUid, u64>,
 }
 
 impl Connections {
-    /// How many connections the uid has.
-    pub fn count(&self, uid: HostUid) -> usize {
-        self.per_uid.get(&uid).copied().unwrap_or(0)
+    /// How many connections the uid has, and how many requests of it are under way.
+    pub fn counts(&self, uid: HostUid) -> (u64, u64) {
+        let count = |map: &HashMap<HostUid, u64>| map.get(&uid).copied().unwrap_or(0);
+        (count(&self.per_uid), count(&self.requests))
+    }
+
+    /// A request of the uid begins.
+    pub fn request_begins(&mut self, uid: HostUid) {
+        *self.requests.entry(uid).or_default() += 1;
+    }
+
+    /// A request of the uid has been answered.
+    pub fn request_ends(&mut self, uid: HostUid) {
+        decrement(&mut self.requests, uid);
     }
 
     /// Gives `peer` a number. It counts and may be used once it is [`open`](Self::open).
@@ -150,12 +169,7 @@ impl Connections {
     pub fn remove(&mut self, front: FrontKind, connection: ConnectionId) -> Option<Arc<Caller>> {
         let caller = self.get(front, connection)?;
         self.open.remove(&connection);
-        if let Some(count) = self.per_uid.get_mut(&caller.uid) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                self.per_uid.remove(&caller.uid);
-            }
-        }
+        decrement(&mut self.per_uid, caller.uid);
         Some(caller)
     }
 
@@ -163,5 +177,14 @@ impl Connections {
     pub fn remove_all(&mut self, front: FrontKind) -> Vec<Arc<Caller>> {
         let gone: Vec<_> = self.open.values().filter(|caller| caller.front == front).map(|caller| caller.connection).collect();
         gone.into_iter().filter_map(|connection| self.remove(front, connection)).collect()
+    }
+}
+
+fn decrement(counts: &mut HashMap<HostUid, u64>, uid: HostUid) {
+    if let Some(count) = counts.get_mut(&uid) {
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            counts.remove(&uid);
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
-use cgrant_policy::{HostUid, policy::{Policy, Request, UsageNow, Verdict}};
+use cgrant_policy::{HostUid, Denial, DenialCode, Policy, Request, UsageNow, Verb, Verdict, judge};
 use cgrant_sys::{dir::Dir, namespace::NsId};
 use cgrant_wire::{Answer, EndReason, Event, FromEngine, GrantId, GrantInfo, Refusal, RefusalCode, RequestId, boot::FrontKind};
 use nix::sys::{epoll::EpollFlags, inotify::AddWatchFlags};
@@ -107,11 +107,28 @@ impl Engine {
 
     /// What the account uses now.
     pub fn usage(&self, account: HostUid) -> UsageNow {
-        UsageNow {
-            grants: self.registry().count(account) as u64,
-            ids: self.ids.used(account),
-            connections: self.connections().count(account) as u64,
-            cgroups: self.tree.count_cgroups(account),
+        let cgroups = self.tree.count_cgroups(account);
+        UsageNow { cgroups, ids: self.ids.used(account), ..self.quick_usage(account) }
+    }
+
+    /// What the account uses of that which the engine itself counts; the kernel is not asked.
+    fn quick_usage(&self, account: HostUid) -> UsageNow {
+        let (grants, persistent_grants, pressure_watches) = self.registry().counts(account);
+        let (connections, requests) = self.connections().counts(account);
+        UsageNow { connections, requests, grants, persistent_grants, pressure_watches, ..UsageNow::default() }
+    }
+
+    fn decide(&self, caller: &Caller, request: &Request<'_>) -> Result<String, Refusal> {
+        let usage = match request {
+            Request::CreateGrant(_) | Request::CreateCgroup { .. } => self.usage(caller.uid),
+            _ => self.quick_usage(caller.uid),
+        };
+        match judge(&self.policy(), &caller.subject(), request, &usage) {
+            Verdict::Allow { rule } => Ok(rule),
+            Verdict::Ask { action, rule } => Err(Refusal::new(RefusalCode::NotAuthorized, format!("policy wants an administrator asked for the right {}", action.id()))
+                .rule(rule)
+                .hint("nobody can be asked yet; the administrator can allow it with a rule in policy.d")),
+            Verdict::Deny(denial) => Err(refusal(denial)),
         }
     }
 
@@ -120,36 +137,28 @@ impl Engine {
     /// # Errors
     /// The refusal, with the rule that decided.
     pub fn authorize(&self, caller: &Caller, request: &Request<'_>) -> Result<(), Refusal> {
-        let policy = self.policy();
-        let verdict = policy.judge(&caller.into(), request, &self.usage(caller.uid));
-        match verdict {
-            Verdict::Allow { rule } => {
-                self.note(caller, request, &rule.to_string(), None);
+        let (uid, pid, asked) = (caller.uid.0, caller.pid.unwrap_or(0), verb(request));
+        match self.decide(caller, request) {
+            Ok(rule) => {
+                tracing::info!(target: "decision", uid, pid, request = asked, rule, allowed = true);
                 Ok(())
             }
-            Verdict::Ask { action, rule } => {
-                let refusal = Refusal::new(RefusalCode::NotAuthorized, format!("{request} needs the right {action}"))
-                    .rule(rule.to_string())
-                    .hint("ask the administrator for a rule in policy.d that allows it");
-                self.note(caller, request, &rule.to_string(), Some(&refusal));
-                Err(refusal)
-            }
-            Verdict::Deny(denial) => {
-                let refusal = Refusal::from(denial);
-                self.note(caller, request, refusal.rule.as_deref().unwrap_or("built-in"), Some(&refusal));
+            Err(refusal) => {
+                let rule = refusal.rule.as_deref().unwrap_or("built-in");
+                tracing::info!(target: "decision", uid, pid, request = asked, rule, allowed = false, reason = %refusal);
                 Err(refusal)
             }
         }
     }
 
-    fn note(&self, caller: &Caller, request: &Request<'_>, rule: &str, refusal: Option<&Refusal>) {
-        let (uid, pid) = (caller.uid.0, caller.pid.unwrap_or(0));
-        match refusal {
-            None => tracing::info!(target: "decision", uid, pid, request = %request, rule, allowed = true),
-            Some(refusal) => {
-                tracing::info!(target: "decision", uid, pid, request = %request, rule, allowed = false, reason = %refusal);
-            }
-        }
+    /// As [`authorize`](Self::authorize), silent when the answer is yes: for what happens with every call.
+    ///
+    /// # Errors
+    /// The refusal, with the rule that decided.
+    pub fn authorize_silently(&self, caller: &Caller, request: &Request<'_>) -> Result<(), Refusal> {
+        self.decide(caller, request).map(|_| ()).inspect_err(|refusal| {
+            tracing::info!(target: "decision", uid = caller.uid.0, request = verb(request), allowed = false, reason = %refusal);
+        })
     }
 
     /// The grant, if there is one and the caller may know of it: its own account's, or root.
@@ -223,4 +232,40 @@ pub fn unwritable(error: JournalError) -> Refusal {
     tracing::error!(%error, "the journal can't be written");
     Refusal::new(RefusalCode::RecordUnwritable, format!("the broker can't write its record: {error}"))
         .hint("the administrator should look whether the disk of the state directory is full or read-only")
+}
+
+/// A request in the words of the log.
+fn verb(request: &Request<'_>) -> &'static str {
+    match request {
+        Request::Connect => "connect",
+        Request::Call => "call",
+        Request::CreateGrant(_) => "create grant",
+        Request::UseGrant { verb, .. } => match verb {
+            Verb::Read => "read",
+            Verb::Attach => "attach",
+            Verb::Adopt => "adopt",
+            Verb::Persist => "persist",
+            Verb::Freeze => "freeze",
+            Verb::Kill => "kill",
+            Verb::Cgroup => "cgroup",
+            Verb::Release => "release",
+            Verb::ForgetRange => "forget range",
+        },
+        Request::CreateCgroup { .. } => "create cgroup",
+        Request::SetLimits { .. } => "set limits",
+        Request::ReadRaw { .. } => "read raw",
+        Request::WriteRaw { .. } => "write raw",
+        Request::ListAll => "list all",
+        Request::UsageOf { .. } => "usage",
+    }
+}
+
+/// A denial as the answer to the caller.
+fn refusal(denial: Denial) -> Refusal {
+    let code = match denial.code {
+        DenialCode::NotAuthorized => RefusalCode::NotAuthorized,
+        DenialCode::QuotaExceeded => RefusalCode::QuotaExceeded,
+        DenialCode::NotVisible => RefusalCode::NoSuchGrant,
+    };
+    Refusal { code, message: denial.message, rule: Some(denial.rule), quota: denial.quota, usage: denial.usage, hint: denial.hint }
 }

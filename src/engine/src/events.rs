@@ -24,7 +24,7 @@ use crate::{
 /// If the kernel has no descriptors or watches left.
 pub fn watch(engine: &Engine, grant: &Arc<Grant>, holder: Option<&Pidfd>) -> Result<(), Refusal> {
     let (id, watches) = (grant.id, &engine.watches);
-    let mut add = |token: std::io::Result<u64>| -> Result<(), Refusal> {
+    let add = |token: std::io::Result<u64>| -> Result<(), Refusal> {
         grant.live().watches.push(token.map_err(check::internal)?);
         Ok(())
     };

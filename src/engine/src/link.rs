@@ -52,11 +52,6 @@ impl Link {
         Ok(Self { kind, channel, outbox: Mutex::default(), broken: AtomicBool::new(false) })
     }
 
-    /// Which front it is.
-    pub fn kind(&self) -> FrontKind {
-        self.kind
-    }
-
     /// The descriptor to poll; borrowed.
     pub fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
         self.channel.as_fd()

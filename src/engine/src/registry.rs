@@ -88,11 +88,31 @@ impl Grant {
     }
 }
 
+/// What is counted of an account.
+#[derive(Debug, Default)]
+struct Account {
+    grants: BTreeSet<GrantId>,
+    persistent: u64,
+    pressure: u64,
+}
+
+impl Account {
+    fn count(&mut self, record: &GrantRecord) {
+        self.persistent += u64::from(record.lifetime == Lifetime::Persistent);
+        self.pressure += record.pressure.len() as u64;
+    }
+
+    fn discount(&mut self, record: &GrantRecord) {
+        self.persistent = self.persistent.saturating_sub(u64::from(record.lifetime == Lifetime::Persistent));
+        self.pressure = self.pressure.saturating_sub(record.pressure.len() as u64);
+    }
+}
+
 /// The grants by everything that they are looked up by.
 #[derive(Debug, Default)]
 pub struct Registry {
     by_id: HashMap<GrantId, Arc<Grant>>,
-    by_account: HashMap<HostUid, BTreeSet<GrantId>>,
+    accounts: HashMap<HostUid, Account>,
     by_name: HashMap<(HostUid, GrantName), GrantId>,
     by_key: HashMap<(HostUid, String), GrantId>,
     by_connection: HashMap<ConnectionId, BTreeSet<GrantId>>,
@@ -106,7 +126,10 @@ impl Registry {
             self.by_key.insert((grant.account, key), grant.id);
         }
         self.by_name.insert((grant.account, grant.name.clone()), grant.id);
-        self.by_account.entry(grant.account).or_default().insert(grant.id);
+        let account = self.accounts.entry(grant.account).or_default();
+        if account.grants.insert(grant.id) {
+            account.count(&grant.live().record);
+        }
         self.by_id.insert(grant.id, Arc::clone(grant));
     }
 
@@ -118,10 +141,12 @@ impl Registry {
         };
         self.by_key.remove(&(grant.account, key));
         self.by_name.remove(&(grant.account, grant.name.clone()));
-        if let Some(grants) = self.by_account.get_mut(&grant.account) {
-            grants.remove(&grant.id);
-            if grants.is_empty() {
-                self.by_account.remove(&grant.account);
+        if let Some(account) = self.accounts.get_mut(&grant.account)
+            && account.grants.remove(&grant.id)
+        {
+            account.discount(&grant.live().record);
+            if account.grants.is_empty() {
+                self.accounts.remove(&grant.account);
             }
         }
         if let Some(connection) = connection {
@@ -145,15 +170,26 @@ impl Registry {
         self.by_key.get(&(account, key.to_owned())).and_then(|id| self.get(*id))
     }
 
-    /// How many grants the account has.
-    pub fn count(&self, account: HostUid) -> usize {
-        self.by_account.get(&account).map_or(0, BTreeSet::len)
+    /// How many grants the account has, how many of them are persistent, and how many pressure notices they have.
+    pub fn counts(&self, account: HostUid) -> (u64, u64, u64) {
+        self.accounts.get(&account).map_or((0, 0, 0), |account| (account.grants.len() as u64, account.persistent, account.pressure))
+    }
+
+    /// Gives a grant its new record.
+    pub fn set_record(&mut self, grant: &Grant, record: GrantRecord) {
+        let account = self.accounts.entry(grant.account).or_default();
+        let mut live = grant.live();
+        account.discount(&live.record);
+        account.count(&record);
+        live.record = record;
     }
 
     /// The account's grants, or everybody's.
     pub fn list(&self, account: Option<HostUid>) -> Vec<Arc<Grant>> {
         let mut grants: Vec<_> = match account {
-            Some(account) => self.by_account.get(&account).into_iter().flatten().filter_map(|id| self.get(*id)).collect(),
+            Some(account) => {
+                self.accounts.get(&account).into_iter().flat_map(|account| &account.grants).filter_map(|id| self.get(*id)).collect()
+            }
             None => self.by_id.values().cloned().collect(),
         };
         grants.sort_by(|a, b| (a.account, &a.name).cmp(&(b.account, &b.name)));
@@ -188,11 +224,5 @@ impl Registry {
             grant.live().connection = None;
         }
         grants
-    }
-
-    /// Does anybody hold it by a connection?
-    pub fn is_held(grant: &Grant) -> bool {
-        let live = grant.live();
-        live.record.lifetime != Lifetime::Connection || live.connection.is_some()
     }
 }

@@ -1,17 +1,85 @@
 //! What the engine gives up before it listens to anybody: capabilities it has no use for, and system calls.
 
+use std::io;
+
 use cgrant_sys::{privilege, seccomp};
+use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Why the engine runs with more rights than it should; it does not start then.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     /// Capabilities could not be dropped.
     #[error("capabilities: {0}")]
-    Capabilities(std::io::Error),
+    Capabilities(#[from] io::Error),
     /// The filter of system calls could not be set.
     #[error("system call filter: {0}")]
-    Filter(String),
+    Filter(#[from] seccomp::SeccompError),
 }
+
+/// What the engine calls beside what every program does ([`seccomp::RUNTIME`]). It can open no network socket,
+/// execute nothing, mount nothing, enter no namespace, trace nobody and change none of its ids.
+const CALLS: &[i64] = &[
+    libc::SYS_accept4,
+    libc::SYS_capget,
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
+    libc::SYS_eventfd2,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_fdatasync,
+    libc::SYS_flock,
+    libc::SYS_fstatfs,
+    libc::SYS_fsync,
+    libc::SYS_ftruncate,
+    libc::SYS_getdents64,
+    libc::SYS_getsockopt,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_inotify_add_watch,
+    libc::SYS_inotify_rm_watch,
+    libc::SYS_ioctl,
+    libc::SYS_kill,
+    libc::SYS_linkat,
+    libc::SYS_memfd_create,
+    libc::SYS_mkdirat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_newfstatat,
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_pidfd_open,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_pipe2,
+    libc::SYS_prctl,
+    libc::SYS_prlimit64,
+    libc::SYS_readlinkat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_setsockopt,
+    libc::SYS_shutdown,
+    libc::SYS_statx,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
+    libc::SYS_unlinkat,
+    libc::SYS_wait4,
+    libc::SYS_waitid,
+];
 
 /// Drops capabilities to those below, sets `no_new_privs` and the filter. Before any thread is started.
 ///
@@ -20,17 +88,22 @@ pub enum SandboxError {
 /// | `CHOWN`, `FOWNER` | delegating a payload, and taking it back |
 /// | `DAC_OVERRIDE` | writing in cgroups that were delegated |
 /// | `KILL` | killing and stopping processes of a grant |
-/// | `SYS_PTRACE` | reading `/proc/PID/ns` and `cgroup` of callers |
-/// | `SYS_RESOURCE` | descriptors beyond the soft limit, where the host gives it |
-/// | `SYS_ADMIN` | `NS_GET_*` on foreign namespaces; freezing v1 device keys |
+/// | `SYS_PTRACE` | reading `/proc/PID/ns` and `fd` of callers |
 ///
 /// # Errors
 /// [`SandboxError`].
 pub fn confine() -> Result<(), SandboxError> {
     use privilege::Capability as C;
-    privilege::raise_descriptor_limit().map_err(SandboxError::Capabilities)?;
-    privilege::set_no_new_privs().map_err(SandboxError::Capabilities)?;
-    privilege::drop_capabilities(&[C::CAP_CHOWN, C::CAP_FOWNER, C::CAP_DAC_OVERRIDE, C::CAP_KILL, C::CAP_SYS_PTRACE])
-        .map_err(SandboxError::Capabilities)?;
+    raise_descriptor_limit()?;
+    privilege::drop_capabilities(&[C::CAP_CHOWN, C::CAP_FOWNER, C::CAP_DAC_OVERRIDE, C::CAP_KILL, C::CAP_SYS_PTRACE])?;
+    let allowed: Vec<i64> = seccomp::RUNTIME.iter().chain(CALLS).copied().collect();
+    seccomp::apply(&allowed, seccomp::Action::Refuse)?;
+    Ok(())
+}
+
+/// A grant that is held by a process keeps a descriptor open; the soft limit of most hosts is 1,024.
+fn raise_descriptor_limit() -> io::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     Ok(())
 }

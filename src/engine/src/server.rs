@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use cgrant_policy::{HostUid, policy::Request};
+use cgrant_policy::{HostUid, Request};
 use cgrant_sys::{pidfd::Pidfd, seqpacket::{Channel, ChannelError}, socket};
 use cgrant_wire::{
     Answer, BusClient, ConnectionId, FromEngine, Op, Refusal, RefusalCode, RequestId, ToEngine,
@@ -78,6 +78,7 @@ impl Server {
                 match target {
                     Target::Control => {
                         if let Some(end) = self.control()? {
+                            self.engine.pool.stop();
                             return Ok(end);
                         }
                     }
@@ -184,15 +185,21 @@ impl Server {
             let refusal = Refusal::new(RefusalCode::NotAuthorized, "the connection is not known").rule("built-in connections");
             return self.engine.answer(front, id, Err(refusal));
         };
-        let account = ops::account_of(&self.engine, &caller, &op);
+        if let Err(refusal) = self.engine.authorize_silently(&caller, &Request::Call) {
+            return self.engine.answer(front, id, Err(refusal));
+        }
+        let (account, uid) = (ops::account_of(&self.engine, &caller, &op), caller.uid);
+        self.engine.connections().request_begins(uid);
         let engine = Arc::clone(&self.engine);
         let job = Box::new(move || {
             // A panic must not leave the caller without an answer.
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ops::perform(&engine, &caller, op, fds)));
             let outcome = outcome.unwrap_or_else(|_| Err(ops::check::internal("a fault in an operation")));
+            engine.connections().request_ends(uid);
             engine.answer(front, id, outcome);
         });
         if let Err(full) = self.engine.pool.submit(account.0, job) {
+            self.engine.connections().request_ends(uid);
             self.engine.answer(front, id, Err(Refusal::new(RefusalCode::Busy, full.to_string()).hint("try again when earlier requests are answered")));
         }
     }
@@ -212,7 +219,7 @@ impl Server {
     fn introduce(&self, front: FrontKind, peer: Peer) -> Result<Arc<Caller>, Refusal> {
         let inside = self.engine.ids.owner_of(peer.uid());
         let caller = self.engine.connections().number(front, peer, inside);
-        self.engine.authorize(&caller, &Request::Connect)?;
+        self.engine.authorize_silently(&caller, &Request::Connect)?;
         self.engine.connections().open(&caller);
         Ok(caller)
     }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, io};
 
-use cgrant_policy::{config::{ConfigError, Settings}, policy::Policy};
+use cgrant_policy::{Config, FileError, HostGid, Policy, Source};
 use cgrant_sys::dir::Dir;
 
 /// Longest configuration file, in bytes.
@@ -26,7 +26,7 @@ pub enum SettingsError {
     TooMany,
     /// A file has an error.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    File(#[from] FileError),
 }
 
 fn read(directory: &Dir, file: &str) -> Result<Option<String>, SettingsError> {
@@ -41,10 +41,10 @@ fn read(directory: &Dir, file: &str) -> Result<Option<String>, SettingsError> {
 ///
 /// # Errors
 /// [`SettingsError`] naming file, line and column.
-pub fn settings(config: &Dir) -> Result<Settings, SettingsError> {
+pub fn settings(config: &Dir) -> Result<Config, SettingsError> {
     match read(config, "cgrantd.toml")? {
-        Some(text) => Ok(Settings::parse("cgrantd.toml", &text)?),
-        None => Ok(Settings::default()),
+        Some(text) => Ok(Config::parse("cgrantd.toml", &text)?),
+        None => Ok(Config::default()),
     }
 }
 
@@ -57,11 +57,10 @@ pub fn policy(config: &Dir, groups: &HashMap<String, u32>) -> Result<Policy, Set
     let mut files = Vec::new();
     match config.open_dir("policy.d") {
         Ok(directory) => {
-            let mut names: Vec<String> = directory.names().map_err(io)?.into_iter().filter(|name| name.ends_with(".toml")).collect();
+            let names: Vec<String> = directory.names().map_err(io)?.into_iter().filter(|name| name.ends_with(".toml")).collect();
             if names.len() > MAX_FILES {
                 return Err(SettingsError::TooMany);
             }
-            names.sort();
             for name in names {
                 if let Some(text) = read(&directory, &name)? {
                     files.push((name, text));
@@ -71,5 +70,6 @@ pub fn policy(config: &Dir, groups: &HashMap<String, u32>) -> Result<Policy, Set
         Err(error) if error.kind() == io::ErrorKind::NotFound => (),
         Err(error) => return Err(io(error)),
     }
-    Ok(Policy::assemble(&files, groups)?)
+    let sources: Vec<Source<'_>> = files.iter().map(|(name, text)| Source { name, text }).collect();
+    Ok(Policy::parse(&sources)?.with_groups(|name| groups.get(name).copied().map(HostGid)))
 }

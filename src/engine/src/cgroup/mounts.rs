@@ -1,6 +1,6 @@
-//! What `/proc/self/mountinfo` and `/proc/self/cgroup` say about cgroup hierarchies. Parsing only.
+//! What `/proc/self/mountinfo` says about cgroup hierarchies. Parsing only.
 //!
-//! Sources: proc_pid_mountinfo(5), cgroups(7) "/proc files".
+//! Sources: proc_pid_mountinfo(5), cgroups(7).
 
 /// The kind of a cgroup file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,28 +79,6 @@ fn unescape(field: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// One line of `/proc/PID/cgroup`: a hierarchy and the process's cgroup in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Membership {
-    /// `cgroup2`, or the v1 controllers as the line has them.
-    pub hierarchy: String,
-    /// Path from the root of the reader's cgroup namespace.
-    pub path: String,
-}
-
-/// The lines of a `/proc/PID/cgroup`.
-pub(super) fn memberships(text: &str) -> Vec<Membership> {
-    let line = |line: &str| {
-        let mut fields = line.splitn(3, ':');
-        let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-        let hierarchy = if number == "0" { "cgroup2" } else { controllers };
-        // A cgroup that was removed with the process still in it (a zombie) is marked; it has that path no longer.
-        let path = path.strip_suffix(" (deleted)").unwrap_or(path);
-        Some(Membership { hierarchy: hierarchy.to_owned(), path: path.to_owned() })
-    };
-    text.lines().filter_map(line).collect()
-}
-
 /// Are these two the same set of v1 controllers? systemd and the kernel don't always name them in one order.
 pub(super) fn same_hierarchy(a: &str, b: &str) -> bool {
     let sorted = |text: &str| {
@@ -141,10 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_process_is() {
-        let found = memberships("9:name=systemd:/a:b\n1:cpu,cpuacct:/\n0::/x (deleted)\nnonsense\n");
-        let expect = |hierarchy: &str, path: &str| Membership { hierarchy: hierarchy.into(), path: path.into() };
-        assert_eq!(found, [expect("name=systemd", "/a:b"), expect("cpu,cpuacct", "/"), expect("cgroup2", "/x")]);
+    fn the_order_of_controllers_does_not_matter() {
         assert!(same_hierarchy("cpu,cpuacct", "cpuacct,cpu") && !same_hierarchy("cpu", "cpuset"));
     }
 }

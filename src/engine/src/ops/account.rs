@@ -12,8 +12,8 @@ use crate::{connection::Caller, engine::Engine};
 /// What the kernel refuses.
 pub fn prepare(engine: &Engine, caller: &Caller) -> Result<(), Refusal> {
     let policy = engine.policy();
-    let subject = caller.into();
-    let (quotas, _) = policy.quotas(&subject);
-    engine.tree.govern_account(caller.uid, quotas.cgroups, quotas.depth, &policy.account_ceilings(&subject))?;
+    let subject = caller.subject();
+    let quotas = policy.quotas(&subject);
+    engine.tree.govern_account(caller.uid, quotas.cgroups, &policy.account_ceilings(&subject))?;
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::{io, os::fd::OwnedFd};
 
-use cgrant_policy::{HostUid, NameError, Setting};
+use cgrant_policy::{GrantPath, HostUid, LimitKey, LimitValue, NameError, RawKey, RawValue, Request, Setting};
 use cgrant_sys::{
     namespace::UsernsFd,
     pidfd::{Pidfd, PidfdInfo},
@@ -64,21 +64,62 @@ pub fn bad_name(error: NameError) -> Refusal {
     Refusal::new(RefusalCode::InvalidName, error.to_string())
 }
 
-/// Parses limits, canonical and without repetition.
+/// What is to be set on a grant: portable limits, and files of the kernel's that policy lists.
+#[derive(Debug, Default)]
+pub struct Settings {
+    /// Portable limits.
+    pub limits: Vec<(LimitKey, LimitValue)>,
+    /// Raw files.
+    pub raw: Vec<(RawKey, RawValue)>,
+}
+
+impl Settings {
+    /// Key and canonical value of each.
+    pub fn texts(&self) -> Vec<(String, String)> {
+        let limits = self.limits.iter().map(|(key, value)| (key.to_string(), value.to_string()));
+        limits.chain(self.raw.iter().map(|(key, value)| (key.to_string(), value.to_string()))).collect()
+    }
+
+    /// Asks policy for each raw file.
+    ///
+    /// # Errors
+    /// The decision's refusal.
+    pub fn authorize_raw(&self, engine: &Engine, caller: &Caller, owner: HostUid) -> Result<(), Refusal> {
+        self.raw.iter().try_for_each(|(key, _)| engine.authorize(caller, &Request::WriteRaw { owner, key }))
+    }
+
+    /// Sets them on a grant: all or none of the portable ones, then the raw ones.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn apply(&self, engine: &Engine, path: &GrantPath) -> Result<(), Refusal> {
+        engine.tree.set_limits(path, &self.limits)?;
+        self.raw.iter().try_for_each(|(key, value)| engine.tree.write_raw(path, key, value).map_err(Refusal::from))
+    }
+}
+
+/// Parses limits; none may come twice.
 ///
 /// # Errors
 /// [`RefusalCode::InvalidArgument`] saying what is expected.
-pub fn settings(limits: &[(String, String)]) -> Result<Vec<Setting>, Refusal> {
+pub fn settings(limits: &[(String, String)]) -> Result<Settings, Refusal> {
     if limits.len() > MAX_LIMITS {
         return Err(Refusal::new(RefusalCode::InvalidArgument, format!("more than {MAX_LIMITS} limits in one request")));
     }
-    let mut parsed: Vec<Setting> = Vec::with_capacity(limits.len());
+    let mut parsed = Settings::default();
     for (key, value) in limits {
         let setting = Setting::parse(key, value).map_err(|error| Refusal::new(RefusalCode::InvalidArgument, error.to_string()))?;
-        if parsed.iter().any(|other| other.key() == setting.key()) {
+        let twice = match &setting {
+            Setting::Limit(key, _) => parsed.limits.iter().any(|(known, _)| known == key),
+            Setting::Raw(key, _) => parsed.raw.iter().any(|(known, _)| known == key),
+        };
+        if twice {
             return Err(Refusal::new(RefusalCode::InvalidArgument, format!("{key} is set twice in one request")));
         }
-        parsed.push(setting);
+        match setting {
+            Setting::Limit(key, value) => parsed.limits.push((key, value)),
+            Setting::Raw(key, value) => parsed.raw.push((key, value)),
+        }
     }
     Ok(parsed)
 }

@@ -5,16 +5,16 @@
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use cgrant_policy::{GrantName, HostGid, HostUid, IdRange, Setting, policy::Request};
+use cgrant_policy::{GrantName, HostGid, HostUid, IdRange, NewGrant, Request};
 use cgrant_sys::{namespace::UsernsFd, pidfd::Pidfd, process};
 use cgrant_wire::{Answer, AttachTarget, CreateGrant, Created, FdIndex, GrantId, Holder, Lifetime, Range, Refusal, RefusalCode};
 
-use super::check;
+use super::check::{self, Settings};
 use crate::{
     cgroup::Delegation,
     connection::Caller,
@@ -23,6 +23,8 @@ use crate::{
     registry::Grant,
 };
 
+/// How many ids a grant has if the caller does not say.
+const DEFAULT_RANGE: u32 = 65_536;
 /// Longest idempotency key, in bytes.
 const MAX_KEY: usize = 128;
 
@@ -31,7 +33,7 @@ struct Plan {
     record: GrantRecord,
     id: GrantId,
     name: GrantName,
-    settings: Vec<Setting>,
+    settings: Settings,
     userns: Option<UsernsFd>,
     stage: Option<Pidfd>,
     holder: Option<Pidfd>,
@@ -53,13 +55,14 @@ pub fn create(engine: &Engine, caller: &Arc<Caller>, request: &CreateGrant, fds:
         return created(engine, &grant, false);
     }
     let plan = plan(engine, caller, request, digest, fds)?;
-    let wanted = Request::CreateGrant {
+    engine.authorize(caller, &Request::CreateGrant(NewGrant {
         ids: request.range.map(|_| plan.record.count),
-        settings: &plan.settings,
-        persistent: plan.record.lifetime == Lifetime::Persistent,
+        limits: &plan.settings.limits,
         setgroups: plan.setgroups,
-    };
-    engine.authorize(caller, &wanted)?;
+        persistent: plan.record.lifetime == Lifetime::Persistent,
+        pressure: plan.record.pressure.len(),
+    }))?;
+    plan.settings.authorize_raw(engine, caller, caller.uid)?;
     let grant = Arc::new(Grant::new(plan.id, caller.uid, plan.name.clone(), plan.record.clone()));
     if engine.registry().named(caller.uid, &plan.name).is_some() {
         return Err(Refusal::new(RefusalCode::GrantExists, format!("you have a grant named {} already", plan.name))
@@ -96,7 +99,7 @@ fn repeated(engine: &Engine, caller: &Arc<Caller>, request: &CreateGrant, digest
         let mut record = grant.live().record.clone();
         record.lifetime = Lifetime::Connection;
         engine.write_record(&record)?;
-        grant.live().record = record;
+        engine.registry().set_record(&grant, record);
         engine.registry().hold(&grant, Some(caller.connection));
     }
     Ok(Some(grant))
@@ -118,12 +121,13 @@ fn plan(engine: &Engine, caller: &Arc<Caller>, request: &CreateGrant, digest: u6
         "" => GrantName::new(&format!("g{id}")).map_err(check::bad_name)?,
         text => GrantName::new(text).map_err(check::bad_name)?,
     };
-    let settings = check::settings(&request.limits)?;
+    let mut settings = check::settings(&request.limits)?;
+    settings.limits = engine.policy().limits_of_new(&caller.subject(), &settings.limits);
     let mut record = GrantRecord::new(id, caller.uid.0, caller.gid.0, name.as_str(), &engine.boot_id);
     record.key.clone_from(&request.key);
     record.digest = digest;
     record.created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
-    record.limits = settings.iter().map(|setting| (setting.key().to_string(), setting.value().to_string())).collect();
+    record.limits = settings.texts();
     record.pressure = check::pressure(&request.pressure)?;
     let holder = match request.holder {
         Holder::Process(index) => {
@@ -146,7 +150,7 @@ fn plan(engine: &Engine, caller: &Arc<Caller>, request: &CreateGrant, digest: u6
         }
     };
     if let Some(range) = request.range {
-        record.count = engine.policy().range_size(&caller.as_ref().into(), range.count);
+        record.count = if range.count == 0 { DEFAULT_RANGE } else { range.count };
         record.range_named = range.named && !request.name.is_empty();
     }
     let userns = request.userns.map(|index| check::unmapped_userns(engine, caller, fds.take(index, "the user namespace")?)).transpose()?;
@@ -174,7 +178,7 @@ fn effects(engine: &Engine, caller: &Arc<Caller>, grant: &Arc<Grant>, plan: &Pla
     let mut record = plan.record.clone();
     if record.count > 0 {
         let label = plan.record.range_named.then_some(&plan.name);
-        let quota = engine.policy().id_quota(&caller.as_ref().into());
+        let quota = engine.policy().quotas(&caller.subject()).ids;
         undo.ids = true;
         let range = engine.ids.acquire(grant.account, label, record.count, grant.id, quota)?;
         record.range = Some(Range { uid: range.uid().0, gid: range.gid().0, count: range.count() });
@@ -184,7 +188,7 @@ fn effects(engine: &Engine, caller: &Arc<Caller>, grant: &Arc<Grant>, plan: &Pla
     super::account::prepare(engine, caller)?;
     record.cgroup_id = engine.tree.make(&grant.path, &delegation(&record))?;
     fault.step("create: cgroups made")?;
-    engine.tree.set_limits(&grant.path, &plan.settings)?;
+    plan.settings.apply(engine, &grant.path)?;
     fault.step("create: limits set")?;
     if let Some(stage) = &plan.stage {
         let account = caller.uid;
@@ -199,11 +203,8 @@ fn effects(engine: &Engine, caller: &Arc<Caller>, grant: &Arc<Grant>, plan: &Pla
     record.phase = Phase::Active;
     engine.write_record(&record)?;
     // From here on the grant is made, whatever happens: the record says so, and undoing is Release.
-    {
-        let mut live = grant.live();
-        live.record = record;
-        live.hierarchies = engine.tree.hierarchies(&grant.path);
-    }
+    engine.registry().set_record(grant, record);
+    grant.live().hierarchies = engine.tree.hierarchies(&grant.path);
     if plan.record.lifetime == Lifetime::Connection {
         engine.registry().hold(grant, Some(caller.connection));
     }

@@ -2,8 +2,8 @@
 
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
-use cgrant_policy::{CgroupPath, GrantName, Setting, policy::Request};
-use cgrant_wire::{Answer, Attach, EndReason, Event, GrantChange, GrantId, Holder, Lifetime, Refusal, RefusalCode};
+use cgrant_policy::{CgroupPath, GrantName, Request, Verb};
+use cgrant_wire::{Answer, Attach, EndReason, Event, GrantChange, GrantId, Holder, Lifetime};
 
 use super::{check, inside, query::usable};
 use crate::{
@@ -33,7 +33,7 @@ pub fn attach(engine: &Engine, caller: &Arc<Caller>, request: &Attach, fds: Vec<
     let mut fds = check::Descriptors::new(fds);
     let process = fds.take(request.pidfd, "the process")?;
     fds.finish()?;
-    let grant = usable(engine, caller, request.grant, "attach to")?;
+    let grant = usable(engine, caller, request.grant, Verb::Attach)?;
     inside::must_be_outside(engine, caller, "attach processes")?;
     let process = check::own_process(caller, process)?;
     inside::must_not_leave(engine, &process, &grant)?;
@@ -53,7 +53,7 @@ pub fn adopt(engine: &Engine, caller: &Arc<Caller>, id: GrantId, holder: Holder,
         Holder::Connection | Holder::Persistent => None,
     };
     fds.finish()?;
-    let grant = usable(engine, caller, id, "adopt")?;
+    let grant = usable(engine, caller, id, if holder == Holder::Persistent { Verb::Persist } else { Verb::Adopt })?;
     inside::must_be_outside(engine, caller, "adopt a grant")?;
     let mut record = grant.live().record.clone();
     record.holder = match &process {
@@ -71,7 +71,7 @@ pub fn adopt(engine: &Engine, caller: &Arc<Caller>, id: GrantId, holder: Holder,
     };
     let lifetime = record.lifetime;
     engine.write_record(&record)?;
-    grant.live().record = record;
+    engine.registry().set_record(&grant, record);
     engine.registry().hold(&grant, (lifetime == Lifetime::Connection).then_some(caller.connection));
     events::unwatch(engine, &grant);
     events::watch(engine, &grant, process.as_ref())?;
@@ -88,30 +88,30 @@ pub fn adopt(engine: &Engine, caller: &Arc<Caller>, id: GrantId, holder: Holder,
 /// [`RefusalCode::InvalidArgument`], [`RefusalCode::Unsupported`], [`RefusalCode::KernelRefused`]; nothing has changed then.
 pub fn set_limits(engine: &Engine, caller: &Arc<Caller>, id: GrantId, limits: &[(String, String)]) -> Outcome {
     let settings = check::settings(limits)?;
-    let grant = usable(engine, caller, id, "set limits of")?;
+    let grant = usable(engine, caller, id, Verb::Read)?;
     inside::must_be_outside(engine, caller, "set limits")?;
-    engine.authorize(caller, &Request::SetLimits { owner: grant.account, settings: &settings })?;
+    engine.authorize(caller, &Request::SetLimits { owner: grant.account, limits: &settings.limits })?;
+    settings.authorize_raw(engine, caller, grant.account)?;
     let before = grant.live().record.clone();
     let mut record = before.clone();
-    for setting in &settings {
+    for setting in settings.texts() {
         remember(&mut record.limits, setting);
     }
     engine.write_record(&record)?;
     engine.fault.step("set limits: intent recorded")?;
-    let result = engine.tree.set_limits(&grant.path, &settings).map_err(Refusal::from).and_then(|()| engine.fault.step("set limits: set"));
+    let result = settings.apply(engine, &grant.path).and_then(|()| engine.fault.step("set limits: set"));
     if let Err(refusal) = result {
         engine.write_record(&before)?;
         reapply(engine, &grant, &before.limits);
         return Err(refusal);
     }
     let now = record.limits.clone();
-    grant.live().record = record;
+    engine.registry().set_record(&grant, record);
     engine.tell(Event::Changed { grant: grant.id, account: grant.account.0, change: GrantChange::Limits(now) });
     done()
 }
 
-fn remember(limits: &mut Vec<(String, String)>, setting: &Setting) {
-    let (key, value) = (setting.key().to_string(), setting.value().to_string());
+fn remember(limits: &mut Vec<(String, String)>, (key, value): (String, String)) {
     match limits.iter_mut().find(|(known, _)| *known == key) {
         Some(known) => known.1 = value,
         None => limits.push((key, value)),
@@ -120,8 +120,8 @@ fn remember(limits: &mut Vec<(String, String)>, setting: &Setting) {
 
 /// Sets what the record says. For undoing and for reconcile, where a refusal can only be noted.
 pub fn reapply(engine: &Engine, grant: &Grant, limits: &[(String, String)]) {
-    let settings: Vec<Setting> = limits.iter().filter_map(|(key, value)| Setting::parse(key, value).ok()).collect();
-    if let Err(error) = engine.tree.set_limits(&grant.path, &settings) {
+    let settings = check::settings(limits).unwrap_or_default();
+    if let Err(error) = settings.apply(engine, &grant.path) {
         tracing::warn!(%error, grant = %grant.id, "limits of the record can't be set again");
     }
 }
@@ -131,7 +131,7 @@ pub fn reapply(engine: &Engine, grant: &Grant, limits: &[(String, String)]) {
 /// # Errors
 /// [`RefusalCode::TimedOut`] if the kernel does not finish; a caller inside is refused.
 pub fn freeze(engine: &Engine, caller: &Arc<Caller>, id: GrantId, frozen: bool) -> Outcome {
-    let grant = usable(engine, caller, id, if frozen { "freeze" } else { "thaw" })?;
+    let grant = usable(engine, caller, id, Verb::Freeze)?;
     inside::must_be_outside(engine, caller, "freeze or thaw")?;
     if frozen {
         engine.tree.freeze(&grant.path)?;
@@ -147,7 +147,7 @@ pub fn freeze(engine: &Engine, caller: &Arc<Caller>, id: GrantId, frozen: bool) 
 /// # Errors
 /// [`RefusalCode::TimedOut`] if processes can't be killed; a caller inside is refused.
 pub fn kill(engine: &Engine, caller: &Arc<Caller>, id: GrantId) -> Outcome {
-    let grant = usable(engine, caller, id, "kill")?;
+    let grant = usable(engine, caller, id, Verb::Kill)?;
     inside::must_be_outside(engine, caller, "kill a grant")?;
     engine.tree.kill(&grant.path)?;
     events::refresh(engine, &grant);
@@ -160,8 +160,8 @@ pub fn kill(engine: &Engine, caller: &Arc<Caller>, id: GrantId) -> Outcome {
 /// [`RefusalCode::InvalidName`], [`RefusalCode::CgroupExists`], [`RefusalCode::QuotaExceeded`].
 pub fn create_cgroup(engine: &Engine, caller: &Arc<Caller>, id: GrantId, path: &str) -> Outcome {
     let path = CgroupPath::new(path).map_err(check::bad_name)?;
-    let grant = usable(engine, caller, id, "create cgroups in")?;
-    engine.authorize(caller, &Request::CreateCgroup { owner: grant.account, depth: path.depth() as u64 })?;
+    let grant = usable(engine, caller, id, Verb::Cgroup)?;
+    engine.authorize(caller, &Request::CreateCgroup { owner: grant.account, depth: path.depth() })?;
     engine.tree.create_cgroup(&grant.path, &path)?;
     done()
 }
@@ -172,7 +172,7 @@ pub fn create_cgroup(engine: &Engine, caller: &Arc<Caller>, id: GrantId, path: &
 /// [`RefusalCode::InvalidName`], [`RefusalCode::NoSuchCgroup`], [`RefusalCode::Busy`].
 pub fn remove_cgroup(engine: &Engine, caller: &Arc<Caller>, id: GrantId, path: &str) -> Outcome {
     let path = CgroupPath::new(path).map_err(check::bad_name)?;
-    let grant = usable(engine, caller, id, "remove cgroups in")?;
+    let grant = usable(engine, caller, id, Verb::Cgroup)?;
     engine.tree.remove_cgroup(&grant.path, &path)?;
     done()
 }
@@ -183,7 +183,7 @@ pub fn remove_cgroup(engine: &Engine, caller: &Arc<Caller>, id: GrantId, path: &
 /// [`RefusalCode::InvalidName`], [`RefusalCode::Busy`] while a grant has it mapped.
 pub fn forget_range(engine: &Engine, caller: &Arc<Caller>, name: &str) -> Outcome {
     let name = GrantName::new(name).map_err(check::bad_name)?;
-    engine.authorize(caller, &Request::UseGrant { owner: caller.uid, verb: "forget ranges of" })?;
+    engine.authorize(caller, &Request::UseGrant { owner: caller.uid, verb: Verb::ForgetRange })?;
     engine.ids.forget(caller.uid, &name)?;
     done()
 }
@@ -199,7 +199,7 @@ pub fn connection_ended(engine: &Engine, grant: &Arc<Grant>, broken_by_us: bool)
     if let Err(error) = engine.write_record(&record) {
         tracing::error!(%error, grant = %grant.id, "a grant whose connection broke keeps its old record");
     }
-    grant.live().record = record;
+    engine.registry().set_record(grant, record);
     orphaned(engine, grant);
 }
 

@@ -2,7 +2,7 @@
 
 use std::{os::fd::OwnedFd, sync::Arc};
 
-use cgrant_policy::{CgroupPath, GrantName, HostUid, Key, policy::Request};
+use cgrant_policy::{CgroupPath, GrantName, HostGid, HostUid, Key, Request, SettingError, Verb, judge::usage_rows};
 use cgrant_wire::{Answer, BrokerInfo, FdIndex, GrantId, Refusal, RefusalCode, Usage, UsageRow};
 
 use super::check;
@@ -23,7 +23,7 @@ fn plain(answer: Answer) -> Outcome {
 ///
 /// # Errors
 /// [`RefusalCode::NoSuchGrant`], or the decision's refusal.
-pub fn usable(engine: &Engine, caller: &Caller, id: GrantId, verb: &'static str) -> Result<Arc<Grant>, Refusal> {
+pub fn usable(engine: &Engine, caller: &Caller, id: GrantId, verb: Verb) -> Result<Arc<Grant>, Refusal> {
     let grant = engine.grant_for(caller, id)?;
     engine.authorize(caller, &Request::UseGrant { owner: grant.account, verb })?;
     Ok(grant)
@@ -50,20 +50,13 @@ pub fn usage(engine: &Engine, caller: &Caller, account: Option<u32>) -> Outcome 
     let account = account.map_or(caller.uid, HostUid);
     engine.authorize(caller, &Request::UsageOf { account })?;
     let policy = engine.policy();
-    let subject = if account == caller.uid { caller.into() } else { cgrant_policy::policy::Caller::of_account(account) };
-    let (quotas, rule) = policy.quotas(&subject);
-    let now = engine.usage(account);
-    let row = |resource: &str, used: u64, quota: u64| UsageRow { resource: resource.to_owned(), used, quota };
-    plain(Answer::Usage(Usage {
-        account: account.0,
-        rule: rule.to_string(),
-        rows: vec![
-            row("grants", now.grants, quotas.grants),
-            row("cgroups", now.cgroups, quotas.cgroups),
-            row("ids", now.ids, quotas.ids),
-            row("connections", now.connections, quotas.connections),
-        ],
-    }))
+    // Groups of another account are known only from its connections, so its quotas are those by uid.
+    let stranger = cgrant_policy::Caller { uid: account, gid: HostGid(account.0), groups: Vec::new() };
+    let subject = if account == caller.uid { caller.subject() } else { stranger };
+    let ruling = policy.ruling(&subject);
+    let rows = usage_rows(&ruling.quotas, &engine.usage(account));
+    let row = |(resource, used, quota): (&str, u64, u64)| UsageRow { resource: resource.to_owned(), used, quota };
+    plain(Answer::Usage(Usage { account: account.0, rule: ruling.label.clone(), rows: rows.into_iter().map(row).collect() }))
 }
 
 /// The caller's grants, or everybody's for root.
@@ -96,7 +89,7 @@ pub fn find_grant(engine: &Engine, caller: &Caller, name: &str, account: Option<
 /// # Errors
 /// [`RefusalCode::NoSuchGrant`].
 pub fn describe(engine: &Engine, caller: &Caller, id: GrantId) -> Outcome {
-    let grant = usable(engine, caller, id, "describe")?;
+    let grant = usable(engine, caller, id, Verb::Read)?;
     plain(Answer::Grant(grant.info()))
 }
 
@@ -105,15 +98,15 @@ pub fn describe(engine: &Engine, caller: &Caller, id: GrantId) -> Outcome {
 /// # Errors
 /// Unknown keys, raw keys that policy does not list, what the kernel refuses.
 pub fn get_values(engine: &Engine, caller: &Caller, id: GrantId, keys: &[String]) -> Outcome {
-    let grant = usable(engine, caller, id, "get values of")?;
+    let grant = usable(engine, caller, id, Verb::Read)?;
     if keys.len() > MAX_KEYS {
         return Err(Refusal::new(RefusalCode::InvalidArgument, format!("more than {MAX_KEYS} keys in one request")));
     }
     let mut parsed = Vec::with_capacity(keys.len());
     for key in keys {
-        let key: Key = key.parse().map_err(|error: cgrant_policy::SettingError| Refusal::new(RefusalCode::InvalidArgument, error.to_string()))?;
+        let key: Key = key.parse().map_err(|error: SettingError| Refusal::new(RefusalCode::InvalidArgument, error.to_string()))?;
         if let Key::Raw(raw) = &key {
-            engine.authorize(caller, &Request::ReadRaw { key: raw })?;
+            engine.authorize(caller, &Request::ReadRaw { owner: grant.account, key: raw })?;
         }
         parsed.push(key);
     }
@@ -125,7 +118,7 @@ pub fn get_values(engine: &Engine, caller: &Caller, id: GrantId, keys: &[String]
 /// # Errors
 /// [`RefusalCode::NoSuchGrant`], or what the kernel refuses.
 pub fn stat(engine: &Engine, caller: &Caller, id: GrantId) -> Outcome {
-    let grant = usable(engine, caller, id, "stat")?;
+    let grant = usable(engine, caller, id, Verb::Read)?;
     plain(Answer::Stat(engine.tree.stat(&grant.path)?))
 }
 
@@ -134,7 +127,7 @@ pub fn stat(engine: &Engine, caller: &Caller, id: GrantId) -> Outcome {
 /// # Errors
 /// [`RefusalCode::NoSuchGrant`], or what the kernel refuses.
 pub fn list_processes(engine: &Engine, caller: &Caller, id: GrantId) -> Outcome {
-    let grant = usable(engine, caller, id, "list processes of")?;
+    let grant = usable(engine, caller, id, Verb::Read)?;
     plain(Answer::Processes(engine.tree.processes(&grant.path)?))
 }
 
@@ -143,7 +136,7 @@ pub fn list_processes(engine: &Engine, caller: &Caller, id: GrantId) -> Outcome 
 /// # Errors
 /// [`RefusalCode::NoSuchGrant`], or what the kernel refuses.
 pub fn list_cgroups(engine: &Engine, caller: &Caller, id: GrantId) -> Outcome {
-    let grant = usable(engine, caller, id, "list cgroups of")?;
+    let grant = usable(engine, caller, id, Verb::Read)?;
     plain(Answer::Cgroups(engine.tree.list_cgroups(&grant.path)?))
 }
 
@@ -155,7 +148,7 @@ pub fn list_cgroups(engine: &Engine, caller: &Caller, id: GrantId) -> Outcome {
 /// # Errors
 /// [`RefusalCode::NoSuchCgroup`], [`RefusalCode::InvalidName`].
 pub fn open_cgroup(engine: &Engine, caller: &Caller, id: GrantId, path: &str) -> Outcome {
-    let grant = usable(engine, caller, id, "open cgroups of")?;
+    let grant = usable(engine, caller, id, Verb::Cgroup)?;
     let fd: OwnedFd = if path.is_empty() {
         engine.tree.open_payload(&grant.path)?
     } else {

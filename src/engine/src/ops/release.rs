@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use cgrant_policy::Verb;
 use cgrant_wire::{Answer, EndReason, GrantId, Refusal, RefusalCode};
 
 use super::{inside, query::usable};
@@ -20,7 +21,7 @@ use crate::{
 /// # Errors
 /// [`RefusalCode::Busy`] if processes are in it and `kill` is not set.
 pub fn release(engine: &Engine, caller: &Arc<Caller>, id: GrantId, kill: bool) -> Outcome {
-    let grant = usable(engine, caller, id, "release")?;
+    let grant = usable(engine, caller, id, Verb::Release)?;
     inside::must_be_outside(engine, caller, "release a grant")?;
     if !kill && engine.tree.is_populated(&grant.path)? {
         return Err(Refusal::new(RefusalCode::Busy, format!("grant {} still has processes", grant.name))

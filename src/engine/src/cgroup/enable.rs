@@ -1,0 +1,54 @@
+//! Handing controllers down on cgroup2: `cgroup.subtree_control` from the mount's root to the grant.
+//!
+//! Source: Documentation/admin-guide/cgroup-v2.rst, "Enabling and Disabling", "No Internal Process Constraint".
+
+use std::io;
+
+use rustix::io::Errno;
+
+use super::{
+    error::CgroupError,
+    node::{Node, errno},
+};
+
+/// A controller that could not be enabled, and the kernel's words.
+pub(super) type Refused = (String, io::Error);
+
+/// Enables in `node` every controller that it has, for the cgroups below it. Gives those that the kernel refused.
+///
+/// All are written at once; only if the kernel refuses that, one by one, so that a single one (cpu, with a real-time
+/// process somewhere) does not keep the others away.
+///
+/// # Errors
+/// [`CgroupError::ProcessesInside`] if processes sit in `node` itself; what the kernel refuses to read.
+pub(super) fn enable_all(node: &Node) -> Result<Vec<Refused>, CgroupError> {
+    let Some(have) = node.read_if_there("cgroup.controllers")? else { return Ok(Vec::new()) };
+    let on = node.read_if_there("cgroup.subtree_control")?.unwrap_or_default();
+    let missing: Vec<&str> =
+        have.split_ascii_whitespace().filter(|name| !on.split_ascii_whitespace().any(|other| other == *name)).collect();
+    if missing.is_empty() {
+        return Ok(Vec::new());
+    }
+    let all = missing.iter().map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ");
+    if node.write("cgroup.subtree_control", &all).is_ok() {
+        return Ok(Vec::new());
+    }
+    let mut refused = Vec::new();
+    for name in missing {
+        if let Err(error) = node.write("cgroup.subtree_control", &format!("+{name}")) {
+            refused.push((name.to_owned(), error));
+        }
+    }
+    let busy = refused.iter().any(|(_, error)| errno(error) == Some(Errno::BUSY));
+    if busy && holds_processes(node) {
+        return Err(CgroupError::ProcessesInside { cgroup: node.path().to_owned() });
+    }
+    Ok(refused)
+}
+
+fn holds_processes(node: &Node) -> bool {
+    match node.pids(1) {
+        Ok(pids) => !pids.is_empty(),
+        Err(error) => matches!(error, CgroupError::TooMany { .. }),
+    }
+}

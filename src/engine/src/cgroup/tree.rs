@@ -1,0 +1,352 @@
+//! The tree of all cgroups of one instance over all hierarchies, and finding a grant's cgroups in it.
+
+use std::{fmt, os::fd::OwnedFd, sync::Arc};
+
+use cgrant_policy::{GrantName, GrantPath, HostUid};
+use cgrant_sys::{Dir, ProcFs};
+use cgrant_wire::{Hierarchy as WireHierarchy, boot::Placement};
+
+use super::{
+    cpuset,
+    enable::enable_all,
+    error::CgroupError,
+    hierarchy::{CGROUP2, Hierarchies, Hierarchy, find, strip},
+    mounts::Kind,
+    node::{Node, children},
+};
+
+/// The part of a grant that its holder has.
+pub(super) const PAYLOAD: &str = "payload";
+/// The part for the account's own launch stage and monitor.
+pub(super) const MONITOR: &str = "monitor";
+/// The part for grants made from inside.
+pub(super) const CHILDREN: &str = "children";
+/// Where a tree waits, frozen, while it is being attached. There only meanwhile.
+pub(super) const ENTRY: &str = "entry";
+/// What processes that were exec'd into or attached to a payload with cgroups of its own sit in.
+pub(super) const LEAF: &str = ".cgrant";
+/// Below the account's node: processes of grants that were never finished and that nobody took back. No grant's name
+/// begins like this.
+pub(super) const EVICTED: &str = "_evicted";
+/// Longest name of an instance.
+const MAX_INSTANCE: usize = 32;
+
+/// Which cgroup versions the host's controllers are on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostKind {
+    /// All on v1; cgroup2 is not mounted by the host, and is there without controllers.
+    V1,
+    /// v1 hierarchies with controllers beside a mounted cgroup2.
+    Hybrid,
+    /// All on cgroup2.
+    V2,
+}
+
+impl fmt::Display for HostKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V1 => "v1",
+            Self::Hybrid => "hybrid",
+            Self::V2 => "v2",
+        })
+    }
+}
+
+/// All cgroups of one instance.
+///
+/// Safe to use from several threads for different accounts. Operations on grants of one account have to come one after
+/// the other: the engine's pool keeps that order.
+#[derive(Debug)]
+pub struct Tree {
+    pub(super) hierarchies: Arc<Hierarchies>,
+    pub(super) proc: ProcFs,
+    kind: HostKind,
+}
+
+impl Tree {
+    /// Finds the host's hierarchies, makes the instance's node in each where systemd did not, enables all controllers on the way,
+    /// and puts back the processes of attachments that a crash cut short.
+    ///
+    /// # Errors
+    /// [`CgroupError::BadInstance`], [`CgroupError::NoHierarchy`], [`CgroupError::NoPlacement`],
+    /// [`CgroupError::ProcessesInside`] where controllers can't be handed down, and what the kernel refuses.
+    pub fn open(instance: &str, placements: &[Placement]) -> Result<Self, CgroupError> {
+        let form = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+        if instance.is_empty() || instance.len() > MAX_INSTANCE || !instance.bytes().all(form) {
+            return Err(CgroupError::BadInstance(instance.escape_default().to_string()));
+        }
+        let mut hierarchies = find(instance, placements)?;
+        for hierarchy in &hierarchies.v1 {
+            cpuset::inherit(hierarchy, &hierarchy.base)?;
+        }
+        enable_to_base(&mut hierarchies.v2)?;
+        let kind = kind_of(&hierarchies);
+        let proc = ProcFs::open().map_err(CgroupError::system("opening /proc"))?;
+        let tree = Self { hierarchies: hierarchies.into(), proc, kind };
+        tree.finish_attachments()?;
+        Ok(tree)
+    }
+
+    /// Removes the instance's own nodes where they are empty and were not systemd's. To be called last.
+    pub fn close(&self) {
+        for hierarchy in self.hierarchies.all().filter(|hierarchy| !hierarchy.in_scope) {
+            let (above, name) = hierarchy.base_path.rsplit_once('/').unwrap_or_default();
+            let above = if above.is_empty() { "/" } else { above };
+            // Grants that are left, persistent ones, keep it there: EBUSY is as it should be.
+            let _ = hierarchy.open(above).and_then(|above| above.remove_dir(name));
+        }
+    }
+
+    /// Which versions the controllers are on.
+    pub fn kind(&self) -> HostKind {
+        self.kind
+    }
+
+    /// Did systemd delegate the tree?
+    pub fn is_in_scope(&self) -> bool {
+        self.hierarchies.all().any(|hierarchy| hierarchy.in_scope)
+    }
+
+    /// The controllers that a grant gets, by the kernel's names, each once.
+    pub fn controllers(&self) -> Vec<String> {
+        let mut names: Vec<String> =
+            self.hierarchies.all().flat_map(|hierarchy| hierarchy.controllers.iter().cloned()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// Features of the kernel that matter here: name, is it there, and what is done without it.
+    pub fn features(&self) -> Vec<(String, bool, String)> {
+        let v2 = &self.v2().base;
+        let row = |name: &str, there: bool, without: &str| (name.to_owned(), there, without.to_owned());
+        let mut rows = vec![
+            row("cgroup.kill", v2.has("cgroup.kill"), "killing a grant is refused"),
+            row("cgroup.freeze", v2.has("cgroup.freeze"), "freezing a grant is refused"),
+            row("pressure", v2.read("cpu.pressure").is_ok(), "no pressure figures and signals"),
+            row("memory.swap.max", self.has_swap_limit(), "memory.swap.max is refused"),
+            row("memory.high", self.version_of("memory") == Some(Kind::V2), "memory.high is refused"),
+        ];
+        for (name, why) in self.v2().refused.iter() {
+            rows.push(row(&format!("controller {name}"), false, &format!("grants don't get it: {why}")));
+        }
+        rows
+    }
+
+    fn has_swap_limit(&self) -> bool {
+        match self.hierarchies.controller("memory") {
+            Some(hierarchy) if hierarchy.kind == Kind::V1 => hierarchy.base.has("memory.memsw.limit_in_bytes"),
+            Some(hierarchy) => hierarchy.base.has("memory.swap.max"),
+            None => false,
+        }
+    }
+
+    fn version_of(&self, controller: &str) -> Option<Kind> {
+        self.hierarchies.controller(controller).map(|hierarchy| hierarchy.kind)
+    }
+
+    /// Where a grant's payload is, in every hierarchy.
+    pub fn hierarchies(&self, grant: &GrantPath) -> Vec<WireHierarchy> {
+        let below = below_base(grant).join("/");
+        self.hierarchies
+            .all()
+            .map(|hierarchy| WireHierarchy {
+                name: hierarchy.name.clone(),
+                path: format!("{}/{below}/{PAYLOAD}", hierarchy.base_path.trim_end_matches('/')),
+            })
+            .collect()
+    }
+
+    /// The grant whose payload, or a grant inside of whose payload, a process is in, by a line of its `/proc/PID/cgroup`.
+    ///
+    /// Only cgroup2 says so: on v1 the account's own launch stage and monitor are in the payload's cgroups too.
+    pub fn payload_around(&self, hierarchy: &str, path: &str) -> Option<GrantPath> {
+        let (grant, part) = self.place_of(hierarchy, path)?;
+        (part == PAYLOAD).then_some(grant)
+    }
+
+    /// The innermost grant that a cgroup2 path lies in, and which part of it; the empty part is the grant's own cgroup.
+    pub(super) fn place_of(&self, hierarchy: &str, path: &str) -> Option<(GrantPath, String)> {
+        if hierarchy != CGROUP2 {
+            return None;
+        }
+        let mut names = strip(path, &self.v2().base_path)?.split('/');
+        let account = account_of(names.next()?)?;
+        let mut grant = GrantPath { account, names: vec![GrantName::new(names.next()?).ok()?] };
+        loop {
+            let part = names.next().unwrap_or_default();
+            let inner = (part == CHILDREN).then(|| names.next()).flatten().map(GrantName::new);
+            match inner {
+                Some(Ok(name)) => grant.names.push(name),
+                _ => return Some((grant, part.to_owned())),
+            }
+        }
+    }
+
+    /// The kernel's id of the payload's cgroup2 cgroup; `None` if there is none.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn payload_id(&self, grant: &GrantPath) -> Result<Option<u64>, CgroupError> {
+        let Some(payload) = self.part(self.v2(), grant, PAYLOAD)? else { return Ok(None) };
+        payload.dir().inode().map(Some).map_err(CgroupError::kernel("to stat", payload.path()))
+    }
+
+    /// An `O_PATH` descriptor of the payload's cgroup2 directory. It carries none of the broker's rights.
+    ///
+    /// # Errors
+    /// [`CgroupError::NoSuchGrant`].
+    pub fn open_payload(&self, grant: &GrantPath) -> Result<OwnedFd, CgroupError> {
+        let found = self.node(self.v2(), grant)?.ok_or_else(|| CgroupError::NoSuchGrant(grant.clone()))?;
+        super::subtree::open_path(&found, PAYLOAD)
+    }
+
+    /// Every grant that there are cgroups of, in any hierarchy, those inside others after them.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn scan(&self) -> Result<Vec<GrantPath>, CgroupError> {
+        let mut found = Vec::new();
+        for hierarchy in self.hierarchies.all() {
+            for name in dirs(&hierarchy.base)? {
+                let Some(account) = account_of(&name) else { continue };
+                let Some(node) = hierarchy.base.child(&name)? else { continue };
+                collect(node, GrantPath { account, names: Vec::new() }, &mut found)?;
+            }
+        }
+        found.sort_by(|a, b| (a.account, &a.names).cmp(&(b.account, &b.names)));
+        found.dedup();
+        Ok(found)
+    }
+
+    /// How many cgroups the account's payloads have below them. Costs the same however many there are.
+    pub fn count_cgroups(&self, account: HostUid) -> u64 {
+        let Ok(Some(node)) = self.v2().base.child(account_name(account)) else { return 0 };
+        let all = node.keyed("cgroup.stat", "nr_descendants").ok().flatten().unwrap_or(0);
+        all.saturating_sub(grants_in(node.dir()).saturating_mul(PARTS))
+    }
+
+    /// The cgroup2 hierarchy.
+    pub(super) fn v2(&self) -> &Hierarchy {
+        &self.hierarchies.v2
+    }
+
+    /// A grant's cgroup in a hierarchy, if it is there. Without names: the account's node.
+    pub(super) fn node(&self, hierarchy: &Hierarchy, grant: &GrantPath) -> Result<Option<Node>, CgroupError> {
+        let mut names = below_base(grant).into_iter();
+        let Some(first) = names.next() else { return Ok(None) };
+        let Some(mut node) = hierarchy.base.child(first)? else { return Ok(None) };
+        for name in names {
+            match node.child(name)? {
+                Some(next) => node = next,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(node))
+    }
+
+    /// A part of a grant in a hierarchy, if it is there.
+    pub(super) fn part(
+        &self,
+        hierarchy: &Hierarchy,
+        grant: &GrantPath,
+        part: &str,
+    ) -> Result<Option<Node>, CgroupError> {
+        match self.node(hierarchy, grant)? {
+            Some(node) => node.child(part),
+            None => Ok(None),
+        }
+    }
+
+    /// A part of a grant that has to be there.
+    pub(super) fn need_part(
+        &self,
+        hierarchy: &Hierarchy,
+        grant: &GrantPath,
+        part: &str,
+    ) -> Result<Node, CgroupError> {
+        self.part(hierarchy, grant, part)?.ok_or_else(|| CgroupError::NoSuchGrant(grant.clone()))
+    }
+
+    /// A grant's cgroup that has to be there.
+    pub(super) fn need(&self, hierarchy: &Hierarchy, grant: &GrantPath) -> Result<Node, CgroupError> {
+        self.node(hierarchy, grant)?.ok_or_else(|| CgroupError::NoSuchGrant(grant.clone()))
+    }
+}
+
+/// Cgroups that every grant has for itself: its own, payload, monitor, children.
+const PARTS: u64 = 4;
+
+/// How many cgroups are directly below one, by its directory's link count: cgroupfs counts subdirectories there
+/// (fs/kernfs/inode.c, `kernfs_refresh_inode`).
+pub(super) fn grants_in(dir: &Dir) -> u64 {
+    rustix::fs::fstat(dir).map_or(0, |stat| stat.st_nlink.saturating_sub(2))
+}
+
+/// Enables every controller from the mount's root, or from the delegated scope, down to the instance's node.
+fn enable_to_base(hierarchy: &mut Hierarchy) -> Result<(), CgroupError> {
+    let mut refused = Vec::new();
+    if !hierarchy.in_scope {
+        let dir = hierarchy.mount.try_clone().map_err(CgroupError::system("duplicating a descriptor"))?;
+        refused = enable_all(&Node::new(dir, format!("{CGROUP2}:{}", hierarchy.mount_path)))?;
+    }
+    refused.extend(enable_all(&hierarchy.base)?);
+    let on = hierarchy.base.read_if_there("cgroup.subtree_control")?.unwrap_or_default();
+    hierarchy.controllers = on.split_ascii_whitespace().map(str::to_owned).collect();
+    hierarchy.refused = refused.into_iter().map(|(name, error)| (name, error.to_string())).collect();
+    Ok(())
+}
+
+fn kind_of(hierarchies: &Hierarchies) -> HostKind {
+    let v1 = hierarchies.v1.iter().any(|hierarchy| !hierarchy.controllers.is_empty());
+    match (v1, hierarchies.v2.detached.is_some()) {
+        (false, _) => HostKind::V2,
+        (true, true) => HostKind::V1,
+        (true, false) => HostKind::Hybrid,
+    }
+}
+
+/// The name of an account's node.
+pub(super) fn account_name(account: HostUid) -> String {
+    format!("u{account}")
+}
+
+fn account_of(name: &str) -> Option<HostUid> {
+    let account = HostUid(name.strip_prefix('u')?.parse().ok()?);
+    (account_name(account) == name).then_some(account)
+}
+
+/// The names from the instance's node to a grant's cgroup.
+pub(super) fn below_base(grant: &GrantPath) -> Vec<String> {
+    let mut names = vec![account_name(grant.account)];
+    for (at, name) in grant.names.iter().enumerate() {
+        if at > 0 {
+            names.push(CHILDREN.to_owned());
+        }
+        names.push(name.to_string());
+    }
+    names
+}
+
+/// The cgroups directly below one whose names are text.
+fn dirs(node: &Node) -> Result<Vec<String>, CgroupError> {
+    let names = children(node.dir()).map_err(CgroupError::kernel("to list", node.path()))?;
+    Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
+}
+
+/// Adds the grants below an account's node and below each grant's `children`.
+fn collect(account: Node, path: GrantPath, found: &mut Vec<GrantPath>) -> Result<(), CgroupError> {
+    let mut todo = vec![(account, path)];
+    while let Some((node, above)) = todo.pop() {
+        for name in dirs(&node)?.iter().filter_map(|name| GrantName::new(name).ok()) {
+            let mut path = above.clone();
+            let grant = node.child(name.as_str())?;
+            path.names.push(name);
+            found.push(path.clone());
+            if let Some(inner) = grant.map(|grant| grant.child(CHILDREN)).transpose()?.flatten() {
+                todo.push((inner, path));
+            }
+        }
+    }
+    Ok(())
+}
