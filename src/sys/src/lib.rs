@@ -19,7 +19,6 @@ pub mod seccomp;
 pub mod seqpacket;
 pub mod signals;
 pub mod socket;
-pub mod spawn;
 
 mod descriptor;
 

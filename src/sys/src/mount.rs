@@ -140,7 +140,8 @@ pub fn move_mount(mount: impl AsFd, directory: impl AsFd, path: &Path) -> io::Re
 /// Makes `root`, which must be a mount, the root of this mount namespace, and lets go of the old one with all below it.
 ///
 /// # Errors
-/// Those of `pivot_root(2)`: `EINVAL` if `root` is no mount or a mount in question is shared; `EPERM`.
+/// Those of `pivot_root(2)`: `EBUSY` if `root` is on the mount that is the root now; `EINVAL` if it is no mount, or one in
+/// question is shared; `EPERM`.
 pub fn pivot_root(root: impl AsFd) -> io::Result<()> {
     fchdir(root)?;
     // With one directory as both arguments the old root ends up on top of the new one (pivot_root(2), NOTES).

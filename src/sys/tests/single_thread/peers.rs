@@ -1,0 +1,84 @@
+//! What a listening socket learns of who connects.
+
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use cgrant_sys::{Clone3, Exit, PeerPidfd, pidfd::Signal, privilege::become_account, socket};
+
+use crate::{Test, children::wait_for_ever};
+
+pub const TESTS: &[Test] = &[
+    ("peers::groups_of_any_number_are_known", groups_of_any_number_are_known),
+    ("peers::credentials_are_those_at_connect", credentials_are_those_at_connect),
+    ("peers::a_peer_that_ended_is_gone", a_peer_that_ended_is_gone),
+];
+
+fn listener() -> (tempfile::TempDir, std::path::PathBuf, UnixListener) {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let path = directory.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o666)).unwrap();
+    (directory, path, listener)
+}
+
+fn groups_of_any_number_are_known() {
+    let (_directory, path, listener) = listener();
+    for count in [0_u32, 1, 32, 33, 3000] {
+        let groups: Vec<u32> = (50_000..50_000 + count).collect();
+        let raw: Vec<_> = groups.iter().map(|group| nix::unistd::Gid::from_raw(*group)).collect();
+        let child = Clone3::new()
+            .spawn(|| {
+                nix::unistd::setgroups(&raw).unwrap();
+                let _connection = UnixStream::connect(&path).unwrap();
+                wait_for_ever()
+            })
+            .unwrap();
+        let accepted = socket::accept(&listener).unwrap();
+        let found = socket::peer_groups(&accepted).unwrap();
+        child.pidfd.send_signal(Signal::KILL).unwrap();
+        assert_eq!(child.pidfd.wait().unwrap(), Exit::Signal(9));
+        assert_eq!(found, groups);
+    }
+}
+
+fn credentials_are_those_at_connect() {
+    let (_directory, path, listener) = listener();
+    let child = Clone3::new()
+        .spawn(|| {
+            nix::unistd::setegid(12346.into()).unwrap();
+            nix::unistd::seteuid(12345.into()).unwrap();
+            let _connection = UnixStream::connect(&path).unwrap();
+            nix::unistd::seteuid(0.into()).unwrap();
+            become_account(54321, 54322).unwrap();
+            wait_for_ever()
+        })
+        .unwrap();
+    let accepted = socket::accept(&listener).unwrap();
+    let peer = socket::peer_credentials(&accepted).unwrap();
+    let pidfd = socket::peer_pidfd(&accepted).unwrap();
+    let pid = match &pidfd {
+        PeerPidfd::Some(pidfd) => pidfd.pid().unwrap(),
+        PeerPidfd::Unsupported => child.pid,
+        PeerPidfd::Gone => 0,
+    };
+    child.pidfd.send_signal(Signal::KILL).unwrap();
+    assert_eq!(child.pidfd.wait().unwrap(), Exit::Signal(9));
+    assert_eq!((peer.uid, peer.gid, peer.pid), (12345, 12346, Some(child.pid)));
+    assert_eq!(pid, child.pid);
+}
+
+fn a_peer_that_ended_is_gone() {
+    let (_directory, path, listener) = listener();
+    let child = Clone3::new()
+        .spawn(|| {
+            let connection = UnixStream::connect(&path).unwrap();
+            std::mem::forget(connection);
+            0
+        })
+        .unwrap();
+    assert_eq!(child.pidfd.wait().unwrap(), Exit::Code(0));
+    let accepted = socket::accept(&listener).unwrap();
+    assert!(matches!(socket::peer_pidfd(&accepted).unwrap(), PeerPidfd::Gone | PeerPidfd::Unsupported));
+    assert_eq!(socket::peer_credentials(&accepted).unwrap().uid, 0);
+}

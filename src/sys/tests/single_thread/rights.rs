@@ -1,0 +1,236 @@
+//! Giving up rights: each test checks what is left in `/proc/self/status` or by trying.
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use cgrant_sys::privilege::{
+    Capability, become_account, cloexec_fds_from, close_fds_from, drop_capabilities, effective_capabilities,
+    set_dumpable, set_no_new_privs, set_parent_death_signal, thread_count,
+};
+use cgrant_sys::seccomp::{self, Action, RUNTIME};
+use cgrant_sys::{Clone3, Exit, pidfd::Signal};
+
+use crate::{Test, errno, in_child};
+
+pub const TESTS: &[Test] = &[
+    ("rights::an_account_is_for_good", an_account_is_for_good),
+    ("rights::only_root_becomes_somebody", only_root_becomes_somebody),
+    (
+        "rights::capabilities_that_are_not_kept_are_gone_everywhere",
+        capabilities_that_are_not_kept_are_gone_everywhere,
+    ),
+    (
+        "rights::kept_capabilities_survive_execve_and_others_do_not",
+        kept_capabilities_survive_execve_and_others_do_not,
+    ),
+    ("rights::no_new_privs_is_set", no_new_privs_is_set),
+    ("rights::what_is_not_dumpable_belongs_to_root", what_is_not_dumpable_belongs_to_root),
+    ("rights::a_child_dies_with_its_parent", a_child_dies_with_its_parent),
+    ("rights::threads_are_counted", threads_are_counted),
+    ("rights::descriptors_are_closed_but_those_kept", descriptors_are_closed_but_those_kept),
+    ("rights::descriptors_are_marked_but_those_kept", descriptors_are_marked_but_those_kept),
+    ("rights::a_filter_refuses_what_is_not_listed", a_filter_refuses_what_is_not_listed),
+    ("rights::a_filter_can_kill", a_filter_can_kill),
+    ("rights::a_filter_can_hide_clone3", a_filter_can_hide_clone3),
+    ("rights::the_runtime_list_is_enough_for_the_runtime", the_runtime_list_is_enough_for_the_runtime),
+];
+
+/// The fields of a line of `/proc/self/status`.
+fn status(label: &str) -> Vec<String> {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(label)?.strip_prefix(':')).unwrap();
+    line.split_ascii_whitespace().map(str::to_owned).collect()
+}
+
+fn capability_set(label: &str) -> u64 {
+    u64::from_str_radix(&status(label)[0], 16).unwrap()
+}
+
+fn an_account_is_for_good() {
+    nix::unistd::setgroups(&[7.into(), 8.into()]).unwrap();
+    become_account(12345, 12346).unwrap();
+    assert_eq!(status("Uid"), ["12345"; 4]);
+    assert_eq!(status("Gid"), ["12346"; 4]);
+    assert_eq!(status("Groups"), [""; 0]);
+    assert_eq!((capability_set("CapEff"), capability_set("CapPrm")), (0, 0));
+    assert!(nix::unistd::setuid(0.into()).is_err());
+}
+
+fn only_root_becomes_somebody() {
+    become_account(12345, 12346).unwrap();
+    assert_eq!(errno(become_account(0, 0)), libc::EPERM);
+    assert_eq!(errno(become_account(12347, 12346)), libc::EPERM);
+}
+
+fn capabilities_that_are_not_kept_are_gone_everywhere() {
+    drop_capabilities(&[Capability::CAP_KILL, Capability::CAP_CHOWN]).unwrap();
+    let kept = Capability::CAP_KILL.bitmask() | Capability::CAP_CHOWN.bitmask();
+    for (label, expected) in
+        [("CapPrm", kept), ("CapEff", kept), ("CapBnd", kept), ("CapInh", 0), ("CapAmb", 0)]
+    {
+        assert_eq!(capability_set(label), expected, "{label}");
+    }
+    assert_eq!(effective_capabilities().unwrap().len(), 2);
+    drop_capabilities(&[Capability::CAP_KILL, Capability::CAP_CHOWN]).unwrap();
+    // Without CAP_SETPCAP the bounding set is as it is.
+    assert_eq!(errno(drop_capabilities(&[Capability::CAP_KILL])), libc::EPERM);
+}
+
+fn kept_capabilities_survive_execve_and_others_do_not() {
+    drop_capabilities(&[Capability::CAP_SETPCAP]).unwrap();
+    let output = std::process::Command::new("grep").args(["^CapEff", "/proc/self/status"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let effective = u64::from_str_radix(text.split_ascii_whitespace().nth(1).unwrap(), 16).unwrap();
+    assert_eq!(effective, Capability::CAP_SETPCAP.bitmask());
+}
+
+fn no_new_privs_is_set() {
+    assert_eq!(status("NoNewPrivs"), ["0"]);
+    set_no_new_privs().unwrap();
+    assert_eq!(status("NoNewPrivs"), ["1"]);
+}
+
+fn what_is_not_dumpable_belongs_to_root() {
+    use std::os::unix::fs::MetadataExt;
+    become_account(12345, 12346).unwrap();
+    set_dumpable(true).unwrap();
+    assert_eq!(std::fs::metadata("/proc/self/environ").unwrap().uid(), 12345);
+    set_dumpable(false).unwrap();
+    assert_eq!(std::fs::metadata("/proc/self/environ").unwrap().uid(), 0);
+}
+
+fn a_child_dies_with_its_parent() {
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let parent = Clone3::new().spawn(|| {
+        let (ready, is_ready) = rustix::pipe::pipe().unwrap();
+        Clone3::new()
+            .spawn(|| {
+                set_parent_death_signal(Some(Signal::KILL)).unwrap();
+                rustix::io::write(&is_ready, b"x").unwrap();
+                loop {
+                    rustix::event::pause();
+                }
+            })
+            .unwrap();
+        rustix::io::read(&ready, &mut [0; 1]).unwrap();
+        0
+    });
+    assert_eq!(parent.unwrap().pidfd.wait().unwrap(), Exit::Code(0));
+    drop(writer);
+    // Ends when nobody has the writing end any more: parent and grandchild are gone.
+    assert_eq!(rustix::io::read(&reader, &mut [0; 1]).unwrap(), 0);
+}
+
+fn threads_are_counted() {
+    assert_eq!(thread_count().unwrap(), 1);
+    let (end, wait) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || wait.recv());
+    assert_eq!(thread_count().unwrap(), 2);
+    drop(end);
+    assert!(thread.join().unwrap().is_err());
+}
+
+fn open_numbers() -> Vec<RawFd> {
+    let mut numbers: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap().parse().unwrap())
+        .collect();
+    // The listing's own descriptor is the last of them, and closed by now.
+    numbers.retain(|number| std::fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok());
+    numbers.sort_unstable();
+    numbers
+}
+
+fn descriptors_are_closed_but_those_kept() {
+    let files: Vec<_> = (0..5).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+    let kept = files[2].as_raw_fd();
+    let exit = in_child(|| {
+        close_fds_from(3, &[kept]).unwrap();
+        assert_eq!(open_numbers(), [0, 1, 2, kept]);
+        0
+    });
+    assert_eq!(exit, Exit::Code(0));
+    assert!(open_numbers().len() >= 8);
+    assert_eq!(errno(close_fds_from(-1, &[])), libc::EINVAL);
+}
+
+fn descriptors_are_marked_but_those_kept() {
+    use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+    let files: Vec<_> = (0..3).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+    for file in &files {
+        fcntl_setfd(file, FdFlags::empty()).unwrap();
+    }
+    cloexec_fds_from(3, &[files[1].as_raw_fd()]).unwrap();
+    let marked: Vec<bool> =
+        files.iter().map(|file| fcntl_getfd(file).unwrap().contains(FdFlags::CLOEXEC)).collect();
+    assert_eq!(marked, [true, false, true]);
+}
+
+fn a_filter_refuses_what_is_not_listed() {
+    let allowed = [RUNTIME, &[libc::SYS_getppid]].concat();
+    seccomp::apply(&allowed, Action::Refuse).unwrap();
+    let _ = std::os::unix::process::parent_id();
+    assert_eq!(std::fs::File::open("/dev/null").unwrap_err().raw_os_error(), Some(libc::EPERM));
+    assert_eq!(rustix::thread::no_new_privs().unwrap_err(), rustix::io::Errno::PERM);
+}
+
+fn a_filter_can_kill() {
+    let exit = in_child(|| {
+        // No core file of a death on purpose.
+        rustix::process::setrlimit(
+            rustix::process::Resource::Core,
+            rustix::process::Rlimit { current: Some(0), maximum: Some(0) },
+        )
+        .unwrap();
+        seccomp::apply(RUNTIME, Action::Kill).unwrap();
+        i32::from(std::fs::File::open("/dev/null").is_ok())
+    });
+    assert_eq!(exit, Exit::Signal(libc::SIGSYS));
+}
+
+fn a_filter_can_hide_clone3() {
+    // In both orders, beside a filter that would allow it.
+    for first in [true, false] {
+        let exit = in_child(|| {
+            let allowed = [
+                RUNTIME,
+                &[
+                    libc::SYS_clone3,
+                    libc::SYS_openat,
+                    libc::SYS_getdents64,
+                    libc::SYS_statx,
+                    libc::SYS_newfstatat,
+                    libc::SYS_seccomp,
+                    libc::SYS_prctl,
+                ],
+            ]
+            .concat();
+            if first {
+                seccomp::hide_clone3().unwrap();
+            }
+            seccomp::apply(&allowed, Action::Refuse).unwrap();
+            if !first {
+                seccomp::hide_clone3().unwrap();
+            }
+            assert_eq!(errno(Clone3::new().spawn(|| 0)), libc::ENOSYS);
+            0
+        });
+        assert_eq!(exit, Exit::Code(0));
+    }
+}
+
+fn the_runtime_list_is_enough_for_the_runtime() {
+    let exit = in_child(|| {
+        let file = std::fs::File::open("/dev/zero").unwrap();
+        seccomp::apply(&[RUNTIME, &[libc::SYS_clone3, libc::SYS_prctl]].concat(), Action::Kill).unwrap();
+        let memory = vec![1_u8; 64 << 20];
+        let sum: usize =
+            std::thread::spawn(move || memory.iter().map(|byte| usize::from(*byte)).sum()).join().unwrap();
+        assert_eq!(sum, 64 << 20);
+        let mut bytes = [1; 8];
+        std::io::Read::read_exact(&mut &file, &mut bytes).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        let map: std::collections::HashMap<u8, u8> = bytes.iter().map(|byte| (*byte, 1)).collect();
+        i32::from(map.len() != 1)
+    });
+    assert_eq!(exit, Exit::Code(0));
+}
