@@ -105,7 +105,7 @@ impl<'fd> Clone3<'fd> {
         // SAFETY: the structure is plain integers, for which zero bytes are a valid value.
         let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
         arguments.flags = u64::from(self.namespaces.bits().cast_unsigned()) | PIDFD;
-        arguments.pidfd = (&raw mut pidfd).addr() as u64;
+        arguments.pidfd = (&raw mut pidfd).expose_provenance() as u64;
         if self.sibling {
             // The exit signal is then that of this process, and the field must be 0.
             arguments.flags |= u64::from(libc::CLONE_PARENT.cast_unsigned());
@@ -116,7 +116,6 @@ impl<'fd> Clone3<'fd> {
             arguments.flags |= INTO_CGROUP;
             arguments.cgroup = u64::from(directory.as_raw_fd().cast_unsigned());
         }
-        (&raw mut pidfd).expose_provenance();
         // SAFETY: without CLONE_VM the child has its own copy of all memory, as after fork(2), so `stack` may be null.
         // The process has one thread, so no lock is held by anybody who does not exist in the child.
         // `arguments` and `pidfd` outlive the call.

@@ -189,7 +189,10 @@ impl Pidfd {
         let raw = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::PIDFD_GET_USER_NAMESPACE, 0) };
         if raw >= 0 {
             // SAFETY: the kernel has just made this descriptor for us, and nobody else knows its number.
-            return Ok(unsafe { OwnedFd::from_raw_fd(raw) });
+            let namespace = unsafe { OwnedFd::from_raw_fd(raw) };
+            // A zombie has its credentials still, and with them the namespace.
+            self.ensure_alive()?;
+            return Ok(namespace);
         }
         match Errno::from_io_error(&io::Error::last_os_error()) {
             Some(Errno::NOTTY | Errno::INVAL | Errno::OPNOTSUPP) => self.user_namespace_from_proc(),
@@ -371,6 +374,8 @@ mod tests {
         poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None).unwrap();
         assert!(!pidfd.is_alive().unwrap());
         assert_eq!(pidfd.info().unwrap_err().raw_os_error(), Some(libc::ESRCH));
+        assert_eq!(pidfd.user_namespace().unwrap_err().raw_os_error(), Some(libc::ESRCH));
+        assert_eq!(pidfd.start_time().unwrap_err().raw_os_error(), Some(libc::ESRCH));
         assert!(child.wait().unwrap().success());
     }
 

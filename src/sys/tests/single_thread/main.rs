@@ -58,3 +58,10 @@ fn in_child(child: impl FnOnce() -> i32) -> Exit {
 fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
     result.unwrap_err().raw_os_error().expect("not an error of the kernel's")
 }
+
+/// Is there something to read, or the end, within ten seconds?
+fn is_readable_soon(fd: impl std::os::fd::AsFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let limit = Timespec { tv_sec: 10, tv_nsec: 0 };
+    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)).expect("cannot poll") == 1
+}

@@ -1,10 +1,11 @@
 //! What a listening socket learns of who connects.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use cgrant_sys::{Clone3, Exit, PeerPidfd, pidfd::Signal, privilege::become_account, socket};
 
-use crate::{Test, children::wait_for_ever};
+use crate::{Test, children::wait_for_ever, is_readable_soon};
 
 pub const TESTS: &[Test] = &[
     ("peers::groups_of_any_number_are_known", groups_of_any_number_are_known),
@@ -22,6 +23,12 @@ fn listener() -> (tempfile::TempDir, std::path::PathBuf, UnixListener) {
     (directory, path, listener)
 }
 
+/// The next connection, if it comes soon.
+fn accept(listener: &UnixListener) -> OwnedFd {
+    assert!(is_readable_soon(listener), "nobody connected");
+    socket::accept(listener).unwrap()
+}
+
 fn groups_of_any_number_are_known() {
     let (_directory, path, listener) = listener();
     for count in [0_u32, 1, 32, 33, 3000] {
@@ -34,7 +41,7 @@ fn groups_of_any_number_are_known() {
                 wait_for_ever()
             })
             .unwrap();
-        let accepted = socket::accept(&listener).unwrap();
+        let accepted = accept(&listener);
         let found = socket::peer_groups(&accepted).unwrap();
         child.pidfd.send_signal(Signal::KILL).unwrap();
         assert_eq!(child.pidfd.wait().unwrap(), Exit::Signal(9));
@@ -54,7 +61,7 @@ fn credentials_are_those_at_connect() {
             wait_for_ever()
         })
         .unwrap();
-    let accepted = socket::accept(&listener).unwrap();
+    let accepted = accept(&listener);
     let peer = socket::peer_credentials(&accepted).unwrap();
     let pidfd = socket::peer_pidfd(&accepted).unwrap();
     let pid = match &pidfd {
@@ -78,7 +85,7 @@ fn a_peer_that_ended_is_gone() {
         })
         .unwrap();
     assert_eq!(child.pidfd.wait().unwrap(), Exit::Code(0));
-    let accepted = socket::accept(&listener).unwrap();
+    let accepted = accept(&listener);
     assert!(matches!(socket::peer_pidfd(&accepted).unwrap(), PeerPidfd::Gone | PeerPidfd::Unsupported));
     assert_eq!(socket::peer_credentials(&accepted).unwrap().uid, 0);
 }

@@ -9,7 +9,7 @@ use cgrant_sys::privilege::{
 use cgrant_sys::seccomp::{self, Action, RUNTIME};
 use cgrant_sys::{Clone3, Exit, pidfd::Signal};
 
-use crate::{Test, errno, in_child};
+use crate::{Test, errno, in_child, is_readable_soon};
 
 pub const TESTS: &[Test] = &[
     ("rights::an_account_is_for_good", an_account_is_for_good),
@@ -106,9 +106,9 @@ fn a_child_dies_with_its_parent() {
             .spawn(|| {
                 set_parent_death_signal(Some(Signal::KILL)).unwrap();
                 rustix::io::write(&is_ready, b"x").unwrap();
-                loop {
-                    rustix::event::pause();
-                }
+                // Longer than the test waits, and not for ever if the test fails.
+                std::thread::sleep(std::time::Duration::from_secs(20));
+                0
             })
             .unwrap();
         rustix::io::read(&ready, &mut [0; 1]).unwrap();
@@ -117,6 +117,7 @@ fn a_child_dies_with_its_parent() {
     assert_eq!(parent.unwrap().pidfd.wait().unwrap(), Exit::Code(0));
     drop(writer);
     // Ends when nobody has the writing end any more: parent and grandchild are gone.
+    assert!(is_readable_soon(&reader), "the grandchild lives on");
     assert_eq!(rustix::io::read(&reader, &mut [0; 1]).unwrap(), 0);
 }
 
