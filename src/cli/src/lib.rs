@@ -1,2 +1,119 @@
-//! Placeholder until its author fills it.
-pub fn main() -> std::process::ExitCode { std::process::ExitCode::SUCCESS }
+//! The command `cgrant`: a thin client of the broker and of the container engine, without any privilege.
+//!
+//! It parses, asks, prints. What may be done is decided by the broker; what a container is, by the crate
+//! cgrant-container.
+
+mod args;
+mod command;
+mod error;
+mod exit;
+mod output;
+mod value;
+
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    io::Write,
+    os::unix::ffi::OsStrExt,
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use args::{Cli, Command};
+use cgrant_container::Session;
+use cgrant_proto::{Endpoint, names::SOCKET_VARIABLE};
+use clap::{Parser, error::ErrorKind};
+use error::{Doing, Failure};
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return ExitCode::from(show_usage(&error)),
+    };
+    let code = carry_out(cli).unwrap_or_else(|failure| {
+        if failure.is_broken_pipe() {
+            return exit::DONE;
+        }
+        // Standard error may be closed; the exit code still says it.
+        let _ = writeln!(std::io::stderr(), "{}", failure.line());
+        failure.code()
+    });
+    ExitCode::from(code)
+}
+
+/// Help and version go to standard output and are no error; everything else about usage is.
+fn show_usage(error: &clap::Error) -> u8 {
+    // A closed pipe is no reason to fail: whoever closed it has read enough.
+    let _ = error.print();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => exit::DONE,
+        _ => exit::USAGE,
+    }
+}
+
+fn carry_out(cli: Cli) -> Result<u8, Failure> {
+    let Cli { socket, format, command } = cli;
+    let endpoint = endpoint(socket)?;
+    let client = Client { endpoint, format };
+    match command {
+        Command::Grant(command) => command::grant::run(&client, command),
+        Command::Range(command) => command::account::range(&client, command),
+        Command::Usage(args) => command::account::usage(&client, &args),
+        Command::Run(args) => command::run::run(&client, *args),
+        Command::Doctor => command::doctor::run(&client),
+        Command::Events => command::events::run(&client),
+    }
+}
+
+/// What every verb needs: where the broker is, and how results are written.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) format: args::Format,
+}
+
+impl Client {
+    /// Connects, which is the first thing that can fail of whatever is `doing`.
+    pub(crate) fn connect(&self, doing: &str) -> Result<Session, Failure> {
+        Session::connect(&self.endpoint).doing(|| doing.to_owned())
+    }
+}
+
+/// The option, else the variable, else where a broker usually is. Paths may be any bytes.
+fn endpoint(option: Option<OsString>) -> Result<Endpoint, Failure> {
+    let variable = env::var_os(SOCKET_VARIABLE).filter(|value| !value.is_empty());
+    let Some(given) = option.or(variable) else {
+        return Endpoint::find().map_err(|_| Failure::Endpoint { given: OsString::new() });
+    };
+    if let Some(text) = given.to_str() {
+        return Endpoint::parse(text).map_err(|_| Failure::Endpoint { given });
+    }
+    let path = given.as_bytes().strip_prefix(b"unix:path=").unwrap_or(given.as_bytes());
+    match path.contains(&b'/') {
+        true => Ok(Endpoint::Socket(PathBuf::from(OsStr::from_bytes(path)))),
+        false => Err(Failure::Endpoint { given }),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+
+    #[test]
+    fn an_option_names_the_broker() {
+        assert_eq!(endpoint(Some("/x/bus".into())).unwrap(), Endpoint::Socket("/x/bus".into()));
+        assert_eq!(endpoint(Some("system".into())).unwrap(), Endpoint::SystemBus);
+        assert!(matches!(endpoint(Some("nonsense".into())), Err(Failure::Endpoint { .. })));
+    }
+
+    #[test]
+    fn a_sockets_path_may_be_any_bytes() {
+        let path = OsString::from_vec(b"/run/\xff".to_vec());
+        assert_eq!(endpoint(Some(path.clone())).unwrap(), Endpoint::Socket(path.into()));
+        assert!(endpoint(Some(OsString::from_vec(b"\xff".to_vec()))).is_err());
+    }
+}

@@ -21,9 +21,13 @@ mod session;
 mod spec;
 mod stage;
 
-pub use cgrant_sys::pidfd::{Exit, Signal};
+pub use cgrant_sys::{
+    Pidfd,
+    pidfd::{Exit, Signal},
+};
 pub use container::{Container, Disposition, Ending};
 pub use failure::{LaunchError, Step, StepFailure};
 pub use launch::{Launch, Placement, Staged};
 pub use session::{Session, SessionError};
 pub use spec::{Command, DEFAULT_PATH, LaunchSpec, Root, SpecError, check_hostname};
+pub use stage::try_namespaces;

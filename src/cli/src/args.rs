@@ -1,0 +1,476 @@
+//! What can be written on the command line, and the help that goes with it. Parsing only.
+//!
+//! What names files and commands may be any bytes; what goes into D-Bus messages must be UTF-8.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::exit;
+
+/// How results are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Columns for people.
+    Table,
+    /// One JSON document a result, one a line for events.
+    Json,
+}
+
+/// Grants of cgroups and ids, and commands in containers of their own, without root.
+#[derive(Debug, Parser)]
+#[command(name = "cgrant", version, after_help = AFTER_HELP, after_long_help = exit::TABLE,
+    disable_help_subcommand = true, arg_required_else_help = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Where the broker is: its socket's path, "system" for the system bus, "bus:ADDRESS" for another bus
+    ///
+    /// Otherwise $CGRANT_SOCKET says it; otherwise it is /run/cgrant/public/bus if that is there, and the system
+    /// bus if not.
+    #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
+    pub(crate) socket: Option<OsString>,
+
+    /// How results are written
+    #[arg(long, global = true, value_enum, default_value_t = Format::Table, help_heading = "Global options")]
+    pub(crate) format: Format,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  cgrant doctor                                      what this machine can and cannot do
+  cgrant run --memory 512M -- make -j2               a command in a container, under a limit
+  cgrant grant create build --memory 2G --pids 500   a grant that stays, to be used by name";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Makes, shows, changes and releases grants
+    #[command(subcommand)]
+    Grant(GrantCommand),
+    /// Shows and unties the ranges of ids that belong to you
+    #[command(subcommand)]
+    Range(RangeCommand),
+    /// Shows what you use beside what policy lets you use
+    #[command(after_help = "\
+Examples:
+  cgrant usage
+  cgrant usage --account 1000 --format json     as root: somebody else's")]
+    Usage(AccountArgs),
+    /// Runs a command in a container: a grant of its own, all namespaces, gone when it ends
+    Run(Box<RunArgs>),
+    /// Says what this machine can and cannot do, and how to mend it
+    #[command(after_help = "\
+Ends with 1 if anything fails, with 0 if not; warnings do not count.
+
+Examples:
+  cgrant doctor
+  cgrant doctor --format json | jq '.[] | select(.verdict != \"ok\")'")]
+    Doctor,
+    /// Follows what happens to your grants, until interrupted
+    #[command(after_help = "\
+Examples:
+  cgrant events
+  cgrant events --format json | while read -r event; do …; done")]
+    Events,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum GrantCommand {
+    /// Makes a grant: a cgroup and a range of ids
+    #[command(after_help = "\
+Examples:
+  cgrant grant create build --memory 2G --cpus 1.5 --pids 500
+  cgrant grant create session --holder $$ --no-ids     gone when this shell ends
+  cgrant grant create job --limit io.max='8:0 rbps=10M' --pressure memory")]
+    Create(CreateArgs),
+    /// Lists your grants
+    #[command(after_help = "\
+Examples:
+  cgrant grant list
+  cgrant grant list --all     as root: everybody's")]
+    List {
+        /// Everybody's grants (root only)
+        #[arg(long)]
+        all: bool,
+    },
+    /// Shows all about a grant
+    #[command(after_help = "Example:\n  cgrant grant show build")]
+    Show(GrantName),
+    /// Sets limits: all of them, or none
+    #[command(after_help = "\
+Keys: memory.max memory.high memory.swap.max cpu.max cpu.weight cpuset.cpus io.max pids.max
+hugetlb.SIZE.max, and what policy allows besides. Bytes take K M G T; cpu.max takes 150% or 1.5cpu
+as well as \"QUOTA PERIOD\"; \"max\" lifts a limit.
+
+Examples:
+  cgrant grant set build memory.max=1G
+  cgrant grant set build cpu.max=150% cpuset.cpus=0-1 memory.swap.max=0")]
+    Set {
+        #[command(flatten)]
+        grant: GrantName,
+        /// Limits
+        #[arg(required = true, value_name = "KEY=VALUE", value_parser = limit)]
+        limits: Vec<(String, String)>,
+    },
+    /// Reads values; without keys, all portable limits
+    #[command(after_help = "\
+Examples:
+  cgrant grant get build
+  cgrant grant get build memory.max cpu.weight")]
+    Get {
+        #[command(flatten)]
+        grant: GrantName,
+        /// Which
+        #[arg(value_name = "KEY")]
+        keys: Vec<String>,
+    },
+    /// Shows what a grant uses now
+    #[command(after_help = "Example:\n  cgrant grant stat build --format json")]
+    Stat(GrantName),
+    /// Lists the processes in a grant
+    #[command(after_help = "Example:\n  cgrant grant ps build")]
+    Ps(GrantName),
+    /// Moves a process of yours into a grant
+    #[command(after_help = "\
+Examples:
+  cgrant grant attach build $$            this shell and what it starts from now on
+  cgrant grant attach build 4711 --tree   with all its descendants, however fast they fork")]
+    Attach {
+        #[command(flatten)]
+        grant: GrantName,
+        /// The process
+        #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+        pid: u32,
+        /// Its descendants too, all or none
+        #[arg(long)]
+        tree: bool,
+        /// As a launch stage, which may then clone into the payload
+        #[arg(long, conflicts_with = "tree")]
+        stage: bool,
+    },
+    /// Changes what ends a grant
+    #[command(after_help = "\
+Examples:
+  cgrant grant adopt build --holder $$    gone when this shell ends
+  cgrant grant adopt build --persistent   stays until it is released")]
+    Adopt {
+        #[command(flatten)]
+        grant: GrantName,
+        #[command(flatten)]
+        lifetime: LifetimeArgs,
+    },
+    /// Freezes all processes of a grant
+    #[command(after_help = "Example:\n  cgrant grant freeze build")]
+    Freeze(GrantName),
+    /// Lets them go on
+    #[command(after_help = "Example:\n  cgrant grant thaw build")]
+    Thaw(GrantName),
+    /// Kills all processes of a grant; the grant stays
+    #[command(after_help = "Example:\n  cgrant grant kill build")]
+    Kill(GrantName),
+    /// Ends a grant
+    #[command(after_help = "\
+Examples:
+  cgrant grant release build          refused while processes are in it
+  cgrant grant release build --kill   kills them")]
+    Release {
+        #[command(flatten)]
+        grant: GrantName,
+        /// Kill what is left in it
+        #[arg(long)]
+        kill: bool,
+    },
+    /// Makes, removes and lists cgroups inside a grant
+    #[command(subcommand)]
+    Cgroup(CgroupCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CgroupCommand {
+    /// Makes a cgroup below the payload
+    #[command(after_help = "Example:\n  cgrant grant cgroup create build workers/one")]
+    Create(CgroupArgs),
+    /// Removes an empty cgroup below the payload
+    #[command(after_help = "Example:\n  cgrant grant cgroup remove build workers/one")]
+    Remove(CgroupArgs),
+    /// Lists the cgroups below the payload
+    #[command(after_help = "Example:\n  cgrant grant cgroup list build")]
+    List(GrantName),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CgroupArgs {
+    #[command(flatten)]
+    pub(crate) grant: GrantName,
+    /// Path below the payload
+    pub(crate) path: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GrantName {
+    /// The grant's name
+    pub(crate) name: String,
+    /// Whose grant (root only)
+    #[arg(long, value_name = "UID")]
+    pub(crate) account: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AccountArgs {
+    /// Whose (root only)
+    #[arg(long, value_name = "UID")]
+    pub(crate) account: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct LifetimeArgs {
+    /// The grant ends with this process of yours
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) holder: Option<u32>,
+    /// The grant stays until it is released
+    #[arg(long)]
+    pub(crate) persistent: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// Its name; without one, the broker makes one up
+    #[arg(default_value = "")]
+    pub(crate) name: String,
+    /// It ends with this process of yours; without this it stays until it is released
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) holder: Option<u32>,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+    #[command(flatten)]
+    pub(crate) ids: IdArgs,
+    /// No ids: a cgroup alone
+    #[arg(long, conflicts_with = "ids")]
+    pub(crate) no_ids: bool,
+    /// Your own mark of this request: repeated with the same mark, it gives the same grant
+    #[arg(long)]
+    pub(crate) key: Option<String>,
+    /// Resources whose pressure shall be signalled
+    #[arg(long, value_name = "RESOURCE", value_delimiter = ',', value_parser = ["cpu", "memory", "io"])]
+    pub(crate) pressure: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct IdArgs {
+    /// How many ids; policy has a default (65536)
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) ids: Option<u32>,
+}
+
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Limits")]
+pub(crate) struct LimitArgs {
+    /// Most memory (memory.max), in bytes or with K, M, G, T
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) memory: Option<String>,
+    /// Most CPU time, in CPUs (cpu.max): 0.5, 2
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) cpus: Option<String>,
+    /// Most tasks (pids.max)
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) pids: Option<String>,
+    /// Any limit by its key; may be given several times
+    #[arg(short, long = "limit", value_name = "KEY=VALUE", value_parser = limit)]
+    pub(crate) others: Vec<(String, String)>,
+}
+
+impl LimitArgs {
+    /// All limits by key. Where one is given in two ways, the broker is told both and refuses.
+    pub(crate) fn all(&self) -> Vec<(String, String)> {
+        let short = [
+            ("memory.max", self.memory.clone()),
+            ("cpu.max", self.cpus.as_ref().map(|cpus| format!("{cpus}cpu"))),
+            ("pids.max", self.pids.clone()),
+        ];
+        let short = short.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        short.chain(self.others.iter().cloned()).collect()
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The command is pid 1 of the container unless --init is given. Its standard streams are those of
+cgrant. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 and SIGWINCH are passed on; of those that
+would end an ordinary process, one for which the command has no handler ends the container. ^Z
+freezes the container.
+
+The ids inside are not yours: files of your own belong to 'nobody' there, and must be open to others
+to be used. A root directory must have the directories proc sys dev run tmp to mount on.
+
+Examples:
+  cgrant run -- id
+  cgrant run --memory 256M --pids 50 -- sh -c 'ulimit -a; cat /sys/fs/cgroup/memory.max'
+  cgrant run --root ./busybox --init --hostname box -- /bin/sh
+  cgrant run --name ci --env PATH=/usr/bin:/bin --env LANG -- make test",
+    after_long_help = exit::TABLE)]
+pub(crate) struct RunArgs {
+    /// The grant's name, whose ids it gets each time; without one it gets any ids of yours
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub(crate) name: String,
+    /// The directory that is its root; without one, the host's own tree, read-only
+    #[arg(long, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+    /// Mount the root directory read-only
+    #[arg(long, requires = "root")]
+    pub(crate) read_only: bool,
+    /// Its hostname; otherwise the grant's name
+    #[arg(long)]
+    pub(crate) hostname: Option<String>,
+    /// A variable of its environment: with a value, or taken over from yours
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<OsString>,
+    /// Its working directory, seen from inside
+    #[arg(short, long, value_name = "DIR", default_value = "/")]
+    pub(crate) workdir: PathBuf,
+    /// Run a tiny reaper as pid 1, and the command as its child
+    #[arg(long)]
+    pub(crate) init: bool,
+    /// Forbid setgroups inside, where your groups take rights away (they stay in force then)
+    #[arg(long)]
+    pub(crate) no_setgroups: bool,
+    #[command(flatten)]
+    pub(crate) ids: IdArgs,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RangeCommand {
+    /// Lists your ranges of ids
+    #[command(after_help = "Example:\n  cgrant range list")]
+    List,
+    /// Unties a range from the name of a grant that is gone, so that other grants of yours may use it
+    #[command(after_help = "\
+Files that belong to ids of the range keep their owner: whatever uses the range next owns them.
+
+Example:
+  cgrant range forget build")]
+    Forget {
+        /// The name
+        name: String,
+    },
+}
+
+fn limit(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("a limit is written KEY=VALUE, as in memory.max=512M".to_owned()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use clap::{CommandFactory, error::ErrorKind};
+
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("cgrant").chain(words.iter().copied()))
+    }
+
+    fn run(words: &[&str]) -> RunArgs {
+        match parse(words).unwrap().command {
+            Command::Run(args) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_the_command_belongs_to_it() {
+        let args = run(&["run", "--memory", "1M", "--", "sh", "-c", "x", "--memory", "2M"]);
+        assert_eq!(args.command, ["sh", "-c", "x", "--memory", "2M"]);
+        assert_eq!(args.limits.all(), [("memory.max".to_owned(), "1M".to_owned())]);
+        assert_eq!(run(&["run", "id", "--socket", "x"]).command, ["id", "--socket", "x"]);
+    }
+
+    #[test]
+    fn limits_have_short_and_long_forms() {
+        let args = run(&[
+            "run",
+            "--cpus",
+            "1.5",
+            "--pids",
+            "9",
+            "-l",
+            "io.max=8:0 rbps=1M",
+            "-l",
+            "cpu.weight=5",
+            "x",
+        ]);
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let all = [
+            pair("cpu.max", "1.5cpu"),
+            pair("pids.max", "9"),
+            pair("io.max", "8:0 rbps=1M"),
+            pair("cpu.weight", "5"),
+        ];
+        assert_eq!(args.limits.all(), all);
+    }
+
+    #[test]
+    fn a_malformed_limit_is_a_usage_error_that_shows_the_form() {
+        for wrong in ["memory.max", "=1"] {
+            let error = parse(&["grant", "set", "x", wrong]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ValueValidation);
+            assert!(error.to_string().contains("KEY=VALUE"), "{error}");
+        }
+        assert_eq!(parse(&["grant", "set", "x"]).unwrap_err().kind(), ErrorKind::MissingRequiredArgument);
+    }
+
+    #[test]
+    fn commands_and_paths_may_be_any_bytes() {
+        let odd = || OsString::from_vec(vec![b'x', 0xff]);
+        let words =
+            ["cgrant", "run", "--root"].map(OsString::from).into_iter().chain([odd(), "--".into(), odd()]);
+        let Command::Run(args) = Cli::try_parse_from(words).unwrap().command else { panic!("not run") };
+        assert_eq!(args.command, [odd()]);
+        assert_eq!(args.root, Some(PathBuf::from(odd())));
+        let error = Cli::try_parse_from(["cgrant".into(), "grant".into(), "show".into(), odd()]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidUtf8);
+    }
+
+    #[test]
+    fn a_lifetime_is_one_of_two() {
+        assert_eq!(parse(&["grant", "adopt", "x"]).unwrap_err().kind(), ErrorKind::MissingRequiredArgument);
+        let both = parse(&["grant", "adopt", "x", "--persistent", "--holder", "1"]);
+        assert_eq!(both.unwrap_err().kind(), ErrorKind::ArgumentConflict);
+        assert!(parse(&["grant", "adopt", "x", "--holder", "0"]).is_err());
+        assert!(parse(&["grant", "adopt", "x", "--holder", "7"]).is_ok());
+    }
+
+    #[test]
+    fn global_options_stand_anywhere_before_the_command_of_run() {
+        assert_eq!(parse(&["grant", "list", "--format", "json"]).unwrap().format, Format::Json);
+        assert_eq!(parse(&["--socket", "/x", "usage"]).unwrap().socket, Some("/x".into()));
+    }
+
+    #[test]
+    fn every_verb_that_does_something_has_an_example() {
+        fn check(command: &clap::Command) {
+            if command.has_subcommands() {
+                return command.get_subcommands().for_each(check);
+            }
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example") && help.contains("  cgrant "), "{}", command.get_name());
+        }
+        check(&Cli::command());
+    }
+}

@@ -1,0 +1,8 @@
+//! The verbs, one module a noun.
+
+pub(crate) mod account;
+pub(crate) mod doctor;
+pub(crate) mod events;
+pub(crate) mod grant;
+pub(crate) mod run;
+mod supervise;

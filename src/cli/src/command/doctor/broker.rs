@@ -1,0 +1,183 @@
+//! What the broker says about itself, its host and the caller's account.
+
+use cgrant_container::{Session, SessionError};
+use cgrant_proto::{Account, Endpoint};
+
+use super::Finding;
+use crate::{
+    Client,
+    error::{Doing, Failure},
+};
+
+/// The controllers that a grant can have, the name each has on v1, and what is not to be had without it.
+const CONTROLLERS: [(&str, &str, &str); 6] = [
+    ("cpu", "cpu", "cpu.max and cpu.weight"),
+    ("cpuset", "cpuset", "cpuset.cpus"),
+    ("io", "blkio", "io.max"),
+    ("memory", "memory", "memory.max, memory.high and memory.swap.max"),
+    ("pids", "pids", "pids.max"),
+    ("hugetlb", "hugetlb", "hugetlb.*"),
+];
+
+pub(super) fn findings(client: &Client) -> Vec<Finding> {
+    match Session::connect(&client.endpoint).and_then(|session| Answers::ask(&session)) {
+        Ok(answers) => answers.findings(&client.endpoint),
+        Err(error) => vec![unreachable(error)],
+    }
+}
+
+fn unreachable(error: SessionError) -> Finding {
+    let failure: Result<(), Failure> = Err(error).doing(|| "ask the broker".to_owned());
+    let line = failure.err().map(|failure| failure.line()).unwrap_or_default();
+    let (what, mend) =
+        line.trim_start_matches("cgrant: ").split_once("; ").unwrap_or((&line, "see the broker's log"));
+    Finding::fail("broker", what, mend)
+}
+
+/// What was asked, together.
+#[derive(Debug)]
+struct Answers {
+    version: String,
+    instance: String,
+    hierarchy: String,
+    systemd: bool,
+    controllers: Vec<String>,
+    features: Vec<(String, bool, String)>,
+    account: u32,
+    rule: String,
+    usage: Vec<(String, u64, u64)>,
+}
+
+impl Answers {
+    fn ask(session: &Session) -> Result<Self, SessionError> {
+        let manager = session.manager()?;
+        let options = Account::new();
+        session.call(async {
+            let (account, rule, usage) = manager.get_usage(&options).await?;
+            Ok(Self {
+                version: manager.version().await?,
+                instance: manager.instance().await?,
+                hierarchy: manager.hierarchy().await?,
+                systemd: manager.systemd().await?,
+                controllers: manager.controllers().await?,
+                features: manager.features().await?,
+                account,
+                rule,
+                usage,
+            })
+        })
+    }
+
+    fn findings(&self, endpoint: &Endpoint) -> Vec<Finding> {
+        let place = match endpoint {
+            Endpoint::Socket(path) => path.display().to_string(),
+            Endpoint::SystemBus => "the system bus".to_owned(),
+            Endpoint::Bus(address) => address.clone(),
+        };
+        let broker = format!("instance {} of version {} answers at {place}", self.instance, self.version);
+        let mut findings = vec![Finding::ok("broker", broker), self.hierarchy(), self.tree()];
+        findings.extend(CONTROLLERS.iter().map(|controller| self.controller(controller)));
+        findings.extend(self.features.iter().map(feature));
+        let account = format!("uid {}, quotas of {}", self.account, self.rule);
+        findings.push(Finding::ok("account", account));
+        findings.extend(self.usage.iter().map(usage));
+        findings
+    }
+
+    fn hierarchy(&self) -> Finding {
+        match self.hierarchy.as_str() {
+            "v2" => Finding::ok("cgroup hierarchy", "v2: controllers are delegated to containers"),
+            kind => Finding::warn(
+                "cgroup hierarchy",
+                format!(
+                    "{kind}: limits hold, but controllers of v1 can't be delegated safely into a container"
+                ),
+                "boot with systemd.unified_cgroup_hierarchy=1, or cgroup_no_v1=all",
+            ),
+        }
+    }
+
+    fn tree(&self) -> Finding {
+        match self.systemd {
+            true => Finding::ok("cgroup tree", "in a scope that systemd delegated to the broker"),
+            false => Finding::ok("cgroup tree", "the broker's own, below the root of each hierarchy"),
+        }
+    }
+
+    fn controller(&self, (name, name_on_v1, keys): &(&str, &str, &str)) -> Finding {
+        let check = format!("controller {name}");
+        if self.controllers.iter().any(|controller| controller == name || controller == name_on_v1) {
+            return Finding::ok(check, format!("{keys} can be limited"));
+        }
+        let mend = match *name {
+            "memory" => "boot with cgroup_enable=memory".to_owned(),
+            _ => format!(
+                "the kernel, its command line (cgroup_disable) or the hierarchy's owner keeps {name} back"
+            ),
+        };
+        Finding::warn(check, format!("no limits for {keys}"), mend)
+    }
+}
+
+fn feature((name, there, otherwise): &(String, bool, String)) -> Finding {
+    match there {
+        true => Finding::ok(format!("kernel: {name}"), "there"),
+        false => Finding::warn(
+            format!("kernel: {name}"),
+            format!("not there: {otherwise}"),
+            "a newer kernel has it",
+        ),
+    }
+}
+
+fn usage((resource, used, quota): &(String, u64, u64)) -> Finding {
+    let check = format!("quota of {resource}");
+    let finding = format!("{used} of {quota} in use");
+    if used < quota {
+        return Finding::ok(check, finding);
+    }
+    Finding::warn(check, finding, "release grants ('cgrant grant list'), or ask the administrator for more")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::{super::Verdict, *};
+
+    fn answers() -> Answers {
+        Answers {
+            version: "1".into(),
+            instance: "default".into(),
+            hierarchy: "hybrid".into(),
+            systemd: false,
+            controllers: vec!["cpu".into(), "blkio".into(), "memory".into()],
+            features: vec![("so-peerpidfd".into(), false, "pids are checked twice".into())],
+            account: 7,
+            rule: "built-in any-user".into(),
+            usage: vec![("grants".into(), 4, 4), ("ids".into(), 0, 9)],
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_a_warning_with_a_way_to_mend_it() {
+        let findings = answers().findings(&Endpoint::SystemBus);
+        let of = |check: &str| findings.iter().find(|finding| finding.check == check).unwrap();
+        assert_eq!(of("broker").verdict, Verdict::Ok);
+        for check in ["cgroup hierarchy", "controller pids", "kernel: so-peerpidfd", "quota of grants"] {
+            assert_eq!(of(check).verdict, Verdict::Warn, "{check}");
+            assert!(!of(check).mend.is_empty(), "{check}");
+        }
+        for check in ["controller io", "controller memory", "quota of ids", "account"] {
+            assert_eq!(of(check).verdict, Verdict::Ok, "{check}");
+        }
+    }
+
+    #[test]
+    fn no_broker_is_a_failure_with_a_way_to_mend_it() {
+        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+        let error = cgrant_proto::Error::Unreachable { path: "/x".into(), source };
+        let finding = unreachable(error.into());
+        assert_eq!(finding.verdict, Verdict::Fail);
+        assert!(finding.finding.contains("/x") && finding.mend.contains("start cgrantd"), "{finding:?}");
+    }
+}

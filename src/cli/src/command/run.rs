@@ -1,0 +1,196 @@
+//! `cgrant run`: one container with a grant of its own, in the foreground.
+//!
+//! Processes: this one (P), the launch stage (S), the container's first process (I). S makes its user namespace
+//! while P connects to the broker; one call makes the grant, maps the ids and attaches S; S then clones I, which
+//! is P's child. If P dies, the broker, which holds its pidfd, kills the container and removes the grant.
+
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    os::{fd::AsFd, unix::ffi::OsStrExt},
+};
+
+use cgrant_container::{
+    Command, Container, DEFAULT_PATH, Launch, LaunchSpec, Pidfd, Placement, Root, Session, Staged,
+};
+use cgrant_proto::{Code, CreateGrant, Lifetime, ReleaseGrant};
+use zbus::OwnedObjectPath;
+
+use super::{grant::each_once, supervise};
+use crate::{
+    Client,
+    args::RunArgs,
+    error::{Doing, Failure},
+};
+
+const DOING: &str = "make a grant for the command";
+
+pub(crate) fn run(client: &Client, args: RunArgs) -> Result<u8, Failure> {
+    let limits = each_once(args.limits.all())?;
+    let grant = Wanted {
+        name: args.name.clone(),
+        limits,
+        ids: args.ids.ids.unwrap_or(0),
+        setgroups: !args.no_setgroups,
+    };
+    let launch = Launch::begin(&spec(args))?;
+    let session = client.connect(DOING)?;
+    let staged = launch.user_namespace()?;
+    let own = Pidfd::own().map_err(|source| Failure::Machine { doing: "name this process", source })?;
+    let made = Made::create(&session, &grant, &staged, &own)?;
+    let ended = made.start(staged).and_then(|container| supervise::supervise(&container, &made));
+    let released = made.release();
+    let status = ended?;
+    released?;
+    Ok(status)
+}
+
+fn spec(args: RunArgs) -> LaunchSpec {
+    let root = match args.root {
+        Some(path) => Root::Directory { path, read_only: args.read_only },
+        None => Root::Host,
+    };
+    LaunchSpec {
+        root,
+        hostname: args.hostname,
+        command: Command { argv: args.command, env: environment(&args.env), directory: args.workdir },
+        reaper: args.init,
+        setgroups: !args.no_setgroups,
+    }
+}
+
+/// What a login as root would give, the terminal's kind, and what was asked for. A name without value is taken
+/// over from here, if it is set.
+fn environment(asked: &[OsString]) -> Vec<(OsString, OsString)> {
+    let mut variables: Vec<(OsString, OsString)> = [
+        ("PATH", DEFAULT_PATH),
+        ("HOME", "/root"),
+        ("USER", "root"),
+        ("LOGNAME", "root"),
+        ("SHELL", "/bin/sh"),
+        ("container", "cgrant"),
+    ]
+    .map(|(name, value)| (name.into(), value.into()))
+    .into();
+    variables.extend(env::var_os("TERM").map(|term| ("TERM".into(), term)));
+    for text in asked {
+        let (name, value) = match split(text) {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (text.clone(), env::var_os(text)),
+        };
+        variables.retain(|(known, _)| *known != name);
+        variables.extend(value.map(|value| (name, value)));
+    }
+    variables
+}
+
+fn split(text: &OsStr) -> Option<(&OsStr, &OsStr)> {
+    let bytes = text.as_bytes();
+    let at = bytes.iter().position(|byte| *byte == b'=')?;
+    let (name, value) = bytes.split_at_checked(at)?;
+    Some((OsStr::from_bytes(name), OsStr::from_bytes(value.get(1..)?)))
+}
+
+/// The grant that the command shall have.
+struct Wanted {
+    name: String,
+    limits: Vec<(String, String)>,
+    ids: u32,
+    setgroups: bool,
+}
+
+/// The grant that it got.
+pub(super) struct Made<'a> {
+    session: &'a Session,
+    path: OwnedObjectPath,
+    placement: Placement,
+    payload: zbus::OwnedFd,
+}
+
+impl<'a> Made<'a> {
+    fn create(session: &'a Session, wanted: &Wanted, staged: &Staged, own: &Pidfd) -> Result<Self, Failure> {
+        let options = CreateGrant::new()
+            .lifetime(Lifetime::Process(own.as_fd()))
+            .userns(staged.namespace())
+            .stage(staged.stage())
+            .setgroups(wanted.setgroups)
+            .range_count(wanted.ids)
+            .range_named(!wanted.name.is_empty())
+            .limits(&wanted.limits);
+        let create = || session.call(session.manager()?.create_grant(&wanted.name, &options));
+        let (path, result, payload) = create().doing(|| DOING.to_owned())?;
+        let id = result.id.unwrap_or_default();
+        let hostname = if wanted.name.is_empty() { format!("cgrant-{id}") } else { wanted.name.clone() };
+        // A hostname has no underscore, and a grant's name may; both end within 64 bytes.
+        let hostname = hostname.replace('_', "-").trim_end_matches('-').to_owned();
+        Ok(Self { session, path, placement: Placement { hostname, ids: result.count.unwrap_or(1) }, payload })
+    }
+
+    fn start(&self, staged: Staged) -> Result<Container, Failure> {
+        supervise::hold_signals()?;
+        Ok(staged.start(self.payload.as_fd(), &self.placement)?)
+    }
+
+    /// Freezes or thaws everything in the grant.
+    pub(super) fn freeze(&self, frozen: bool) -> Result<(), Failure> {
+        let doing = || if frozen { "freeze the container" } else { "thaw the container" }.to_owned();
+        let cgroup = self.session.cgroup(&self.path).doing(doing)?;
+        match frozen {
+            true => self.session.call(cgroup.freeze()).doing(doing),
+            false => self.session.call(cgroup.thaw()).doing(doing),
+        }
+    }
+
+    /// Kills what is left and ends the grant. One that has ended already was released by somebody else.
+    fn release(&self) -> Result<(), Failure> {
+        let options = ReleaseGrant::new().kill();
+        let release = || self.session.call(self.session.grant(&self.path)?.release(&options));
+        match release() {
+            Err(cgrant_container::SessionError::Broker(error)) if error.code() == Some(Code::NoSuchGrant) => {
+                Ok(())
+            }
+            // The broker went away meanwhile. The next one finds this process gone and ends the grant.
+            Err(cgrant_container::SessionError::Broker(cgrant_proto::Error::Dbus(_))) => Ok(()),
+            result => result.doing(|| "release the command's grant".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+
+    fn value<'a>(variables: &'a [(OsString, OsString)], name: &str) -> Vec<&'a OsStr> {
+        variables.iter().filter(|(known, _)| known == name).map(|(_, value)| value.as_os_str()).collect()
+    }
+
+    #[test]
+    fn the_environment_is_a_fresh_one() {
+        let variables = environment(&[]);
+        assert_eq!(value(&variables, "container"), ["cgrant"]);
+        assert_eq!(value(&variables, "PATH"), [DEFAULT_PATH]);
+        assert!(value(&variables, "CARGO_MANIFEST_DIR").is_empty());
+    }
+
+    #[test]
+    fn what_is_asked_for_replaces_and_takes_over() {
+        let odd = OsString::from_vec(b"ODD=\xff=".to_vec());
+        let asked = [
+            "PATH=/x".into(),
+            "CARGO_MANIFEST_DIR".into(),
+            "NOT_SET_AT_ALL".into(),
+            "HOME=a".into(),
+            "HOME=b".into(),
+            odd,
+        ];
+        let variables = environment(&asked);
+        assert_eq!(value(&variables, "PATH"), ["/x"]);
+        assert_eq!(value(&variables, "CARGO_MANIFEST_DIR"), [env::var_os("CARGO_MANIFEST_DIR").unwrap()]);
+        assert!(value(&variables, "NOT_SET_AT_ALL").is_empty());
+        assert_eq!(value(&variables, "HOME"), ["b"]);
+        assert_eq!(value(&variables, "ODD"), [OsStr::from_bytes(b"\xff=")]);
+    }
+}

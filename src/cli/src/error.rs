@@ -1,0 +1,191 @@
+//! What went wrong, as one line for people and one exit code for scripts.
+
+use std::{ffi::OsString, io};
+
+use cgrant_container::{LaunchError, SessionError, SpecError};
+use cgrant_proto::{Code, Error as BrokerError};
+
+use crate::exit;
+
+/// Why a command was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The broker refused or does not answer.
+    #[error("cannot {doing}: {source}")]
+    Broker {
+        /// What was asked, as in "cannot freeze the grant x".
+        doing: String,
+        source: SessionError,
+    },
+    /// A container was not launched.
+    #[error("cannot run the command: {0}")]
+    Launch(#[from] LaunchError),
+    /// A process that was named is not there.
+    #[error("cannot name the process {pid} to the broker: {source}")]
+    Process { pid: u32, source: io::Error },
+    /// Something on the command line that its syntax does not show.
+    #[error("{0}")]
+    Usage(String),
+    /// The endpoint that was given is none.
+    #[error("{given:?} names no broker: give the path of its socket, \"system\" or \"bus:ADDRESS\"")]
+    Endpoint { given: OsString },
+    /// A kernel interface that the command itself needs failed.
+    #[error("cannot {doing}: {source}")]
+    Machine { doing: &'static str, source: io::Error },
+    /// The result could not be written.
+    #[error("cannot write the result: {0}")]
+    Output(#[from] io::Error),
+}
+
+impl Failure {
+    /// Nobody wants the rest of the output: that is no failure (`cgrant … | head`).
+    pub(crate) fn is_broken_pipe(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+
+    /// The exit code.
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Self::Broker { source: SessionError::Broker(error), .. } => broker_code(error),
+            Self::Broker { source: SessionError::Silent, .. } => exit::NO_BROKER,
+            Self::Launch(LaunchError::Step(step)) => step.command_status().unwrap_or(exit::MACHINE),
+            Self::Launch(LaunchError::Spec(_)) | Self::Usage(_) | Self::Endpoint { .. } => exit::USAGE,
+            Self::Process { .. } => exit::REFUSED,
+            Self::Broker { .. } | Self::Launch(_) | Self::Machine { .. } | Self::Output(_) => exit::MACHINE,
+        }
+    }
+
+    /// What to do about it, where the message itself does not say it.
+    fn advice(&self) -> Option<String> {
+        match self {
+            Self::Broker { source: SessionError::Broker(error), .. } => broker_advice(error),
+            Self::Broker { source: SessionError::Silent, .. } => Some("see the broker's log".to_owned()),
+            Self::Launch(LaunchError::Step(step)) => step.hint().map(str::to_owned),
+            Self::Launch(LaunchError::Died(_)) => {
+                Some("a memory.max or pids.max that leaves no room for setting up does this".to_owned())
+            }
+            Self::Launch(LaunchError::Spec(SpecError::NoCommand)) => Some("write it after --".to_owned()),
+            _ => None,
+        }
+    }
+
+    /// The whole line, without end of line. Bytes from elsewhere can't break it or colour the terminal.
+    pub(crate) fn line(&self) -> String {
+        let advice = self.advice().map(|advice| format!("; {advice}")).unwrap_or_default();
+        let line = format!("cgrant: {self}{advice}");
+        line.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    }
+}
+
+fn broker_code(error: &BrokerError) -> u8 {
+    match error {
+        BrokerError::Refused(_) => exit::REFUSED,
+        BrokerError::BadEndpoint { .. } => exit::USAGE,
+        BrokerError::Unreachable { .. } | BrokerError::Dbus(_) => exit::NO_BROKER,
+    }
+}
+
+fn broker_advice(error: &BrokerError) -> Option<String> {
+    const START: &str = "start cgrantd, or say where it is with --socket or $CGRANT_SOCKET";
+    Some(match error {
+        BrokerError::Refused(refusal) if refusal.hint.is_some() => return None,
+        BrokerError::Refused(refusal) => match refusal.code {
+            Code::NoSuchGrant => "'cgrant grant list' shows yours".to_owned(),
+            Code::QuotaExceeded => "'cgrant usage' shows what you use".to_owned(),
+            Code::Busy => "'cgrant grant ps' shows what is in it".to_owned(),
+            Code::GrantExists => "choose another name, or release that one".to_owned(),
+            Code::Internal => "the broker's log has the details".to_owned(),
+            _ => return None,
+        },
+        BrokerError::Unreachable { source, .. } => match source.kind() {
+            io::ErrorKind::PermissionDenied => format!("{source}: the socket is not open to you"),
+            _ => format!("{source}: {START}"),
+        },
+        BrokerError::Dbus(_) => START.to_owned(),
+        BrokerError::BadEndpoint { .. } => return None,
+    })
+}
+
+/// Says what was being done when the broker refused.
+pub(crate) trait Doing<T> {
+    /// `doing` completes "cannot …".
+    fn doing(self, doing: impl FnOnce() -> String) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<SessionError>> Doing<T> for Result<T, E> {
+    fn doing(self, doing: impl FnOnce() -> String) -> Result<T, Failure> {
+        self.map_err(|source| Failure::Broker { doing: doing(), source: source.into() })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use cgrant_container::{Step, StepFailure};
+    use cgrant_proto::Refusal;
+
+    use super::*;
+
+    fn refused(code: Code, hint: Option<&str>) -> Failure {
+        let refusal = Refusal {
+            code,
+            message: "no grant has this name".into(),
+            rule: None,
+            quota: None,
+            usage: None,
+            hint: hint.map(str::to_owned),
+            argument: None,
+        };
+        Err::<(), _>(BrokerError::Refused(Box::new(refusal))).doing(|| "show the grant x".into()).unwrap_err()
+    }
+
+    #[test]
+    fn a_refusal_says_what_why_and_what_to_do() {
+        let failure = refused(Code::NoSuchGrant, None);
+        let line = "cgrant: cannot show the grant x: no grant has this name; 'cgrant grant list' shows yours";
+        assert_eq!(failure.line(), line);
+        assert_eq!(failure.code(), exit::REFUSED);
+    }
+
+    #[test]
+    fn the_brokers_own_advice_is_not_doubled() {
+        let line = refused(Code::NoSuchGrant, Some("look elsewhere")).line();
+        assert_eq!(line, "cgrant: cannot show the grant x: no grant has this name; look elsewhere");
+    }
+
+    #[test]
+    fn no_broker_has_its_own_code() {
+        let source = io::Error::from(io::ErrorKind::NotFound);
+        let error = BrokerError::Unreachable { path: "/x".into(), source };
+        let failure = Err::<(), _>(error).doing(|| "list the grants".into()).unwrap_err();
+        assert_eq!(failure.code(), exit::NO_BROKER);
+        assert!(
+            failure.line().contains("/x") && failure.line().contains("$CGRANT_SOCKET"),
+            "{}",
+            failure.line()
+        );
+    }
+
+    #[test]
+    fn a_command_that_is_not_there_ends_as_with_a_shell() {
+        let step = |errno| StepFailure { step: Step::Execute, subject: "x".into(), errno };
+        assert_eq!(Failure::from(LaunchError::Step(step(2))).code(), 127);
+        assert_eq!(Failure::from(LaunchError::Step(step(13))).code(), 126);
+        let mount = StepFailure { step: Step::Mount, subject: "proc on /proc".into(), errno: 2 };
+        let failure = Failure::from(LaunchError::Step(mount));
+        assert_eq!(failure.code(), exit::MACHINE);
+        assert!(failure.line().contains("make that directory"), "{}", failure.line());
+    }
+
+    #[test]
+    fn an_error_is_one_line_whatever_is_in_it() {
+        let failure = Failure::Usage("a\nb\x1b[31m".into());
+        assert!(!failure.line().contains(['\n', '\x1b']));
+    }
+
+    #[test]
+    fn a_closed_pipe_is_no_failure() {
+        assert!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)).is_broken_pipe());
+        assert!(!Failure::from(io::Error::from(io::ErrorKind::StorageFull)).is_broken_pipe());
+    }
+}
