@@ -1,2 +1,169 @@
-//! Placeholder until its author fills it.
-pub fn main() -> std::process::ExitCode { std::process::ExitCode::SUCCESS }
+//! cgrantd: takes the sockets and directories, starts the engine and the fronts, and keeps them running.
+//!
+//! It runs as root with one thread and without a runtime. It reads the command line, `cgrantd.toml`, and
+//! bounded messages of its own children; nothing that a user sends reaches it. It opens what the others need
+//! and hands it to them as descriptors. It touches no cgroup and no process but its own children.
+
+mod accounts;
+mod args;
+mod background;
+mod backoff;
+mod child;
+mod config;
+mod dirs;
+mod error;
+mod lock;
+mod log;
+mod process;
+mod ready;
+mod scope;
+mod settings;
+mod socket;
+mod supervise;
+
+use std::{os::fd::OwnedFd, path::Path, process::ExitCode};
+
+use cgrant_wire::boot::FrontKind;
+use clap::Parser;
+use rustix::{
+    fs::Mode,
+    process::{Resource, Rlimit},
+};
+
+use crate::{
+    accounts::{FrontAccount, front_account},
+    args::{Args, Bus},
+    dirs::Access,
+    error::SupervisorError,
+    process::Program,
+    ready::{Announcer, Listener},
+    settings::Settings,
+    supervise::{Directories, Prepared, Programs, Supervisor},
+};
+
+/// The host's users.
+const PASSWD: &str = "/etc/passwd";
+/// As many descriptors as an engine with many thousand grants uses; more only costs memory in the kernel's table.
+const DESCRIPTORS: u64 = 262_144;
+
+/// Entry point of the program.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(SupervisorError::BackgroundFailed) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("cgrantd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), SupervisorError> {
+    if args.check_config {
+        return check_config(args);
+    }
+    if args.print_config {
+        print!("{}", Settings::new(args)?.print()?);
+        return Ok(());
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Err(SupervisorError::NotRoot);
+    }
+    let settings = Settings::new(args)?;
+    if args.foreground {
+        return serve(settings, Listener::Foreground);
+    }
+    background::run(|listener| match serve(settings, listener) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("cgrantd: {error}");
+            1
+        }
+    })
+}
+
+fn check_config(args: &Args) -> Result<(), SupervisorError> {
+    let settings = Settings::new(args)?;
+    config::check(&settings.config_dir)?;
+    println!("The configuration in {} is good.", settings.config_dir.display());
+    Ok(())
+}
+
+/// Prepares everything, then supervises until the end.
+fn serve(settings: Settings, listener: Listener) -> Result<(), SupervisorError> {
+    let signals = supervise::block_signals().map_err(SupervisorError::system("sigprocmask"))?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    raise_descriptor_limit();
+    let log = log::target();
+    log::start(log);
+    let inherited = socket::inherited()?;
+    let runtime = dirs::open_or_create(&settings.runtime_dir, Access::Public)?;
+    let _lock = lock::lock_instance(&runtime, &settings.runtime_dir)?;
+    let directories = open_directories(&settings)?;
+    let programs = find_programs()?;
+    let fronts = fronts(&settings)?;
+    // Before any socket listens, as nobody can have a request then.
+    let scope =
+        programs.scope.as_ref().map(|helper| scope::obtain(helper, &settings.instance)).transpose()?;
+    let listeners = if inherited.is_empty() { vec![bind(&settings)?] } else { inherited };
+    let prepared = Prepared { settings, directories, programs, listeners, fronts, scope, log };
+    Supervisor::new(prepared, Announcer::new(listener), &signals)?.run()
+}
+
+fn open_directories(settings: &Settings) -> Result<Directories, SupervisorError> {
+    let run_dir = settings.run_dir();
+    let run: OwnedFd = dirs::open_or_create(&run_dir, Access::Private)?;
+    lock::lock_run_directory(&run, &run_dir)?;
+    dirs::open_or_create(&settings.public_dir(), Access::Public)?;
+    let config = if settings.config_dir_named {
+        dirs::open(&settings.config_dir)?
+    } else {
+        dirs::open_or_create(&settings.config_dir, Access::Public)?
+    };
+    Ok(Directories {
+        config,
+        state: dirs::open_or_create(&settings.state_dir, Access::Private)?,
+        run,
+        ids: dirs::open_or_create(settings.config.ids.record.as_path(), Access::Private)?,
+        ids_run: dirs::open_or_create(settings.config.ids.live.as_path(), Access::Private)?,
+    })
+}
+
+fn find_programs() -> Result<Programs, SupervisorError> {
+    Ok(Programs {
+        engine: Program::find("cgrant-engine")?,
+        front: Program::find("cgrant-front")?,
+        scope: scope::systemd_runs().then(|| Program::find("cgrant-scope")).transpose()?,
+    })
+}
+
+/// The fronts that are to run, each with its account.
+fn fronts(settings: &Settings) -> Result<Vec<(FrontKind, FrontAccount)>, SupervisorError> {
+    let accounts = &settings.config.accounts;
+    // The pool's first block is the broker's own and is granted to nobody.
+    let base = settings.config.ids.pool.own_block().map_or(0, |block| block.first());
+    let account =
+        |name: &str, offset: u32| front_account(name, Path::new(PASSWD), base.saturating_add(offset));
+    let mut fronts = vec![(FrontKind::Socket, account(accounts.socket_front.as_str(), 1)?)];
+    if settings.bus != Bus::None {
+        fronts.push((FrontKind::Bus, account(accounts.bus_front.as_str(), 2)?));
+    }
+    Ok(fronts)
+}
+
+fn bind(settings: &Settings) -> Result<socket::Listener, SupervisorError> {
+    Ok(socket::bind(&settings.socket, !settings.socket_named)?)
+}
+
+/// Raises the soft limit to what may be had; the children inherit it. Where the host allows less, less must do.
+fn raise_descriptor_limit() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(DESCRIPTORS, |most| most.min(DESCRIPTORS));
+    if limit.current.is_some_and(|now| now < wanted) {
+        let _ = rustix::process::setrlimit(
+            Resource::Nofile,
+            Rlimit { current: Some(wanted), maximum: limit.maximum },
+        );
+    }
+}

@@ -106,3 +106,12 @@ pub enum FromChild {
     /// The configuration was read again, or why not.
     Reloaded(Result<(), String>),
 }
+
+/// What the scope helper found or made; it sends `Result<ScopeReport, String>` and, if it is good, the keeper's pidfd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScopeReport {
+    /// Where the scope lies.
+    pub placements: Vec<Placement>,
+    /// Was it made now? Otherwise it lived already.
+    pub made: bool,
+}

@@ -1,0 +1,263 @@
+//! A place in the broker that a child process fills, and what is known of the one that does.
+
+use std::{
+    os::fd::BorrowedFd,
+    time::{Duration, Instant},
+};
+
+use cgrant_sys::{ChannelError, Exit};
+use cgrant_wire::boot::{FromChild, FrontKind, ToChild};
+
+use crate::{backoff::Backoff, process::Process};
+
+/// More messages than this no child has reason to send; one that does is out of its mind or in foreign hands.
+const MAX_FRONT_MESSAGES: u32 = 8;
+/// Longest sentence of a child that is kept, in characters.
+const MAX_REASON: usize = 1000;
+
+/// What a child is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The engine.
+    Engine,
+    /// A front.
+    Front(FrontKind),
+}
+
+impl Role {
+    /// Its name in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Engine => "engine",
+            Self::Front(FrontKind::Socket) => "socket front",
+            Self::Front(FrontKind::Bus) => "bus front",
+        }
+    }
+}
+
+/// Is there a process, and how is it?
+#[derive(Debug)]
+pub enum State {
+    /// None; one shall be started at this moment.
+    Due(Instant),
+    /// One runs.
+    Running(Running),
+    /// None, and none shall be.
+    Gone,
+}
+
+/// A process that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// The process.
+    pub process: Process,
+    started: Instant,
+    ready: bool,
+    messages: u32,
+    control_open: bool,
+    /// Killed by us: its end is no failure.
+    dismissed: bool,
+    reason: Option<String>,
+}
+
+/// What a child said.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Said {
+    /// That it serves.
+    Ready,
+    /// What came of reading the configuration.
+    Reloaded(Result<(), String>),
+    /// Nothing that asks for an answer.
+    Nothing,
+}
+
+/// How a child's life ended.
+#[derive(Debug)]
+pub struct Death {
+    /// In words: its own reason, or how it ended.
+    pub reason: String,
+    /// How long to wait before the next.
+    pub wait: Duration,
+    /// Was it our doing?
+    pub dismissed: bool,
+}
+
+/// A place for a child.
+#[derive(Debug)]
+pub struct Slot {
+    /// What it is for.
+    pub role: Role,
+    /// Its process.
+    pub state: State,
+    backoff: Backoff,
+}
+
+impl Slot {
+    /// A place that is to be filled at once.
+    pub fn new(role: Role) -> Self {
+        Self { role, state: State::Due(Instant::now()), backoff: Backoff::default() }
+    }
+
+    /// Fills it.
+    pub fn fill(&mut self, process: Process) {
+        tracing::debug!(child = self.role.name(), pid = process.pid, "started");
+        self.state = State::Running(Running {
+            process,
+            started: Instant::now(),
+            ready: false,
+            messages: 0,
+            control_open: true,
+            dismissed: false,
+            reason: None,
+        });
+    }
+
+    /// The process, if there is one.
+    pub fn running(&self) -> Option<&Running> {
+        match &self.state {
+            State::Running(running) => Some(running),
+            State::Due(_) | State::Gone => None,
+        }
+    }
+
+    /// Does it serve?
+    pub fn is_ready(&self) -> bool {
+        self.running().is_some_and(|running| running.ready && !running.dismissed)
+    }
+
+    /// When a process shall be started, if none runs.
+    pub fn due(&self) -> Option<Instant> {
+        match self.state {
+            State::Due(when) => Some(when),
+            State::Running(_) | State::Gone => None,
+        }
+    }
+
+    /// Notes that starting it failed and when to try again.
+    pub fn start_failed(&mut self) {
+        let wait = self.backoff.died_after(Duration::ZERO);
+        self.state = State::Due(Instant::now() + wait);
+    }
+
+    /// Kills the process because it is of no use any more.
+    pub fn dismiss(&mut self) {
+        if let State::Running(running) = &mut self.state {
+            running.dismissed = true;
+            running.process.kill();
+        }
+    }
+
+    /// Kills the process because of what it did.
+    fn condemn(&mut self, reason: &str) {
+        if let State::Running(running) = &mut self.state {
+            running.reason = Some(reason.to_owned());
+            running.control_open = false;
+            running.process.kill();
+        }
+    }
+
+    /// Reads one message. Whatever a child sends, the supervisor only notes it or kills that child.
+    pub fn read(&mut self) -> Said {
+        let State::Running(running) = &mut self.state else { return Said::Nothing };
+        let control = &running.process.control;
+        // A child that ended with unread messages resets its channel; the kernel says that first, and only
+        // then gives what the child had sent.
+        let received = match control.receive() {
+            Err(ChannelError::Closed) => control.receive(),
+            received => received,
+        };
+        let bytes = match received {
+            Ok(Some(received)) => received.bytes,
+            Err(ChannelError::WouldBlock) => return Said::Nothing,
+            Ok(None) | Err(ChannelError::Closed) => {
+                // A child without its channel can't be told to stop. Mostly it is just about to end.
+                running.control_open = false;
+                running.process.kill();
+                return Said::Nothing;
+            }
+            Err(error) => {
+                self.condemn(&error.to_string());
+                return Said::Nothing;
+            }
+        };
+        running.messages = running.messages.saturating_add(1);
+        if self.role != Role::Engine && running.messages > MAX_FRONT_MESSAGES {
+            self.condemn("it sends too many messages");
+            return Said::Nothing;
+        }
+        match cgrant_wire::decode(&bytes) {
+            Ok(FromChild::Ready) => {
+                running.ready = true;
+                Said::Ready
+            }
+            Ok(FromChild::Failed(reason)) => {
+                running.reason = Some(printable(&reason));
+                Said::Nothing
+            }
+            Ok(FromChild::Reloaded(result)) if self.role == Role::Engine => Said::Reloaded(result),
+            Ok(FromChild::Reloaded(_)) | Err(_) => {
+                self.condemn("it sends messages that are not its own to send");
+                Said::Nothing
+            }
+        }
+    }
+
+    /// Is there still a channel to be watched?
+    pub fn control_open(&self) -> bool {
+        self.running().is_some_and(|running| running.control_open)
+    }
+
+    /// Sends a message with descriptors.
+    ///
+    /// # Errors
+    /// [`ChannelError`]; [`ChannelError::Closed`] if no process runs.
+    pub fn send(&self, message: &ToChild, fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+        let running = self.running().ok_or(ChannelError::Closed)?;
+        let bytes = cgrant_wire::encode(message).map_err(|_| ChannelError::TooLong)?;
+        running.process.control.send(&bytes, fds)
+    }
+
+    /// Takes note of the end of the process, whose last words are read first. A new one is due after a while.
+    pub fn bury(&mut self) -> Option<Death> {
+        while self.control_open() {
+            let before = self.running()?.messages;
+            self.read();
+            if self.running()?.messages == before {
+                break;
+            }
+        }
+        let State::Running(running) = std::mem::replace(&mut self.state, State::Gone) else { return None };
+        let exit = running.process.pidfd.wait();
+        let how = exit.as_ref().map_or_else(|error| error.to_string(), crate::process::describe);
+        let wait = if running.dismissed {
+            Duration::ZERO
+        } else {
+            self.backoff.died_after(running.started.elapsed())
+        };
+        self.state = State::Due(Instant::now() + wait);
+        let in_order = matches!(exit, Ok(Exit::Code(0)));
+        let reason = running.reason.unwrap_or(if in_order {
+            "it ended without being told to".to_owned()
+        } else {
+            how
+        });
+        Some(Death { reason, wait, dismissed: running.dismissed })
+    }
+}
+
+/// A child's sentence as it may be shown: bounded, one line.
+fn printable(text: &str) -> String {
+    text.chars().take(MAX_REASON).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_childs_sentence_cannot_harm_a_terminal() {
+        assert_eq!(printable("a\x1b[2Jb\nc"), "a [2Jb c");
+        assert_eq!(printable(&"x".repeat(5000)).len(), MAX_REASON);
+    }
+}
