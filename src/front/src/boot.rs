@@ -1,0 +1,240 @@
+//! The life of a front: boot message, confinement, service, end.
+
+use std::{fs, os::fd::OwnedFd, process::ExitCode, rc::Rc, time::Duration};
+
+use cgrant_proto::names::bus_name;
+use cgrant_sys::{Channel, ChannelError, inherited};
+use cgrant_wire::boot::{CONTROL_FD, FromChild, FrontBoot, FrontKind, ToChild};
+use tokio::{
+    task::{LocalSet, spawn_local},
+    time::{sleep, timeout},
+};
+
+use crate::{
+    bus::{self, BusError},
+    clients::Clients,
+    confine::{self, ConfineError},
+    contract::{Contract, ContractError},
+    core::Core,
+    link::{AsyncChannel, Engine, Incoming, LinkError},
+    log,
+    peers::Peers,
+    wait::Patience,
+};
+
+/// How long an orderly end may wait for answers of the engine's.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// Why a front can't start, or ended.
+#[derive(Debug, thiserror::Error)]
+enum BootError {
+    #[error("no channel to the supervisor as descriptor {CONTROL_FD}")]
+    NoControl(#[source] std::io::Error),
+    #[error("the channel to the supervisor failed")]
+    Control(#[from] ChannelError),
+    #[error("the supervisor sent no boot message of a front")]
+    NoBoot,
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
+    #[error(transparent)]
+    Contract(#[from] ContractError),
+    #[error("cannot start the runtime")]
+    Runtime(#[source] std::io::Error),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+}
+
+/// The program: started by the supervisor with its end of their pair as descriptor 3.
+pub fn main() -> ExitCode {
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cgrant-front: {}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+fn start() -> Result<(), BootError> {
+    let control = inherited::take(CONTROL_FD).and_then(Channel::from_fd).map_err(BootError::NoControl)?;
+    let Some((boot, engine)) = receive_boot(&control)? else { return Ok(()) };
+    let result = run(&boot, engine, &control);
+    if let Err(error) = &result {
+        // The supervisor may be gone, which is one of the reasons to be here.
+        let _ = tell(&control, &FromChild::Failed(chain(error)));
+    }
+    result
+}
+
+/// The first message, and the end of the pair with the engine; `None` if the supervisor has ended already.
+fn receive_boot(control: &Channel) -> Result<Option<(FrontBoot, Channel)>, BootError> {
+    let Some(received) = control.receive()? else { return Ok(None) };
+    let Ok(ToChild::Front(boot)) = cgrant_wire::decode(&received.bytes) else {
+        return Err(BootError::NoBoot);
+    };
+    let engine: OwnedFd =
+        received.fds.into_iter().nth(usize::from(boot.engine.0)).ok_or(BootError::NoBoot)?;
+    let engine = Channel::from_fd(engine).map_err(|_| BootError::NoBoot)?;
+    Ok(Some((boot, engine)))
+}
+
+fn tell(control: &Channel, message: &FromChild) -> Result<(), ChannelError> {
+    match cgrant_wire::encode(message) {
+        Ok(bytes) => control.send(&bytes, &[]),
+        Err(_) => Err(ChannelError::TooLong),
+    }
+}
+
+fn run(boot: &FrontBoot, engine: Channel, control: &Channel) -> Result<(), BootError> {
+    confine::drop_rights(boot)?;
+    log::start(boot.log);
+    let contract = Contract::load()?;
+    let machine_id = machine_id();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(BootError::Runtime)?;
+    confine::filter(boot.kind)?;
+    let control = control.try_clone().map_err(BootError::Runtime)?;
+    LocalSet::new().block_on(&runtime, serve(boot, engine, control, contract, machine_id))
+}
+
+/// The host's id, for `Peer.GetMachineId`.
+fn machine_id() -> Option<String> {
+    let text = fs::read_to_string("/etc/machine-id")
+        .or_else(|_| fs::read_to_string("/var/lib/dbus/machine-id"))
+        .ok()?;
+    let id = text.trim();
+    (id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| id.to_owned())
+}
+
+async fn serve(
+    boot: &FrontBoot,
+    engine: Channel,
+    control: Channel,
+    contract: Contract,
+    machine_id: Option<String>,
+) -> Result<(), BootError> {
+    let control = Rc::new(AsyncChannel::new(control).map_err(LinkError::from)?);
+    let channel = Rc::new(AsyncChannel::new(engine).map_err(LinkError::from)?);
+    let (engine, sending) = Engine::new(Rc::clone(&channel));
+    let core = Core::new(contract, Rc::clone(&engine), machine_id);
+    let peers = Rc::new(Peers::new(Rc::clone(&core)));
+    match boot.kind {
+        FrontKind::Socket => ready(&control).await?,
+        FrontKind::Bus => {
+            let (core, control) = (Rc::clone(&core), Rc::clone(&control));
+            let (address, name) = (boot.bus_address.clone(), bus_name(&boot.instance));
+            spawn_local(async move { serve_bus(&core, &address, &name, &control).await });
+        }
+    }
+    tokio::select! {
+        error = sending => ended(error),
+        result = receive(&channel, &core, &peers) => result.or_else(ended),
+        result = obey(&control, &engine) => result,
+    }
+}
+
+/// The end of the link is no failure of ours.
+fn ended(error: LinkError) -> Result<(), BootError> {
+    match error {
+        LinkError::Closed => Ok(()),
+        error => Err(error.into()),
+    }
+}
+
+async fn ready(control: &AsyncChannel) -> Result<(), LinkError> {
+    control.send(&cgrant_wire::encode(&FromChild::Ready)?, &[]).await
+}
+
+/// Takes what the engine sends, to its end.
+async fn receive(channel: &AsyncChannel, core: &Core, peers: &Rc<Peers>) -> Result<(), LinkError> {
+    while let Some(received) = channel.receive().await? {
+        match core.engine.take(received)? {
+            Some(Incoming::Connected { connection, uid, socket }) => peers.serve(connection, uid, socket),
+            Some(Incoming::Event(event)) => core.subscribers.publish(&event),
+            None => {}
+        }
+        // Many events at once must not fill up the queues of peers that do read.
+        tokio::task::yield_now().await;
+    }
+    Ok(())
+}
+
+/// Does what the supervisor says; its end is ours.
+async fn obey(control: &AsyncChannel, engine: &Engine) -> Result<(), BootError> {
+    while let Some(received) = control.receive().await? {
+        if matches!(cgrant_wire::decode(&received.bytes), Ok(ToChild::Stop)) {
+            let answered = async {
+                while engine.waiting() > 0 {
+                    sleep(Duration::from_millis(10)).await;
+                }
+                // What was answered is being written.
+                sleep(Duration::from_millis(10)).await;
+            };
+            let _ = timeout(LAST_ANSWERS, answered).await;
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Serves the bus for as long as there is one, and waits for it while there is none.
+async fn serve_bus(core: &Rc<Core>, address: &str, name: &str, control: &AsyncChannel) {
+    let path = bus::path_of(address);
+    let mut said_ready = false;
+    let mut say_ready = async || {
+        if !std::mem::replace(&mut said_ready, true)
+            && let Err(error) = ready(control).await
+        {
+            tracing::error!(%error, "cannot tell the supervisor");
+        }
+    };
+    let path = match path {
+        Ok(path) => path,
+        Err(error) => {
+            tracing::error!(%error, "the bus is not served");
+            return say_ready().await;
+        }
+    };
+    let mut patience = Patience::new(&path);
+    loop {
+        match bus::connect(&path).await {
+            Ok(connected) => {
+                spawn_local(connected.writing);
+                let clients = Clients::new(Rc::clone(core), connected.bus);
+                let reading = spawn_local({
+                    let clients = Rc::clone(&clients);
+                    async move { clients.read(connected.reader).await }
+                });
+                match clients.register(name).await {
+                    Ok(()) => {
+                        tracing::info!(name, path, "on the bus");
+                        patience.reset();
+                    }
+                    Err(error) => log_refusal(&error, name),
+                }
+                say_ready().await;
+                // A panic in there is logged by the hook; the bus is then tried again.
+                let _ = reading.await;
+            }
+            Err(error) => {
+                tracing::info!(error = chain(&error), path, "no bus");
+                say_ready().await;
+            }
+        }
+        patience.wait().await;
+    }
+}
+
+fn log_refusal(error: &BusError, name: &str) {
+    tracing::error!(
+        %error,
+        name,
+        "the bus does not give us our name; it needs the policy org.cgrant.Broker1.conf, and this account in it"
+    );
+}

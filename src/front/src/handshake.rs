@@ -1,0 +1,137 @@
+//! The handshake over a socket: [`crate::sasl`] for the peers of the broker's own socket, and our own side
+//! towards a bus daemon.
+
+use std::{io, os::fd::AsFd, time::Duration};
+
+use rustix::net::{RecvFlags, SendFlags};
+use tokio::{io::Interest, net::UnixStream, time::timeout};
+
+use crate::{
+    sasl::{Handshake, SaslError, hex},
+    stream::receive_once,
+};
+
+/// How long a handshake may take from the first byte on.
+pub const DEADLINE: Duration = Duration::from_secs(5);
+/// How much is read at once.
+const PIECE: usize = 512;
+/// Longest line that a bus daemon answers with.
+const MAX_LINE: usize = 1024;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The peer broke the protocol.
+    #[error(transparent)]
+    Sasl(#[from] SaslError),
+    /// The peer sent descriptors before the first message.
+    #[error("descriptors before the first message")]
+    Fds,
+    /// It took longer than [`DEADLINE`].
+    #[error("no BEGIN within {} s", DEADLINE.as_secs())]
+    TooSlow,
+    /// The bus daemon refused, or answered with something else than is its part.
+    #[error("the bus answered {0:?}")]
+    Refused(String),
+    /// The socket failed or was closed.
+    #[error("the connection failed")]
+    Io(#[from] io::Error),
+}
+
+/// Serves a handshake with a peer whose uid is `uid`; `true` if descriptors were agreed on.
+/// What the peer sent behind BEGIN stays in the socket.
+///
+/// # Errors
+/// [`HandshakeError`]; the connection is then to be closed.
+pub async fn serve(stream: &UnixStream, uid: u32, guid: &str) -> Result<bool, HandshakeError> {
+    timeout(DEADLINE, serve_untimed(stream, uid, guid)).await.unwrap_or(Err(HandshakeError::TooSlow))
+}
+
+async fn serve_untimed(stream: &UnixStream, uid: u32, guid: &str) -> Result<bool, HandshakeError> {
+    let mut handshake = Handshake::new(uid, guid);
+    loop {
+        // Looked at first and taken afterwards: what is behind BEGIN, descriptors included, belongs to a message.
+        let mut piece = [0; PIECE];
+        let seen = stream.async_io(Interest::READABLE, || peek(stream, &mut piece)).await?;
+        if seen == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        let step = handshake.feed(piece.get(..seen).unwrap_or_default())?;
+        take(stream, step.consumed)?;
+        send_all(stream, step.reply.as_bytes()).await?;
+        if let Some(unix_fds) = step.done {
+            return Ok(unix_fds);
+        }
+    }
+}
+
+/// Authenticates to a bus daemon as this process's own uid and asks for descriptors; `true` if it agreed.
+///
+/// # Errors
+/// [`HandshakeError`].
+pub async fn authenticate(stream: &UnixStream) -> Result<bool, HandshakeError> {
+    timeout(DEADLINE, authenticate_untimed(stream)).await.unwrap_or(Err(HandshakeError::TooSlow))
+}
+
+async fn authenticate_untimed(stream: &UnixStream) -> Result<bool, HandshakeError> {
+    let uid = rustix::process::geteuid().as_raw();
+    send_all(stream, format!("\0AUTH EXTERNAL {}\r\n", hex(&uid.to_string())).as_bytes()).await?;
+    let answer = line(stream).await?;
+    if !answer.starts_with("OK ") {
+        return Err(HandshakeError::Refused(answer));
+    }
+    send_all(stream, b"NEGOTIATE_UNIX_FD\r\n").await?;
+    let unix_fds = line(stream).await?.starts_with("AGREE_UNIX_FD");
+    send_all(stream, b"BEGIN\r\n").await?;
+    Ok(unix_fds)
+}
+
+/// One line of the daemon's. It says nothing that it was not asked for, so bytewise reading loses nothing, and
+/// costs little: two lines a connection.
+async fn line(stream: &UnixStream) -> Result<String, HandshakeError> {
+    let mut line = Vec::new();
+    loop {
+        let mut byte = [0];
+        let (count, _) =
+            stream.async_io(Interest::READABLE, || receive_once(stream.as_fd(), &mut byte)).await?;
+        if count == 0 || line.len() > MAX_LINE {
+            return Err(HandshakeError::Refused(String::from_utf8_lossy(&line).into_owned()));
+        }
+        match byte {
+            [b'\n'] => return Ok(String::from_utf8_lossy(&line).trim_end().to_owned()),
+            [other] => line.push(other),
+        }
+    }
+}
+
+fn peek(stream: &UnixStream, piece: &mut [u8]) -> io::Result<usize> {
+    let (_, count) = rustix::net::recv(stream, piece, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+    Ok(count)
+}
+
+/// Takes bytes that were seen already.
+fn take(stream: &UnixStream, mut count: usize) -> Result<(), HandshakeError> {
+    while count > 0 {
+        let mut piece = [0; PIECE];
+        let wanted = piece.get_mut(..count.min(PIECE)).unwrap_or_default();
+        let (taken, fds) = receive_once(stream.as_fd(), wanted)?;
+        if !fds.is_empty() {
+            return Err(HandshakeError::Fds);
+        }
+        if taken == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        count = count.saturating_sub(taken);
+    }
+    Ok(())
+}
+
+async fn send_all(stream: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let sent =
+            stream.async_io(Interest::WRITABLE, || Ok(rustix::net::send(stream, bytes, flags)?)).await?;
+        bytes = bytes.get(sent..).unwrap_or_default();
+    }
+    Ok(())
+}

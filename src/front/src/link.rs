@@ -1,0 +1,220 @@
+//! The link to the engine: requests out, answers, connections and events in, over the SEQPACKET pair.
+//!
+//! The engine's answers are matched to requests by number. The end of the link is the end of this process: a
+//! front has no state, and the supervisor starts a new one.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    rc::Rc,
+};
+
+use cgrant_sys::{Channel, ChannelError, Received};
+use cgrant_wire::{
+    Answer, BusClient, ConnectionId, FromEngine, Op, Refusal, RefusalCode, RequestId, ToEngine,
+};
+use tokio::{
+    io::Interest,
+    net::UnixDatagram,
+    sync::{mpsc, oneshot},
+};
+
+/// Messages that wait to be sent; whoever wants to send more waits.
+const QUEUE: usize = 64;
+
+/// Why the link ended.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The other end is closed.
+    #[error("the engine has closed the link")]
+    Closed,
+    /// A message can't be decoded; both ends are of one build, so this is a fault.
+    #[error("the engine sent a malformed message")]
+    Malformed(#[from] cgrant_wire::FrameError),
+    /// The channel failed.
+    #[error("the link to the engine failed")]
+    Channel(#[source] ChannelError),
+    /// The descriptor can't be watched.
+    #[error("cannot watch the link to the engine")]
+    Io(#[from] io::Error),
+}
+
+/// A channel in the runtime.
+///
+/// The runtime watches a second descriptor of the same socket, and takes it for a datagram socket; it is asked
+/// for nothing but readiness, which is the same for both. (Its type for any descriptor can't be made without `unsafe`.)
+#[derive(Debug)]
+pub struct AsyncChannel {
+    channel: Channel,
+    readiness: UnixDatagram,
+}
+
+impl AsyncChannel {
+    /// Registers a channel with the runtime, and makes it non-blocking.
+    ///
+    /// # Errors
+    /// Those of `fcntl(2)` and `epoll_ctl(2)`.
+    pub fn new(channel: Channel) -> io::Result<Self> {
+        channel.set_nonblocking(true)?;
+        let watched = std::os::unix::net::UnixDatagram::from(OwnedFd::from(channel.try_clone()?));
+        Ok(Self { channel, readiness: UnixDatagram::from_std(watched)? })
+    }
+
+    /// Waits for a message; `None` at the end.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn receive(&self) -> Result<Option<Received>, LinkError> {
+        match self.readiness.async_io(Interest::READABLE, || ready(self.channel.receive())).await? {
+            Err(ChannelError::Closed) => Ok(None),
+            result => result.map_err(LinkError::Channel),
+        }
+    }
+
+    /// Sends a message, waiting for room.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn send(&self, bytes: &[u8], fds: &[OwnedFd]) -> Result<(), LinkError> {
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        match self.readiness.async_io(Interest::WRITABLE, || ready(self.channel.send(bytes, &fds))).await? {
+            Err(ChannelError::Closed) => Err(LinkError::Closed),
+            result => result.map_err(LinkError::Channel),
+        }
+    }
+}
+
+/// Tells the runtime from anything else that the channel is to be waited for.
+fn ready<T>(result: Result<T, ChannelError>) -> io::Result<Result<T, ChannelError>> {
+    match result {
+        Err(ChannelError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+        result => Ok(result),
+    }
+}
+
+/// The engine's word on a request, and the descriptors that came with it.
+#[derive(Debug)]
+pub struct Reply {
+    /// The answer or the refusal.
+    pub result: Result<Answer, Refusal>,
+    /// What the answer names by position.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// A request that was sent.
+pub type Pending = oneshot::Receiver<Reply>;
+
+/// The sending side, and the requests that wait for an answer.
+#[derive(Debug)]
+pub struct Engine {
+    queue: mpsc::Sender<(Vec<u8>, Vec<OwnedFd>)>,
+    pending: RefCell<HashMap<RequestId, oneshot::Sender<Reply>>>,
+    next: Cell<u64>,
+}
+
+/// What comes from the engine by itself.
+#[derive(Debug)]
+pub enum Incoming {
+    /// A connection was accepted.
+    Connected {
+        /// Its number.
+        connection: ConnectionId,
+        /// The peer's uid.
+        uid: u32,
+        /// The socket.
+        socket: OwnedFd,
+    },
+    /// Something happened.
+    Event(cgrant_wire::Event),
+}
+
+impl Engine {
+    /// The sending side, and the task that sends.
+    pub fn new(channel: Rc<AsyncChannel>) -> (Rc<Self>, impl Future<Output = LinkError>) {
+        let (queue, mut messages) = mpsc::channel::<(Vec<u8>, Vec<OwnedFd>)>(QUEUE);
+        let engine = Rc::new(Self { queue, pending: RefCell::default(), next: Cell::new(1) });
+        let sending = async move {
+            while let Some((bytes, fds)) = messages.recv().await {
+                if let Err(error) = channel.send(&bytes, &fds).await {
+                    return error;
+                }
+            }
+            LinkError::Closed
+        };
+        (engine, sending)
+    }
+
+    /// Asks for an operation. Requests of one task reach the engine in its order.
+    ///
+    /// # Errors
+    /// A refusal if it can't be sent at all.
+    pub async fn ask(&self, connection: ConnectionId, op: Op, fds: Vec<OwnedFd>) -> Result<Pending, Refusal> {
+        self.send_numbered(|id| ToEngine::Request { id, connection, op }, fds).await
+    }
+
+    /// Introduces a client of the bus; the answer is its connection's number.
+    ///
+    /// # Errors
+    /// As [`Engine::ask`].
+    pub async fn introduce(&self, client: BusClient, pidfd: Option<OwnedFd>) -> Result<Pending, Refusal> {
+        self.send_numbered(|id| ToEngine::BusClient { id, client }, pidfd.into_iter().collect()).await
+    }
+
+    /// Tells that a connection has ended.
+    pub async fn closed(&self, connection: ConnectionId) {
+        match cgrant_wire::encode(&ToEngine::Closed { connection }) {
+            // A queue without receiver is a link that has ended, and this process with it.
+            Ok(bytes) => drop(self.queue.send((bytes, Vec::new())).await),
+            Err(error) => tracing::error!(%error, "cannot encode the end of a connection"),
+        }
+    }
+
+    /// How many requests wait for their answer.
+    pub fn waiting(&self) -> usize {
+        self.pending.borrow().len()
+    }
+
+    async fn send_numbered(
+        &self,
+        message: impl FnOnce(RequestId) -> ToEngine,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Pending, Refusal> {
+        let id = RequestId(self.next.get());
+        self.next.set(id.0.wrapping_add(1));
+        let bytes = cgrant_wire::encode(&message(id))
+            .map_err(|error| Refusal::new(RefusalCode::InvalidArgument, error.to_string()))?;
+        let (answer, pending) = oneshot::channel();
+        self.pending.borrow_mut().insert(id, answer);
+        if self.queue.send((bytes, fds)).await.is_err() {
+            self.pending.borrow_mut().remove(&id);
+            return Err(Refusal::new(RefusalCode::Internal, "the broker is ending"));
+        }
+        Ok(pending)
+    }
+
+    /// Takes one message of the engine's: an answer goes to whoever waits, the rest is given back.
+    ///
+    /// # Errors
+    /// [`LinkError::Malformed`].
+    pub fn take(&self, received: Received) -> Result<Option<Incoming>, LinkError> {
+        match cgrant_wire::decode(&received.bytes)? {
+            FromEngine::Answer { id, result } => {
+                if let Some(answer) = self.pending.borrow_mut().remove(&id) {
+                    // Who asked may be gone; the descriptors are then closed here.
+                    let _ = answer.send(Reply { result, fds: received.fds });
+                }
+                Ok(None)
+            }
+            FromEngine::Connected { connection, uid, pid: _ } => match received.fds.into_iter().next() {
+                Some(socket) => Ok(Some(Incoming::Connected { connection, uid, socket })),
+                None => {
+                    tracing::error!(connection = connection.0, "a connection came without its socket");
+                    Ok(None)
+                }
+            },
+            FromEngine::Event(event) => Ok(Some(Incoming::Event(event))),
+        }
+    }
+}

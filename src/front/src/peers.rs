@@ -1,0 +1,89 @@
+//! The socket front: serves the connections that the engine accepts.
+
+use std::{os::fd::OwnedFd, rc::Rc, sync::Arc};
+
+use cgrant_wire::ConnectionId;
+use tokio::{net::UnixStream, sync::Semaphore, task::spawn_local};
+use zbus::{Guid, message::Type};
+
+use crate::{
+    call::Caller,
+    core::{CALLS_PER_CONNECTION, Core},
+    handshake,
+    outbox::{Outbox, PEER_QUEUE},
+    stream::{Reader, TooLong, halves, shut_down},
+};
+
+/// The connections of our own socket.
+#[derive(Debug)]
+pub struct Peers {
+    core: Rc<Core>,
+    guid: String,
+}
+
+impl Peers {
+    /// Of a front.
+    pub fn new(core: Rc<Core>) -> Self {
+        Self { core, guid: Guid::generate().to_string() }
+    }
+
+    /// Serves a connection in a task of its own, to its end.
+    pub fn serve(self: &Rc<Self>, connection: ConnectionId, uid: u32, socket: OwnedFd) {
+        let peers = Rc::clone(self);
+        spawn_local(async move {
+            peers.session(connection, uid, socket).await;
+            peers.core.engine.closed(connection).await;
+        });
+    }
+
+    async fn session(&self, connection: ConnectionId, uid: u32, socket: OwnedFd) {
+        let stream = match to_stream(socket) {
+            Ok(stream) => stream,
+            Err(error) => return tracing::warn!(%error, "cannot watch a connection"),
+        };
+        let unix_fds = match handshake::serve(&stream, uid, &self.guid).await {
+            Ok(unix_fds) => unix_fds,
+            Err(error) => {
+                tracing::info!(connection = connection.0, uid, %error, "handshake failed");
+                return shut_down(&stream);
+            }
+        };
+        let (reader, writer) = halves(stream, unix_fds, TooLong::Fail);
+        let (outbox, writing) = Outbox::new(writer, Arc::clone(reader.stream()), PEER_QUEUE);
+        spawn_local(writing);
+        self.core.subscribers.add(uid, connection, outbox.clone(), None);
+        let caller = Caller { connection, uid, peer_to_peer: true, unix_fds };
+        self.read(caller, reader, &outbox).await;
+        self.core.subscribers.remove(uid, connection);
+        outbox.disconnect();
+    }
+
+    /// Reads calls to the end of the connection. A message is read only when there are slots for it, its
+    /// connection's and its uid's: a flood waits in the flooder's own socket, and everybody else is served.
+    async fn read(&self, caller: Caller, mut reader: Reader, outbox: &Outbox) {
+        let own = Arc::new(Semaphore::new(CALLS_PER_CONNECTION));
+        let of_uid = self.core.calls.of(caller.uid);
+        loop {
+            let Ok(slot) = Arc::clone(&own).acquire_owned().await else { return };
+            let message = match reader.next().await {
+                Ok(message) => message,
+                Err(error) => {
+                    tracing::debug!(connection = caller.connection.0, uid = caller.uid, %error, "connection ended");
+                    return;
+                }
+            };
+            // Replies and signals of a peer mean nothing to us.
+            if message.message_type() == Type::MethodCall {
+                let Ok(uid_slot) = Arc::clone(&of_uid).acquire_owned().await else { return };
+                self.core.call(caller, &message, outbox, vec![slot, uid_slot]).await;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+fn to_stream(socket: OwnedFd) -> std::io::Result<UnixStream> {
+    let stream = std::os::unix::net::UnixStream::from(socket);
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}

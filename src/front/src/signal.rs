@@ -1,0 +1,241 @@
+//! From an event of the engine's to the signals of the contract, and to whom they go.
+//!
+//! A signal is sent to the connections of the account that it is about and to root's, one by one. On a bus it is
+//! addressed to each client and never broadcast: a broadcast would tell everybody what everybody runs.
+
+use std::{cell::RefCell, collections::BTreeMap};
+
+use cgrant_proto::names::{CGROUP, GRANT, IDS, MANAGER, MANAGER_PATH};
+use cgrant_wire::{ConnectionId, Event, GrantChange};
+use serde::Serialize;
+use zbus::{DynamicType, Message, ObjectPath, Variant};
+
+use crate::{
+    contract::{OBJECT_MANAGER, PROPERTIES},
+    describe,
+    object::path_of,
+    outbox::Outbox,
+};
+
+/// Who gets signals.
+#[derive(Debug)]
+struct Subscriber {
+    outbox: Outbox,
+    /// Its name on the bus; `None` on our own socket.
+    destination: Option<String>,
+}
+
+/// Everybody who gets signals, by uid.
+#[derive(Debug, Default)]
+pub struct Subscribers(RefCell<BTreeMap<(u32, ConnectionId), Subscriber>>);
+
+impl Subscribers {
+    /// Adds a connection.
+    pub fn add(&self, uid: u32, connection: ConnectionId, outbox: Outbox, destination: Option<String>) {
+        self.0.borrow_mut().insert((uid, connection), Subscriber { outbox, destination });
+    }
+
+    /// Removes one.
+    pub fn remove(&self, uid: u32, connection: ConnectionId) {
+        self.0.borrow_mut().remove(&(uid, connection));
+    }
+
+    /// Sends the signals of an event to those whom it concerns.
+    pub fn publish(&self, event: &Event) {
+        let account = account_of(event);
+        let subscribers = self.0.borrow();
+        let of = |uid: u32| subscribers.range((uid, ConnectionId(0))..=(uid, ConnectionId(u64::MAX)));
+        let root = if account == 0 { None } else { Some(of(0)) };
+        let mut for_peers: Option<Vec<Message>> = None;
+        for (_, subscriber) in of(account).chain(root.into_iter().flatten()) {
+            let built = match &subscriber.destination {
+                Some(name) => signals(event, Some(name)),
+                // The same messages serve all peers: nothing in them is about who gets them.
+                None => for_peers.clone().map_or_else(|| signals(event, None), Ok),
+            };
+            match built {
+                Ok(messages) => {
+                    subscriber.send(&messages);
+                    if subscriber.destination.is_none() {
+                        for_peers = Some(messages);
+                    }
+                }
+                Err(error) => tracing::error!(%error, "cannot build a signal"),
+            }
+        }
+    }
+}
+
+impl Subscriber {
+    fn send(&self, messages: &[Message]) {
+        for message in messages {
+            if self.outbox.try_send(message.clone()) {
+                continue;
+            }
+            if self.destination.is_some() {
+                tracing::warn!("the bus does not take messages; a signal is lost");
+            } else {
+                tracing::info!("a peer that does not read its signals is disconnected");
+                self.outbox.disconnect();
+            }
+            return;
+        }
+    }
+}
+
+const fn account_of(event: &Event) -> u32 {
+    match event {
+        Event::Added { grant } => grant.account,
+        Event::Ended { account, .. }
+        | Event::Changed { account, .. }
+        | Event::Oom { account, .. }
+        | Event::Pressure { account, .. } => *account,
+    }
+}
+
+/// The signals of an event, in the order in which they are sent.
+fn signals(event: &Event, destination: Option<&str>) -> zbus::Result<Vec<Message>> {
+    let to = Destination(destination);
+    match event {
+        Event::Added { grant } => {
+            let path = path_of(grant.id);
+            let object = ObjectPath::try_from(path.as_str())?;
+            Ok(vec![
+                to.signal(
+                    MANAGER_PATH,
+                    MANAGER,
+                    "GrantAdded",
+                    &(&object, grant.name.as_str(), grant.account),
+                )?,
+                to.signal(
+                    MANAGER_PATH,
+                    OBJECT_MANAGER,
+                    "InterfacesAdded",
+                    &(&object, describe::whole_grant(grant)),
+                )?,
+            ])
+        }
+        Event::Ended { grant, name, account, reason } => {
+            let path = path_of(*grant);
+            let object = ObjectPath::try_from(path.as_str())?;
+            let reason = describe::reason(*reason);
+            Ok(vec![
+                to.signal(&path, GRANT, "Ended", &reason)?,
+                to.signal(
+                    MANAGER_PATH,
+                    MANAGER,
+                    "GrantRemoved",
+                    &(&object, name.as_str(), *account, reason),
+                )?,
+                to.signal(
+                    MANAGER_PATH,
+                    OBJECT_MANAGER,
+                    "InterfacesRemoved",
+                    &(&object, [GRANT, CGROUP, IDS].as_slice()),
+                )?,
+            ])
+        }
+        Event::Changed { grant, change, .. } => {
+            let (interface, name, value) = property(change);
+            let changed = BTreeMap::from([(name, value)]);
+            let body = (interface, changed, [].as_slice() as &[&str]);
+            Ok(vec![to.signal(&path_of(*grant), PROPERTIES, "PropertiesChanged", &body)?])
+        }
+        Event::Oom { grant, kills, .. } => Ok(vec![to.signal(&path_of(*grant), CGROUP, "Oom", kills)?]),
+        Event::Pressure { grant, resource, .. } => {
+            Ok(vec![to.signal(&path_of(*grant), CGROUP, "Pressure", resource)?])
+        }
+    }
+}
+
+fn property(change: &GrantChange) -> (&'static str, &'static str, Variant<'_>) {
+    match change {
+        GrantChange::Limits(limits) => (CGROUP, "Limits", describe::pairs(limits)),
+        GrantChange::Frozen(frozen) => (CGROUP, "Frozen", Variant::from(*frozen)),
+        GrantChange::Populated(populated) => (CGROUP, "Populated", Variant::from(*populated)),
+        GrantChange::Lifetime(lifetime) => (GRANT, "Lifetime", Variant::from(describe::lifetime(*lifetime))),
+    }
+}
+
+struct Destination<'a>(Option<&'a str>);
+
+impl Destination<'_> {
+    fn signal<B: Serialize + DynamicType>(
+        &self,
+        path: &str,
+        interface: &'static str,
+        name: &'static str,
+        body: &B,
+    ) -> zbus::Result<Message> {
+        let signal = Message::signal(path, interface, name);
+        match self.0 {
+            Some(destination) => signal.destination(destination).build(body),
+            None => signal.build(body),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use cgrant_wire::{EndReason, GrantId, GrantInfo, Lifetime, Range};
+    use zbus_xml::Node;
+
+    use super::*;
+    use crate::contract::OWN;
+
+    /// Signature of a signal in the contract.
+    fn contract(interface: &str, signal: &str) -> String {
+        let standard = include_str!("standard.xml");
+        OWN.iter()
+            .chain([&standard])
+            .flat_map(|xml| Node::from_reader(xml.as_bytes()).unwrap().interfaces().to_vec())
+            .filter(|found| found.name() == interface)
+            .flat_map(|found| found.signals().cloned().collect::<Vec<_>>())
+            .find(|found| found.name() == signal)
+            .map(|found| found.args().iter().map(|arg| arg.ty().to_string()).collect())
+            .unwrap()
+    }
+
+    #[test]
+    fn signals_are_those_of_the_contract() {
+        let grant = GrantId(0xfeed);
+        let info = GrantInfo {
+            id: grant,
+            name: "web".to_owned(),
+            account: 1000,
+            lifetime: Lifetime::Connection,
+            range: Some(Range { uid: 1, gid: 1, count: 1 }),
+            limits: vec![("pids.max".to_owned(), "5".to_owned())],
+            frozen: false,
+            populated: false,
+            created: 1,
+            cgroup_id: 2,
+            hierarchies: Vec::new(),
+        };
+        let change = |change| Event::Changed { grant, account: 1000, change };
+        let events = [
+            (Event::Added { grant: info }, 2),
+            (Event::Ended { grant, name: "web".to_owned(), account: 1000, reason: EndReason::HolderDied }, 3),
+            (change(GrantChange::Limits(Vec::new())), 1),
+            (change(GrantChange::Frozen(true)), 1),
+            (change(GrantChange::Populated(true)), 1),
+            (change(GrantChange::Lifetime(Lifetime::Persistent)), 1),
+            (Event::Oom { grant, account: 1000, kills: 1 }, 1),
+            (Event::Pressure { grant, account: 1000, resource: "cpu".to_owned() }, 1),
+        ];
+        for (event, count) in events {
+            let messages = signals(&event, Some(":1.5")).unwrap();
+            assert_eq!(messages.len(), count, "{event:?}");
+            for message in messages {
+                let header = message.header();
+                let (interface, member) = (header.interface().unwrap(), header.member().unwrap());
+                assert_eq!(header.signature().to_string_no_parens(), contract(interface, member), "{member}");
+                assert_eq!(header.destination().unwrap().as_str(), ":1.5");
+                let on_grant =
+                    header.path().unwrap().as_str() == "/org/cgrant/Broker1/grant/000000000000feed";
+                assert_eq!(on_grant, ![MANAGER, OBJECT_MANAGER].contains(&interface.as_str()), "{member}");
+            }
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! The two halves of a connection: whole, bounded D-Bus messages over a UNIX socket.
+//!
+//! zbus makes messages out of the bytes; how many bytes and descriptors it may ask for is decided here, on the
+//! fixed header, before it allocates. A connection is read one message at a time and only when there is room to
+//! work on it, so a peer that floods waits in its own socket buffer.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+use tokio::{io::Interest, net::UnixStream};
+use zbus::{
+    Message,
+    connection::socket::{ReadHalf, WriteHalf},
+};
+
+use crate::framing::{Extent, FIXED, FramingError, MAX_FDS, without_body};
+
+/// Room for the descriptors of one message.
+const CONTROL_SPACE: usize = rustix::cmsg_space!(ScmRights(MAX_FDS));
+/// How much is read at once of what is thrown away.
+const SCRATCH: usize = 4096;
+
+/// What is done with a message that is too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TooLong {
+    /// The connection is closed: it is the sender's own.
+    Fail,
+    /// The body is thrown away and the message is passed on without it, so that its sender gets an error: the
+    /// connection is the bus daemon's, and others' messages come over it too.
+    Blank,
+}
+
+/// What a message may do to the stream position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Position {
+    /// In the fixed header; so many bytes of it are there.
+    Header(usize),
+    /// The fixed header is there and being handed out; so many of its bytes are out.
+    HeaderOut(usize, Extent),
+    /// In fields and body; so many bytes are still to be handed out, then so many to be thrown away.
+    Rest(u64, u64),
+    /// So many bytes are to be thrown away.
+    Skip(u64),
+}
+
+/// Receives messages.
+#[derive(Debug)]
+pub struct Reader {
+    stream: Arc<UnixStream>,
+    too_long: TooLong,
+    unix_fds: bool,
+    header: [u8; FIXED],
+    position: Position,
+    fds: Vec<OwnedFd>,
+    fds_of_message: usize,
+    received: u64,
+}
+
+/// Sends messages.
+#[derive(Debug)]
+pub struct Writer {
+    stream: Arc<UnixStream>,
+    unix_fds: bool,
+}
+
+/// Both halves of an authenticated stream. Without `unix_fds` a message with descriptors is an error.
+pub fn halves(stream: UnixStream, unix_fds: bool, too_long: TooLong) -> (Reader, Writer) {
+    let stream = Arc::new(stream);
+    let reader = Reader {
+        stream: Arc::clone(&stream),
+        too_long,
+        unix_fds,
+        header: [0; FIXED],
+        position: Position::Header(0),
+        fds: Vec::new(),
+        fds_of_message: 0,
+        received: 0,
+    };
+    (reader, Writer { stream, unix_fds })
+}
+
+impl Reader {
+    /// The next message. Not to be dropped half-way: what was read of a message would be lost.
+    ///
+    /// # Errors
+    /// The end of the stream, a message past a limit, or one that is malformed. The connection is over then.
+    pub async fn next(&mut self) -> zbus::Result<Message> {
+        self.received = self.received.wrapping_add(1);
+        let message = self.receive_message(self.received, &mut Vec::new(), &mut Vec::new()).await?;
+        // More descriptors than the header names would stay open for as long as the message does.
+        let named = message.header().unix_fds().unwrap_or(0);
+        if u32::try_from(message.data().fds().len()) != Ok(named) && self.too_long == TooLong::Fail {
+            return Err(FramingError::TooManyFds.into_io().into());
+        }
+        Ok(message)
+    }
+
+    /// The socket, to be shut down when the connection is to end.
+    pub fn stream(&self) -> &Arc<UnixStream> {
+        &self.stream
+    }
+
+    /// Reads up to the end of the fixed header, and decides about the message.
+    async fn read_header(&mut self, have: usize) -> io::Result<()> {
+        if have == 0 {
+            self.fds_of_message = 0;
+        }
+        let mut piece = [0; FIXED];
+        let count = self.receive(&mut piece, FIXED - have).await?;
+        let arrived = piece.iter().take(count);
+        for (place, byte) in self.header.iter_mut().skip(have).zip(arrived) {
+            *place = *byte;
+        }
+        let have = have + count;
+        self.position = if have < FIXED { Position::Header(have) } else { self.judge_header()? };
+        Ok(())
+    }
+
+    fn judge_header(&mut self) -> io::Result<Position> {
+        let extent = Extent::of(&self.header).map_err(FramingError::into_io)?;
+        if extent.fits() {
+            return Ok(Position::HeaderOut(0, extent));
+        }
+        match self.too_long {
+            TooLong::Fail => Err(FramingError::TooLong.into_io()),
+            TooLong::Blank if extent.fields_fit() => {
+                self.header = without_body(self.header);
+                Ok(Position::HeaderOut(0, extent))
+            }
+            TooLong::Blank => Ok(Position::Skip(extent.rest())),
+        }
+    }
+
+    /// Hands out what it can of the fixed header.
+    fn give_header(&mut self, out: usize, extent: Extent, buffer: &mut [u8]) -> usize {
+        let mut count = 0;
+        for (place, byte) in buffer.iter_mut().zip(self.header.iter().skip(out)) {
+            *place = *byte;
+            count += 1;
+        }
+        let out = out + count;
+        self.position = if out < FIXED {
+            Position::HeaderOut(out, extent)
+        } else if extent.fits() {
+            Self::after_header(extent.rest(), 0)
+        } else {
+            Self::after_header(extent.fields, extent.body)
+        };
+        count
+    }
+
+    const fn after_header(give: u64, skip: u64) -> Position {
+        match (give, skip) {
+            (0, 0) => Position::Header(0),
+            (0, skip) => Position::Skip(skip),
+            (give, skip) => Position::Rest(give, skip),
+        }
+    }
+
+    /// Receives at most `most` bytes into `buffer`, and keeps the descriptors that come with them.
+    async fn receive(&mut self, buffer: &mut [u8], most: usize) -> io::Result<usize> {
+        let length = buffer.len().min(most);
+        let buffer = buffer.get_mut(..length).unwrap_or_default();
+        let stream = Arc::clone(&self.stream);
+        let (count, fds) =
+            stream.async_io(Interest::READABLE, || receive_once(stream.as_fd(), buffer)).await?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.fds_of_message += fds.len();
+        if self.fds_of_message > MAX_FDS || (!fds.is_empty() && !self.unix_fds) {
+            return Err(FramingError::TooManyFds.into_io());
+        }
+        self.fds.extend(fds);
+        Ok(count)
+    }
+}
+
+#[async_trait]
+impl ReadHalf for Reader {
+    async fn recvmsg(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+        loop {
+            match self.position {
+                Position::Header(have) => self.read_header(have).await?,
+                Position::HeaderOut(out, extent) => {
+                    let count = self.give_header(out, extent, buffer);
+                    return Ok((count, std::mem::take(&mut self.fds)));
+                }
+                Position::Rest(give, skip) => {
+                    let count = self.receive(buffer, usize::try_from(give).unwrap_or(usize::MAX)).await?;
+                    self.position = Self::after_header(give.saturating_sub(count as u64), skip);
+                    return Ok((count, std::mem::take(&mut self.fds)));
+                }
+                Position::Skip(left) => {
+                    let mut scratch = [0; SCRATCH];
+                    let count =
+                        self.receive(&mut scratch, usize::try_from(left).unwrap_or(usize::MAX)).await?;
+                    self.fds.clear();
+                    self.position = Self::after_header(0, left.saturating_sub(count as u64));
+                }
+            }
+        }
+    }
+
+    fn can_pass_unix_fd(&self) -> bool {
+        self.unix_fds
+    }
+}
+
+impl Writer {
+    /// Sends one message, whole.
+    ///
+    /// # Errors
+    /// Those of `sendmsg(2)`; `Unsupported` for descriptors to a peer that did not agree on them.
+    pub async fn send(&mut self, message: &Message) -> zbus::Result<()> {
+        if !message.data().fds().is_empty() && !self.unix_fds {
+            return Err(zbus::Error::Unsupported);
+        }
+        self.send_message(message).await
+    }
+}
+
+#[async_trait]
+impl WriteHalf for Writer {
+    async fn sendmsg(&mut self, buffer: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+        let stream = &self.stream;
+        stream.async_io(Interest::WRITABLE, || send_once(stream.as_fd(), buffer, fds)).await
+    }
+
+    async fn close(&mut self) -> io::Result<()> {
+        shut_down(&self.stream);
+        Ok(())
+    }
+
+    fn can_pass_unix_fd(&self) -> bool {
+        self.unix_fds
+    }
+}
+
+/// Ends a connection in both directions; whoever waits on it wakes up.
+pub fn shut_down(stream: &UnixStream) {
+    // A connection that is over already is what is wanted.
+    let _ = rustix::net::shutdown(stream, rustix::net::Shutdown::Both);
+}
+
+impl FramingError {
+    /// As an error of the stream.
+    pub fn into_io(self) -> io::Error {
+        io::Error::new(io::ErrorKind::InvalidData, self)
+    }
+}
+
+/// One `recvmsg(2)`. Descriptors are owned, and closed on error, from the moment they are there.
+pub(crate) fn receive_once(stream: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); CONTROL_SPACE];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::net::recvmsg(
+        stream,
+        &mut [IoSliceMut::new(buffer)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
+    )?;
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(FramingError::TooManyFds.into_io());
+    }
+    Ok((received.bytes, fds))
+}
+
+fn send_once(stream: BorrowedFd<'_>, buffer: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); CONTROL_SPACE];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(FramingError::TooManyFds.into_io());
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    Ok(rustix::net::sendmsg(stream, &[IoSlice::new(buffer)], &mut control, flags)?)
+}

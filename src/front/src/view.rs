@@ -1,0 +1,207 @@
+//! From the engine's answer to the reply that the contract has for the call.
+
+use std::{collections::BTreeMap, os::fd::OwnedFd};
+
+use cgrant_proto::names::IDS;
+use cgrant_wire::{Answer, Created, FdIndex, GrantInfo, Refusal, RefusalCode, Usage};
+use zbus::{Fd, Message, ObjectPath, Variant};
+
+use crate::{
+    contract::Contract,
+    describe,
+    fault::Fault,
+    object::{Object, path_of},
+};
+
+/// How an answer becomes a reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum View {
+    /// An empty reply.
+    Done,
+    /// `CreateGrant`.
+    Created,
+    /// `ListGrants`.
+    Grants,
+    /// `GetGrant`.
+    GrantPath,
+    /// `GetUsage`.
+    Usage,
+    /// `ListRanges`.
+    Ranges,
+    /// `Attach`.
+    Attached,
+    /// `GetValues`.
+    Values,
+    /// `Stat`.
+    Stat,
+    /// `ListProcesses`.
+    Processes,
+    /// `ListCgroups`.
+    Cgroups,
+    /// `OpenCgroup`.
+    Directory,
+    /// One property of a grant or of the broker.
+    Property {
+        /// Of which interface.
+        interface: String,
+        /// Which.
+        property: String,
+    },
+    /// All properties of one interface, or of all for an empty name.
+    Properties {
+        /// Which interface.
+        interface: String,
+    },
+    /// `GetManagedObjects`.
+    Managed,
+    /// Introspection of the directory of the grants.
+    GrantsXml,
+    /// Introspection of a grant.
+    GrantXml,
+}
+
+impl View {
+    /// The reply to `call`.
+    ///
+    /// # Errors
+    /// [`Fault`]: the refusal, or a fault of the broker's own if the answer is not one to this question.
+    pub fn reply(
+        &self,
+        contract: &Contract,
+        call: &Message,
+        result: Result<Answer, Refusal>,
+        fds: &[OwnedFd],
+    ) -> Result<Message, Fault> {
+        let answer = result.map_err(|refusal| self.refusal(refusal))?;
+        let header = call.header();
+        let reply = Message::method_return(&header);
+        let built = match (self, &answer) {
+            (Self::Done, Answer::Done) => reply.build(&()),
+            (Self::Created, Answer::Created(created)) => reply.build(&created_body(created, fds)?),
+            (Self::Grants, Answer::Grants(grants)) => reply.build(
+                &grants
+                    .iter()
+                    .map(|info| Ok((path(info)?, info.name.as_str(), info.account)))
+                    .collect::<Result<Vec<_>, Fault>>()?,
+            ),
+            (Self::GrantPath, Answer::Grant(info)) => reply.build(&path(info)?),
+            (Self::Usage, Answer::Usage(usage)) => reply.build(&usage_body(usage)),
+            (Self::Ranges, Answer::Ranges(ranges)) => reply.build(
+                &ranges
+                    .iter()
+                    .map(|info| {
+                        let grant = info.grant.map(|grant| grant.to_string()).unwrap_or_default();
+                        (info.range.uid, info.range.gid, info.range.count, info.name.as_str(), grant)
+                    })
+                    .collect::<Vec<_>>(),
+            ),
+            (Self::Attached, Answer::Attached(count)) => reply.build(count),
+            (Self::Values, Answer::Values(values)) => reply.build(&describe::dictionary(values)),
+            (Self::Stat, Answer::Stat(stat)) => reply.build(&describe::stat(stat)),
+            (Self::Processes, Answer::Processes(pids)) => reply.build(pids),
+            (Self::Cgroups, Answer::Cgroups(paths)) => reply.build(paths),
+            (Self::Directory, Answer::Cgroup(index)) => reply.build(&descriptor(fds, *index)?),
+            (Self::Property { interface, property }, answer) => {
+                reply.build(&property_of(answer, interface, property)?)
+            }
+            (Self::Properties { interface }, answer) => reply.build(&properties_of(answer, interface)?),
+            (Self::Managed, Answer::Grants(grants)) => reply.build(
+                &grants.iter().map(|info| Ok((path(info)?, describe::whole_grant(info)))).collect::<Result<
+                    BTreeMap<_, _>,
+                    Fault,
+                >>(
+                )?,
+            ),
+            (Self::GrantsXml, Answer::Grants(grants)) => {
+                let interfaces = Contract::interfaces_of(Object::Grants, false);
+                reply.build(&contract.introspect(interfaces, grants.iter().map(|info| info.id.to_string())))
+            }
+            (Self::GrantXml, Answer::Grant(info)) => {
+                let interfaces = Contract::interfaces_of(Object::Grant(info.id), info.range.is_some());
+                reply.build(&contract.introspect(interfaces, std::iter::empty()))
+            }
+            _ => return Err(unexpected()),
+        };
+        built.map_err(|error| {
+            tracing::error!(%error, view = ?self, "cannot build a reply");
+            Fault::internal()
+        })
+    }
+
+    /// Introspection of a grant that is not there: the specification has a word for it.
+    fn refusal(&self, refusal: Refusal) -> Fault {
+        match (self, refusal.code) {
+            (Self::GrantXml, RefusalCode::NoSuchGrant) => Fault::UnknownObject(refusal.message),
+            _ => Fault::Refused(refusal),
+        }
+    }
+}
+
+/// The engine answered something else than it was asked.
+fn unexpected() -> Fault {
+    tracing::error!("the engine's answer does not fit the question");
+    Fault::internal()
+}
+
+fn path(info: &GrantInfo) -> Result<ObjectPath<'static>, Fault> {
+    ObjectPath::try_from(path_of(info.id)).map_err(|_| Fault::internal())
+}
+
+fn descriptor(fds: &[OwnedFd], index: FdIndex) -> Result<Fd<'_>, Fault> {
+    fds.get(usize::from(index.0)).map(Fd::from).ok_or_else(unexpected)
+}
+
+type CreatedBody<'a> = (ObjectPath<'static>, BTreeMap<&'static str, Variant<'static>>, Fd<'a>);
+
+fn created_body<'a>(created: &Created, fds: &'a [OwnedFd]) -> Result<CreatedBody<'a>, Fault> {
+    let info = &created.grant;
+    let mut result =
+        BTreeMap::from([("new", Variant::from(created.new)), ("id", Variant::from(info.id.to_string()))]);
+    if let Some(range) = info.range {
+        result.insert("uid", Variant::from(range.uid));
+        result.insert("gid", Variant::from(range.gid));
+        result.insert("count", Variant::from(range.count));
+    }
+    Ok((path(info)?, result, descriptor(fds, created.payload)?))
+}
+
+type UsageBody<'a> = (u32, &'a str, Vec<(&'a str, u64, u64)>);
+
+fn usage_body(usage: &Usage) -> UsageBody<'_> {
+    let rows = usage.rows.iter().map(|row| (row.resource.as_str(), row.used, row.quota)).collect();
+    (usage.account, &usage.rule, rows)
+}
+
+/// The properties of one interface of what the answer is about.
+fn interface_of<'a>(answer: &'a Answer, interface: &str) -> Result<Option<describe::Properties<'a>>, Fault> {
+    match answer {
+        Answer::Grant(info) => Ok(describe::grant(info, interface)),
+        Answer::BrokerInfo(info) => Ok(describe::broker(info, interface)),
+        _ => Err(unexpected()),
+    }
+}
+
+fn property_of<'a>(answer: &'a Answer, interface: &str, property: &str) -> Result<Variant<'a>, Fault> {
+    let mut properties = interface_of(answer, interface)?.ok_or_else(|| no_interface(interface))?;
+    // The contract has it, so it is there.
+    properties.remove(property).ok_or_else(unexpected)
+}
+
+fn properties_of<'a>(answer: &'a Answer, interface: &str) -> Result<describe::Properties<'a>, Fault> {
+    if !interface.is_empty() {
+        return match interface_of(answer, interface)? {
+            None if interface == IDS => Err(no_interface(interface)),
+            properties => Ok(properties.unwrap_or_default()),
+        };
+    }
+    use cgrant_proto::names::{CGROUP, GRANT, MANAGER};
+    let mut all = describe::Properties::new();
+    for name in [MANAGER, GRANT, CGROUP, IDS] {
+        all.extend(interface_of(answer, name)?.unwrap_or_default());
+    }
+    Ok(all)
+}
+
+fn no_interface(interface: &str) -> Fault {
+    Fault::UnknownInterface(format!("no interface {interface}"))
+}
