@@ -24,8 +24,10 @@ pub(super) type Refused = (String, io::Error);
 pub(super) fn enable_all(node: &Node) -> Result<Vec<Refused>, CgroupError> {
     let Some(have) = node.read_if_there("cgroup.controllers")? else { return Ok(Vec::new()) };
     let on = node.read_if_there("cgroup.subtree_control")?.unwrap_or_default();
-    let missing: Vec<&str> =
-        have.split_ascii_whitespace().filter(|name| !on.split_ascii_whitespace().any(|other| other == *name)).collect();
+    let missing: Vec<&str> = have
+        .split_ascii_whitespace()
+        .filter(|name| !on.split_ascii_whitespace().any(|other| other == *name))
+        .collect();
     if missing.is_empty() {
         return Ok(Vec::new());
     }

@@ -142,10 +142,7 @@ pub enum CgroupError {
 
 impl CgroupError {
     /// A failed operation on a cgroup.
-    pub(super) fn kernel(
-        doing: &'static str,
-        cgroup: impl Into<String>,
-    ) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn kernel(doing: &'static str, cgroup: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let cgroup = cgroup.into();
         move |source| Self::Kernel { doing, cgroup, source }
     }
@@ -161,7 +158,9 @@ impl CgroupError {
             Self::NoHierarchy | Self::Unsupported { .. } => RefusalCode::Unsupported,
             Self::BadInstance(_) => RefusalCode::InvalidArgument,
             Self::NoPlacement { .. } | Self::NotPutBack { .. } | Self::System { .. } => RefusalCode::Internal,
-            Self::ProcessesInside { .. } | Self::Populated { .. } | Self::HasChildren { .. } => RefusalCode::Busy,
+            Self::ProcessesInside { .. } | Self::Populated { .. } | Self::HasChildren { .. } => {
+                RefusalCode::Busy
+            }
             Self::NoSuchGrant(_) => RefusalCode::NoSuchGrant,
             Self::GrantExists(_) => RefusalCode::GrantExists,
             Self::NoSuchCgroup(_) => RefusalCode::NoSuchCgroup,
@@ -180,14 +179,18 @@ impl CgroupError {
         Some(match self {
             Self::NoHierarchy => "mount cgroup2 on /sys/fs/cgroup; `cgrant doctor` says what else is missing",
             Self::NoPlacement { .. } => "restart the broker, so that systemd makes its scope again",
-            Self::ProcessesInside { .. } => "move them into a cgroup below it, or start the broker where the cgroup is empty",
+            Self::ProcessesInside { .. } => {
+                "move them into a cgroup below it, or start the broker where the cgroup is empty"
+            }
             Self::GrantExists(_) => "choose another name, or release the grant that has it",
             Self::Populated { .. } => "end the processes first, or ask for them to be killed",
             Self::HasChildren { .. } => "remove those first, the deepest before the others",
             Self::Limit { source, .. } => return limit_hint(source),
             Self::Move { source, .. } => return move_hint(source),
             Self::NotMovable { .. } => "attach only trees in which every process runs under your own uid",
-            Self::TimedOut(_) => "a process in uninterruptible sleep can hold it up; try again when its I/O is done",
+            Self::TimedOut(_) => {
+                "a process in uninterruptible sleep can hold it up; try again when its I/O is done"
+            }
             Self::NotPutBack { .. } | Self::System { .. } => "the broker's log has the details",
             _ => return None,
         })
@@ -200,7 +203,9 @@ fn limit_hint(error: &io::Error) -> Option<&'static str> {
         Some(nix::libc::EBUSY) => {
             "the grant uses more than that now, or a cgroup below it has more: free some of it, or lower those first"
         }
-        Some(nix::libc::EINVAL) => "it is outside of what this kernel takes, or beyond what the cgroup above has",
+        Some(nix::libc::EINVAL) => {
+            "it is outside of what this kernel takes, or beyond what the cgroup above has"
+        }
         Some(nix::libc::ENODEV) => "there is no such block device",
         Some(nix::libc::EACCES) => "the CPUs or nodes named are not the account's to use",
         _ => return None,
@@ -210,7 +215,9 @@ fn limit_hint(error: &io::Error) -> Option<&'static str> {
 /// What errors on `cgroup.procs` usually mean.
 fn move_hint(error: &io::Error) -> Option<&'static str> {
     Some(match error.raw_os_error() {
-        Some(nix::libc::EBUSY) => "controllers are enabled below that cgroup, so that it can't hold processes itself",
+        Some(nix::libc::EBUSY) => {
+            "controllers are enabled below that cgroup, so that it can't hold processes itself"
+        }
         Some(nix::libc::EINVAL) => "a real-time process, or a thread of the kernel, can't be moved there",
         Some(nix::libc::EOPNOTSUPP) => "that cgroup was made threaded by the payload",
         Some(nix::libc::EAGAIN) => "the number of tasks there is at its limit",
@@ -247,7 +254,8 @@ mod tests {
     #[test]
     fn a_refused_limit_names_key_value_and_errno() {
         let source = io::Error::from_raw_os_error(nix::libc::EBUSY);
-        let refusal = Refusal::from(CgroupError::Limit { key: "memory.max".into(), value: "1".into(), source });
+        let refusal =
+            Refusal::from(CgroupError::Limit { key: "memory.max".into(), value: "1".into(), source });
         assert_eq!(refusal.code, RefusalCode::KernelRefused);
         for part in ["memory.max", "`1`", "os error 16"] {
             assert!(refusal.message.contains(part), "{refusal}");

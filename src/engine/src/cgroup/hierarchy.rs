@@ -107,7 +107,8 @@ pub(super) fn find(instance: &str, placements: &[Placement]) -> Result<Hierarchi
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")
         .map_err(CgroupError::system("reading /proc/self/mountinfo"))?;
     let mounts = mounts(&mountinfo);
-    let mut names: Vec<String> = own.into_iter().map(|(name, _)| name).filter(|name| name != CGROUP2).collect();
+    let mut names: Vec<String> =
+        own.into_iter().map(|(name, _)| name).filter(|name| name != CGROUP2).collect();
     names.sort_unstable();
     let mut v1 = Vec::new();
     for name in names {
@@ -145,7 +146,8 @@ fn cgroup2(mounts: &[Mount]) -> Result<(Dir, String, Option<OwnedFd>), CgroupErr
     }
     // In the initial cgroup namespace a mount sets the options of the one superblock (nsdelegate …) anew, so a host that
     // has cgroup2 mounted where we can't reach it is left alone. In another namespace the options are not ours to set.
-    let initial = std::fs::read_link("/proc/self/ns/cgroup").is_ok_and(|link| link.as_os_str() == INITIAL_NAMESPACE);
+    let initial =
+        std::fs::read_link("/proc/self/ns/cgroup").is_ok_and(|link| link.as_os_str() == INITIAL_NAMESPACE);
     if initial && candidates().next().is_some() {
         return Err(CgroupError::NoHierarchy);
     }

@@ -45,6 +45,12 @@ impl Node {
         self.dir
     }
 
+    /// The same cgroup by another descriptor.
+    pub fn again(&self) -> Result<Self, CgroupError> {
+        let dir = self.dir.try_clone().map_err(CgroupError::system("duplicating a descriptor"))?;
+        Ok(Self::new(dir, self.path.clone()))
+    }
+
     /// What it is called in messages.
     pub fn path(&self) -> &str {
         &self.path
@@ -219,7 +225,10 @@ mod tests {
     #[test]
     fn keys_are_whole_words() {
         let text = "low 1\noom 22\noom_kill 3\n";
-        assert_eq!((value_of(text, "oom"), value_of(text, "oom_kill"), value_of(text, "kill")), (Some(22), Some(3), None));
+        assert_eq!(
+            (value_of(text, "oom"), value_of(text, "oom_kill"), value_of(text, "kill")),
+            (Some(22), Some(3), None)
+        );
         assert_eq!(value_of("max\n", "max"), None);
     }
 }

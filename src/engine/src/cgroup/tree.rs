@@ -11,6 +11,7 @@ use super::{
     enable::enable_all,
     error::CgroupError,
     hierarchy::{CGROUP2, Hierarchies, Hierarchy, find, strip},
+    make::delegated_files,
     mounts::Kind,
     node::{Node, children},
 };
@@ -60,6 +61,8 @@ impl fmt::Display for HostKind {
 pub struct Tree {
     pub(super) hierarchies: Arc<Hierarchies>,
     pub(super) proc: ProcFs,
+    /// The files that come with a delegated cgroup.
+    pub(super) delegated: Vec<String>,
     kind: HostKind,
 }
 
@@ -77,12 +80,12 @@ impl Tree {
         }
         let mut hierarchies = find(instance, placements)?;
         for hierarchy in &hierarchies.v1 {
-            cpuset::inherit(hierarchy, &hierarchy.base)?;
+            cpuset::prepare_base(hierarchy)?;
         }
         enable_to_base(&mut hierarchies.v2)?;
         let kind = kind_of(&hierarchies);
         let proc = ProcFs::open().map_err(CgroupError::system("opening /proc"))?;
-        let tree = Self { hierarchies: hierarchies.into(), proc, kind };
+        let tree = Self { hierarchies: Arc::new(hierarchies), proc, delegated: delegated_files(), kind };
         tree.finish_attachments()?;
         Ok(tree)
     }
@@ -135,7 +138,9 @@ impl Tree {
 
     fn has_swap_limit(&self) -> bool {
         match self.hierarchies.controller("memory") {
-            Some(hierarchy) if hierarchy.kind == Kind::V1 => hierarchy.base.has("memory.memsw.limit_in_bytes"),
+            Some(hierarchy) if hierarchy.kind == Kind::V1 => {
+                hierarchy.base.has("memory.memsw.limit_in_bytes")
+            }
             Some(hierarchy) => hierarchy.base.has("memory.swap.max"),
             None => false,
         }

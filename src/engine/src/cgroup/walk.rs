@@ -24,8 +24,6 @@ pub(super) enum Visit<'a> {
         dir: &'a Dir,
         /// Its name.
         name: &'a OsStr,
-        /// 1 directly below the top.
-        depth: usize,
     },
     /// After everything below the cgroup was visited.
     Leave {
@@ -67,7 +65,7 @@ pub(super) fn walk<E: From<io::Error>>(
                     Err(error) if is_missing(&error) => continue,
                     Err(error) => return Err(error.into()),
                 };
-                visit(Visit::Enter { dir: &dir, name: &name, depth: frames.len() + 1 })?;
+                visit(Visit::Enter { dir: &dir, name: &name })?;
                 let pending = listed(&dir)?;
                 frames.push(Frame { name, dir: Some(dir), pending });
                 close_far(&mut frames);
@@ -139,7 +137,7 @@ mod tests {
         let mut steps = Vec::new();
         walk(&Dir::open(&path).unwrap(), |visit| {
             steps.push(match visit {
-                Visit::Enter { name, depth, .. } => format!("+{depth}{}", name.display()),
+                Visit::Enter { name, .. } => format!("+{}", name.display()),
                 Visit::Leave { name, .. } => format!("-{}", name.display()),
             });
             io::Result::Ok(())
@@ -148,7 +146,7 @@ mod tests {
         std::fs::remove_dir_all(&path).unwrap();
         let at = |step: &str| steps.iter().position(|found| found == step).unwrap();
         assert_eq!(steps.len(), 10, "{steps:?}");
-        assert!(at("+1a") < at("+2b") && at("+2b") < at("+3c") && at("-c") < at("-b") && at("-d") < at("-a"));
+        assert!(at("+a") < at("+b") && at("+b") < at("+c") && at("-c") < at("-b") && at("-d") < at("-a"));
     }
 
     #[test]

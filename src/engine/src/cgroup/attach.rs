@@ -1,0 +1,272 @@
+//! Moving one process into a grant, in every hierarchy, and back if something fails.
+//!
+//! `cgroup.procs` takes a pid, and pids are recycled. Every move is made under a pidfd, which is asked afterwards whether the
+//! process was still alive; if it was not, the pid may have meant somebody else by then, who is put right (see
+//! [`Tree::put_right`]).
+
+use std::{io, sync::Arc};
+
+use cgrant_policy::GrantPath;
+use cgrant_sys::{Pidfd, PidfdInfo, ProcFs};
+use cgrant_wire::AttachTarget;
+use rustix::io::Errno;
+
+use super::{
+    error::CgroupError,
+    hierarchy::{CGROUP2, Hierarchies, Hierarchy},
+    mounts::Kind,
+    node::{Node, errno},
+    tree::{CHILDREN, LEAF, MONITOR, PAYLOAD, Tree},
+};
+
+pub(super) const PROCS: &str = "cgroup.procs";
+/// How `/proc/PID/cgroup` marks a cgroup that was removed under a zombie.
+const DELETED: &str = " (deleted)";
+
+/// Where a process is: hierarchy and path, as `/proc/PID/cgroup` has them.
+pub(super) type Origin = Vec<(String, String)>;
+
+/// A process that was moved, and where it was before.
+#[derive(Debug)]
+pub(super) struct Moved {
+    pub pid: u32,
+    /// Tells it from a later process of the same pid.
+    pub start_time: u64,
+    pub origin: Origin,
+}
+
+/// Processes that were attached.
+#[derive(Debug)]
+#[must_use]
+pub struct Attached {
+    hierarchies: Arc<Hierarchies>,
+    moved: Vec<Moved>,
+}
+
+impl Attached {
+    pub(super) fn new(hierarchies: Arc<Hierarchies>, moved: Vec<Moved>) -> Self {
+        Self { hierarchies, moved }
+    }
+
+    /// How many processes.
+    pub fn count(&self) -> u32 {
+        u32::try_from(self.moved.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Puts them back to where they were, for a caller whose next step failed. Those that have ended are left out; one whose
+    /// cgroup was removed meanwhile goes to the nearest one above that is left, never past it.
+    pub fn put_back(self) {
+        for moved in self.moved.iter().rev() {
+            put_back(&self.hierarchies, moved);
+        }
+    }
+}
+
+/// Puts one process back in every hierarchy, cgroup2 first: the opposite order.
+pub(super) fn put_back(hierarchies: &Hierarchies, moved: &Moved) {
+    let Ok(process) = Pidfd::open(moved.pid) else { return };
+    if process.start_time().ok() != Some(moved.start_time) {
+        return;
+    }
+    for hierarchy in hierarchies.all().rev() {
+        if let Some(path) = path_in(&moved.origin, hierarchy)
+            && let Err(error) = put_into(hierarchy, path, moved.pid)
+        {
+            tracing::warn!(pid = moved.pid, hierarchy = hierarchy.name, path, %error, "a process could not be put back");
+        }
+    }
+}
+
+/// The path of an origin in a hierarchy.
+pub(super) fn path_in<'o>(origin: &'o Origin, hierarchy: &Hierarchy) -> Option<&'o str> {
+    let (_, path) = origin.iter().find(|(name, _)| *name == hierarchy.name)?;
+    Some(path.strip_suffix(DELETED).unwrap_or(path))
+}
+
+/// Moves a process into the cgroup at `path`, or where that is gone or takes no processes, into the nearest one above it:
+/// a process never gets out of what bounded its old cgroup.
+fn put_into(hierarchy: &Hierarchy, path: &str, pid: u32) -> io::Result<()> {
+    let mut path = path.trim_end_matches('/');
+    loop {
+        let at = if path.is_empty() { "/" } else { path };
+        match hierarchy.open(at).and_then(|dir| dir.write(PROCS, &pid.to_string())) {
+            Err(error) if errno(&error) == Some(Errno::SRCH) => return Ok(()),
+            Err(error) if path.is_empty() => return Err(error),
+            Err(_) => path = path.rsplit_once('/').map_or("", |(above, _)| above),
+            Ok(()) => return Ok(()),
+        }
+    }
+}
+
+impl Tree {
+    /// Attaches a process to a grant, in every hierarchy; with `tree` all its descendants too, however fast they fork. All that
+    /// `may` allows, or none.
+    ///
+    /// [`AttachTarget::Stage`] is `monitor` on cgroup2 and the payload on v1, where what it clones has to be from the start.
+    ///
+    /// An attacker wants a process of somebody else's moved, or one of its own out of a grant's limits. `may` decides on every
+    /// process by what its pidfd says; nobody is taken out of another grant, nor out of this one's payload into its monitor.
+    ///
+    /// # Errors
+    /// [`CgroupError::NoSuchProcess`], [`CgroupError::NotMovable`], [`CgroupError::Move`], [`CgroupError::NoSuchGrant`];
+    /// [`CgroupError::TimedOut`] for a tree that forks faster than it can be caught. Nobody is moved then.
+    pub fn attach(
+        &self,
+        grant: &GrantPath,
+        target: AttachTarget,
+        process: &Pidfd,
+        tree: bool,
+        may: &dyn Fn(&PidfdInfo) -> bool,
+    ) -> Result<Attached, CgroupError> {
+        let places = self.places(grant, target)?;
+        let moved = match tree {
+            true => self.attach_tree(grant, target, &places, process, may)?,
+            false => vec![self.attach_one(grant, target, &places, process, may)?],
+        };
+        Ok(Attached::new(Arc::clone(&self.hierarchies), moved))
+    }
+
+    /// Where processes go, in the order of [`Hierarchies::all`].
+    fn places(&self, grant: &GrantPath, target: AttachTarget) -> Result<Vec<Node>, CgroupError> {
+        let place = |hierarchy: &Hierarchy| match (hierarchy.kind, target) {
+            (Kind::V2, AttachTarget::Stage) => self.need_part(hierarchy, grant, MONITOR),
+            (Kind::V2, AttachTarget::Payload) => self.entrance(&self.need_part(hierarchy, grant, PAYLOAD)?),
+            (Kind::V1, _) => self.need_part(hierarchy, grant, PAYLOAD),
+        };
+        self.hierarchies.all().map(place).collect()
+    }
+
+    /// The cgroup of a payload that takes processes from outside: the payload, or once it has cgroups or hands controllers
+    /// down, its leaf.
+    fn entrance(&self, payload: &Node) -> Result<Node, CgroupError> {
+        let hands_down =
+            payload.read_if_there("cgroup.subtree_control")?.is_some_and(|text| !text.is_empty());
+        let inner = super::tree::grants_in(payload.dir()) > 0;
+        if !hands_down && !inner {
+            return payload.again();
+        }
+        match payload.child(LEAF)? {
+            Some(leaf) => Ok(leaf),
+            None => self.ensure_leaf(payload),
+        }
+    }
+
+    fn attach_one(
+        &self,
+        grant: &GrantPath,
+        target: AttachTarget,
+        places: &[Node],
+        process: &Pidfd,
+        may: &dyn Fn(&PidfdInfo) -> bool,
+    ) -> Result<Moved, CgroupError> {
+        let moved = self.examine(grant, target, process, may)?;
+        let result = places.iter().try_for_each(|place| enter(place, process, moved.pid));
+        if let Err(error) = result {
+            // Hierarchies that it was not moved in yet take it back where it is: no harm.
+            put_back(&self.hierarchies, &moved);
+            if matches!(error, CgroupError::NoSuchProcess) {
+                self.hierarchies.all().for_each(|hierarchy| self.put_right(grant, hierarchy, moved.pid));
+            }
+            return Err(error);
+        }
+        Ok(moved)
+    }
+
+    /// Who a process is, and where.
+    pub(super) fn look_at(process: &Pidfd, proc: &ProcFs) -> Result<(PidfdInfo, Moved), CgroupError> {
+        let info = process.info().map_err(gone)?;
+        let start_time = process.start_time().map_err(gone)?;
+        let origin = proc.cgroups(info.pid).map_err(gone)?;
+        match process.is_alive().map_err(gone)? {
+            true => Ok((info, Moved { pid: info.pid, start_time, origin })),
+            false => Err(CgroupError::NoSuchProcess),
+        }
+    }
+
+    /// Who a process is and where, if it may be moved.
+    pub(super) fn examine(
+        &self,
+        grant: &GrantPath,
+        target: AttachTarget,
+        process: &Pidfd,
+        may: &dyn Fn(&PidfdInfo) -> bool,
+    ) -> Result<Moved, CgroupError> {
+        let (info, moved) = Self::look_at(process, &self.proc)?;
+        let refused = CgroupError::NotMovable { pid: info.pid };
+        // Root may ask for a tree that the engine itself is in. Frozen, it would never thaw it.
+        if info.pid == std::process::id() || !may(&info) {
+            return Err(refused);
+        }
+        let inside = moved.origin.iter().find_map(|(hierarchy, path)| self.place_of(hierarchy, path));
+        if let Some((around, part)) = inside {
+            let own = around == *grant;
+            let escapes = target == AttachTarget::Stage && (part == PAYLOAD || part == CHILDREN);
+            if !own || escapes {
+                return Err(refused);
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Puts right what a move under a pid may have done that was recycled before the kernel read it.
+    ///
+    /// The process that has the number now is in our cgroup then, while the one that forked it is not: nobody but us put it
+    /// there, and where it would be is where its parent is. A process that was forked inside has its parent inside too, and
+    /// stays.
+    pub(super) fn put_right(&self, grant: &GrantPath, hierarchy: &Hierarchy, pid: u32) {
+        let Ok(process) = Pidfd::open(pid) else { return };
+        let path = |pid: u32| {
+            let origin = self.proc.cgroups(pid).ok()?;
+            path_in(&origin, hierarchy).map(str::to_owned)
+        };
+        let above = format!(
+            "{}/{}",
+            hierarchy.base_path.trim_end_matches('/'),
+            super::tree::below_base(grant).join("/")
+        );
+        let inside = |path: &str| super::hierarchy::strip(path, &above).is_some();
+        let Ok(stat) = self.proc.stat(pid) else { return };
+        let (Some(own), Some(parents)) = (path(pid), path(stat.ppid)) else { return };
+        // What was read is about this process only if it is still there.
+        if !inside(&own) || inside(&parents) || !process.is_alive().unwrap_or(false) {
+            return;
+        }
+        tracing::warn!(
+            pid,
+            hierarchy = hierarchy.name,
+            "a process ended while it was attached and its number was given away: put right"
+        );
+        if let Err(error) = put_into(hierarchy, &parents, pid) {
+            tracing::error!(pid, hierarchy = hierarchy.name, %error, "it could not be put right");
+        }
+    }
+}
+
+/// Moves a process into a cgroup, and asks its pidfd whether it was the one.
+pub(super) fn enter(place: &Node, process: &Pidfd, pid: u32) -> Result<(), CgroupError> {
+    match place.write(PROCS, &pid.to_string()) {
+        Ok(()) => (),
+        Err(error) if errno(&error) == Some(Errno::SRCH) => return Err(CgroupError::NoSuchProcess),
+        Err(source) => return Err(CgroupError::Move { pid, cgroup: place.path().to_owned(), source }),
+    }
+    match process.is_alive() {
+        Ok(true) => Ok(()),
+        _ => Err(CgroupError::NoSuchProcess),
+    }
+}
+
+/// The process was not to be had: it has ended, or its pid can't be seen from here.
+pub(super) fn gone(error: io::Error) -> CgroupError {
+    match errno(&error) {
+        Some(Errno::SRCH | Errno::NOENT) => CgroupError::NoSuchProcess,
+        _ => CgroupError::System { doing: "looking at a process", source: error },
+    }
+}
+
+/// The cgroup2 path of an origin.
+pub(super) fn cgroup2_path(origin: &Origin) -> Option<&str> {
+    origin
+        .iter()
+        .find(|(name, _)| name == CGROUP2)
+        .map(|(_, path)| path.strip_suffix(DELETED).unwrap_or(path))
+}

@@ -1,0 +1,297 @@
+//! Attaching a running tree of processes: all of it or none, however fast it forks.
+//!
+//! Everybody found is first moved into `GRANT/entry` on cgroup2, which is frozen. That move is one write; it stops the
+//! process, and what it was about to fork is born in there and stands still too, so a tree can only shrink outside. Once
+//! a whole pass over all processes finds nobody outside, what stands still in `entry` is the tree: each is examined, moved in
+//! the v1 hierarchies and last into its place on cgroup2. Then they go on, and `entry` is removed.
+//!
+//! Not SIGSTOP: that is seen by parents (job control), can be undone by anybody of the same account (SIGCONT), and would
+//! last for ever if the broker died meanwhile. A cgroup is found again at the next start ([`Tree::finish_attachments`]).
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use cgrant_policy::GrantPath;
+use cgrant_sys::{Pidfd, PidfdInfo, process::Stat};
+use cgrant_wire::AttachTarget;
+
+use super::{
+    attach::{Moved, cgroup2_path, enter, gone, put_back},
+    error::CgroupError,
+    hierarchy::CGROUP2,
+    node::Node,
+    state::set_frozen,
+    tree::{ENTRY, Tree},
+};
+
+/// How long catching the whole tree may take.
+const DEADLINE: Duration = Duration::from_secs(2);
+/// Most processes in one tree.
+const MOST: usize = 100_000;
+
+/// All processes at one moment, nearly: those that start and end while `/proc` is read may be missing.
+type Scan = HashMap<u32, Stat>;
+
+/// One attachment under way.
+struct Catch<'a> {
+    tree: &'a Tree,
+    grant: &'a GrantPath,
+    target: AttachTarget,
+    may: &'a dyn Fn(&PidfdInfo) -> bool,
+    entry: &'a Node,
+    /// Everybody there was before it began, by pid and start time.
+    before: HashSet<(u32, u64)>,
+    /// Who was caught and waits in `entry`, by pid.
+    caught: HashMap<u32, Moved>,
+    /// Where on cgroup2 everybody who was ever caught came from, by pid.
+    origins: HashMap<u32, String>,
+    /// The process that was named.
+    root: u32,
+    /// Their sessions.
+    sessions: HashSet<u32>,
+    deadline: Instant,
+}
+
+impl Tree {
+    pub(super) fn attach_tree(
+        &self,
+        grant: &GrantPath,
+        target: AttachTarget,
+        places: &[Node],
+        process: &Pidfd,
+        may: &dyn Fn(&PidfdInfo) -> bool,
+    ) -> Result<Vec<Moved>, CgroupError> {
+        let node = self.need(self.v2(), grant)?;
+        let (entry, _) = node.ensure(ENTRY)?;
+        let mut catch = Catch {
+            tree: self,
+            grant,
+            target,
+            may,
+            entry: &entry,
+            before: HashSet::new(),
+            caught: HashMap::new(),
+            origins: HashMap::new(),
+            root: 0,
+            sessions: HashSet::new(),
+            deadline: Instant::now() + DEADLINE,
+        };
+        let mut placed = Vec::new();
+        let result = set_frozen(&entry, true)
+            .and_then(|()| catch.everybody(process))
+            .and_then(|()| catch.place(places, &mut placed));
+        if result.is_err() {
+            catch.let_go(&placed);
+        }
+        // Nobody is in it any more, whichever way it went.
+        let removed = node.remove(ENTRY);
+        result?;
+        removed.map_err(CgroupError::kernel("to remove", node.path_of(ENTRY)))?;
+        if placed.is_empty() { Err(CgroupError::NoSuchProcess) } else { Ok(placed) }
+    }
+
+    /// Puts back processes that a broker which died left in an `entry`, frozen. Their caller has had no answer.
+    pub(super) fn finish_attachments(&self) -> Result<(), CgroupError> {
+        for grant in self.scan()? {
+            let Some(node) = self.node(self.v2(), &grant)? else { continue };
+            if let Some(entry) = node.child(ENTRY)? {
+                tracing::warn!(%grant, "an attachment was cut short by the end of the broker: its processes are put back");
+                self.put_outside(&grant, &entry, self.v2())?;
+                node.remove(ENTRY).map_err(CgroupError::kernel("to remove", node.path_of(ENTRY)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn scan_processes(&self) -> Result<Scan, CgroupError> {
+        let pids = self.proc.pids().map_err(CgroupError::system("listing /proc"))?;
+        Ok(pids.into_iter().filter_map(|pid| Some((pid, self.proc.stat(pid).ok()?))).collect())
+    }
+}
+
+impl Catch<'_> {
+    /// Catches the process and all its descendants: passes over all processes until one finds nobody outside.
+    fn everybody(&mut self, process: &Pidfd) -> Result<(), CgroupError> {
+        let scan = self.tree.scan_processes()?;
+        self.before = scan.iter().map(|(pid, stat)| (*pid, stat.start_time)).collect();
+        self.root = process.pid().map_err(gone)?;
+        if !self.catch(self.root, process)? {
+            return Err(CgroupError::NoSuchProcess);
+        }
+        loop {
+            let scan = self.tree.scan_processes()?;
+            let outside = self.outside(&scan)?;
+            if outside.is_empty() {
+                return Ok(());
+            }
+            for pid in outside {
+                if Instant::now() > self.deadline {
+                    return Err(CgroupError::TimedOut("catching a tree of processes that keeps forking"));
+                }
+                // It may have ended since; or be somebody else, which the start time tells.
+                let Some(stat) = scan.get(&pid) else { continue };
+                let Ok(process) = Pidfd::open(pid) else { continue };
+                if process.start_time().ok() == Some(stat.start_time) {
+                    self.catch(pid, &process)?;
+                }
+            }
+            if self.caught.len() > MOST {
+                return Err(CgroupError::TooMany { what: "processes in the tree", limit: MOST });
+            }
+        }
+    }
+
+    /// Moves one process into `entry`. `false` if it ended first.
+    fn catch(&mut self, pid: u32, process: &Pidfd) -> Result<bool, CgroupError> {
+        let moved = match self.tree.examine(self.grant, self.target, process, self.may) {
+            Err(CgroupError::NoSuchProcess) => return Ok(false),
+            other => other?,
+        };
+        if let Ok(stat) = self.tree.proc.stat(pid) {
+            self.sessions.insert(stat.session);
+        }
+        match enter(self.entry, process, pid) {
+            Ok(()) => (),
+            Err(CgroupError::NoSuchProcess) => {
+                self.tree.put_right(self.grant, self.tree.v2(), pid);
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        }
+        if let Some(path) = cgroup2_path(&moved.origin) {
+            self.origins.insert(pid, path.to_owned());
+        }
+        self.caught.insert(pid, moved);
+        Ok(true)
+    }
+
+    /// Members of the tree that are outside: whose line of parents leads to somebody caught, or who were forked since it began
+    /// in a member's session and whose own parent has gone.
+    fn outside(&self, scan: &Scan) -> Result<Vec<u32>, CgroupError> {
+        let inside: HashSet<u32> = self.entry.pids(MOST)?.into_iter().collect();
+        let is_member = |pid: u32| inside.contains(&pid) || self.caught.contains_key(&pid);
+        let descends = |stat: &Stat| {
+            let mut above = stat.ppid;
+            // A line of parents has no loop, but /proc is not read at one moment.
+            for _ in 0..=scan.len() {
+                if is_member(above) {
+                    return true;
+                }
+                match scan.get(&above) {
+                    Some(next) if above > 1 => above = next.ppid,
+                    _ => return false,
+                }
+            }
+            false
+        };
+        let orphaned = |pid: u32, stat: &Stat| {
+            // A process has its parent's session unless it began one itself. With another one, it has another parent
+            // than the one that forked it: that one has ended, and a reaper took it.
+            let reaped = scan.get(&stat.ppid).is_none_or(|parent| parent.session != stat.session);
+            stat.session != pid
+                && self.sessions.contains(&stat.session)
+                && reaped
+                && !self.before.contains(&(pid, stat.start_time))
+        };
+        let wanted = |pid: u32, stat: &Stat| {
+            !matches!(stat.state, 'Z' | 'X')
+                && !inside.contains(&pid)
+                && self.caught.get(&pid).is_none_or(|moved| moved.start_time != stat.start_time)
+                && (descends(stat) || orphaned(pid, stat))
+        };
+        let found = scan.iter().filter(|(pid, stat)| wanted(**pid, stat)).map(|(pid, _)| *pid);
+        Ok(found.filter(|pid| !self.is_placed(*pid)).collect())
+    }
+
+    /// Is the process where it shall go already? A child of somebody who was attached before.
+    fn is_placed(&self, pid: u32) -> bool {
+        let Ok(origin) = self.tree.proc.cgroups(pid) else { return false };
+        let place = cgroup2_path(&origin).and_then(|path| self.tree.place_of(CGROUP2, path));
+        let wanted = match self.target {
+            AttachTarget::Stage => super::tree::MONITOR,
+            AttachTarget::Payload => super::tree::PAYLOAD,
+        };
+        place.is_some_and(|(grant, part)| grant == *self.grant && part == wanted)
+    }
+
+    /// Moves everybody from `entry` to where the tree belongs: v1 first, cgroup2 last.
+    fn place(&mut self, places: &[Node], placed: &mut Vec<Moved>) -> Result<(), CgroupError> {
+        loop {
+            let pids = self.entry.pids(MOST)?;
+            if pids.is_empty() {
+                return Ok(());
+            }
+            for pid in pids {
+                if Instant::now() > self.deadline + DEADLINE {
+                    return Err(CgroupError::TimedOut("attaching a tree of processes"));
+                }
+                let Ok(process) = Pidfd::open(pid) else { continue };
+                let moved = match self.caught.remove(&pid) {
+                    Some(moved) => moved,
+                    // Born in there: examined now, and on cgroup2 it comes from where its parent does.
+                    None => match self.born(pid, &process) {
+                        Err(CgroupError::NoSuchProcess) => continue,
+                        other => other?,
+                    },
+                };
+                match places.iter().try_for_each(|place| enter(place, &process, pid)) {
+                    Ok(()) => placed.push(moved),
+                    Err(CgroupError::NoSuchProcess) => {
+                        self.tree
+                            .hierarchies
+                            .all()
+                            .for_each(|hierarchy| self.tree.put_right(self.grant, hierarchy, pid));
+                    }
+                    Err(error) => {
+                        placed.push(moved);
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A process that was born in `entry`, if it may be moved.
+    fn born(&mut self, pid: u32, process: &Pidfd) -> Result<Moved, CgroupError> {
+        let mut moved = self.tree.examine(self.grant, self.target, process, self.may)?;
+        self.complete(pid, &mut moved);
+        Ok(moved)
+    }
+
+    /// Says of a process that was born in `entry` where on cgroup2 it would be: where its parent was.
+    fn complete(&mut self, pid: u32, moved: &mut Moved) {
+        let parent = self.tree.proc.stat(pid).map_or(self.root, |stat| stat.ppid);
+        let from = self.origins.get(&parent).or_else(|| self.origins.get(&self.root)).cloned();
+        if let Some(from) = from
+            && let Some((_, path)) = moved.origin.iter_mut().find(|(name, _)| name == CGROUP2)
+        {
+            path.clone_from(&from);
+            self.origins.insert(pid, from);
+        }
+    }
+
+    /// Puts everybody back to where they were.
+    fn let_go(&mut self, placed: &[Moved]) {
+        for moved in placed.iter().rev() {
+            put_back(&self.tree.hierarchies, moved);
+        }
+        for pid in self.entry.pids(MOST).unwrap_or_default() {
+            let moved = match self.caught.remove(&pid) {
+                Some(moved) => Ok(moved),
+                None => Pidfd::open(pid).map_err(gone).and_then(|process| {
+                    let (_, mut moved) = Tree::look_at(&process, &self.tree.proc)?;
+                    self.complete(pid, &mut moved);
+                    Ok(moved)
+                }),
+            };
+            match moved {
+                Ok(moved) => put_back(&self.tree.hierarchies, &moved),
+                Err(error) => tracing::warn!(pid, %error, "a process could not be put back"),
+            }
+        }
+        // Whoever could not be put back stays in the entry, running; the grant's end or the next start finds it.
+        let _ = set_frozen(self.entry, false);
+    }
+}

@@ -1,0 +1,110 @@
+//! What the kernel tells by itself: populated and frozen, out of memory, pressure. Descriptors to wait on; no polling.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use cgrant_policy::GrantPath;
+use rustix::{
+    event::{EventfdFlags, eventfd},
+    fs::OFlags,
+    io::{Errno, retry_on_intr, write},
+};
+
+use super::{
+    error::CgroupError,
+    mounts::Kind,
+    node::Node,
+    tree::{MONITOR, PAYLOAD, Tree},
+};
+
+/// A share of waiting time that is told: 150 ms in any 2 s. Windows of 2 s need no privilege (kernel 6.4).
+const TRIGGER: &str = "some 150000 2000000";
+
+/// What becomes ready when a grant runs out of memory.
+#[derive(Debug)]
+pub enum OomWatch {
+    /// v2: `memory.events`, for inotify through `/proc/self/fd`; modified when a count changes.
+    File(OwnedFd),
+    /// v1: an eventfd. It becomes readable when the payload, or a cgroup above it, runs out of memory, **before** the
+    /// kernel has killed anybody and counted it, and when the cgroup is removed. Read [`Tree::oom_kills`] a little later.
+    Eventfd(OwnedFd),
+    /// This host has no memory controller.
+    None,
+}
+
+impl Tree {
+    /// The payload's `cgroup.events`, for inotify through `/proc/self/fd`: modified when populated or frozen changes.
+    ///
+    /// # Errors
+    /// [`CgroupError::NoSuchGrant`], what the kernel refuses.
+    pub fn events_file(&self, grant: &GrantPath) -> Result<OwnedFd, CgroupError> {
+        self.need_part(self.v2(), grant, PAYLOAD)?.open("cgroup.events", OFlags::RDONLY)
+    }
+
+    /// What to wait on to learn that a grant has run out of memory.
+    ///
+    /// # Errors
+    /// [`CgroupError::NoSuchGrant`], what the kernel refuses.
+    pub fn oom_watch(&self, grant: &GrantPath) -> Result<OomWatch, CgroupError> {
+        let Some(hierarchy) = self.hierarchies.controller("memory") else { return Ok(OomWatch::None) };
+        if hierarchy.kind == Kind::V2 {
+            let node = self.need(hierarchy, grant)?;
+            return node.open("memory.events", OFlags::RDONLY).map(OomWatch::File);
+        }
+        let payload = self.need_part(hierarchy, grant, PAYLOAD)?;
+        let control = payload.open("memory.oom_control", OFlags::RDONLY)?;
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let event =
+            eventfd(0, flags).map_err(|error| CgroupError::system("making an eventfd")(error.into()))?;
+        let order = format!("{} {}", event.as_raw_fd(), control.as_raw_fd());
+        payload
+            .write("cgroup.event_control", &order)
+            .map_err(CgroupError::kernel("to watch", payload.path_of("memory.oom_control")))?;
+        Ok(OomWatch::Eventfd(event))
+    }
+
+    /// How many processes of a grant the kernel has killed for want of memory; 0 where it does not count them.
+    ///
+    /// # Errors
+    /// [`CgroupError::NoSuchGrant`], what the kernel refuses.
+    pub fn oom_kills(&self, grant: &GrantPath) -> Result<u64, CgroupError> {
+        let Some(hierarchy) = self.hierarchies.controller("memory") else { return Ok(0) };
+        let node = self.need(hierarchy, grant)?;
+        if hierarchy.kind == Kind::V2 {
+            return Ok(node.keyed("memory.events", "oom_kill")?.unwrap_or(0));
+        }
+        // v1 counts in the victim's own cgroup only.
+        let count = |part: Option<Node>| match part {
+            Some(part) => Ok(part.keyed("memory.oom_control", "oom_kill")?.unwrap_or(0)),
+            None => Ok(0),
+        };
+        Ok(count(node.child(PAYLOAD)?)?.saturating_add(count(node.child(MONITOR)?)?))
+    }
+
+    /// A descriptor that says POLLPRI when the grant has waited for `cpu`, `memory` or `io` for 150 ms of 2 s. It works as long
+    /// as it is open.
+    ///
+    /// # Errors
+    /// [`CgroupError::Unsupported`] for another resource or a kernel without pressure figures;
+    /// [`CgroupError::NoSuchGrant`]; what the kernel refuses.
+    pub fn pressure_trigger(&self, grant: &GrantPath, resource: &str) -> Result<OwnedFd, CgroupError> {
+        let unsupported = |reason| CgroupError::Unsupported { what: "pressure signals".to_owned(), reason };
+        if !["cpu", "memory", "io"].contains(&resource) {
+            return Err(unsupported("there are figures of cpu, memory and io only"));
+        }
+        let node = self.need(self.v2(), grant)?;
+        let file = format!("{resource}.pressure");
+        let trigger = node.dir().open_file(&file, OFlags::RDWR | OFlags::NONBLOCK);
+        let told = |errno: Option<Errno>, error: std::io::Error| match errno {
+            Some(Errno::NOENT | Errno::OPNOTSUPP) => unsupported("this kernel has none (CONFIG_PSI, psi=1)"),
+            Some(Errno::PERM) => {
+                unsupported("before kernel 6.4 they need CAP_SYS_RESOURCE, which the broker has not got here")
+            }
+            _ => CgroupError::kernel("to watch", node.path_of(&file))(error),
+        };
+        let trigger = trigger.map_err(|error| told(Errno::from_io_error(&error), error))?;
+        match retry_on_intr(|| write(trigger.as_fd(), TRIGGER.as_bytes())) {
+            Ok(_) => Ok(trigger),
+            Err(errno) => Err(told(Some(errno), errno.into())),
+        }
+    }
+}

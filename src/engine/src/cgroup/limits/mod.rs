@@ -1,0 +1,225 @@
+//! Limits: all of a request's are set, or none.
+//!
+//! They are set on the grant's own cgroup, which root owns, and mirrored into the payload's root-owned files, so that
+//! programs inside see them. The same key means the same on v1 and v2; [`v1`] and [`v2`] know the files.
+
+mod transaction;
+mod v1;
+mod v2;
+mod values;
+
+use std::{io, rc::Rc};
+
+use cgrant_policy::{GrantPath, HostUid, LimitKey, LimitValue, RawKey, Setting};
+
+use self::transaction::Transaction;
+use super::{
+    error::CgroupError,
+    hierarchy::Hierarchy,
+    mounts::Kind,
+    node::Node,
+    tree::{PAYLOAD, Tree, grants_in},
+};
+
+/// Cgroups that a grant has for itself at most: its own, payload, monitor, children, and now and then `entry` and `.cgrant`.
+const MOST_PARTS: u64 = 6;
+
+/// What limits of one controller are set on.
+struct Target<'t> {
+    hierarchy: &'t Hierarchy,
+    /// The cgroup above, for what is inherited.
+    above: Rc<Node>,
+    /// The cgroup that limits: a grant's own, or an account's.
+    outer: Rc<Node>,
+    /// The payload that mirrors them.
+    inner: Option<Rc<Node>>,
+}
+
+impl Target<'_> {
+    /// Both cgroups, the limiting one first.
+    fn nodes(&self) -> impl Iterator<Item = &Rc<Node>> {
+        [&self.outer].into_iter().chain(&self.inner)
+    }
+}
+
+impl Tree {
+    /// Sets limits of a grant, all of them or none: if the kernel refuses one, those before it get their old values back.
+    ///
+    /// # Errors
+    /// [`CgroupError::Unsupported`] before anything is set; [`CgroupError::Limit`] with the kernel's error;
+    /// [`CgroupError::NoSuchGrant`]; [`CgroupError::NotPutBack`] if the kernel refuses the old values too.
+    pub fn set_limits(&self, grant: &GrantPath, settings: &[Setting]) -> Result<(), CgroupError> {
+        self.apply(grant, settings)
+    }
+
+    /// Makes an account's node if there is none, and bounds what the account has in all its grants together: cgroups below
+    /// payloads (at most `cgroups`, `depth` levels deep, counted by the kernel) and `ceilings`.
+    ///
+    /// # Errors
+    /// As [`Tree::set_limits`].
+    pub fn govern_account(
+        &self,
+        account: HostUid,
+        cgroups: u64,
+        depth: u64,
+        ceilings: &[Setting],
+    ) -> Result<(), CgroupError> {
+        let path = GrantPath { account, names: Vec::new() };
+        for hierarchy in self.hierarchies.all() {
+            self.ensure_account(hierarchy, account)?;
+        }
+        let node = self.need(self.v2(), &path)?;
+        // Room for the grants that are there, one more, and `_evicted`; what they have for themselves is not the holder's.
+        let own = grants_in(node.dir()).saturating_add(2).saturating_mul(MOST_PARTS);
+        // Two levels are the grant and its payload.
+        for (file, value) in [
+            ("cgroup.max.descendants", cgroups.saturating_add(own)),
+            ("cgroup.max.depth", depth.saturating_add(2)),
+        ] {
+            // The kernel holds both in an int.
+            let value = value.min(i32::MAX as u64).to_string();
+            node.write(file, &value).map_err(CgroupError::kernel("to set", node.path_of(file)))?;
+        }
+        self.apply(&path, ceilings)
+    }
+
+    fn apply(&self, path: &GrantPath, settings: &[Setting]) -> Result<(), CgroupError> {
+        let mut planned = Vec::with_capacity(settings.len());
+        for setting in settings {
+            let target = self.target(path, setting)?;
+            check(&target, setting)?;
+            planned.push((setting, target));
+        }
+        v1::check_memory(&planned)?;
+        let mut transaction = Transaction::default();
+        let mut memory_done = false;
+        for (setting, target) in &planned {
+            let is_memory =
+                matches!(setting, Setting::Limit(LimitKey::MemoryMax | LimitKey::MemorySwapMax, _));
+            let result = match setting {
+                // v1 couples the two: they are set as one.
+                Setting::Limit(..) if is_memory && target.hierarchy.kind == Kind::V1 => {
+                    if std::mem::replace(&mut memory_done, true) {
+                        continue;
+                    }
+                    v1::set_memory(&mut transaction, &planned, target)
+                }
+                Setting::Limit(key, value) if target.hierarchy.kind == Kind::V1 => {
+                    v1::set(&mut transaction, target, *key, value)
+                }
+                Setting::Limit(key, value) => v2::set(&mut transaction, target, *key, value),
+                Setting::Raw(key, value) => target
+                    .nodes()
+                    .try_for_each(|node| transaction.replace(node, key.as_str(), value.as_str())),
+            };
+            if let Err(source) = result {
+                transaction.undo()?;
+                let (key, value) = describe(setting);
+                return Err(CgroupError::Limit { key, value, source });
+            }
+        }
+        Ok(())
+    }
+
+    fn target(&self, path: &GrantPath, setting: &Setting) -> Result<Target<'_>, CgroupError> {
+        let hierarchy = match setting {
+            Setting::Limit(key, _) => self.hierarchy_of(*key)?,
+            Setting::Raw(key, _) => self.hierarchy_of_raw(key)?,
+        };
+        let above = match path.names.split_last() {
+            None => None,
+            Some((_, above)) => {
+                self.node(hierarchy, &GrantPath { account: path.account, names: above.to_vec() })?
+            }
+        };
+        let above = match above {
+            Some(above) => above,
+            None => {
+                let dir = hierarchy.base.dir().try_clone();
+                let dir = dir.map_err(CgroupError::system("duplicating a descriptor"))?;
+                Node::new(dir, hierarchy.base.path().to_owned())
+            }
+        };
+        let outer = self.need(hierarchy, path)?;
+        let inner =
+            if path.names.is_empty() { None } else { Some(self.need_part(hierarchy, path, PAYLOAD)?) };
+        Ok(Target { hierarchy, above: Rc::new(above), outer: Rc::new(outer), inner: inner.map(Rc::new) })
+    }
+
+    /// The hierarchy that a limit is in.
+    fn hierarchy_of(&self, key: LimitKey) -> Result<&Hierarchy, CgroupError> {
+        self.hierarchies
+            .controller(key.controller())
+            .ok_or_else(|| unsupported(key, "no hierarchy of this host has its controller"))
+    }
+
+    /// The hierarchy that a raw key's file is in: its controller's, or cgroup2 for what the core has (`cgroup.*`, pressure).
+    fn hierarchy_of_raw(&self, key: &RawKey) -> Result<&Hierarchy, CgroupError> {
+        let v1_own = self
+            .hierarchies
+            .v1
+            .iter()
+            .find(|hierarchy| hierarchy.controllers.iter().any(|c| c == key.controller()));
+        Ok(v1_own.or_else(|| self.hierarchies.controller(key.controller())).unwrap_or(self.v2()))
+    }
+}
+
+/// Is there what the setting needs? So that what can't be had at all is found before anything is changed.
+fn check(target: &Target<'_>, setting: &Setting) -> Result<(), CgroupError> {
+    match setting {
+        Setting::Limit(LimitKey::MemoryHigh, _) if target.hierarchy.kind == Kind::V1 => {
+            Err(unsupported(LimitKey::MemoryHigh, "cgroup v1 has no limit that only slows down"))
+        }
+        Setting::Limit(key, _) => {
+            let file = file_of(*key, target.hierarchy.kind);
+            if target.outer.has(&file) { Ok(()) } else { Err(unsupported(key, missing_file(*key))) }
+        }
+        Setting::Raw(key, _) => match target.outer.read(key.as_str()) {
+            Ok(_) => Ok(()),
+            Err(error) if super::node::is_missing(&error) => {
+                Err(unsupported(key, "this kernel has no such file in a grant's cgroup"))
+            }
+            Err(_) => Err(unsupported(key, "its file can't be read, so a change could not be undone")),
+        },
+    }
+}
+
+/// The file that carries a limit; of several, the one that tells whether the kernel can do it.
+fn file_of(key: LimitKey, kind: Kind) -> String {
+    let file = match (kind, key) {
+        (Kind::V1, LimitKey::MemoryMax) => v1::MEMORY,
+        (Kind::V1, LimitKey::MemorySwapMax) => v1::MEMORY_AND_SWAP,
+        (Kind::V1, LimitKey::CpuMax) => v1::CPU_QUOTA,
+        (Kind::V1, LimitKey::CpuWeight) => v1::CPU_SHARES,
+        (Kind::V1, LimitKey::IoMax) => "blkio.throttle.read_bps_device",
+        (Kind::V1, LimitKey::Hugetlb(size)) => return format!("hugetlb.{size}.limit_in_bytes"),
+        (_, key) => return key.to_string(),
+    };
+    file.to_owned()
+}
+
+fn missing_file(key: LimitKey) -> &'static str {
+    match key {
+        LimitKey::MemorySwapMax => "this kernel does not account swap (swapaccount=1 makes it)",
+        LimitKey::CpuMax => "this kernel has no CONFIG_CFS_BANDWIDTH",
+        LimitKey::IoMax => "this kernel has no CONFIG_BLK_DEV_THROTTLING",
+        LimitKey::Hugetlb(_) => "this machine has no huge pages of that size",
+        _ => "this kernel has no file for it",
+    }
+}
+
+fn unsupported(what: impl std::fmt::Display, reason: &'static str) -> CgroupError {
+    CgroupError::Unsupported { what: what.to_string(), reason }
+}
+
+fn describe(setting: &Setting) -> (String, String) {
+    match setting {
+        Setting::Limit(key, value) => (key.to_string(), value.to_string()),
+        Setting::Raw(key, value) => (key.to_string(), value.to_string()),
+    }
+}
+
+/// A text of the kernel's as the value of a limit; one that does not parse is not a value.
+fn parse(key: LimitKey, text: &str) -> io::Result<LimitValue> {
+    LimitValue::parse(&key, text).map_err(|_| io::ErrorKind::InvalidData.into())
+}

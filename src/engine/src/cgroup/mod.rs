@@ -1,0 +1,47 @@
+//! The grants' cgroups: made, limited, frozen, emptied and removed, on v1, hybrid and v2 hosts alike.
+//!
+//! May touch: cgroupfs below the instance's node, `cgroup.subtree_control` of what is above it on hosts without systemd, and
+//! processes that a caller may move. Knows nothing of callers, policy and records.
+//!
+//! On every host there is a cgroup2 tree, which carries freezing, killing, process lists and the delegation. v1 hierarchies
+//! carry controllers only, and nothing in them is ever the holder's.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`mounts`], [`hierarchy`] | which hierarchies there are, and the instance's node in each |
+//! | [`node`], [`walk`] | one cgroup; all cgroups below one |
+//! | [`tree`] | the tree over all hierarchies, and finding a grant in it |
+//! | [`enable`], [`make`], [`cpuset`] | handing controllers down; making and delegating; CPUs on v1 |
+//! | [`limits`], [`stat`] | limits and figures, the same on v1 and v2 |
+//! | [`state`], [`processes`] | freezing, killing, listing |
+//! | [`attach`], [`attach_tree`], [`evict`] | moving processes in, with all they fork, and out |
+//! | [`subtree`], [`events`], [`remove`] | cgroups below a payload; what the kernel tells; the end |
+
+mod attach;
+mod attach_tree;
+mod cpuset;
+mod enable;
+mod error;
+mod events;
+mod evict;
+mod hierarchy;
+mod limits;
+mod make;
+mod mounts;
+mod node;
+mod processes;
+mod remove;
+mod stat;
+mod state;
+mod subtree;
+mod tree;
+mod walk;
+
+#[cfg(test)]
+mod tests;
+
+pub use attach::Attached;
+pub use error::CgroupError;
+pub use events::OomWatch;
+pub use make::Delegation;
+pub use tree::{HostKind, Tree};
