@@ -277,7 +277,7 @@ pub(crate) struct LimitArgs {
     #[arg(long, value_name = "NUMBER")]
     pub(crate) pids: Option<String>,
     /// Any limit by its key; may be given several times
-    #[arg(short, long = "limit", value_name = "KEY=VALUE", value_parser = limit)]
+    #[arg(short = 'l', long = "limit", value_name = "KEY=VALUE", value_parser = limit)]
     pub(crate) others: Vec<(String, String)>,
 }
 
@@ -340,7 +340,7 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
     /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
 }
 

@@ -71,8 +71,6 @@ fn kebab(name: &str) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -85,18 +83,18 @@ mod tests {
     #[test]
     fn values_become_json() {
         let limits = HashMap::from([("memory.max", "1")]);
-        assert_eq!(super::json(&Variant::new(limits)), json!({"memory.max": "1"}));
-        assert_eq!(super::json(&Variant::new(vec![("cgroup2", "/x")])), json!([["cgroup2", "/x"]]));
-        assert_eq!(super::json(&Variant::new(u64::MAX)), json!(u64::MAX));
-        assert_eq!(super::json(&Variant::new(f64::NAN)), Value::Null);
-        assert_eq!(super::json(&Variant::new(true)), json!(true));
+        assert_eq!(json(&Variant::new(limits)), serde_json::json!({"memory.max": "1"}));
+        assert_eq!(json(&Variant::new(vec![("cgroup2", "/x")])), serde_json::json!([["cgroup2", "/x"]]));
+        assert_eq!(json(&Variant::new(u64::MAX)), serde_json::json!(u64::MAX));
+        assert_eq!(json(&Variant::new(f64::NAN)), Value::Null);
+        assert_eq!(json(&Variant::new(true)), serde_json::json!(true));
     }
 
     #[test]
     fn values_become_cells() {
-        assert_eq!(text(&json!([["cgroup2", "/x"], ["memory", "/y"]])), "cgroup2 /x; memory /y");
-        assert_eq!(text(&json!({"a": 1, "b": [1, 2]})), "a=1 b=1 2");
-        assert_eq!(text(&json!(false)), "no");
+        assert_eq!(text(&serde_json::json!([["cgroup2", "/x"], ["memory", "/y"]])), "cgroup2 /x; memory /y");
+        assert_eq!(text(&serde_json::json!({"a": 1, "b": [1, 2]})), "a=1 b=1 2");
+        assert_eq!(text(&serde_json::json!(false)), "no");
         assert_eq!(text(&Value::Null), "");
     }
 }

@@ -40,3 +40,39 @@ pub(crate) fn receive<T: DeserializeOwned>(
     let message = serde_json::from_slice(&received.bytes).map_err(|_| LaunchError::OutOfTurn)?;
     Ok(Some((message, received.fds.into_iter().next())))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use cgrant_sys::seqpacket::pair;
+
+    use super::*;
+    use crate::{Placement, Step};
+
+    #[test]
+    fn messages_and_their_descriptor_arrive() {
+        let (near, far) = pair().unwrap();
+        let failure = StepFailure { step: Step::Mount, subject: "\u{fffd} \" x".into(), errno: 13 };
+        send(&near, &FromStage::Failed(failure.clone()), None).unwrap();
+        send(&near, &FromStage::UserNamespace, Some(std::io::stdin().as_fd())).unwrap();
+        send(&near, &Placement { hostname: "x".into(), ids: 7 }, None).unwrap();
+        let (message, fd) = receive(&far).unwrap().unwrap();
+        assert_eq!((message, fd.is_none()), (FromStage::Failed(failure), true));
+        let (message, fd) = receive(&far).unwrap().unwrap();
+        assert_eq!((message, fd.is_some()), (FromStage::UserNamespace, true));
+        assert_eq!(receive::<Placement>(&far).unwrap().unwrap().0.ids, 7);
+        drop(near);
+        assert!(receive::<Placement>(&far).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused() {
+        let (near, far) = pair().unwrap();
+        near.send(b"{}", &[]).unwrap();
+        assert!(matches!(receive::<FromStage>(&far), Err(LaunchError::OutOfTurn)));
+        near.send(b"\"Init\" x", &[]).unwrap();
+        assert!(matches!(receive::<FromStage>(&far), Err(LaunchError::OutOfTurn)));
+    }
+}

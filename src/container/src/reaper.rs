@@ -11,6 +11,7 @@ use nix::{
     errno::Errno,
     sys::{
         signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::Pid,
@@ -24,8 +25,11 @@ use crate::{
 /// Runs `execute` in a child and gives the exit status of the whole: the command's own, or 128 + the signal
 /// that ended it, because pid 1 of a namespace can't die of one.
 pub(crate) fn run(channel: &Channel, execute: impl FnOnce() -> StepFailure) -> Result<i32, StepFailure> {
-    // Signals that would be lost on a pid 1 without handlers are kept for `wait` while they are blocked.
+    // A pid 1 without handlers loses its signals unless they are blocked. They are read from a descriptor and
+    // not waited for with sigwait, which unblocks them meanwhile: the launcher looks at what is blocked here to
+    // see whether a signal is taken.
     let all = SigSet::all();
+    let signals = SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC).at(Step::Process, "signals")?;
     let before =
         all.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK).at(Step::Process, "signals")?;
     let child = Clone3::new()
@@ -35,14 +39,15 @@ pub(crate) fn run(channel: &Channel, execute: impl FnOnce() -> StepFailure) -> R
         })
         .at(Step::Fork, "")?;
     // The launcher takes the end of the channel for the command's execve: only the child has it now.
-    cgrant_sys::privilege::close_fds_from(3, &[child.pidfd.as_fd().as_raw_fd()])
-        .at(Step::Process, "descriptors")?;
-    Ok(serve(&child.pidfd, Pid::from_raw(child.pid.cast_signed()), &all))
+    let keep = [child.pidfd.as_fd().as_raw_fd(), signals.as_fd().as_raw_fd()];
+    cgrant_sys::privilege::close_fds_from(3, &keep).at(Step::Process, "descriptors")?;
+    Ok(serve(&child.pidfd, Pid::from_raw(child.pid.cast_signed()), &signals))
 }
 
-fn serve(command: &Pidfd, pid: Pid, signals: &SigSet) -> i32 {
+fn serve(command: &Pidfd, pid: Pid, signals: &SignalFd) -> i32 {
     loop {
-        match signals.wait() {
+        let Ok(Some(info)) = signals.read_signal() else { continue };
+        match Signal::try_from(info.ssi_signo.cast_signed()) {
             Ok(Signal::SIGCHLD) => {
                 if let Some(status) = reap(pid) {
                     return status;

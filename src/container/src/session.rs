@@ -115,7 +115,7 @@ impl Session {
             .path(path.clone());
         let proxy = self.proxy(properties)?;
         self.call(async move {
-            let name = InterfaceName::try_from(interface).map_err(zbus::Error::from)?;
+            let name = InterfaceName::try_from(interface)?;
             Ok(proxy.get_all(name).await?)
         })
     }

@@ -8,8 +8,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
-
 /// The `PATH` of a command whose environment has none.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -17,7 +15,7 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 const HOST_NAME_MAX: usize = 64;
 
 /// What the container sees as `/`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Root {
     /// The host's own tree with everything mounted in it, read-only, without devices and setuid.
     ///
@@ -35,7 +33,7 @@ pub enum Root {
 }
 
 /// A process to run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
     /// Program and arguments. A program without `/` is looked up in the `PATH` of `env`.
     pub argv: Vec<OsString>,
@@ -46,7 +44,7 @@ pub struct Command {
 }
 
 /// A container to be launched.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaunchSpec {
     /// What it sees as `/`.
     pub root: Root,
@@ -206,9 +204,11 @@ mod tests {
     }
 
     #[test]
-    fn survives_a_round_trip_with_bytes_that_are_no_text() {
-        let text = serde_json::to_string(&spec()).unwrap();
-        assert_eq!(serde_json::from_str::<LaunchSpec>(&text).unwrap(), spec());
+    fn bytes_that_are_no_text_reach_the_kernel() {
+        let prepared = spec().prepare().unwrap();
+        assert_eq!(prepared.argv[1].as_bytes(), [0xfe, b'x']);
+        assert_eq!(prepared.env[1].as_bytes(), b"X=\xff");
+        assert_eq!(prepared.root, spec().root);
     }
 
     #[test]

@@ -1,26 +1,35 @@
 //! Signal dispositions and mask, as a program that is to be executed expects to find them.
 //!
-//! Source: `execve(2)`: ignored signals stay ignored and blocked ones blocked.
+//! Source: `execve(2)`: ignored signals stay ignored and blocked ones blocked; `rt_sigaction(2)`.
 
 use std::io;
 
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
-/// Gives every signal its default action, the real-time ones too, and unblocks all.
+/// Highest signal number of the kernel, on every architecture that the broker is built for.
+const LAST: libc::c_int = 64;
+/// Size of the kernel's set of so many signals, in bytes.
+const SET_SIZE: usize = 8;
+
+/// Gives every signal its default action and unblocks all. Those that the C library keeps for itself (32 and 33)
+/// are among them: what is executed next has its own.
 ///
 /// # Errors
 /// None that is known; what the kernel says otherwise.
 pub fn reset() -> io::Result<()> {
-    for number in (1..=libc::SIGRTMAX()).filter(|number| is_settable(*number)) {
-        // SAFETY: the default action runs no code of this process, so there is no handler to be unsafe.
-        if unsafe { libc::signal(number, libc::SIG_DFL) } == libc::SIG_ERR {
+    // The kernel's structure is no longer than this on any architecture, and all zero is the default action with
+    // no flags and an empty mask.
+    let default = [0_u64; 8];
+    for signal in (1..=LAST).filter(|signal| !matches!(*signal, libc::SIGKILL | libc::SIGSTOP)) {
+        // SAFETY: the kernel reads its structure from a longer array and writes nothing (the pointer for the old
+        // action is null). The default action runs no code of this process, so no handler can be unsound.
+        let result = unsafe {
+            let none = std::ptr::null_mut::<libc::c_void>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), none, SET_SIZE)
+        };
+        if result < 0 {
             return Err(io::Error::last_os_error());
         }
     }
     Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)
-}
-
-/// Those between the standard and the real-time ones (32, 33) are libc's own: it sets them when it needs them.
-fn is_settable(number: libc::c_int) -> bool {
-    !matches!(number, libc::SIGKILL | libc::SIGSTOP) && (number <= libc::SIGSYS || number >= libc::SIGRTMIN())
 }
