@@ -1,5 +1,6 @@
 //! The account's own node: what all grants of an account have together is bounded there, on cgroups that root owns.
 
+use cgrant_policy::Setting;
 use cgrant_wire::Refusal;
 
 use crate::{connection::Caller, engine::Engine};
@@ -14,6 +15,7 @@ pub fn prepare(engine: &Engine, caller: &Caller) -> Result<(), Refusal> {
     let policy = engine.policy();
     let subject = caller.subject();
     let quotas = policy.quotas(&subject);
-    engine.tree.govern_account(caller.uid, quotas.cgroups, &policy.account_ceilings(&subject))?;
+    let ceilings = policy.account_ceilings(&subject).into_iter().map(|(key, value)| Setting::Limit(key, value));
+    engine.tree.govern_account(caller.uid, quotas.cgroups, quotas.cgroup_depth, &ceilings.collect::<Vec<_>>())?;
     Ok(())
 }

@@ -88,13 +88,14 @@ impl Settings {
         self.raw.iter().try_for_each(|(key, _)| engine.authorize(caller, &Request::WriteRaw { owner, key }))
     }
 
-    /// Sets them on a grant: all or none of the portable ones, then the raw ones.
+    /// Sets them on a grant: all or none.
     ///
     /// # Errors
     /// What the kernel refuses.
     pub fn apply(&self, engine: &Engine, path: &GrantPath) -> Result<(), Refusal> {
-        engine.tree.set_limits(path, &self.limits)?;
-        self.raw.iter().try_for_each(|(key, value)| engine.tree.write_raw(path, key, value).map_err(Refusal::from))
+        let limits = self.limits.iter().map(|(key, value)| Setting::Limit(key.clone(), value.clone()));
+        let raw = self.raw.iter().map(|(key, value)| Setting::Raw(key.clone(), value.clone()));
+        Ok(engine.tree.set_limits(path, &limits.chain(raw).collect::<Vec<_>>())?)
     }
 }
 
