@@ -1,10 +1,12 @@
 //! cgrant-scope: on a host that systemd runs, gets the broker's part of the cgroup tree from it.
 //!
-//! Two roles, chosen by the first argument:
+//! Three roles, chosen by the first argument:
 //!
 //! * `make UNIT` asks systemd for the scope UNIT with delegation, or finds the one that lives, tells the
 //!   supervisor over descriptor 3 where it lies in each hierarchy, and ends. It runs as root before any
 //!   socket listens and reads nothing that an unprivileged user can write.
+//! * `leave` is asked when the broker ends in order: it ends the keeper if no grant is left, and systemd then
+//!   removes the scope.
 //! * `keep` is the keeper: a process that sleeps in the scope's leaf `keeper/`, because systemd removes a
 //!   scope without processes.
 //!
@@ -17,7 +19,7 @@ mod systemd;
 
 use std::{os::fd::AsFd, process::ExitCode};
 
-use cgrant_sys::{Channel, inherited};
+use cgrant_sys::{Channel, Pidfd, inherited};
 use cgrant_wire::boot::{CONTROL_FD, ScopeReport};
 
 /// Entry point of the program.
@@ -25,6 +27,7 @@ pub fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     match (args.next().as_deref(), args.next(), args.next()) {
         (Some("make"), Some(unit), None) => make(&unit),
+        (Some("leave"), None, None) => leave(),
         (Some("keep"), None, None) => keeper::keep(),
         _ => {
             eprintln!("cgrant-scope is started by cgrantd; it has no use of its own");
@@ -33,14 +36,33 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn make(unit: &str) -> ExitCode {
-    let control = match inherited::take(CONTROL_FD).and_then(Channel::from_fd) {
-        Ok(control) => control,
-        Err(error) => {
+/// Our end of the pair with the supervisor.
+fn control() -> Option<Channel> {
+    inherited::take(CONTROL_FD)
+        .and_then(Channel::from_fd)
+        .inspect_err(|error| {
             eprintln!("cgrant-scope: descriptor {CONTROL_FD} is not the supervisor's channel: {error}");
-            return ExitCode::from(2);
+        })
+        .ok()
+}
+
+fn leave() -> ExitCode {
+    let Some(control) = control() else { return ExitCode::from(2) };
+    let Ok(Some(received)) = control.receive() else { return ExitCode::FAILURE };
+    let report = cgrant_wire::decode::<ScopeReport>(&received.bytes);
+    let keeper = received.fds.into_iter().next().and_then(|fd| Pidfd::from_fd(fd).ok());
+    let (Ok(report), Some(keeper)) = (report, keeper) else { return ExitCode::FAILURE };
+    match scope::leave(&report.placements, &keeper) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cgrant-scope: {error}");
+            ExitCode::FAILURE
         }
-    };
+    }
+}
+
+fn make(unit: &str) -> ExitCode {
+    let Some(control) = control() else { return ExitCode::from(2) };
     let (report, pidfd) = match scope::obtain(unit) {
         Ok(found) => (Ok(found.report), Some(found.keeper)),
         Err(error) => (Err(error.to_string()), None),
@@ -48,11 +70,7 @@ fn make(unit: &str) -> ExitCode {
     tell(&control, &report, pidfd.as_ref())
 }
 
-fn tell(
-    control: &Channel,
-    report: &Result<ScopeReport, String>,
-    keeper: Option<&cgrant_sys::Pidfd>,
-) -> ExitCode {
+fn tell(control: &Channel, report: &Result<ScopeReport, String>, keeper: Option<&Pidfd>) -> ExitCode {
     let fds: Vec<_> = keeper.iter().map(|pidfd| pidfd.as_fd()).collect();
     let sent = cgrant_wire::encode(report).ok().and_then(|bytes| control.send(&bytes, &fds).ok());
     match (sent, report) {

@@ -5,7 +5,7 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use cgrant_sys::{Dir, Pidfd};
+use cgrant_sys::{Dir, Pidfd, pidfd::Signal};
 use cgrant_wire::boot::{Placement, ScopeReport};
 
 use crate::{
@@ -185,6 +185,26 @@ fn settle(pid: u32, unit: &str, path: &str) -> Result<Vec<Placement>, ScopeError
         return Err(ScopeError::NotPlaced(unit.to_owned()));
     }
     Ok(placements)
+}
+
+/// Ends the keeper if nothing but its leaf is left in the scope; systemd then removes the scope, which is empty.
+///
+/// # Errors
+/// [`ScopeError::System`].
+pub fn leave(placements: &[Placement], keeper: &Pidfd) -> Result<(), ScopeError> {
+    let mounted = hierarchy::mounted().map_err(ScopeError::system("cannot read the mounted hierarchies"))?;
+    for placement in placements {
+        let Some((_, mount)) = mounted.iter().find(|(name, _)| *name == placement.hierarchy) else {
+            continue;
+        };
+        let scope = Dir::open(&mount.join(placement.path.trim_start_matches('/')))
+            .map_err(ScopeError::system("cannot open the scope"))?;
+        let inside = scope.dirs().map_err(ScopeError::system("cannot read the scope"))?;
+        if inside.iter().any(|name| name != LEAF) {
+            return Ok(());
+        }
+    }
+    keeper.send_signal(Signal::TERM).map_err(ScopeError::system("cannot end the keeper"))
 }
 
 fn enter_leaf(pid: u32, directory: &std::path::Path) -> io::Result<()> {

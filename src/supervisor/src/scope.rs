@@ -2,12 +2,12 @@
 
 use std::{
     ffi::CString,
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     path::Path,
     time::{Duration, Instant},
 };
 
-use cgrant_sys::{Pidfd, Received};
+use cgrant_sys::{Exit, Pidfd, Received};
 use cgrant_wire::boot::ScopeReport;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -79,17 +79,41 @@ pub fn obtain(helper: &Program, instance: &InstanceName) -> Result<Scope, ScopeE
     Ok(Scope { report, keeper })
 }
 
+/// Gives the scope back if no grant is left in it; one that is needed stays.
+///
+/// # Errors
+/// [`ScopeError::NoAnswer`], [`ScopeError::Process`].
+pub fn leave(helper: &Program, scope: &Scope) -> Result<(), ScopeError> {
+    let process = helper.start(&[CString::from(c"leave")])?;
+    let message = cgrant_wire::encode(&scope.report).map_err(|_| ScopeError::NoAnswer)?;
+    process.control.send(&message, &[scope.keeper.as_fd()]).map_err(|_| ScopeError::NoAnswer)?;
+    if !becomes_readable(process.pidfd.as_fd()) {
+        process.kill();
+    }
+    match process.pidfd.wait() {
+        Ok(Exit::Code(0)) => Ok(()),
+        _ => Err(ScopeError::NoAnswer),
+    }
+}
+
 /// The helper's one message, if it comes in time.
 fn answer(process: &Process) -> Option<Received> {
+    if !becomes_readable(process.control.as_fd()) {
+        return None;
+    }
+    process.control.receive().ok().flatten()
+}
+
+/// Waits until there is something to read (of a pidfd: its end), at most as long as the helper may take.
+fn becomes_readable(fd: BorrowedFd<'_>) -> bool {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok()?;
-        let mut fds = [PollFd::from_borrowed_fd(process.control.as_fd(), PollFlags::IN)];
-        match poll(&mut fds, Some(&left)) {
-            Ok(0) => return None,
-            Ok(_) => return process.control.receive().ok().flatten(),
+        let left = deadline.saturating_duration_since(Instant::now());
+        let Ok(left) = Timespec::try_from(left) else { return false };
+        match poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&left)) {
+            Ok(count) => return count > 0,
             Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return None,
+            Err(_) => return false,
         }
     }
 }

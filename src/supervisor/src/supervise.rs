@@ -156,6 +156,7 @@ impl Supervisor {
     /// Why it could not go on; [`SupervisorError::Killed`].
     pub fn run(mut self) -> Result<(), SupervisorError> {
         let result = self.serve();
+        self.leave_scope();
         for listener in self.prepared.listeners {
             listener.remove();
         }
@@ -365,6 +366,19 @@ impl Supervisor {
                 tracing::error!(error = ?result.err().map(|e| e.to_string()), "the scope was stopped; starting anew");
                 self.restart_engine();
             }
+        }
+    }
+
+    /// At the end: a scope without a grant in it goes too. After a failure it stays, for the next start to find.
+    fn leave_scope(&self) {
+        let (Some(helper), Some(scope)) = (&self.prepared.programs.scope, &self.prepared.scope) else {
+            return;
+        };
+        if self.fatal.is_none()
+            && !self.killed
+            && let Err(error) = scope::leave(helper, scope)
+        {
+            tracing::warn!(%error, "the scope stays");
         }
     }
 

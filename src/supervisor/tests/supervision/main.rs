@@ -367,7 +367,8 @@ fn the_keeper_of_the_scope_is_replaced() {
     eventually("there is a new keeper", || scene.pid("keeper") != keeper);
     assert_eq!(scene.pid("engine"), engine);
     broker.stop();
-    harness::kill(scene.pid("keeper"), Signal::SIGKILL);
+    assert_eq!(scene.event("scope left "), "/system.slice/cgrant.scope");
+    scene.nobody_is_left();
 }
 
 fn a_scope_that_was_stopped_restarts_the_engine() {
@@ -379,7 +380,7 @@ fn a_scope_that_was_stopped_restarts_the_engine() {
     eventually("the engine is new", || scene.pid("engine") != engine);
     eventually("the front reached it", || scene.count("engine front-started Socket") == 2);
     broker.stop();
-    harness::kill(scene.pid("keeper"), Signal::SIGKILL);
+    scene.nobody_is_left();
 }
 
 fn without_a_scope_from_systemd_there_is_no_start() {

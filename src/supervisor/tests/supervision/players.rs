@@ -62,6 +62,14 @@ fn scope() -> ExitCode {
     let args: Vec<_> = std::env::args().skip(1).collect();
     note(&format!("scope asked {}", args.join(" ")));
     let control = Channel::from_fd(inherited::take(CONTROL_FD).unwrap()).unwrap();
+    if args == ["leave"] {
+        let received = control.receive().unwrap().unwrap();
+        let report: ScopeReport = cgrant_wire::decode(&received.bytes).unwrap();
+        note(&format!("scope left {}", report.placements[0].path));
+        let keeper = Pidfd::from_fd(received.fds.into_iter().next().unwrap()).unwrap();
+        keeper.send_signal(cgrant_sys::pidfd::Signal::TERM).unwrap();
+        return ExitCode::SUCCESS;
+    }
     let mode = mode("scope");
     if mode == "refuse" {
         let answer: Result<ScopeReport, String> = Err("it is asleep".to_owned());

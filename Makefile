@@ -1,0 +1,107 @@
+# make          builds everything for release
+# make demo     as root on a fresh Debian: builds, and shows the broker at work in a scratch place
+# make check    as root: runs every test; the last line is `N passed, N failed`
+# make lint     style: rustfmt, clippy, cargo-deny if it is there
+# make bench    as root: speed and size, beside the peers that are installed
+# make install  DESTDIR= PREFIX=/usr/local
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+SYSCONFDIR ?= /etc
+CARGO ?= cargo
+# Where the programs to be installed are.
+BIN_DIR ?= target/release
+
+bindir := $(PREFIX)/bin
+sbindir := $(PREFIX)/sbin
+libexecdir := $(PREFIX)/libexec/cgrant
+datadir := $(PREFIX)/share
+docdir := $(datadir)/doc/cgrant
+unitdir := $(PREFIX)/lib/systemd/system
+# dbus-daemon reads policies in /usr/share and in /etc, not in /usr/local.
+ifeq ($(PREFIX),/usr)
+dbusconfdir := /usr/share/dbus-1/system.d
+else
+dbusconfdir := $(SYSCONFDIR)/dbus-1/system.d
+endif
+
+DEPS_BUILD := gcc libc6-dev ca-certificates
+DEPS_DEMO := util-linux procps
+DEPS_CHECK := busybox-static dbus e2fsprogs iproute2 libglib2.0-bin mmdebstrap procps qemu-system-x86 strace systemd uidmap util-linux
+DEPS_BENCH := bubblewrap busybox-static crun lxc runc uidmap util-linux
+
+.PHONY: all rust demo check check-unit check-integration check-vm bench lint install install-files clean
+.PHONY: deps-build deps-demo deps-check deps-bench
+
+all: rust
+	$(CARGO) build --release --locked
+
+# A compiler that is new enough; where Debian has one, `deps-build` installs it.
+rust:
+	@tests/demo/rust $(CARGO)
+
+deps-build:
+	@tests/demo/packages $(DEPS_BUILD)
+	@tests/demo/rust $(CARGO) install
+
+deps-demo: deps-build
+	@tests/demo/packages $(DEPS_DEMO)
+
+deps-check: deps-build
+	@tests/demo/packages $(DEPS_CHECK)
+
+deps-bench: deps-build
+	@tests/demo/packages $(DEPS_BENCH)
+
+demo: deps-demo
+	$(CARGO) build --locked
+	@tests/demo/run target/debug
+
+check: deps-check
+	@tests/demo/tally check-unit check-integration check-vm
+
+# The member crates: units, and the supervisor with children that are played.
+check-unit:
+	$(CARGO) test --workspace --exclude cgrant --locked --no-fail-fast
+
+# The broker as a whole on this machine, in a build that can be made to fail at every step.
+check-integration:
+	$(CARGO) test -p cgrant --features fault-injection --locked --no-fail-fast
+
+# The same on every kind of host.
+check-vm:
+	tests/vm/run
+
+lint: rust
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --features fault-injection --locked -- -D warnings
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check; \
+	else echo "cargo-deny is not installed: licences, sources and advisories of the dependencies are not checked"; fi
+
+bench: deps-bench
+	$(CARGO) build --release --locked
+	tests/bench/run target/release
+
+install: all install-files
+
+install-files:
+	install -d -m 755 $(DESTDIR)$(bindir) $(DESTDIR)$(sbindir) $(DESTDIR)$(libexecdir)
+	install -m 755 $(BIN_DIR)/cgrant $(DESTDIR)$(bindir)/
+	install -m 755 $(BIN_DIR)/cgrantd $(DESTDIR)$(sbindir)/
+	install -m 755 $(BIN_DIR)/cgrant-engine $(BIN_DIR)/cgrant-front $(BIN_DIR)/cgrant-scope $(DESTDIR)$(libexecdir)/
+	install -d -m 755 $(DESTDIR)$(dbusconfdir) $(DESTDIR)$(datadir)/dbus-1/system-services $(DESTDIR)$(datadir)/dbus-1/interfaces
+	install -m 644 dbus/org.cgrant.Broker1.conf $(DESTDIR)$(dbusconfdir)/
+	install -m 644 dbus/org.cgrant.Broker1.service $(DESTDIR)$(datadir)/dbus-1/system-services/
+	install -m 644 dbus/*.xml $(DESTDIR)$(datadir)/dbus-1/interfaces/
+	install -d -m 755 $(DESTDIR)$(unitdir) $(DESTDIR)$(PREFIX)/lib/sysusers.d $(DESTDIR)$(PREFIX)/lib/tmpfiles.d
+	sed 's|@sbindir@|$(sbindir)|' systemd/cgrantd.service >$(DESTDIR)$(unitdir)/cgrantd.service
+	chmod 644 $(DESTDIR)$(unitdir)/cgrantd.service
+	install -m 644 systemd/cgrantd.socket $(DESTDIR)$(unitdir)/
+	install -m 644 systemd/cgrant.sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/cgrant.conf
+	install -m 644 systemd/cgrant.tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/cgrant.conf
+	install -d -m 755 $(DESTDIR)$(SYSCONFDIR)/cgrant/policy.d $(DESTDIR)$(docdir)/examples
+	install -m 644 README.md SECURITY.md LICENSE policy/default.toml $(DESTDIR)$(docdir)/
+	install -m 644 examples/* $(DESTDIR)$(docdir)/examples/
+
+clean:
+	$(CARGO) clean
