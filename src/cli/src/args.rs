@@ -19,7 +19,8 @@ pub(crate) enum Format {
 
 /// Grants of cgroups and ids, and commands in containers of their own, without root.
 #[derive(Debug, Parser)]
-#[command(name = "cgrant", version, after_help = AFTER_HELP, after_long_help = exit::TABLE,
+#[command(name = "cgrant", version, after_help = EXAMPLES,
+    after_long_help = format!("{EXAMPLES}\n\n{}", exit::TABLE),
     disable_help_subcommand = true, arg_required_else_help = true, max_term_width = 100)]
 pub(crate) struct Cli {
     /// Where the broker is: its socket's path, "system" for the system bus, "bus:ADDRESS" for another bus
@@ -37,7 +38,7 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-const AFTER_HELP: &str = "\
+const EXAMPLES: &str = "\
 Examples:
   cgrant doctor                                      what this machine can and cannot do
   cgrant run --memory 512M -- make -j2               a command in a container, under a limit
@@ -265,19 +266,18 @@ pub(crate) struct IdArgs {
 }
 
 #[derive(Debug, Default, Args)]
-#[command(next_help_heading = "Limits")]
 pub(crate) struct LimitArgs {
     /// Most memory (memory.max), in bytes or with K, M, G, T
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
     pub(crate) memory: Option<String>,
     /// Most CPU time, in CPUs (cpu.max): 0.5, 2
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", help_heading = "Limits")]
     pub(crate) cpus: Option<String>,
     /// Most tasks (pids.max)
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", help_heading = "Limits")]
     pub(crate) pids: Option<String>,
     /// Any limit by its key; may be given several times
-    #[arg(short = 'l', long = "limit", value_name = "KEY=VALUE", value_parser = limit)]
+    #[arg(short = 'l', long = "limit", value_name = "KEY=VALUE", help_heading = "Limits", value_parser = limit)]
     pub(crate) others: Vec<(String, String)>,
 }
 
@@ -295,21 +295,7 @@ impl LimitArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "\
-The command is pid 1 of the container unless --init is given. Its standard streams are those of
-cgrant. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 and SIGWINCH are passed on; of those that
-would end an ordinary process, one for which the command has no handler ends the container. ^Z
-freezes the container.
-
-The ids inside are not yours: files of your own belong to 'nobody' there, and must be open to others
-to be used. A root directory must have the directories proc sys dev run tmp to mount on.
-
-Examples:
-  cgrant run -- id
-  cgrant run --memory 256M --pids 50 -- sh -c 'ulimit -a; cat /sys/fs/cgroup/memory.max'
-  cgrant run --root ./busybox --init --hostname box -- /bin/sh
-  cgrant run --name ci --env PATH=/usr/bin:/bin --env LANG -- make test",
-    after_long_help = exit::TABLE)]
+#[command(after_help = ABOUT_RUN, after_long_help = format!("{ABOUT_RUN}\n\n{}", exit::TABLE))]
 pub(crate) struct RunArgs {
     /// The grant's name, whose ids it gets each time; without one it gets any ids of yours
     #[arg(long, default_value = "", hide_default_value = true)]
@@ -343,6 +329,21 @@ pub(crate) struct RunArgs {
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
 }
+
+const ABOUT_RUN: &str = "\
+The command is pid 1 of the container unless --init is given. Its standard streams are those of
+cgrant. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 and SIGWINCH are passed on; of those that
+would end an ordinary process, one for which the command has no handler ends the container. ^Z
+freezes the container.
+
+The ids inside are not yours: files of your own belong to 'nobody' there, and must be open to others
+to be used. A root directory must have the directories proc sys dev run tmp to mount on.
+
+Examples:
+  cgrant run -- id
+  cgrant run --memory 256M --pids 50 -- sh -c 'ulimit -a; cat /sys/fs/cgroup/memory.max'
+  cgrant run --root ./busybox --init --hostname box -- /bin/sh
+  cgrant run --name ci --env PATH=/usr/bin:/bin --env LANG -- make test";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum RangeCommand {
@@ -460,6 +461,14 @@ mod tests {
     fn global_options_stand_anywhere_before_the_command_of_run() {
         assert_eq!(parse(&["grant", "list", "--format", "json"]).unwrap().format, Format::Json);
         assert_eq!(parse(&["--socket", "/x", "usage"]).unwrap().socket, Some("/x".into()));
+    }
+
+    #[test]
+    fn the_long_help_has_the_exit_codes_and_the_examples() {
+        for words in [&["--help"][..], &["run", "--help"]] {
+            let help = parse(words).unwrap_err().to_string();
+            assert!(help.contains("Exit codes:") && help.contains("Examples:"), "{help}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{ffi::OsString, io};
 
 use cgrant_container::{LaunchError, SessionError, SpecError};
-use cgrant_proto::{Code, Error as BrokerError};
+use cgrant_proto::{Code, Error as BrokerError, names};
 
 use crate::exit;
 
@@ -101,7 +101,7 @@ fn broker_advice(error: &BrokerError) -> Option<String> {
             io::ErrorKind::PermissionDenied => format!("{source}: the socket is not open to you"),
             _ => format!("{source}: {START}"),
         },
-        BrokerError::Dbus(_) => START.to_owned(),
+        BrokerError::Dbus(_) => format!("{START} (usually it is {})", names::DEFAULT_SOCKET),
         BrokerError::BadEndpoint { .. } => return None,
     })
 }

@@ -42,14 +42,27 @@ pub fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Help and version go to standard output and are no error; everything else about usage is.
+/// Help and version go to standard output and are no error; everything else about usage is, and is one line.
 fn show_usage(error: &clap::Error) -> u8 {
+    use ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion};
     // A closed pipe is no reason to fail: whoever closed it has read enough.
-    let _ = error.print();
+    let _ = match error.kind() {
+        DisplayHelp | DisplayVersion | DisplayHelpOnMissingArgumentOrSubcommand => error.print(),
+        _ => writeln!(std::io::stderr(), "{}", usage_line(&error.render().to_string())),
+    };
     match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => exit::DONE,
+        DisplayHelp | DisplayVersion => exit::DONE,
         _ => exit::USAGE,
     }
+}
+
+/// What is wrong and what may be meant, without the usage that follows in a paragraph of its own.
+fn usage_line(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let telling =
+        lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
+    let telling: Vec<&str> = telling.map(|line| line.trim_start_matches("error: ")).collect();
+    format!("cgrant: {}; --help shows the usage", telling.join(" "))
 }
 
 fn carry_out(cli: Cli) -> Result<u8, Failure> {
@@ -102,6 +115,19 @@ mod tests {
     use std::os::unix::ffi::OsStringExt;
 
     use super::*;
+
+    #[test]
+    fn a_usage_error_is_one_line() {
+        let line = |words: &[&str]| {
+            let words = std::iter::once("cgrant").chain(words.iter().copied());
+            usage_line(&Cli::try_parse_from(words).unwrap_err().render().to_string())
+        };
+        let missing =
+            "cgrant: the following required arguments were not provided: <NAME>; --help shows the usage";
+        assert_eq!(line(&["grant", "show"]), missing);
+        assert!(line(&["grnt"]).contains("unrecognized subcommand 'grnt'"));
+        assert!(line(&["grant", "attach", "x", "0"]).contains("<PID>"));
+    }
 
     #[test]
     fn an_option_names_the_broker() {

@@ -45,6 +45,21 @@ pub enum Disposition {
     Default,
 }
 
+impl Disposition {
+    /// What this process itself does with a signal, whose parent may have had it ignored (nohup(1)).
+    ///
+    /// # Errors
+    /// As [`Container::disposition`].
+    pub fn own(signal: Signal) -> io::Result<Self> {
+        Self::read("self", signal)
+    }
+
+    fn read(process: &str, signal: Signal) -> io::Result<Self> {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+        disposition(&status, signal.as_raw()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+}
+
 /// A container whose command has been executed.
 #[derive(Debug)]
 pub struct Container {
@@ -77,8 +92,7 @@ impl Container {
     /// # Errors
     /// That `/proc/PID/status` cannot be read or has not the lines that proc(5) promises.
     pub fn disposition(&self, signal: Signal) -> io::Result<Disposition> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid))?;
-        disposition(&status, signal.as_raw()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+        Disposition::read(&self.pid.to_string(), signal)
     }
 
     /// Waits for the end of its first process.
@@ -151,9 +165,8 @@ mod tests {
 
     #[test]
     fn this_very_process_can_be_asked() {
-        let own = Container { init: Pidfd::own().unwrap(), pid: std::process::id() };
         // The Rust runtime ignores SIGPIPE.
-        assert_eq!(own.disposition(Signal::PIPE).unwrap(), Disposition::Ignores);
-        assert_eq!(own.disposition(Signal::USR2).unwrap(), Disposition::Default);
+        assert_eq!(Disposition::own(Signal::PIPE).unwrap(), Disposition::Ignores);
+        assert_eq!(Disposition::own(Signal::USR2).unwrap(), Disposition::Default);
     }
 }

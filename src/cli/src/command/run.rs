@@ -127,7 +127,6 @@ impl<'a> Made<'a> {
     }
 
     fn start(&self, staged: Staged) -> Result<Container, Failure> {
-        supervise::hold_signals()?;
         Ok(staged.start(self.payload.as_fd(), &self.placement)?)
     }
 

@@ -36,19 +36,23 @@ fn machine<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Failure
     move |error| Failure::Machine { doing, source: error.into() }
 }
 
+/// The signals to serve. One that whoever started this program had ignored stays ignored (nohup(1), a shell's
+/// background job): it would not be, once it is blocked.
 fn signals() -> SigSet {
-    PASSED_ON.into_iter().chain([NixSignal::SIGTSTP]).collect()
-}
-
-/// From here on signals wait for [`supervise`]. Until here they end this process, and the broker what it holds.
-pub(super) fn hold_signals() -> Result<(), Failure> {
-    signals().thread_block().map_err(machine("hold signals"))
+    let ignored = |signal: &NixSignal| {
+        let own = Signal::from_named_raw(*signal as i32).and_then(|signal| Disposition::own(signal).ok());
+        own == Some(Disposition::Ignores)
+    };
+    PASSED_ON.into_iter().chain([NixSignal::SIGTSTP]).filter(|signal| !ignored(signal)).collect()
 }
 
 /// Serves until the container's first process has ended; the exit status that it leaves.
 pub(super) fn supervise(container: &Container, grant: &Made<'_>) -> Result<u8, Failure> {
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-    let pending = SignalFd::with_flags(&signals(), flags).map_err(machine("receive signals"))?;
+    let signals = signals();
+    // Until here a signal ended this process, and the broker what it held.
+    signals.thread_block().map_err(machine("hold signals"))?;
+    let pending = SignalFd::with_flags(&signals, flags).map_err(machine("receive signals"))?;
     let mut ended_by = None;
     while !wait(container.as_fd(), pending.as_fd())? {
         while let Some(info) = pending.read_signal().map_err(machine("receive signals"))? {

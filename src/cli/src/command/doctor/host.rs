@@ -27,7 +27,7 @@ impl Host {
         findings.extend(self.apparmor());
         findings.extend(self.cgroup2());
         findings.push(self.pressure());
-        findings.push(self.swap());
+        findings.extend(self.swap());
         findings
     }
 
@@ -77,45 +77,43 @@ impl Host {
                 "nothing needs mending",
             )];
         };
-        vec![nsdelegate(&mount), self.kill(&mount)]
+        std::iter::once(nsdelegate(&mount)).chain(self.kill(&mount)).collect()
     }
 
-    fn kill(&self, mount: &Mount) -> Finding {
+    /// `None` if no cgroup can be seen from here to look for the file in.
+    fn kill(&self, mount: &Mount) -> Option<Finding> {
         const CHECK: &str = "cgroup.kill";
-        match self.in_some_cgroup(mount, CHECK) {
-            Some(true) => Finding::ok(CHECK, "there: a grant is killed at one stroke"),
-            Some(false) => Finding::warn(
+        Some(match self.in_some_cgroup(mount, CHECK)? {
+            true => Finding::ok(CHECK, "there: a grant is killed at one stroke"),
+            false => Finding::warn(
                 CHECK,
                 "not there: a grant is frozen and killed process by process",
                 "Linux 5.14 has it",
             ),
-            None => Finding::ok(CHECK, "could not be looked up: no cgroup can be seen from here"),
-        }
+        })
     }
 
     fn pressure(&self) -> Finding {
         const CHECK: &str = "pressure stall information";
-        match self.root.join("proc/pressure/memory").exists() {
+        // With psi=0 the file is there and cannot be read.
+        match std::fs::read(self.root.join("proc/pressure/memory")).is_ok() {
             true => Finding::ok(CHECK, "there: pressure is measured and signalled"),
             false => Finding::warn(CHECK, "not there: no figures, no signals", "boot with psi=1"),
         }
     }
 
-    fn swap(&self) -> Finding {
+    /// `None` if no cgroup can be seen from here to look for the file in.
+    fn swap(&self) -> Option<Finding> {
         const CHECK: &str = "swap accounting";
-        const MEND: &str = "boot with swapaccount=1";
         let v1 = self.mount_of("cgroup", |options| options.split(',').any(|option| option == "memory"));
-        if let Some(mount) = v1 {
-            return match self.in_mount(&mount, "memory.memsw.limit_in_bytes") {
-                true => Finding::ok(CHECK, "on: memory.swap.max works"),
-                false => Finding::warn(CHECK, "off: memory.swap.max can't be set", MEND),
-            };
-        }
-        match self.cgroup2_mount().and_then(|mount| self.in_some_cgroup(&mount, "memory.swap.max")) {
-            Some(true) => Finding::ok(CHECK, "on: memory.swap.max works"),
-            Some(false) => Finding::warn(CHECK, "memory.swap.max was not seen in any cgroup", MEND),
-            None => Finding::ok(CHECK, "could not be looked up: no cgroup can be seen from here"),
-        }
+        let on = match v1 {
+            Some(mount) => self.in_mount(&mount, "memory.memsw.limit_in_bytes"),
+            None => self.in_some_cgroup(&self.cgroup2_mount()?, "memory.swap.max")?,
+        };
+        Some(match on {
+            true => Finding::ok(CHECK, "on: memory.swap.max works"),
+            false => Finding::warn(CHECK, "off: memory.swap.max can't be set", "boot with swapaccount=1"),
+        })
     }
 
     /// Is the file in the directory of one of the cgroups just below the root? (The root itself has few files.)
