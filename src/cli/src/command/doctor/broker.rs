@@ -19,11 +19,11 @@ const CONTROLLERS: [(&str, &str, &str); 6] = [
     ("hugetlb", "hugetlb", "hugetlb.*"),
 ];
 
-pub(super) fn findings(client: &Client) -> Vec<Finding> {
-    match Session::connect(&client.endpoint).and_then(|session| Answers::ask(&session)) {
-        Ok(answers) => answers.findings(&client.endpoint),
-        Err(error) => vec![unreachable(error)],
-    }
+/// What the broker says; or, instead, what is wrong with reaching it.
+pub(super) fn findings(client: &Client) -> Result<Vec<Finding>, Finding> {
+    let answers =
+        Session::connect(&client.endpoint).and_then(|session| Answers::ask(&session)).map_err(unreachable)?;
+    Ok(answers.findings(&client.endpoint))
 }
 
 fn unreachable(error: SessionError) -> Finding {
@@ -120,14 +120,20 @@ impl Answers {
 }
 
 fn feature((name, there, otherwise): &(String, bool, String)) -> Finding {
-    match there {
-        true => Finding::ok(format!("kernel: {name}"), "there"),
-        false => Finding::warn(
-            format!("kernel: {name}"),
-            format!("not there: {otherwise}"),
-            "a newer kernel has it",
-        ),
+    let check = format!("kernel: {name}");
+    if *there {
+        return Finding::ok(check, "there");
     }
+    let mend = match name.as_str() {
+        "pressure" => "boot with psi=1",
+        "memory.swap.max" => "boot with swapaccount=1",
+        "memory.high" => {
+            "a v2 host has it: boot with systemd.unified_cgroup_hierarchy=1, or cgroup_no_v1=all"
+        }
+        name if name.starts_with("controller ") => "whoever owns the cgroup2 tree must free it",
+        _ => "a newer kernel has it",
+    };
+    Finding::warn(check, format!("not there: {otherwise}"), mend)
 }
 
 fn usage((resource, used, quota): &(String, u64, u64)) -> Finding {

@@ -21,14 +21,18 @@ impl Host {
         Self { root: PathBuf::from("/"), trial: cgrant_container::try_namespaces() }
     }
 
+    /// What only the caller's own process can find out, and how cgroup2 is mounted.
     pub(super) fn findings(&self) -> Vec<Finding> {
         let mut findings = vec![self.namespaces()];
         findings.extend(NAMESPACES.iter().filter_map(|kind| self.namespace_limit(kind)));
         findings.extend(self.apparmor());
-        findings.extend(self.cgroup2());
-        findings.push(self.pressure());
-        findings.extend(self.swap());
+        findings.push(self.cgroup2());
         findings
+    }
+
+    /// What the kernel's cgroups can do, as far as it can be seen from here. A broker knows better.
+    pub(super) fn cgroup_features(&self) -> Vec<Finding> {
+        self.kill().into_iter().chain([self.pressure()]).chain(self.swap()).collect()
     }
 
     fn namespaces(&self) -> Finding {
@@ -69,21 +73,17 @@ impl Host {
         }
     }
 
-    fn cgroup2(&self) -> Vec<Finding> {
-        let Some(mount) = self.cgroup2_mount() else {
-            return vec![Finding::warn(
-                "cgroup2",
-                "not mounted: the broker mounts one of its own",
-                "nothing needs mending",
-            )];
-        };
-        std::iter::once(nsdelegate(&mount)).chain(self.kill(&mount)).collect()
+    fn cgroup2(&self) -> Finding {
+        match self.cgroup2_mount() {
+            Some(mount) => nsdelegate(&mount),
+            None => Finding::ok("cgroup2", "not mounted: the broker mounts one of its own"),
+        }
     }
 
     /// `None` if no cgroup can be seen from here to look for the file in.
-    fn kill(&self, mount: &Mount) -> Option<Finding> {
+    fn kill(&self) -> Option<Finding> {
         const CHECK: &str = "cgroup.kill";
-        Some(match self.in_some_cgroup(mount, CHECK)? {
+        Some(match self.in_some_cgroup(&self.cgroup2_mount()?, CHECK)? {
             true => Finding::ok(CHECK, "there: a grant is killed at one stroke"),
             false => Finding::warn(
                 CHECK,
@@ -203,7 +203,8 @@ mod tests {
     }
 
     fn verdict(host: &Host, check: &str) -> Option<Verdict> {
-        host.findings().iter().find(|finding| finding.check == check).map(|finding| finding.verdict)
+        let all = [host.findings(), host.cgroup_features()].concat();
+        all.iter().find(|finding| finding.check == check).map(|finding| finding.verdict)
     }
 
     const V2: &str = "30 1 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n";
@@ -219,8 +220,11 @@ mod tests {
             ("sys/fs/cgroup/a/cgroup.kill", ""),
             ("sys/fs/cgroup/a/memory.swap.max", ""),
         ]);
-        let findings = fixture.host.findings();
-        assert!(findings.iter().all(|finding| finding.verdict == Verdict::Ok), "{findings:?}");
+        let findings = [fixture.host.findings(), fixture.host.cgroup_features()].concat();
+        assert!(
+            findings.len() > 4 && findings.iter().all(|finding| finding.verdict == Verdict::Ok),
+            "{findings:?}"
+        );
         assert_eq!(verdict(&fixture.host, "nsdelegate"), Some(Verdict::Ok));
         assert!(fixture.directory.path().exists());
     }
@@ -253,7 +257,7 @@ mod tests {
         let finding =
             fixture.host.findings().into_iter().find(|finding| finding.check == "user namespaces").unwrap();
         assert_eq!(finding.mend, "sysctl kernel.unprivileged_userns_clone=1");
-        assert_eq!(verdict(&fixture.host, "cgroup2"), Some(Verdict::Warn));
+        assert_eq!(verdict(&fixture.host, "cgroup2"), Some(Verdict::Ok));
     }
 
     #[test]
