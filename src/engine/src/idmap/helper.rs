@@ -1,0 +1,316 @@
+//! The helper that writes id maps: a process of one thread, forked from the engine before the engine gives up the
+//! rights that it takes. It does nothing else, and ends with the engine.
+//!
+//! **How a map is written.** `/proc/PID/uid_map` needs a process in the namespace. The helper makes one, the *member*,
+//! which joins the shown namespace and ends at once. The helper then writes through the zombie's `/proc`
+//! directory, which it opened before the member joined, and reaps it last. The pid can't come to name another
+//! process before that, and the directory never does.
+//!
+//! **What an attacker could want, and why it can't have it.** The attacker made the namespace and has every
+//! capability in it, over the member too from the moment when it joins.
+//!
+//! * *Take the member over* (ptrace, its memory, its descriptors): member and helper are not dumpable, and their memory
+//!   belongs to the initial user namespace, where the attacker has no capability (`__ptrace_may_access`). Where
+//!   `fs.suid_dumpable` is 1 joining makes the member dumpable again; so it has by then a uid that nobody else
+//!   has, no capability outside the shown namespace, and no descriptor but that of the namespace.
+//! * *Kill, stop or slow it*: before it joins nobody has a right to it; afterwards it has one system call to go, its last.
+//!   Until then it holds up the attacker's own request only: the helper waits for all members at once,
+//!   and each has a time limit. A zombie can't be stopped.
+//! * *Have another process mistaken for it*: nothing is looked up by pid after the fork.
+//! * *Have a map written into a namespace of another's, of the host's, or of a parent of its own*: owner, parent
+//!   and identity are asked of the very descriptor that the member joins by; a namespace's never change.
+//! * *Write a map of its own in between*: the kernel takes each map once, whole. If the attacker is first, ours is refused, and the grant is undone.
+//! * *Show something that is no namespace, or whose file system blocks*: what a descriptor is is asked of the kernel's own name
+//!   of it before anything else ([`UsernsFd::from_fd`]).
+
+use std::{
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use cgrant_sys::{Child, Clone3, Dir, NsId, Pidfd, Received, UsernsFd, privilege, seqpacket::Channel};
+use nix::sys::signal::{SigSet, Signal};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+    process::{WaitId, WaitIdOptions, waitid},
+    thread::{CapabilitySet, CapabilitySets, set_capabilities, set_keep_capabilities},
+};
+
+use super::{
+    error::{MapRefusal, Step},
+    message::{MapAnswer, MapRequest, answer, timespec},
+};
+
+/// How long a member may take to join.
+const MEMBER_LIMIT: Duration = Duration::from_secs(2);
+/// Most members at one time.
+const MAX_MEMBERS: usize = 128;
+
+/// The status of a member that could not prepare itself.
+const UNPREPARED: i32 = 255;
+
+/// The id that members have. Nobody else may.
+#[derive(Debug, Clone, Copy)]
+pub struct Spare(pub u32);
+
+/// Starts the helper.
+///
+/// # Errors
+/// As [`Clone3::spawn`].
+pub fn start(channel: &Channel, spare: Spare) -> std::io::Result<Child> {
+    Clone3::new().spawn(|| match Helper::new(channel, spare) {
+        Ok(helper) => helper.run(),
+        Err(_) => 1,
+    })
+}
+
+/// A member that has not joined yet, and what it is for.
+struct Pending {
+    member: Pidfd,
+    directory: Dir,
+    request: MapRequest,
+    pipe: OwnedFd,
+    deadline: Instant,
+    given_up: bool,
+}
+
+struct Helper<'a> {
+    channel: &'a Channel,
+    spare: Spare,
+    host: NsId,
+    pending: Vec<Pending>,
+}
+
+/// What makes a helper, of either kind, one that nobody can reach: not dumpable, only the descriptor that it serves,
+/// deaf to the terminal (it ends when the engine's end of the channel closes).
+///
+/// # Errors
+/// Those of the calls.
+pub fn seclude(channel: &Channel, keep: &[privilege::Capability]) -> std::io::Result<()> {
+    privilege::set_dumpable(false)?;
+    privilege::close_fds_from(3, &[channel.as_fd().as_raw_fd()])?;
+    let mut deaf = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGPIPE] {
+        deaf.add(signal);
+    }
+    deaf.thread_block()?;
+    privilege::set_no_new_privs()?;
+    privilege::drop_capabilities(keep)
+}
+
+impl<'a> Helper<'a> {
+    fn new(channel: &'a Channel, spare: Spare) -> std::io::Result<Self> {
+        use privilege::Capability as C;
+        // SYS_ADMIN: to join, and for the member's setgroups file. SETUID and SETGID: the kernel asks for them to write
+        // maps of ids other than one's own, and the member becomes its account with them. SYS_PTRACE: to see the member's
+        // /proc directory where proc is mounted with hidepid. SETFCAP is only asked for where uid 0 is mapped.
+        seclude(channel, &[C::CAP_SYS_ADMIN, C::CAP_SETUID, C::CAP_SETGID, C::CAP_SYS_PTRACE])?;
+        Ok(Self { channel, spare, host: UsernsFd::own()?.id()?, pending: Vec::new() })
+    }
+
+    /// Serves until the engine is gone. Members that are left die with the kernel's help: nobody writes for them.
+    fn run(mut self) -> i32 {
+        loop {
+            let (has_request, ended) = match self.wait() {
+                Ok(ready) => ready,
+                Err(_) => return 1,
+            };
+            self.settle(&ended);
+            if has_request {
+                match self.channel.receive() {
+                    Ok(Some(received)) => self.begin(received),
+                    Ok(None) => return 0,
+                    Err(_) => (),
+                }
+            }
+        }
+    }
+
+    /// Waits for a request and for members; says whether there is one, and which members have ended.
+    fn wait(&self) -> Result<(bool, Vec<bool>), Errno> {
+        let mut fds = vec![PollFd::new(self.channel, PollFlags::IN)];
+        fds.extend(self.pending.iter().map(|pending| PollFd::new(&pending.member, PollFlags::IN)));
+        let waiting = self.pending.iter().filter(|pending| !pending.given_up);
+        let next = waiting.map(|pending| pending.deadline).min();
+        let limit = next.map(|deadline| timespec(deadline.saturating_duration_since(Instant::now())));
+        match poll(&mut fds, limit.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => (),
+            Err(errno) => return Err(errno),
+        }
+        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        Ok((ready.next().unwrap_or(false), ready.collect()))
+    }
+
+    /// Finishes for members that have ended, and gives up those whose time is over.
+    fn settle(&mut self, ended: &[bool]) {
+        let now = Instant::now();
+        let mut ended = ended.iter();
+        self.pending.retain_mut(|pending| {
+            if ended.next() == Some(&true) {
+                if !pending.given_up {
+                    answer(&pending.pipe, &pending.finish());
+                }
+                return pending.member.try_wait().is_ok_and(|exit| exit.is_none());
+            }
+            if !pending.given_up && pending.deadline <= now {
+                // Reaped when it dies, which may be late if it is frozen.
+                let _ = pending.member.send_signal(cgrant_sys::pidfd::Signal::KILL);
+                answer(&pending.pipe, &MapAnswer::Err(MapRefusal::Interfered));
+                pending.given_up = true;
+            }
+            true
+        });
+    }
+
+    /// Takes a request up: checks the namespace and sends a member into it.
+    fn begin(&mut self, received: Received) {
+        let mut fds = received.fds.into_iter();
+        let (Some(pipe), Some(namespace)) = (fds.next(), fds.next()) else { return };
+        let Ok(request) = cgrant_wire::decode::<MapRequest>(&received.bytes) else { return };
+        match self.send_member(request, namespace) {
+            Ok((member, directory)) => self.pending.push(Pending {
+                member,
+                directory,
+                request,
+                pipe,
+                deadline: Instant::now() + MEMBER_LIMIT,
+                given_up: false,
+            }),
+            Err(refusal) => answer(&pipe, &MapAnswer::Err(refusal)),
+        }
+    }
+
+    fn send_member(&self, request: MapRequest, namespace: OwnedFd) -> Result<(Pidfd, Dir), MapRefusal> {
+        if self.pending.len() >= MAX_MEMBERS {
+            return Err(MapRefusal::TooMany);
+        }
+        let namespace = UsernsFd::from_fd(namespace).map_err(|_| MapRefusal::NotAUserNamespace)?;
+        self.check(&namespace, request.owner)?;
+        let (gate, open_gate) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|errno| MapRefusal::kernel(Step::Fork, errno))?;
+        let spare = self.spare;
+        let child = Clone3::new().spawn(|| member(&gate, &namespace, spare));
+        let child = child.map_err(|error| MapRefusal::io(Step::Fork, &error))?;
+        // While the member waits at the gate it is ours alone; its directory stays its own for good.
+        let directory = Dir::open(Path::new(&format!("/proc/{}", child.pid)));
+        match directory {
+            Ok(directory) => {
+                drop(open_gate);
+                Ok((child.pidfd, directory))
+            }
+            Err(error) => {
+                let _ = child.pidfd.send_signal(cgrant_sys::pidfd::Signal::KILL);
+                let _ = child.pidfd.wait();
+                Err(MapRefusal::io(Step::Fork, &error))
+            }
+        }
+    }
+
+    /// Is this a namespace that the owner may have a map in?
+    fn check(&self, namespace: &UsernsFd, owner: u32) -> Result<(), MapRefusal> {
+        let look = |error: std::io::Error| MapRefusal::io(Step::Look, &error);
+        if namespace.id().map_err(look)? == self.host {
+            return Err(MapRefusal::HostNamespace);
+        }
+        // EPERM: its parent is outside the host's namespace; one that is not ours to see is not ours to map either.
+        let parent = namespace.parent().map_err(|_| MapRefusal::Nested)?;
+        if parent.id().map_err(look)? != self.host {
+            return Err(MapRefusal::Nested);
+        }
+        match namespace.owner_uid().map_err(look)? {
+            uid if uid == owner => Ok(()),
+            uid => Err(MapRefusal::OthersNamespace(uid)),
+        }
+    }
+}
+
+impl Pending {
+    /// Writes the maps, through a member that has ended.
+    fn finish(&self) -> MapAnswer {
+        self.joined()?;
+        if !self.is_unmapped()? {
+            return Err(MapRefusal::AlreadyMapped);
+        }
+        let MapRequest { uid, gid, count, setgroups, .. } = self.request;
+        if !setgroups {
+            self.write("setgroups", "deny", Step::Setgroups)?;
+        }
+        self.write("gid_map", &format!("0 {gid} {count}\n"), Step::GidMap)?;
+        self.write("uid_map", &format!("0 {uid} {count}\n"), Step::UidMap)
+    }
+
+    /// Did the member join? Leaves it to be reaped.
+    fn joined(&self) -> Result<(), MapRefusal> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(self.member.as_fd()), options))
+            .map_err(|errno| MapRefusal::kernel(Step::Join, errno))?;
+        match status.and_then(|status| status.exit_status()) {
+            Some(0) => Ok(()),
+            Some(errno) if errno < UNPREPARED && errno != cgrant_sys::clone::PANICKED => {
+                Err(MapRefusal::Kernel { step: Step::Join, errno })
+            }
+            Some(_) => Err(MapRefusal::Kernel { step: Step::Fork, errno: Errno::PERM.raw_os_error() }),
+            None => Err(MapRefusal::Interfered),
+        }
+    }
+
+    fn is_unmapped(&self) -> Result<bool, MapRefusal> {
+        for (file, step) in [("uid_map", Step::UidMap), ("gid_map", Step::GidMap)] {
+            let map = self.directory.read(file, 64 * 1024).map_err(|error| MapRefusal::io(step, &error))?;
+            if !map.trim().is_empty() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn write(&self, file: &str, text: &str, step: Step) -> Result<(), MapRefusal> {
+        let refused = |error: std::io::Error| match self.directory.read(file, 64 * 1024) {
+            // Somebody inside was quicker.
+            Ok(map) if step != Step::Setgroups && !map.trim().is_empty() => MapRefusal::AlreadyMapped,
+            _ => MapRefusal::io(step, &error),
+        };
+        self.directory.write(file, text).map_err(refused)
+    }
+}
+
+impl MapRefusal {
+    fn kernel(step: Step, errno: Errno) -> Self {
+        Self::Kernel { step, errno: errno.raw_os_error() }
+    }
+
+    fn io(step: Step, error: &std::io::Error) -> Self {
+        Self::Kernel { step, errno: error.raw_os_error().unwrap_or(Errno::IO.raw_os_error()) }
+    }
+}
+
+/// The whole life of a member. It runs in a copy of the helper.
+fn member(gate: &OwnedFd, namespace: &UsernsFd, spare: Spare) -> i32 {
+    if prepare(gate, namespace, spare).is_err() {
+        return UNPREPARED;
+    }
+    match namespace.enter() {
+        Ok(()) => 0,
+        Err(error) => error.raw_os_error().unwrap_or(UNPREPARED),
+    }
+}
+
+/// Gives up all but the one capability that joining asks for, and every descriptor but the two.
+fn prepare(gate: &OwnedFd, namespace: &UsernsFd, spare: Spare) -> std::io::Result<()> {
+    privilege::close_fds_from(0, &[gate.as_raw_fd(), namespace.as_fd().as_raw_fd()])?;
+    set_keep_capabilities(true)?;
+    privilege::become_account(spare.0, spare.0)?;
+    let join = CapabilitySets {
+        effective: CapabilitySet::SYS_ADMIN,
+        permitted: CapabilitySet::SYS_ADMIN,
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, join)?;
+    // Changing the uid made it what fs.suid_dumpable says.
+    privilege::set_dumpable(false)?;
+    // The gate opens when the helper closes its end; nothing is ever written.
+    rustix::io::retry_on_intr(|| rustix::io::read(gate, &mut [0; 1]))?;
+    Ok(())
+}

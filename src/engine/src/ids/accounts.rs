@@ -1,0 +1,331 @@
+//! Who has which ids by `/etc`: users, groups and subordinate ranges. Reads those four files and nothing else.
+//!
+//! They are read again when `stat(2)` says that they changed. Lines that make no sense are passed over, as
+//! getpwent(3) does; they are root's files, and other programs have to live with them too.
+
+use std::{
+    collections::HashMap,
+    fs::{File, Metadata},
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use cgrant_policy::{HostUid, IdSpan, ids::LAST_ID};
+
+use super::error::IdError;
+
+/// Longest file that is read, in bytes.
+const MAX_FILE: u64 = 64 << 20;
+/// How old `passwd` must be before a user who is missing in it is believed to be gone: an editor that writes it
+/// in place shows half a file for a moment.
+const SETTLED: Duration = Duration::from_secs(10);
+/// The files.
+const FILES: [&str; 4] = ["passwd", "group", "subuid", "subgid"];
+
+/// What is in the files.
+#[derive(Debug)]
+pub struct Accounts {
+    etc: PathBuf,
+    stamps: [Option<Stamp>; 4],
+    users: HashMap<HostUid, String>,
+    taken: Vec<IdSpan>,
+    has_root: bool,
+    /// Added to the age of files, by tests.
+    age: Duration,
+}
+
+/// What tells a file from the same file changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    inode: (u64, u64),
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl From<Metadata> for Stamp {
+    fn from(metadata: Metadata) -> Self {
+        Self {
+            inode: (metadata.dev(), metadata.ino()),
+            size: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+/// Is the user of an account still the one that it was?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// Yes, or nobody can tell.
+    Same,
+    /// The uid has no user any more, or another one's name.
+    Departed,
+}
+
+impl Accounts {
+    /// The files of this directory.
+    ///
+    /// # Errors
+    /// [`IdError::Io`] if one is there and can't be read.
+    pub fn open(etc: &Path) -> Result<Self, IdError> {
+        let stamps = [None; 4];
+        let mut accounts = Self {
+            etc: etc.to_owned(),
+            stamps,
+            users: HashMap::new(),
+            taken: Vec::new(),
+            has_root: false,
+            age: Duration::ZERO,
+        };
+        accounts.read()?;
+        Ok(accounts)
+    }
+
+    /// Reads the files again if one changed; says whether that was so. Costs four `stat(2)` otherwise.
+    ///
+    /// # Errors
+    /// [`IdError::Io`]; what was known before is still known then.
+    pub fn refresh(&mut self) -> Result<bool, IdError> {
+        if self.stamps_now()? == self.stamps {
+            return Ok(false);
+        }
+        self.read()?;
+        Ok(true)
+    }
+
+    /// The user's name.
+    pub fn user(&self, account: HostUid) -> Option<&str> {
+        self.users.get(&account).map(String::as_str)
+    }
+
+    /// Are any of these ids somebody's?
+    pub fn overlap(&self, span: IdSpan) -> Option<IdSpan> {
+        let after = self.taken.partition_point(|taken| taken.last() < span.first());
+        self.taken.get(after).copied().filter(|taken| taken.overlaps(span))
+    }
+
+    /// Is the account's user still the one that was recorded? An account that had no entry (LDAP) is not compared.
+    pub fn presence(&self, account: HostUid, recorded: Option<&str>) -> Presence {
+        match (recorded, self.user(account)) {
+            (Some(before), Some(now)) if before != now => Presence::Departed,
+            (Some(_), None) if self.has_root && self.is_settled() => Presence::Departed,
+            _ => Presence::Same,
+        }
+    }
+
+    /// Has `passwd` been left alone for a while?
+    pub fn is_settled(&self) -> bool {
+        let [Some(passwd), ..] = &self.stamps else { return false };
+        let seconds = u64::try_from(passwd.modified.0.max(passwd.changed.0)).unwrap_or(0);
+        let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        SystemTime::now().duration_since(changed).is_ok_and(|age| age + self.age > SETTLED)
+    }
+
+    fn stamps_now(&self) -> Result<[Option<Stamp>; 4], IdError> {
+        let mut stamps = [None; 4];
+        for (stamp, file) in stamps.iter_mut().zip(FILES) {
+            let path = self.etc.join(file);
+            *stamp = match std::fs::metadata(&path) {
+                Ok(metadata) => Some(metadata.into()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => return Err(IdError::io(path.to_string_lossy())(error)),
+            };
+        }
+        Ok(stamps)
+    }
+
+    fn read(&mut self) -> Result<(), IdError> {
+        // The stamps first: a change while the files are read is then seen the next time.
+        let stamps = self.stamps_now()?;
+        let [passwd, group, subuid, subgid] = FILES.map(|file| read(&self.etc.join(file)));
+        let (passwd, group, subuid, subgid) = (passwd?, group?, subuid?, subgid?);
+        let users = users(&passwd);
+        let mut taken: Vec<IdSpan> = ids_of(&passwd, &[2, 3]).chain(ids_of(&group, &[2])).collect();
+        taken.extend(subordinate(&subuid).chain(subordinate(&subgid)));
+        self.taken = merged(taken);
+        self.has_root = users.contains_key(&HostUid::ROOT);
+        (self.users, self.stamps) = (users, stamps);
+        Ok(())
+    }
+}
+
+/// The groups of `/etc/group` by name. None if the file can't be read, which the log says.
+pub fn local_groups() -> HashMap<String, u32> {
+    let group = read(Path::new("/etc/group")).unwrap_or_else(|error| {
+        tracing::error!(%error, "rules of policy for groups by name are for nobody");
+        Vec::new()
+    });
+    groups(&group)
+}
+
+fn groups(text: &[u8]) -> HashMap<String, u32> {
+    let mut groups = HashMap::new();
+    for fields in lines(text) {
+        if let Some(gid) = id(&fields, 2) {
+            // Of two lines of one name the first counts, as for getgrnam(3).
+            groups.entry(name(&fields)).or_insert(gid);
+        }
+    }
+    groups
+}
+
+fn users(text: &[u8]) -> HashMap<HostUid, String> {
+    let mut users = HashMap::new();
+    for fields in lines(text) {
+        if let Some(uid) = id(&fields, 2) {
+            users.entry(HostUid(uid)).or_insert_with(|| name(&fields));
+        }
+    }
+    users
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, IdError> {
+    let mut bytes = Vec::new();
+    let result = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(IdError::io(path.to_string_lossy())(error)),
+        Ok(_) if bytes.len() as u64 > MAX_FILE => {
+            Err(IdError::io(path.to_string_lossy())(io::ErrorKind::FileTooLarge.into()))
+        }
+        Ok(_) => Ok(bytes),
+    }
+}
+
+fn lines(text: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
+    let lines = text.split(|byte| *byte == b'\n');
+    lines
+        .filter(|line| !line.is_empty() && line.first() != Some(&b'#'))
+        .map(|line| line.split(|byte| *byte == b':').collect())
+}
+
+fn name(fields: &[&[u8]]) -> String {
+    String::from_utf8_lossy(fields.first().copied().unwrap_or_default()).into_owned()
+}
+
+fn id(fields: &[&[u8]], at: usize) -> Option<u32> {
+    std::str::from_utf8(fields.get(at)?).ok()?.parse().ok()
+}
+
+fn ids_of<'a>(text: &'a [u8], columns: &'a [usize]) -> impl Iterator<Item = IdSpan> + 'a {
+    lines(text).flat_map(move |fields| {
+        let spans = columns.iter().filter_map(|at| IdSpan::new(id(&fields, *at)?, 1).ok());
+        spans.collect::<Vec<_>>()
+    })
+}
+
+/// `USER:FIRST:COUNT` of subuid(5). A count that reaches beyond all ids is taken as far as there are ids.
+fn subordinate(text: &[u8]) -> impl Iterator<Item = IdSpan> {
+    lines(text).filter_map(|fields| {
+        let (first, count) = (id(&fields, 1)?, id(&fields, 2)?.checked_sub(1)?);
+        IdSpan::between(first, first.saturating_add(count).min(LAST_ID)).ok()
+    })
+}
+
+fn merged(mut spans: Vec<IdSpan>) -> Vec<IdSpan> {
+    spans.sort_unstable();
+    let mut merged: Vec<IdSpan> = Vec::new();
+    for span in spans {
+        match merged.last_mut() {
+            Some(last) if span.first() <= last.last().saturating_add(1) => {
+                if let Ok(joined) = IdSpan::between(last.first(), last.last().max(span.last())) {
+                    *last = joined;
+                }
+            }
+            _ => merged.push(span),
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+impl Accounts {
+    /// As if the files had been read a minute after they changed.
+    pub fn pretend_settled(&mut self) {
+        self.age = Duration::from_secs(60);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    const PASSWD: &str =
+        "root:x:0:0::/root:/bin/sh\nalice:x:1000:70000::/:\n# no:x:5:5\nbroken\nbad:x:-1:9:\n";
+
+    fn etc(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let etc = tempfile::tempdir().unwrap();
+        for (file, text) in files {
+            std::fs::write(etc.path().join(file), text).unwrap();
+        }
+        etc
+    }
+
+    #[test]
+    fn all_four_files_take_ids() {
+        let etc = etc(&[
+            ("passwd", PASSWD),
+            ("group", "root:x:0:\nbig:x:80000:a,b\n"),
+            ("subuid", "alice:100000:65536\n1001:165536:65536\nzero:900000:0\nend:4294967290:4294967295\n"),
+            ("subgid", "alice:300000:10\nno:x:1\n"),
+        ]);
+        let accounts = Accounts::open(etc.path()).unwrap();
+        assert_eq!(accounts.user(HostUid(1000)), Some("alice"));
+        for taken in [0, 70000, 80000, 100_000, 231_071, 300_009, LAST_ID] {
+            assert!(accounts.overlap(IdSpan::new(taken, 1).unwrap()).is_some(), "{taken}");
+        }
+        for free in [2, 5, 70001, 231_072, 299_999, 300_010, 900_000] {
+            assert!(accounts.overlap(IdSpan::new(free, 1).unwrap()).is_none(), "{free}");
+        }
+        assert!(accounts.overlap(IdSpan::between(231_072, 310_000).unwrap()).is_some());
+        assert!(accounts.overlap(IdSpan::between(231_072, 299_999).unwrap()).is_none());
+    }
+
+    #[test]
+    fn a_change_is_seen_by_stat() {
+        let etc = etc(&[("passwd", PASSWD)]);
+        let mut accounts = Accounts::open(etc.path()).unwrap();
+        assert!(!accounts.refresh().unwrap());
+        std::fs::write(etc.path().join("subuid"), "alice:100000:65536\n").unwrap();
+        assert!(accounts.refresh().unwrap());
+        assert_eq!(accounts.taken.last().copied(), IdSpan::new(100_000, 65536).ok());
+        std::fs::remove_file(etc.path().join("subuid")).unwrap();
+        assert!(accounts.refresh().unwrap());
+        assert!(accounts.overlap(IdSpan::new(100_000, 1).unwrap()).is_none());
+    }
+
+    #[test]
+    fn a_user_departs_by_another_name_at_once_and_by_absence_when_the_file_is_old() {
+        let etc = etc(&[("passwd", PASSWD)]);
+        let mut accounts = Accounts::open(etc.path()).unwrap();
+        let alice = HostUid(1000);
+        assert_eq!(accounts.presence(alice, Some("alice")), Presence::Same);
+        assert_eq!(accounts.presence(alice, Some("bob")), Presence::Departed);
+        assert_eq!(accounts.presence(alice, None), Presence::Same);
+        assert_eq!(accounts.presence(HostUid(7), None), Presence::Same);
+        assert_eq!(accounts.presence(HostUid(7), Some("carol")), Presence::Same);
+        accounts.pretend_settled();
+        assert_eq!(accounts.presence(HostUid(7), Some("carol")), Presence::Departed);
+        accounts.has_root = false;
+        assert_eq!(accounts.presence(HostUid(7), Some("carol")), Presence::Same);
+    }
+
+    #[test]
+    fn a_file_that_is_missing_says_nothing_and_one_that_is_a_directory_is_an_error() {
+        let etc = etc(&[]);
+        let mut accounts = Accounts::open(etc.path()).unwrap();
+        assert!(accounts.taken.is_empty());
+        std::fs::create_dir(etc.path().join("subgid")).unwrap();
+        assert!(matches!(accounts.refresh(), Err(IdError::Io { .. })));
+    }
+
+    #[test]
+    fn groups_by_name() {
+        let found = groups(b"root:x:0:\nstaff:x:50:a\nstaff:x:51:\nbad:x:y:\n");
+        assert_eq!(found, HashMap::from([("root".to_owned(), 0), ("staff".to_owned(), 50)]));
+    }
+}
