@@ -16,8 +16,20 @@ use cgrant_wire::{
 use tracing_subscriber::{Layer, filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
-    cgroup::Tree, connection::Connections, engine::Engine, fault::Fault, idmap::Mapper, ids::IdRecord, ops::check::Descriptors, reconcile,
-    record::Journal, registry::Registry, sandbox, server::Server, settings, watch::Watches,
+    cgroup::Tree,
+    connection::Connections,
+    engine::Engine,
+    fault::Fault,
+    idmap::Mapper,
+    ids::IdRecord,
+    ops::check::Descriptors,
+    reconcile,
+    record::Journal,
+    registry::Registry,
+    sandbox,
+    server::{End, Server},
+    settings,
+    watch::Watches,
 };
 
 /// Why the engine can't start. The sentence goes to the administrator.
@@ -57,12 +69,18 @@ pub fn run() -> ExitCode {
 
 fn serve(server: &Server) -> Result<(), BootError> {
     server.tell_supervisor(&FromChild::Ready);
-    step("serving", server.run()).map(|_| ())
+    match step("serving", server.run())? {
+        End::Stopped => Ok(()),
+        End::HelperDied => Err(BootError::Step { what: "id maps", reason: "a helper has died".into() }),
+    }
 }
 
 fn receive_boot(control: &Channel) -> Result<(EngineBoot, Vec<OwnedFd>), BootError> {
     let no_boot = |reason: String| BootError::NotStarted(reason);
-    let received = control.receive().map_err(|error| no_boot(error.to_string()))?.ok_or_else(|| no_boot("no boot message".into()))?;
+    let received = control
+        .receive()
+        .map_err(|error| no_boot(error.to_string()))?
+        .ok_or_else(|| no_boot("no boot message".into()))?;
     match cgrant_wire::decode(&received.bytes) {
         Ok(ToChild::Engine(boot)) => Ok((boot, received.fds)),
         _ => Err(no_boot("the first message is no boot message of an engine".into())),
@@ -82,17 +100,20 @@ fn start(control: &Channel) -> Result<Server, BootError> {
     let run = directory(&mut fds, boot.run_dir, "run directory")?;
     let ids_durable = directory(&mut fds, boot.ids_dir, "directory of the id record")?;
     let ids_live = directory(&mut fds, boot.ids_run_dir, "directory of the ids in use")?;
-    let listeners = boot.listeners.iter().map(|index| fds.take(*index, "a listener")).collect::<Result<Vec<_>, _>>();
+    let listeners =
+        boot.listeners.iter().map(|index| fds.take(*index, "a listener")).collect::<Result<Vec<_>, _>>();
     let listeners = listeners.map_err(|refusal| BootError::NotStarted(refusal.message))?;
 
-    // While there is one thread: the helper that keeps the rights to write id maps, which the engine itself gives up.
-    let mapper = step("starting the id-map helper", Mapper::start())?;
+    // While there is one thread: the helpers that keep the rights to write id maps, which the engine itself gives up.
     let settings = step("configuration", settings::settings(&config))?;
+    let mapper = step("starting the helpers", Mapper::start(&settings.ids.pool))?;
     let policy = step("policy", read_policy(&config))?;
     let tree = step("cgroups", Tree::open(&boot.instance, &boot.placements))?;
     step("giving up privileges", sandbox::confine())?;
 
-    let ids = step("id record", IdRecord::open(ids_durable, ids_live, &settings.ids.pool, &boot.instance))?;
+    let names = mapper.name_service();
+    let ids =
+        step("id record", IdRecord::open(ids_durable, ids_live, &settings.ids.pool, &boot.instance, names))?;
     let engine = Engine {
         instance: boot.instance,
         boot_id: step("boot id", process::boot_id())?,
@@ -130,7 +151,9 @@ fn log_to(target: LogTarget) {
     if target == LogTarget::Journal
         && let Ok(journal) = tracing_journald::layer()
     {
-        tracing_subscriber::registry().with(journal.with_syslog_identifier("cgrant-engine".into()).with_filter(level)).init();
+        tracing_subscriber::registry()
+            .with(journal.with_syslog_identifier("cgrant-engine".into()).with_filter(level))
+            .init();
         return;
     }
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);

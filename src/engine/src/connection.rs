@@ -3,11 +3,7 @@
 //! A front names callers by the numbers given out here and by nothing else. Numbers are never used twice while
 //! the engine runs, and each belongs to one front: the other one can't speak for it.
 
-use std::{
-    collections::HashMap,
-    os::fd::BorrowedFd,
-    sync::Arc,
-};
+use std::{collections::HashMap, os::fd::BorrowedFd, sync::Arc};
 
 use cgrant_policy::{Caller as Subject, HostGid, HostUid};
 use cgrant_sys::{
@@ -175,7 +171,12 @@ impl Connections {
 
     /// Forgets all connections of a front that has ended.
     pub fn remove_all(&mut self, front: FrontKind) -> Vec<Arc<Caller>> {
-        let gone: Vec<_> = self.open.values().filter(|caller| caller.front == front).map(|caller| caller.connection).collect();
+        let gone: Vec<_> = self
+            .open
+            .values()
+            .filter(|caller| caller.front == front)
+            .map(|caller| caller.connection)
+            .collect();
         gone.into_iter().filter_map(|connection| self.remove(front, connection)).collect()
     }
 }

@@ -7,9 +7,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
-use cgrant_policy::{HostUid, Denial, DenialCode, Policy, Request, UsageNow, Verb, Verdict, judge};
+use cgrant_policy::{Denial, DenialCode, HostUid, Policy, Request, UsageNow, Verb, Verdict, judge};
 use cgrant_sys::{dir::Dir, namespace::NsId};
-use cgrant_wire::{Answer, EndReason, Event, FromEngine, GrantId, GrantInfo, Refusal, RefusalCode, RequestId, boot::FrontKind};
+use cgrant_wire::{
+    Answer, EndReason, Event, FromEngine, GrantId, GrantInfo, Refusal, RefusalCode, RequestId,
+    boot::FrontKind,
+};
 use nix::sys::{epoll::EpollFlags, inotify::AddWatchFlags};
 
 use crate::{
@@ -92,7 +95,8 @@ impl Engine {
     /// Watches `/etc` for users that come and go: a range must not pass to the next holder of a uid.
     pub fn watch_accounts(&self) {
         let flags = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CLOSE_WRITE;
-        let watched = Dir::open(Path::new("/etc")).and_then(|etc| self.watches.file(etc.as_fd(), flags, Target::Accounts));
+        let watched = Dir::open(Path::new("/etc"))
+            .and_then(|etc| self.watches.file(etc.as_fd(), flags, Target::Accounts));
         if let Err(error) = watched {
             tracing::warn!(%error, "/etc can't be watched; departed users are noticed when their uid asks next");
         }
@@ -125,9 +129,12 @@ impl Engine {
         };
         match judge(&self.policy(), &caller.subject(), request, &usage) {
             Verdict::Allow { rule } => Ok(rule),
-            Verdict::Ask { action, rule } => Err(Refusal::new(RefusalCode::NotAuthorized, format!("policy wants an administrator asked for the right {}", action.id()))
-                .rule(rule)
-                .hint("nobody can be asked yet; the administrator can allow it with a rule in policy.d")),
+            Verdict::Ask { action, rule } => Err(Refusal::new(
+                RefusalCode::NotAuthorized,
+                format!("policy wants an administrator asked for the right {}", action.id()),
+            )
+            .rule(rule)
+            .hint("nobody can be asked yet; the administrator can allow it with a rule in policy.d")),
             Verdict::Deny(denial) => Err(refusal(denial)),
         }
     }
@@ -223,7 +230,12 @@ impl Engine {
     /// Tells that a grant has ended.
     pub fn tell_ended(&self, grant: &Grant, reason: EndReason) {
         tracing::info!(target: "grant", grant = %grant.id, name = %grant.name, account = grant.account.0, ?reason, "ended");
-        self.tell(Event::Ended { grant: grant.id, name: grant.name.to_string(), account: grant.account.0, reason });
+        self.tell(Event::Ended {
+            grant: grant.id,
+            name: grant.name.to_string(),
+            account: grant.account.0,
+            reason,
+        });
     }
 }
 
@@ -267,5 +279,12 @@ fn refusal(denial: Denial) -> Refusal {
         DenialCode::QuotaExceeded => RefusalCode::QuotaExceeded,
         DenialCode::NotVisible => RefusalCode::NoSuchGrant,
     };
-    Refusal { code, message: denial.message, rule: Some(denial.rule), quota: denial.quota, usage: denial.usage, hint: denial.hint }
+    Refusal {
+        code,
+        message: denial.message,
+        rule: Some(denial.rule),
+        quota: denial.quota,
+        usage: denial.usage,
+        hint: denial.hint,
+    }
 }

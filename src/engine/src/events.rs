@@ -34,16 +34,26 @@ pub fn watch(engine: &Engine, grant: &Arc<Grant>, holder: Option<&Pidfd>) -> Res
         add(watches.own(fd, EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, Target::Holder(id)))?;
     }
     let file = engine.tree.events_file(&grant.path)?;
-    add(watches.file(file.as_fd(), AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_DELETE_SELF, Target::Populated(id)))?;
+    add(watches.file(
+        file.as_fd(),
+        AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_DELETE_SELF,
+        Target::Populated(id),
+    ))?;
     match engine.tree.oom_watch(&grant.path)? {
         OomWatch::File(file) => add(watches.file(file.as_fd(), AddWatchFlags::IN_MODIFY, Target::Oom(id)))?,
-        OomWatch::Eventfd(fd) => add(watches.own(fd, EpollFlags::EPOLLIN | EpollFlags::EPOLLET, Target::Oom(id)))?,
+        OomWatch::Eventfd(fd) => {
+            add(watches.own(fd, EpollFlags::EPOLLIN | EpollFlags::EPOLLET, Target::Oom(id)))?
+        }
         OomWatch::None => (),
     }
     let resources = grant.live().record.pressure.clone();
     for resource in resources {
         let trigger: OwnedFd = engine.tree.pressure_trigger(&grant.path, &resource)?;
-        add(watches.own(trigger, EpollFlags::EPOLLPRI | EpollFlags::EPOLLET, Target::Pressure(id, resource)))?;
+        add(watches.own(
+            trigger,
+            EpollFlags::EPOLLPRI | EpollFlags::EPOLLET,
+            Target::Pressure(id, resource),
+        ))?;
     }
     let mut live = grant.live();
     live.populated = engine.tree.is_populated(&grant.path).unwrap_or(false);
@@ -77,13 +87,20 @@ pub fn happened(engine: &Engine, id: GrantId, target: &Target) {
                 release::end(engine, &grant, EndReason::Empty);
             }
         }
-        Target::Control | Target::Listener(_) | Target::Link(_) | Target::Files | Target::Accounts => (),
+        Target::Control
+        | Target::Listener(_)
+        | Target::Link(_)
+        | Target::Files
+        | Target::Helper
+        | Target::Accounts => (),
     }
 }
 
 /// Compares populated and frozen with what was told last, and tells what changed.
 pub fn refresh(engine: &Engine, grant: &Arc<Grant>) {
-    let (Ok(populated), Ok(frozen)) = (engine.tree.is_populated(&grant.path), engine.tree.is_frozen(&grant.path)) else {
+    let (Ok(populated), Ok(frozen)) =
+        (engine.tree.is_populated(&grant.path), engine.tree.is_frozen(&grant.path))
+    else {
         return;
     };
     let (was_populated, was_frozen, lifetime) = {

@@ -112,7 +112,10 @@ impl Pool {
 
     fn start_thread(&self, state: &mut State) {
         let shared = Arc::clone(&self.shared);
-        let started = thread::Builder::new().name("operation".into()).stack_size(512 * 1024).spawn(move || work(&shared));
+        let started = thread::Builder::new()
+            .name("operation".into())
+            .stack_size(512 * 1024)
+            .spawn(move || work(&shared));
         match started {
             Ok(_) => state.threads += 1,
             Err(error) => tracing::warn!(%error, "no further thread for operations; those there are go on"),
@@ -148,7 +151,8 @@ fn work(shared: &Shared) {
         }
         state.idle += 1;
         if state.threads > KEPT_THREADS {
-            let (next, timeout) = shared.work.wait_timeout(state, LINGER).unwrap_or_else(PoisonError::into_inner);
+            let (next, timeout) =
+                shared.work.wait_timeout(state, LINGER).unwrap_or_else(PoisonError::into_inner);
             state = next;
             state.idle -= 1;
             if timeout.timed_out() && state.ready.is_empty() && state.threads > KEPT_THREADS {
@@ -203,7 +207,8 @@ mod tests {
         pool.submit(1, Box::new(move || held.recv().unwrap_or(()))).unwrap();
         let mut refused = 0;
         for _ in 0..MAX_WAITING + 10 {
-            refused += usize::from(pool.submit(1, Box::new(|| std::panic::resume_unwind(Box::new("job")))).is_err());
+            refused +=
+                usize::from(pool.submit(1, Box::new(|| std::panic::resume_unwind(Box::new("job")))).is_err());
         }
         assert!((10..=11).contains(&refused), "{refused}");
         drop(release);

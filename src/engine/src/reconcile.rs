@@ -128,7 +128,10 @@ fn make_again(engine: &Engine, grant: &Arc<Grant>) -> Result<(), Refusal> {
         let range = engine.ids.acquire(grant.account, name, record.count, grant.id, u64::MAX)?;
         let range = Range { uid: range.uid().0, gid: range.gid().0, count: range.count() };
         if record.range.is_some_and(|before| before != range) && record.range_named {
-            return Err(Refusal::new(RefusalCode::Internal, "the record of ranges gives a persistent grant another range than it had"));
+            return Err(Refusal::new(
+                RefusalCode::Internal,
+                "the record of ranges gives a persistent grant another range than it had",
+            ));
         }
         record.range = Some(range);
     }

@@ -161,10 +161,13 @@ impl Journal {
     /// [`JournalError::Io`], when nothing has changed.
     pub fn write(&self, record: &GrantRecord) -> Result<(), JournalError> {
         let file = file_name(&record.id);
-        let bytes = serde_json::to_vec_pretty(record).map_err(|error| JournalError::Damaged { file: file.clone(), reason: error.to_string() })?;
+        let bytes = serde_json::to_vec_pretty(record)
+            .map_err(|error| JournalError::Damaged { file: file.clone(), reason: error.to_string() })?;
         let persistent = record.lifetime == Lifetime::Persistent;
-        let (home, other) = if persistent { (&self.durable, &self.volatile) } else { (&self.volatile, &self.durable) };
-        home.write_atomic(&file, &bytes, persistent).map_err(|source| JournalError::Io { file: file.clone(), source })?;
+        let (home, other) =
+            if persistent { (&self.durable, &self.volatile) } else { (&self.volatile, &self.durable) };
+        home.write_atomic(&file, &bytes, persistent)
+            .map_err(|source| JournalError::Io { file: file.clone(), source })?;
         // A change of lifetime moves the record; the new file is there before the old one goes.
         self.remove_from(other, &file)
     }
@@ -181,7 +184,9 @@ impl Journal {
 
     fn remove_from(&self, directory: &Dir, file: &str) -> Result<(), JournalError> {
         match directory.remove_file(file) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(JournalError::Io { file: file.to_owned(), source }),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(JournalError::Io { file: file.to_owned(), source })
+            }
             _ => Ok(()),
         }
     }
@@ -193,7 +198,8 @@ impl Journal {
     pub fn load(&self) -> Result<(Vec<GrantRecord>, Vec<JournalError>), JournalError> {
         let (mut records, mut damaged) = (Vec::new(), Vec::new());
         for directory in [&self.volatile, &self.durable] {
-            let names = directory.names().map_err(|source| JournalError::Io { file: DIRECTORY.into(), source })?;
+            let names =
+                directory.names().map_err(|source| JournalError::Io { file: DIRECTORY.into(), source })?;
             for file in names {
                 if !file.ends_with(".json") {
                     self.remove_from(directory, &file)?;
@@ -220,7 +226,9 @@ impl Journal {
 }
 
 fn read_record(directory: &Dir, file: &str) -> Result<GrantRecord, JournalError> {
-    let text = directory.read(file, MAX_RECORD).map_err(|source| JournalError::Io { file: file.to_owned(), source })?;
+    let text = directory
+        .read(file, MAX_RECORD)
+        .map_err(|source| JournalError::Io { file: file.to_owned(), source })?;
     let damaged = |reason: String| JournalError::Damaged { file: file.to_owned(), reason };
     let record: GrantRecord = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
     if record.format != FORMAT {
@@ -242,7 +250,8 @@ mod tests {
         for name in ["state", "run"] {
             std::fs::create_dir(base.path().join(name)).unwrap();
         }
-        let (state, run) = (Dir::open(&base.path().join("state")).unwrap(), Dir::open(&base.path().join("run")).unwrap());
+        let (state, run) =
+            (Dir::open(&base.path().join("state")).unwrap(), Dir::open(&base.path().join("run")).unwrap());
         let journal = Journal::open(&state, &run).unwrap();
         (base, journal)
     }
@@ -275,7 +284,8 @@ mod tests {
         let (base, journal) = journal();
         journal.write(&record(Lifetime::Persistent)).unwrap();
         let text = serde_json::to_vec(&record(Lifetime::Process)).unwrap();
-        std::fs::write(base.path().join("run/grants").join(file_name(&record(Lifetime::Process).id)), text).unwrap();
+        std::fs::write(base.path().join("run/grants").join(file_name(&record(Lifetime::Process).id)), text)
+            .unwrap();
         assert_eq!(journal.load().unwrap().0, [record(Lifetime::Persistent)]);
     }
 
@@ -284,7 +294,11 @@ mod tests {
         let (base, journal) = journal();
         let grants = base.path().join("run/grants");
         std::fs::write(grants.join("0000000000000001.json"), "{").unwrap();
-        std::fs::write(grants.join("0000000000000002.json"), serde_json::to_vec(&record(Lifetime::Process)).unwrap()).unwrap();
+        std::fs::write(
+            grants.join("0000000000000002.json"),
+            serde_json::to_vec(&record(Lifetime::Process)).unwrap(),
+        )
+        .unwrap();
         std::fs::write(grants.join(".leftover"), "x").unwrap();
         let (records, damaged) = journal.load().unwrap();
         assert!(records.is_empty());

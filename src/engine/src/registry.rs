@@ -172,7 +172,9 @@ impl Registry {
 
     /// How many grants the account has, how many of them are persistent, and how many pressure notices they have.
     pub fn counts(&self, account: HostUid) -> (u64, u64, u64) {
-        self.accounts.get(&account).map_or((0, 0, 0), |account| (account.grants.len() as u64, account.persistent, account.pressure))
+        self.accounts
+            .get(&account)
+            .map_or((0, 0, 0), |account| (account.grants.len() as u64, account.persistent, account.pressure))
     }
 
     /// Gives a grant its new record.
@@ -187,9 +189,13 @@ impl Registry {
     /// The account's grants, or everybody's.
     pub fn list(&self, account: Option<HostUid>) -> Vec<Arc<Grant>> {
         let mut grants: Vec<_> = match account {
-            Some(account) => {
-                self.accounts.get(&account).into_iter().flat_map(|account| &account.grants).filter_map(|id| self.get(*id)).collect()
-            }
+            Some(account) => self
+                .accounts
+                .get(&account)
+                .into_iter()
+                .flat_map(|account| &account.grants)
+                .filter_map(|id| self.get(*id))
+                .collect(),
             None => self.by_id.values().cloned().collect(),
         };
         grants.sort_by(|a, b| (a.account, &a.name).cmp(&(b.account, &b.name)));

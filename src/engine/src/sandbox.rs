@@ -26,6 +26,7 @@ const CALLS: &[i64] = &[
     libc::SYS_clone3,
     libc::SYS_dup,
     libc::SYS_dup3,
+    libc::SYS_epoll_create1,
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
     #[cfg(target_arch = "x86_64")]
@@ -47,6 +48,7 @@ const CALLS: &[i64] = &[
     libc::SYS_getuid,
     libc::SYS_geteuid,
     libc::SYS_inotify_add_watch,
+    libc::SYS_inotify_init1,
     libc::SYS_inotify_rm_watch,
     libc::SYS_ioctl,
     libc::SYS_kill,
@@ -95,7 +97,13 @@ const CALLS: &[i64] = &[
 pub fn confine() -> Result<(), SandboxError> {
     use privilege::Capability as C;
     raise_descriptor_limit()?;
-    privilege::drop_capabilities(&[C::CAP_CHOWN, C::CAP_FOWNER, C::CAP_DAC_OVERRIDE, C::CAP_KILL, C::CAP_SYS_PTRACE])?;
+    privilege::drop_capabilities(&[
+        C::CAP_CHOWN,
+        C::CAP_FOWNER,
+        C::CAP_DAC_OVERRIDE,
+        C::CAP_KILL,
+        C::CAP_SYS_PTRACE,
+    ])?;
     let allowed: Vec<i64> = seccomp::RUNTIME.iter().chain(CALLS).copied().collect();
     seccomp::apply(&allowed, seccomp::Action::Refuse)?;
     Ok(())

@@ -8,7 +8,11 @@ use std::{
 };
 
 use cgrant_policy::{HostUid, Request};
-use cgrant_sys::{pidfd::Pidfd, seqpacket::{Channel, ChannelError}, socket};
+use cgrant_sys::{
+    pidfd::Pidfd,
+    seqpacket::{Channel, ChannelError},
+    socket,
+};
 use cgrant_wire::{
     Answer, BusClient, ConnectionId, FromEngine, Op, Refusal, RefusalCode, RequestId, ToEngine,
     boot::{FromChild, FrontKind, ToChild},
@@ -39,6 +43,8 @@ pub struct Server {
 pub enum End {
     /// The supervisor said so, or is gone.
     Stopped,
+    /// A helper has died; the supervisor starts all anew.
+    HelperDied,
 }
 
 impl Server {
@@ -52,6 +58,9 @@ impl Server {
         for (number, listener) in listeners.iter().enumerate() {
             rustix::io::ioctl_fionbio(listener, true)?;
             engine.watches.borrow(listener.as_fd(), EpollFlags::EPOLLIN, Target::Listener(number))?;
+        }
+        for helper in engine.mapper.processes() {
+            engine.watches.borrow(helper, EpollFlags::EPOLLIN, Target::Helper)?;
         }
         Ok(Self { engine, control, listeners })
     }
@@ -85,6 +94,10 @@ impl Server {
                     Target::Listener(number) => self.accept(number),
                     Target::Link(front) => self.link(front, flags),
                     Target::Accounts => self.accounts_changed(),
+                    Target::Helper => {
+                        self.engine.pool.stop();
+                        return Ok(End::HelperDied);
+                    }
                     Target::Files => (),
                     Target::Holder(id)
                     | Target::Populated(id)
@@ -134,7 +147,8 @@ impl Server {
 
     /// A front is gone, and with it its connections. It was not their callers' wish.
     fn front_ended(&self, kind: FrontKind) {
-        let linked = self.engine.links.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&kind);
+        let linked =
+            self.engine.links.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&kind);
         let Some(linked) = linked else { return };
         self.engine.watches.forget(linked.link.descriptor(), linked.watch);
         let gone = self.engine.connections().remove_all(kind);
@@ -145,11 +159,13 @@ impl Server {
     }
 
     fn link(&self, kind: FrontKind, flags: EpollFlags) {
-        let linked = self.engine.links.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(&kind).cloned();
+        let linked =
+            self.engine.links.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(&kind).cloned();
         let Some(linked) = linked else { return };
         if flags.contains(EpollFlags::EPOLLOUT)
             && !linked.link.flush()
-            && let Err(error) = self.engine.watches.modify(linked.link.descriptor(), EpollFlags::EPOLLIN, linked.watch)
+            && let Err(error) =
+                self.engine.watches.modify(linked.link.descriptor(), EpollFlags::EPOLLIN, linked.watch)
         {
             tracing::error!(%error, front = ?kind, "a front's link can't be watched");
         }
@@ -181,8 +197,13 @@ impl Server {
     fn request(&self, front: FrontKind, id: RequestId, connection: ConnectionId, op: Op, fds: Vec<OwnedFd>) {
         let caller = self.engine.connections().get(front, connection);
         let Some(caller) = caller else {
-            tracing::error!(?front, connection = connection.0, "a front speaks for a connection that it does not have");
-            let refusal = Refusal::new(RefusalCode::NotAuthorized, "the connection is not known").rule("built-in connections");
+            tracing::error!(
+                ?front,
+                connection = connection.0,
+                "a front speaks for a connection that it does not have"
+            );
+            let refusal = Refusal::new(RefusalCode::NotAuthorized, "the connection is not known")
+                .rule("built-in connections");
             return self.engine.answer(front, id, Err(refusal));
         };
         if let Err(refusal) = self.engine.authorize_silently(&caller, &Request::Call) {
@@ -193,24 +214,33 @@ impl Server {
         let engine = Arc::clone(&self.engine);
         let job = Box::new(move || {
             // A panic must not leave the caller without an answer.
-            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ops::perform(&engine, &caller, op, fds)));
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                ops::perform(&engine, &caller, op, fds)
+            }));
             let outcome = outcome.unwrap_or_else(|_| Err(ops::check::internal("a fault in an operation")));
             engine.connections().request_ends(uid);
             engine.answer(front, id, outcome);
         });
         if let Err(full) = self.engine.pool.submit(account.0, job) {
             self.engine.connections().request_ends(uid);
-            self.engine.answer(front, id, Err(Refusal::new(RefusalCode::Busy, full.to_string()).hint("try again when earlier requests are answered")));
+            self.engine.answer(
+                front,
+                id,
+                Err(Refusal::new(RefusalCode::Busy, full.to_string())
+                    .hint("try again when earlier requests are answered")),
+            );
         }
     }
 
     fn bus_client(&self, front: FrontKind, id: RequestId, client: &BusClient, fds: Vec<OwnedFd>) {
         let outcome = if front == FrontKind::Bus {
             let process = fds.into_iter().next().and_then(|fd| Pidfd::from_fd(fd).ok());
-            self.introduce(FrontKind::Bus, Peer::of_bus_client(client, process)).map(|caller| (Answer::Connection(caller.connection), Vec::new()))
+            self.introduce(FrontKind::Bus, Peer::of_bus_client(client, process))
+                .map(|caller| (Answer::Connection(caller.connection), Vec::new()))
         } else {
             tracing::error!("the socket front claims to be on the bus");
-            Err(Refusal::new(RefusalCode::NotAuthorized, "only the bus front introduces clients of the bus").rule("built-in connections"))
+            Err(Refusal::new(RefusalCode::NotAuthorized, "only the bus front introduces clients of the bus")
+                .rule("built-in connections"))
         };
         self.engine.answer(front, id, outcome);
     }

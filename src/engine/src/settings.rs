@@ -57,7 +57,8 @@ pub fn policy(config: &Dir, groups: &HashMap<String, u32>) -> Result<Policy, Set
     let mut files = Vec::new();
     match config.open_dir("policy.d") {
         Ok(directory) => {
-            let names: Vec<String> = directory.names().map_err(io)?.into_iter().filter(|name| name.ends_with(".toml")).collect();
+            let names: Vec<String> =
+                directory.names().map_err(io)?.into_iter().filter(|name| name.ends_with(".toml")).collect();
             if names.len() > MAX_FILES {
                 return Err(SettingsError::TooMany);
             }

@@ -39,6 +39,8 @@ pub enum Target {
     Oom(GrantId),
     /// The grant waits for the resource.
     Pressure(GrantId, String),
+    /// A helper has died.
+    Helper,
     /// `/etc` changed.
     Accounts,
     /// A cgroup that is watched has been removed.
@@ -152,11 +154,22 @@ impl Watches {
     /// # Errors
     /// If the kernel has no descriptors left.
     pub fn deadline(&self, delay: Duration, grant: GrantId) -> io::Result<u64> {
-        use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime};
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
-        let value = Timespec { tv_sec: i64::try_from(delay.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(delay.subsec_nanos()) };
+        use rustix::time::{
+            Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+            timerfd_settime,
+        };
+        let timer =
+            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        let value = Timespec {
+            tv_sec: i64::try_from(delay.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(delay.subsec_nanos()),
+        };
         let never = Timespec { tv_sec: 0, tv_nsec: 0 };
-        timerfd_settime(&timer, TimerfdTimerFlags::empty(), &Itimerspec { it_interval: never, it_value: value })?;
+        timerfd_settime(
+            &timer,
+            TimerfdTimerFlags::empty(),
+            &Itimerspec { it_interval: never, it_value: value },
+        )?;
         self.own(timer, EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, Target::Deadline(grant))
     }
 
@@ -209,12 +222,18 @@ impl Watches {
         for event in events {
             if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
                 // Notices were lost: everything may have changed.
-                return table.watches.values().filter_map(|watch| match watch {
-                    Watch::File { target, .. } => Some(target.clone()),
-                    _ => None,
-                }).collect();
+                return table
+                    .watches
+                    .values()
+                    .filter_map(|watch| match watch {
+                        Watch::File { target, .. } => Some(target.clone()),
+                        _ => None,
+                    })
+                    .collect();
             }
-            let Some(Watch::File { target, .. }) = table.files.get(&event.wd).and_then(|token| table.watches.get(token)) else {
+            let Some(Watch::File { target, .. }) =
+                table.files.get(&event.wd).and_then(|token| table.watches.get(token))
+            else {
                 continue;
             };
             let gone = event.mask.intersects(AddWatchFlags::IN_IGNORED | AddWatchFlags::IN_DELETE_SELF);

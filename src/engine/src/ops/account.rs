@@ -15,7 +15,13 @@ pub fn prepare(engine: &Engine, caller: &Caller) -> Result<(), Refusal> {
     let policy = engine.policy();
     let subject = caller.subject();
     let quotas = policy.quotas(&subject);
-    let ceilings = policy.account_ceilings(&subject).into_iter().map(|(key, value)| Setting::Limit(key, value));
-    engine.tree.govern_account(caller.uid, quotas.cgroups, quotas.cgroup_depth, &ceilings.collect::<Vec<_>>())?;
+    let ceilings =
+        policy.account_ceilings(&subject).into_iter().map(|(key, value)| Setting::Limit(key, value));
+    engine.tree.govern_account(
+        caller.uid,
+        quotas.cgroups,
+        quotas.cgroup_depth,
+        &ceilings.collect::<Vec<_>>(),
+    )?;
     Ok(())
 }

@@ -2,7 +2,9 @@
 
 use std::{io, os::fd::OwnedFd};
 
-use cgrant_policy::{GrantPath, HostUid, LimitKey, LimitValue, NameError, RawKey, RawValue, Request, Setting};
+use cgrant_policy::{
+    GrantPath, HostUid, LimitKey, LimitValue, NameError, RawKey, RawValue, Request, Setting,
+};
 use cgrant_sys::{
     namespace::UsernsFd,
     pidfd::{Pidfd, PidfdInfo},
@@ -30,10 +32,12 @@ impl Descriptors {
     /// # Errors
     /// [`RefusalCode::InvalidDescriptor`] if it is not there or was taken.
     pub fn take(&mut self, index: FdIndex, what: &str) -> Result<OwnedFd, Refusal> {
-        self.0
-            .get_mut(usize::from(index.0))
-            .and_then(Option::take)
-            .ok_or_else(|| Refusal::new(RefusalCode::InvalidDescriptor, format!("the descriptor of {what} did not come with the request")))
+        self.0.get_mut(usize::from(index.0)).and_then(Option::take).ok_or_else(|| {
+            Refusal::new(
+                RefusalCode::InvalidDescriptor,
+                format!("the descriptor of {what} did not come with the request"),
+            )
+        })
     }
 
     /// Refuses descriptors that the message does not name: nobody sends them by mistake.
@@ -42,7 +46,10 @@ impl Descriptors {
     /// [`RefusalCode::InvalidDescriptor`].
     pub fn finish(self) -> Result<(), Refusal> {
         if self.0.iter().any(Option::is_some) {
-            return Err(Refusal::new(RefusalCode::InvalidDescriptor, "more descriptors came than the request names"));
+            return Err(Refusal::new(
+                RefusalCode::InvalidDescriptor,
+                "more descriptors came than the request names",
+            ));
         }
         Ok(())
     }
@@ -51,7 +58,8 @@ impl Descriptors {
 /// A fault of our own or of the machine; the log has it.
 pub fn internal(error: impl std::fmt::Display) -> Refusal {
     tracing::error!(%error, "an operation failed in the broker");
-    Refusal::new(RefusalCode::Internal, format!("the broker met an error of its own: {error}")).hint("the broker's log has the details")
+    Refusal::new(RefusalCode::Internal, format!("the broker met an error of its own: {error}"))
+        .hint("the broker's log has the details")
 }
 
 /// The process has ended.
@@ -105,17 +113,24 @@ impl Settings {
 /// [`RefusalCode::InvalidArgument`] saying what is expected.
 pub fn settings(limits: &[(String, String)]) -> Result<Settings, Refusal> {
     if limits.len() > MAX_LIMITS {
-        return Err(Refusal::new(RefusalCode::InvalidArgument, format!("more than {MAX_LIMITS} limits in one request")));
+        return Err(Refusal::new(
+            RefusalCode::InvalidArgument,
+            format!("more than {MAX_LIMITS} limits in one request"),
+        ));
     }
     let mut parsed = Settings::default();
     for (key, value) in limits {
-        let setting = Setting::parse(key, value).map_err(|error| Refusal::new(RefusalCode::InvalidArgument, error.to_string()))?;
+        let setting = Setting::parse(key, value)
+            .map_err(|error| Refusal::new(RefusalCode::InvalidArgument, error.to_string()))?;
         let twice = match &setting {
             Setting::Limit(key, _) => parsed.limits.iter().any(|(known, _)| known == key),
             Setting::Raw(key, _) => parsed.raw.iter().any(|(known, _)| known == key),
         };
         if twice {
-            return Err(Refusal::new(RefusalCode::InvalidArgument, format!("{key} is set twice in one request")));
+            return Err(Refusal::new(
+                RefusalCode::InvalidArgument,
+                format!("{key} is set twice in one request"),
+            ));
         }
         match setting {
             Setting::Limit(key, value) => parsed.limits.push((key, value)),
@@ -133,7 +148,10 @@ pub fn pressure(resources: &[String]) -> Result<Vec<String>, Refusal> {
     let mut wanted: Vec<String> = Vec::new();
     for resource in resources {
         if !PRESSURE.contains(&resource.as_str()) {
-            return Err(Refusal::new(RefusalCode::InvalidArgument, "pressure can be signalled of cpu, memory and io"));
+            return Err(Refusal::new(
+                RefusalCode::InvalidArgument,
+                "pressure can be signalled of cpu, memory and io",
+            ));
         }
         if !wanted.contains(resource) {
             wanted.push(resource.clone());
@@ -157,12 +175,18 @@ pub fn is_own(account: HostUid, info: &PidfdInfo) -> bool {
 /// [`RefusalCode::NotAuthorized`] if it is not the caller's.
 pub fn own_process(caller: &Caller, fd: OwnedFd) -> Result<Pidfd, Refusal> {
     let pidfd = Pidfd::from_fd(fd).map_err(|_| {
-        Refusal::new(RefusalCode::InvalidDescriptor, "the descriptor of a process must be a pidfd (man 2 pidfd_open)")
+        Refusal::new(
+            RefusalCode::InvalidDescriptor,
+            "the descriptor of a process must be a pidfd (man 2 pidfd_open)",
+        )
     })?;
     let info = pidfd.info().map_err(gone)?;
     if !is_own(caller.uid, &info) {
-        return Err(Refusal::new(RefusalCode::NotAuthorized, format!("process {} is not yours: all its uids have to be {}", info.pid, caller.uid))
-            .rule("built-in own-processes"));
+        return Err(Refusal::new(
+            RefusalCode::NotAuthorized,
+            format!("process {} is not yours: all its uids have to be {}", info.pid, caller.uid),
+        )
+        .rule("built-in own-processes"));
     }
     Ok(pidfd)
 }
@@ -177,14 +201,18 @@ pub fn own_process(caller: &Caller, fd: OwnedFd) -> Result<Pidfd, Refusal> {
 /// [`RefusalCode::InvalidDescriptor`] or [`RefusalCode::NotAuthorized`].
 pub fn unmapped_userns(engine: &Engine, caller: &Caller, fd: OwnedFd) -> Result<UsernsFd, Refusal> {
     let wrong = |message: &str| Refusal::new(RefusalCode::InvalidDescriptor, message);
-    let userns = UsernsFd::from_fd(fd).map_err(|error| wrong(&format!("the descriptor of a user namespace is not one: {error}")))?;
+    let userns = UsernsFd::from_fd(fd)
+        .map_err(|error| wrong(&format!("the descriptor of a user namespace is not one: {error}")))?;
     if userns.id().map_err(internal)? == engine.own_userns {
         return Err(wrong("the user namespace is the host's own"));
     }
     let owner = userns.owner_uid().map_err(internal)?;
     if owner != caller.uid.0 {
-        return Err(Refusal::new(RefusalCode::NotAuthorized, format!("the user namespace belongs to uid {owner}, not to you"))
-            .rule("built-in own-namespaces"));
+        return Err(Refusal::new(
+            RefusalCode::NotAuthorized,
+            format!("the user namespace belongs to uid {owner}, not to you"),
+        )
+        .rule("built-in own-namespaces"));
     }
     let nested = || {
         Refusal::new(RefusalCode::Unsupported, "the user namespace is not a direct child of the host's").hint(

@@ -12,7 +12,10 @@ use std::{
 
 use cgrant_policy::{GrantName, HostGid, HostUid, IdRange, NewGrant, Request};
 use cgrant_sys::{namespace::UsernsFd, pidfd::Pidfd, process};
-use cgrant_wire::{Answer, AttachTarget, CreateGrant, Created, FdIndex, GrantId, Holder, Lifetime, Range, Refusal, RefusalCode};
+use cgrant_wire::{
+    Answer, AttachTarget, CreateGrant, Created, FdIndex, GrantId, Holder, Lifetime, Range, Refusal,
+    RefusalCode,
+};
 
 use super::check::{self, Settings};
 use crate::{
@@ -37,6 +40,8 @@ struct Plan {
     userns: Option<UsernsFd>,
     stage: Option<Pidfd>,
     holder: Option<Pidfd>,
+    /// How many ids are asked for, 0 for as many as the name's range has or the default; `None` for no ids.
+    ids: Option<u32>,
     setgroups: bool,
 }
 
@@ -55,18 +60,24 @@ pub fn create(engine: &Engine, caller: &Arc<Caller>, request: &CreateGrant, fds:
         return created(engine, &grant, false);
     }
     let plan = plan(engine, caller, request, digest, fds)?;
-    engine.authorize(caller, &Request::CreateGrant(NewGrant {
-        ids: request.range.map(|_| plan.record.count),
-        limits: &plan.settings.limits,
-        setgroups: plan.setgroups,
-        persistent: plan.record.lifetime == Lifetime::Persistent,
-        pressure: plan.record.pressure.len(),
-    }))?;
+    engine.authorize(
+        caller,
+        &Request::CreateGrant(NewGrant {
+            ids: plan.ids.map(|count| if count == 0 { DEFAULT_RANGE } else { count }),
+            limits: &plan.settings.limits,
+            setgroups: plan.setgroups,
+            persistent: plan.record.lifetime == Lifetime::Persistent,
+            pressure: plan.record.pressure.len(),
+        }),
+    )?;
     plan.settings.authorize_raw(engine, caller, caller.uid)?;
     let grant = Arc::new(Grant::new(plan.id, caller.uid, plan.name.clone(), plan.record.clone()));
     if engine.registry().named(caller.uid, &plan.name).is_some() {
-        return Err(Refusal::new(RefusalCode::GrantExists, format!("you have a grant named {} already", plan.name))
-            .hint("choose another name, or release the other grant first"));
+        return Err(Refusal::new(
+            RefusalCode::GrantExists,
+            format!("you have a grant named {} already", plan.name),
+        )
+        .hint("choose another name, or release the other grant first"));
     }
     engine.write_record(&plan.record)?;
     engine.registry().add(&grant);
@@ -83,17 +94,28 @@ pub fn create(engine: &Engine, caller: &Arc<Caller>, request: &CreateGrant, fds:
 }
 
 /// The grant that an earlier request with the same key made.
-fn repeated(engine: &Engine, caller: &Arc<Caller>, request: &CreateGrant, digest: u64) -> Result<Option<Arc<Grant>>, Refusal> {
+fn repeated(
+    engine: &Engine,
+    caller: &Arc<Caller>,
+    request: &CreateGrant,
+    digest: u64,
+) -> Result<Option<Arc<Grant>>, Refusal> {
     if request.key.is_empty() {
         return Ok(None);
     }
     if request.key.len() > MAX_KEY || !request.key.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(Refusal::new(RefusalCode::InvalidArgument, format!("a key is 1 to {MAX_KEY} printable ASCII characters without spaces")));
+        return Err(Refusal::new(
+            RefusalCode::InvalidArgument,
+            format!("a key is 1 to {MAX_KEY} printable ASCII characters without spaces"),
+        ));
     }
     let Some(grant) = engine.registry().keyed(caller.uid, &request.key) else { return Ok(None) };
     if grant.live().record.digest != digest {
-        return Err(Refusal::new(RefusalCode::InvalidArgument, format!("the key {} stands for another request of yours", request.key))
-            .hint("use a new key for a new grant"));
+        return Err(Refusal::new(
+            RefusalCode::InvalidArgument,
+            format!("the key {} stands for another request of yours", request.key),
+        )
+        .hint("use a new key for a new grant"));
     }
     if request.holder == Holder::Connection {
         let mut record = grant.live().record.clone();
@@ -109,12 +131,19 @@ fn repeated(engine: &Engine, caller: &Arc<Caller>, request: &CreateGrant, digest
 fn digest(request: &CreateGrant) -> u64 {
     let mut hasher = DefaultHasher::new();
     (&request.name, &request.limits, &request.pressure).hash(&mut hasher);
-    (request.userns.is_some(), request.stage.is_some(), std::mem::discriminant(&request.holder)).hash(&mut hasher);
+    (request.userns.is_some(), request.stage.is_some(), std::mem::discriminant(&request.holder))
+        .hash(&mut hasher);
     request.range.map(|range| (range.count, range.named, range.setgroups)).hash(&mut hasher);
     hasher.finish()
 }
 
-fn plan(engine: &Engine, caller: &Arc<Caller>, request: &CreateGrant, digest: u64, fds: Vec<OwnedFd>) -> Result<Plan, Refusal> {
+fn plan(
+    engine: &Engine,
+    caller: &Arc<Caller>,
+    request: &CreateGrant,
+    digest: u64,
+    fds: Vec<OwnedFd>,
+) -> Result<Plan, Refusal> {
     let mut fds = check::Descriptors::new(fds);
     let id = GrantId(process::random_u64().map_err(check::internal)?);
     let name = match request.name.as_str() {
@@ -126,7 +155,9 @@ fn plan(engine: &Engine, caller: &Arc<Caller>, request: &CreateGrant, digest: u6
     let mut record = GrantRecord::new(id, caller.uid.0, caller.gid.0, name.as_str(), &engine.boot_id);
     record.key.clone_from(&request.key);
     record.digest = digest;
-    record.created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    record.created = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
     record.limits = settings.texts();
     record.pressure = check::pressure(&request.pressure)?;
     let holder = match request.holder {
@@ -150,16 +181,33 @@ fn plan(engine: &Engine, caller: &Arc<Caller>, request: &CreateGrant, digest: u6
         }
     };
     if let Some(range) = request.range {
-        record.count = if range.count == 0 { DEFAULT_RANGE } else { range.count };
         record.range_named = range.named && !request.name.is_empty();
     }
-    let userns = request.userns.map(|index| check::unmapped_userns(engine, caller, fds.take(index, "the user namespace")?)).transpose()?;
+    let userns = request
+        .userns
+        .map(|index| check::unmapped_userns(engine, caller, fds.take(index, "the user namespace")?))
+        .transpose()?;
     if userns.is_some() && request.range.is_none() {
-        return Err(Refusal::new(RefusalCode::InvalidArgument, "a user namespace was shown but no ids were asked for"));
+        return Err(Refusal::new(
+            RefusalCode::InvalidArgument,
+            "a user namespace was shown but no ids were asked for",
+        ));
     }
-    let stage = request.stage.map(|index| check::own_process(caller, fds.take(index, "the stage")?)).transpose()?;
+    let stage =
+        request.stage.map(|index| check::own_process(caller, fds.take(index, "the stage")?)).transpose()?;
     fds.finish()?;
-    Ok(Plan { record, id, name, settings, userns, stage, holder, setgroups: request.range.is_some_and(|range| range.setgroups) })
+    let ids = request.range.map(|range| range.count);
+    Ok(Plan {
+        record,
+        id,
+        name,
+        settings,
+        userns,
+        stage,
+        holder,
+        ids,
+        setgroups: request.range.is_some_and(|range| range.setgroups),
+    })
 }
 
 /// The effects, each with its undo. Ends with the grant active, recorded and watched.
@@ -172,15 +220,22 @@ fn carry_out(engine: &Engine, caller: &Arc<Caller>, grant: &Arc<Grant>, plan: &P
     result
 }
 
-fn effects(engine: &Engine, caller: &Arc<Caller>, grant: &Arc<Grant>, plan: &Plan, undo: &mut Undo<'_>) -> Result<(), Refusal> {
+fn effects(
+    engine: &Engine,
+    caller: &Arc<Caller>,
+    grant: &Arc<Grant>,
+    plan: &Plan,
+    undo: &mut Undo<'_>,
+) -> Result<(), Refusal> {
     let fault = &engine.fault;
     fault.step("create: intent recorded")?;
     let mut record = plan.record.clone();
-    if record.count > 0 {
+    if let Some(count) = plan.ids {
         let label = plan.record.range_named.then_some(&plan.name);
         let quota = engine.policy().quotas(&caller.subject()).ids;
         undo.ids = true;
-        let range = engine.ids.acquire(grant.account, label, record.count, grant.id, quota)?;
+        let range = engine.ids.acquire(grant.account, label, count, grant.id, quota)?;
+        record.count = range.count();
         record.range = Some(Range { uid: range.uid().0, gid: range.gid().0, count: range.count() });
         fault.step("create: ids taken")?;
     }
@@ -192,12 +247,14 @@ fn effects(engine: &Engine, caller: &Arc<Caller>, grant: &Arc<Grant>, plan: &Pla
     fault.step("create: limits set")?;
     if let Some(stage) = &plan.stage {
         let account = caller.uid;
-        let attached = engine.tree.attach(&grant.path, AttachTarget::Stage, stage, false, &|info| check::is_own(account, info))?;
+        let attached = engine
+            .tree
+            .attach(&grant.path, AttachTarget::Stage, stage, false, &|info| check::is_own(account, info))?;
         undo.returned = Some(attached);
         fault.step("create: stage attached")?;
     }
     if let (Some(userns), Some(range)) = (&plan.userns, range_of(&record)) {
-        engine.mapper.write(userns, range, plan.setgroups)?;
+        engine.mapper.write(userns, caller.uid, range, plan.setgroups)?;
         fault.step("create: ids mapped")?;
     }
     record.phase = Phase::Active;

@@ -28,9 +28,12 @@ pub fn must_be_outside(engine: &Engine, caller: &Caller, what: &str) -> Result<(
     let Some(process) = &caller.process else { return Ok(()) };
     match grant_around(engine, process) {
         None => Ok(()),
-        Some(around) => Err(Refusal::new(RefusalCode::NotAuthorized, format!("a process inside grant {around} may not {what}"))
-            .rule("built-in inside-a-grant")
-            .hint("ask from a process outside the grant")),
+        Some(around) => Err(Refusal::new(
+            RefusalCode::NotAuthorized,
+            format!("a process inside grant {around} may not {what}"),
+        )
+        .rule("built-in inside-a-grant")
+        .hint("ask from a process outside the grant")),
     }
 }
 
@@ -40,10 +43,11 @@ pub fn must_be_outside(engine: &Engine, caller: &Caller, what: &str) -> Result<(
 /// [`RefusalCode::NotAuthorized`].
 pub fn must_not_leave(engine: &Engine, process: &Pidfd, into: &Grant) -> Result<(), Refusal> {
     match grant_around(engine, process) {
-        Some(around) if around != into.path => {
-            Err(Refusal::new(RefusalCode::NotAuthorized, format!("the process lies in grant {around}, which nothing leaves"))
-                .rule("built-in inside-a-grant"))
-        }
+        Some(around) if around != into.path => Err(Refusal::new(
+            RefusalCode::NotAuthorized,
+            format!("the process lies in grant {around}, which nothing leaves"),
+        )
+        .rule("built-in inside-a-grant")),
         _ => Ok(()),
     }
 }

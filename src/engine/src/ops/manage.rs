@@ -38,7 +38,9 @@ pub fn attach(engine: &Engine, caller: &Arc<Caller>, request: &Attach, fds: Vec<
     let process = check::own_process(caller, process)?;
     inside::must_not_leave(engine, &process, &grant)?;
     let account = caller.uid;
-    let attached = engine.tree.attach(&grant.path, request.target, &process, request.tree, &|info| check::is_own(account, info))?;
+    let attached = engine
+        .tree
+        .attach(&grant.path, request.target, &process, request.tree, &|info| check::is_own(account, info))?;
     Ok((Answer::Attached(attached.count()), Vec::new()))
 }
 
@@ -46,14 +48,21 @@ pub fn attach(engine: &Engine, caller: &Arc<Caller>, request: &Attach, fds: Vec<
 ///
 /// # Errors
 /// [`RefusalCode::InvalidDescriptor`], [`RefusalCode::NotAuthorized`], [`RefusalCode::RecordUnwritable`].
-pub fn adopt(engine: &Engine, caller: &Arc<Caller>, id: GrantId, holder: Holder, fds: Vec<OwnedFd>) -> Outcome {
+pub fn adopt(
+    engine: &Engine,
+    caller: &Arc<Caller>,
+    id: GrantId,
+    holder: Holder,
+    fds: Vec<OwnedFd>,
+) -> Outcome {
     let mut fds = check::Descriptors::new(fds);
     let process = match holder {
         Holder::Process(index) => Some(check::own_process(caller, fds.take(index, "the holder")?)?),
         Holder::Connection | Holder::Persistent => None,
     };
     fds.finish()?;
-    let grant = usable(engine, caller, id, if holder == Holder::Persistent { Verb::Persist } else { Verb::Adopt })?;
+    let grant =
+        usable(engine, caller, id, if holder == Holder::Persistent { Verb::Persist } else { Verb::Adopt })?;
     inside::must_be_outside(engine, caller, "adopt a grant")?;
     let mut record = grant.live().record.clone();
     record.holder = match &process {
@@ -75,7 +84,11 @@ pub fn adopt(engine: &Engine, caller: &Arc<Caller>, id: GrantId, holder: Holder,
     engine.registry().hold(&grant, (lifetime == Lifetime::Connection).then_some(caller.connection));
     events::unwatch(engine, &grant);
     events::watch(engine, &grant, process.as_ref())?;
-    engine.tell(Event::Changed { grant: grant.id, account: grant.account.0, change: GrantChange::Lifetime(lifetime) });
+    engine.tell(Event::Changed {
+        grant: grant.id,
+        account: grant.account.0,
+        change: GrantChange::Lifetime(lifetime),
+    });
     done()
 }
 
@@ -86,7 +99,12 @@ pub fn adopt(engine: &Engine, caller: &Arc<Caller>, id: GrantId, holder: Holder,
 ///
 /// # Errors
 /// [`RefusalCode::InvalidArgument`], [`RefusalCode::Unsupported`], [`RefusalCode::KernelRefused`]; nothing has changed then.
-pub fn set_limits(engine: &Engine, caller: &Arc<Caller>, id: GrantId, limits: &[(String, String)]) -> Outcome {
+pub fn set_limits(
+    engine: &Engine,
+    caller: &Arc<Caller>,
+    id: GrantId,
+    limits: &[(String, String)],
+) -> Outcome {
     let settings = check::settings(limits)?;
     let grant = usable(engine, caller, id, Verb::Read)?;
     inside::must_be_outside(engine, caller, "set limits")?;
@@ -107,7 +125,11 @@ pub fn set_limits(engine: &Engine, caller: &Arc<Caller>, id: GrantId, limits: &[
     }
     let now = record.limits.clone();
     engine.registry().set_record(&grant, record);
-    engine.tell(Event::Changed { grant: grant.id, account: grant.account.0, change: GrantChange::Limits(now) });
+    engine.tell(Event::Changed {
+        grant: grant.id,
+        account: grant.account.0,
+        change: GrantChange::Limits(now),
+    });
     done()
 }
 
@@ -207,6 +229,8 @@ pub fn connection_ended(engine: &Engine, grant: &Arc<Grant>, broken_by_us: bool)
 pub fn orphaned(engine: &Engine, grant: &Arc<Grant>) {
     match engine.watches.deadline(ORPHAN_GRACE, grant.id) {
         Ok(token) => grant.live().watches.push(token),
-        Err(error) => tracing::error!(%error, grant = %grant.id, "no timer for a grant without holder; it ends with its last process"),
+        Err(error) => {
+            tracing::error!(%error, grant = %grant.id, "no timer for a grant without holder; it ends with its last process")
+        }
     }
 }

@@ -59,9 +59,15 @@ pub fn perform(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: Vec<OwnedFd>)
         && op != Op::BrokerInfo
     {
         tracing::info!(target: "decision", uid = caller.uid.0, account = account.0, allowed = false, reason = "inside a grant");
-        return Err(Refusal::new(RefusalCode::Unsupported, format!("uid {} lies in a range of account {account}: callers inside a grant are not served yet", caller.uid))
-            .rule("built-in nesting")
-            .hint("ask the broker from outside the container"));
+        return Err(Refusal::new(
+            RefusalCode::Unsupported,
+            format!(
+                "uid {} lies in a range of account {account}: callers inside a grant are not served yet",
+                caller.uid
+            ),
+        )
+        .rule("built-in nesting")
+        .hint("ask the broker from outside the container"));
     }
     if !matches!(op, Op::CreateGrant(_) | Op::Attach(_) | Op::Adopt { .. }) {
         check::Descriptors::new(fds).finish()?;

@@ -2,7 +2,9 @@
 
 use std::{os::fd::OwnedFd, sync::Arc};
 
-use cgrant_policy::{CgroupPath, GrantName, HostGid, HostUid, Key, Request, SettingError, Verb, judge::usage_rows};
+use cgrant_policy::{
+    CgroupPath, GrantName, HostGid, HostUid, Key, Request, SettingError, Verb, judge::usage_rows,
+};
 use cgrant_wire::{Answer, BrokerInfo, FdIndex, GrantId, Refusal, RefusalCode, Usage, UsageRow};
 
 use super::check;
@@ -55,8 +57,13 @@ pub fn usage(engine: &Engine, caller: &Caller, account: Option<u32>) -> Outcome 
     let subject = if account == caller.uid { caller.subject() } else { stranger };
     let ruling = policy.ruling(&subject);
     let rows = usage_rows(&ruling.quotas, &engine.usage(account));
-    let row = |(resource, used, quota): (&str, u64, u64)| UsageRow { resource: resource.to_owned(), used, quota };
-    plain(Answer::Usage(Usage { account: account.0, rule: ruling.label.clone(), rows: rows.into_iter().map(row).collect() }))
+    let row =
+        |(resource, used, quota): (&str, u64, u64)| UsageRow { resource: resource.to_owned(), used, quota };
+    plain(Answer::Usage(Usage {
+        account: account.0,
+        rule: ruling.label.clone(),
+        rows: rows.into_iter().map(row).collect(),
+    }))
 }
 
 /// The caller's grants, or everybody's for root.
@@ -76,7 +83,10 @@ pub fn list_grants(engine: &Engine, caller: &Caller, all: bool) -> Outcome {
 /// # Errors
 /// [`RefusalCode::NoSuchGrant`].
 pub fn find_grant(engine: &Engine, caller: &Caller, name: &str, account: Option<u32>) -> Outcome {
-    let missing = || Refusal::new(RefusalCode::NoSuchGrant, format!("you have no grant named {name:?}")).hint("`cgrant grant list` shows your grants");
+    let missing = || {
+        Refusal::new(RefusalCode::NoSuchGrant, format!("you have no grant named {name:?}"))
+            .hint("`cgrant grant list` shows your grants")
+    };
     let account = account.map_or(caller.uid, HostUid);
     let parsed = GrantName::new(name).map_err(check::bad_name)?;
     let grant = engine.registry().named(account, &parsed).ok_or_else(missing)?;
@@ -100,11 +110,16 @@ pub fn describe(engine: &Engine, caller: &Caller, id: GrantId) -> Outcome {
 pub fn get_values(engine: &Engine, caller: &Caller, id: GrantId, keys: &[String]) -> Outcome {
     let grant = usable(engine, caller, id, Verb::Read)?;
     if keys.len() > MAX_KEYS {
-        return Err(Refusal::new(RefusalCode::InvalidArgument, format!("more than {MAX_KEYS} keys in one request")));
+        return Err(Refusal::new(
+            RefusalCode::InvalidArgument,
+            format!("more than {MAX_KEYS} keys in one request"),
+        ));
     }
     let mut parsed = Vec::with_capacity(keys.len());
     for key in keys {
-        let key: Key = key.parse().map_err(|error: SettingError| Refusal::new(RefusalCode::InvalidArgument, error.to_string()))?;
+        let key: Key = key
+            .parse()
+            .map_err(|error: SettingError| Refusal::new(RefusalCode::InvalidArgument, error.to_string()))?;
         if let Key::Raw(raw) = &key {
             engine.authorize(caller, &Request::ReadRaw { owner: grant.account, key: raw })?;
         }
