@@ -90,6 +90,7 @@ const CALLS: &[i64] = &[
 /// | `CHOWN`, `FOWNER` | delegating a payload, and taking it back |
 /// | `DAC_OVERRIDE` | writing in cgroups that were delegated |
 /// | `KILL` | killing and stopping processes of a grant |
+/// | `SYS_NICE` | moving a process of another account into a v1 cpuset, whose CPUs it gets |
 /// | `SYS_PTRACE` | reading `/proc/PID/ns` and `fd` of callers |
 ///
 /// # Errors
@@ -102,6 +103,7 @@ pub fn confine() -> Result<(), SandboxError> {
         C::CAP_FOWNER,
         C::CAP_DAC_OVERRIDE,
         C::CAP_KILL,
+        C::CAP_SYS_NICE,
         C::CAP_SYS_PTRACE,
     ])?;
     let allowed: Vec<i64> = seccomp::RUNTIME.iter().chain(CALLS).copied().collect();

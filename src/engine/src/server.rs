@@ -88,6 +88,7 @@ impl Server {
                     Target::Control => {
                         if let Some(end) = self.control()? {
                             self.engine.pool.stop();
+                            self.engine.tree.close();
                             return Ok(end);
                         }
                     }
