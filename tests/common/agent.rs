@@ -1,0 +1,249 @@
+//! The test program as an unprivileged process: what a user of the broker does, one role a process.
+//!
+//! Standard input is a UNIX socket to the test. An agent does its role, reports over the socket (a line,
+//! with descriptors where the role gives some), and stays until the socket is closed.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    io::{IoSlice, IoSliceMut, Read, Write},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    process::{Command, ExitCode},
+};
+
+use nix::sched::{CloneFlags, unshare};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+};
+
+/// Runs the role named by the arguments after `--agent`.
+pub fn main(arguments: &[String]) -> ExitCode {
+    let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        // A connection to a socket, made by this process.
+        ["connect", path] => match UnixStream::connect(path) {
+            Ok(stream) => tell(&socket, "ok", &[stream.as_fd()]),
+            Err(error) => tell(&socket, &format!("error {error}"), &[]),
+        },
+        // A user namespace of this process's own, not mapped.
+        ["userns"] => {
+            unshare(CloneFlags::CLONE_NEWUSER).unwrap();
+            let namespace = fs::File::open("/proc/self/ns/user").unwrap();
+            tell(&socket, "ok", &[namespace.as_fd()]);
+        }
+        // A user namespace inside another one: its parent is not the host's.
+        ["inner-userns"] => {
+            unshare(CloneFlags::CLONE_NEWUSER).unwrap();
+            let outer = fs::File::open("/proc/self/ns/user").unwrap();
+            unshare(CloneFlags::CLONE_NEWUSER).unwrap();
+            let inner = fs::File::open("/proc/self/ns/user").unwrap();
+            tell(&socket, "ok", &[outer.as_fd(), inner.as_fd()]);
+        }
+        // On the word `go`: takes so much memory, in megabytes, and keeps it.
+        ["eat", megabytes] => {
+            tell(&socket, "ok", &[]);
+            await_go(&socket);
+            let block = vec![1_u8; megabytes.parse::<usize>().unwrap() << 20];
+            tell(&socket, &format!("ate {}", block.iter().step_by(4096).filter(|b| **b == 1).count()), &[]);
+            wait_for_end(&socket);
+            drop(block);
+        }
+        // On the word `go`: starts children until it can't or has so many; says how many it has.
+        ["fork", number] => {
+            tell(&socket, "ok", &[]);
+            await_go(&socket);
+            let mut children = Vec::new();
+            for _ in 0..number.parse::<usize>().unwrap() {
+                match Command::new("sleep").arg("1000").spawn() {
+                    Ok(child) => children.push(child),
+                    Err(_) => break,
+                }
+            }
+            tell(&socket, &format!("forked {}", children.len()), &[]);
+            wait_for_end(&socket);
+            for mut child in children {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+        // A tree that forks as fast as it can, bounded only by its time: each process starts two more and ends.
+        ["bomb", milliseconds] => {
+            // Bounded by its time, and by the number of this uid's processes, so that the machine stays usable.
+            let few = rustix::process::Rlimit { current: Some(300), maximum: Some(300) };
+            rustix::process::setrlimit(rustix::process::Resource::Nproc, few).unwrap();
+            tell(&socket, "ok", &[]);
+            let deadline = now() + milliseconds.parse::<u128>().unwrap();
+            bomb(deadline);
+            tell(&socket, "over", &[]);
+        }
+        ["bomb-child", deadline] => {
+            let deadline: u128 = deadline.parse().unwrap();
+            if now() < deadline {
+                bomb(deadline);
+            }
+            return ExitCode::SUCCESS;
+        }
+        // Tries to open files for writing, relative to a directory that it is given.
+        ["through-fd"] => {
+            tell(&socket, "ok", &[]);
+            let (names, fds) = hear(&socket).unwrap();
+            let answers: Vec<String> = names.split(' ').map(|name| open_at(&fds[0], name)).collect();
+            tell(&socket, &answers.join(" "), &[]);
+        }
+        // Does to a file of the host what the test says, and answers with the kernel's words.
+        ["files"] => {
+            tell(&socket, "ok", &[]);
+            serve_files(&socket);
+            return ExitCode::SUCCESS;
+        }
+        _ => return ExitCode::from(2),
+    }
+    wait_for_end(&socket);
+    ExitCode::SUCCESS
+}
+
+fn open_at(directory: &OwnedFd, name: &str) -> String {
+    let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
+    match rustix::fs::openat(directory, name, flags, rustix::fs::Mode::empty()) {
+        Ok(_) => "ok".into(),
+        Err(error) => errno_name(error.raw_os_error()),
+    }
+}
+
+fn errno_name(number: i32) -> String {
+    format!("{:?}", nix::errno::Errno::from_raw(number))
+}
+
+fn now() -> u128 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis()
+}
+
+// Two children, each of which goes on; waits for neither until both are there. Failing to fork is no reason to stop.
+fn bomb(deadline: u128) {
+    let me = std::env::current_exe().unwrap();
+    while now() < deadline {
+        let child = |_| Command::new(&me).args(["--agent", "bomb-child", &deadline.to_string()]).spawn().ok();
+        let children: Vec<_> = (0..2).filter_map(child).collect();
+        if children.is_empty() {
+            std::thread::yield_now();
+        }
+        for mut child in children {
+            let _ = child.wait();
+        }
+    }
+}
+
+fn await_go(socket: &UnixStream) {
+    let mut word = [0; 2];
+    let mut socket = socket;
+    socket.read_exact(&mut word).unwrap();
+}
+
+fn wait_for_end(socket: &UnixStream) {
+    let mut socket = socket;
+    let mut rest = [0; 64];
+    while socket.read(&mut rest).is_ok_and(|n| n > 0) {}
+}
+
+// Commands, one a datagram-like line: VERB PATH [ARGUMENT]; the answer is `ok TEXT` or the error's name.
+fn serve_files(socket: &UnixStream) {
+    loop {
+        let mut buffer = vec![0; 8192];
+        let mut reader = socket;
+        let Ok(length) = reader.read(&mut buffer) else { return };
+        if length == 0 {
+            return;
+        }
+        let line = String::from_utf8(buffer[..length].to_vec()).unwrap();
+        let mut parts = line.splitn(3, '\t');
+        let (verb, path, argument) = (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap_or(""));
+        let result: std::io::Result<String> = match verb {
+            "read" => fs::read_to_string(path),
+            "write" => fs::OpenOptions::new()
+                .write(true)
+                .open(path)
+                .and_then(|mut file| file.write_all(argument.as_bytes()))
+                .map(|()| String::new()),
+            "mkdir" => fs::create_dir(path).map(|()| String::new()),
+            "rmdir" => fs::remove_dir(path).map(|()| String::new()),
+            "rename" => fs::rename(path, argument).map(|()| String::new()),
+            "chmod" => fs::set_permissions(
+                path,
+                std::os::unix::fs::PermissionsExt::from_mode(u32::from_str_radix(argument, 8).unwrap()),
+            )
+            .map(|()| String::new()),
+            "unshare" => {
+                let flags = path.split(',').fold(CloneFlags::empty(), |flags, name| {
+                    flags
+                        | match name {
+                            "user" => CloneFlags::CLONE_NEWUSER,
+                            "mount" => CloneFlags::CLONE_NEWNS,
+                            "cgroup" => CloneFlags::CLONE_NEWCGROUP,
+                            _ => CloneFlags::empty(),
+                        }
+                });
+                unshare(flags).map(|()| String::new()).map_err(Into::into)
+            }
+            "mount" => nix::mount::mount(
+                Some("cgroup"),
+                path,
+                Some(argument),
+                nix::mount::MsFlags::empty(),
+                None::<&str>,
+            )
+            .map(|()| String::new())
+            .map_err(Into::into),
+            _ => Err(std::io::ErrorKind::InvalidInput.into()),
+        };
+        let answer = match result {
+            Ok(text) => format!("ok {text}"),
+            Err(error) => match error.raw_os_error() {
+                Some(number) => errno_name(number),
+                None => format!("{error}"),
+            },
+        };
+        tell(socket, &answer, &[]);
+    }
+}
+
+/// Sends a line with descriptors.
+pub fn tell(socket: &UnixStream, line: &str, fds: &[BorrowedFd<'_>]) {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(fds)));
+    }
+    let text = format!("{line}\n");
+    rustix::net::sendmsg(socket, &[IoSlice::new(text.as_bytes())], &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+}
+
+/// Receives a line with its descriptors; `None` at the end.
+pub fn hear(socket: &UnixStream) -> Option<(String, Vec<OwnedFd>)> {
+    let mut text = vec![0; 65536];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received =
+        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut text)], &mut ancillary, RecvFlags::CMSG_CLOEXEC).ok()?;
+    if received.bytes == 0 {
+        return None;
+    }
+    let mut fds = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    text.truncate(received.bytes);
+    Some((String::from_utf8(text).unwrap().trim_end_matches('\n').to_owned(), fds))
+}
+
+/// Is this process to be an agent? Then its arguments.
+pub fn requested() -> Option<Vec<String>> {
+    let mut arguments = std::env::args_os().skip(1);
+    (arguments.next().as_deref() == Some(OsStr::new("--agent")))
+        .then(|| arguments.map(|a| a.into_string().unwrap()).collect())
+}

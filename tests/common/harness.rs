@@ -1,0 +1,190 @@
+//! Runs tests one after another, each in a [`Lab`] of its own, and looks for leaks after each.
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::PermissionsExt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+
+use super::{Lab, agent};
+
+thread_local! {
+    // Where the last panic of this thread was.
+    static PLACE: std::cell::RefCell<String> = const { std::cell::RefCell::new(String::new()) };
+}
+
+/// A test: its name and what it does.
+pub type Test = (&'static str, fn(&Lab));
+
+/// The tests of a module, by name. One that is not listed is dead code, which the build refuses.
+#[macro_export]
+macro_rules! tests {
+    ($($name:ident),* $(,)?) => {
+        pub const TESTS: &[$crate::common::Test] = &[$((concat!(module_path!(), "::", stringify!($name)), $name)),*];
+    };
+}
+
+/// The main function of a test program.
+pub fn main(tests: &[&[Test]]) -> ExitCode {
+    if let Some(arguments) = agent::requested() {
+        return agent::main(&arguments);
+    }
+    let mut arguments = Arguments::from_args();
+    // Processes and cgroups that appear belong to the test that runs.
+    arguments.test_threads = Some(1);
+    if arguments.list {
+        return libtest_mimic::run(&arguments, trials(tests, Path::new("/"))).exit_code();
+    }
+    assert!(rustix::process::geteuid().is_root(), "these tests need root: they start a broker");
+    // Whatever loses its parent becomes this program's child, so nothing that a test starts is lost from sight.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
+    // A panic is a test's failure and is shown with it, once.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(|l| format!(" ({}:{})", l.file(), l.line())).unwrap_or_default();
+        PLACE.with_borrow_mut(|known| *known = place);
+    }));
+    let programs = gather_programs();
+    let conclusion = libtest_mimic::run(&arguments, trials(tests, &programs));
+    fs::remove_dir_all(&programs).unwrap();
+    conclusion.exit_code()
+}
+
+fn trials(tests: &[&[Test]], programs: &Path) -> Vec<Trial> {
+    let all = tests.iter().flat_map(|module| module.iter());
+    all.map(|(name, test)| {
+        let short = name.split_once("::").map_or(*name, |(_, rest)| rest);
+        let (test, programs) = (*test, programs.to_owned());
+        Trial::test(short, move || run(short, test, &programs))
+    })
+    .collect()
+}
+
+fn run(name: &str, test: fn(&Lab), programs: &Path) -> Result<(), Failed> {
+    let start = Instant::now();
+    let lab = Lab::new(programs);
+    let message = match catch_unwind(AssertUnwindSafe(|| test(&lab))) {
+        Ok(()) => leak_message(&lab),
+        Err(payload) => Some(words(&*payload) + &PLACE.take()),
+    };
+    let message = message.map(|message| format!("{message}{}", broker_logs(&lab)));
+    lab.clean();
+    report(name, start.elapsed().as_secs_f32(), message.as_deref());
+    message.map_or(Ok(()), |message| Err(message.into()))
+}
+
+fn leak_message(lab: &Lab) -> Option<String> {
+    let leaks = lab.leaks();
+    (!leaks.is_empty()).then(|| format!("left behind:\n  {}", leaks.join("\n  ")))
+}
+
+fn words(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload.downcast_ref::<String>().cloned();
+    text.or_else(|| payload.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_else(|| "panic".into())
+}
+
+// The end of what the test's brokers logged.
+fn broker_logs(lab: &Lab) -> String {
+    let text = fs::read_to_string(lab.scratch.join("log")).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = lines.iter().skip(lines.len().saturating_sub(25));
+    tail.fold(String::new(), |all, line| format!("{all}\n  log: {line}"))
+}
+
+// For runs in a virtual machine: one line a test in a file.
+fn report(name: &str, seconds: f32, failure: Option<&str>) {
+    let Ok(path) = std::env::var("CGRANT_TEST_REPORT") else { return };
+    let mut file = fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
+    match failure {
+        None => writeln!(file, "ok {name} {seconds:.1}").unwrap(),
+        Some(message) => {
+            writeln!(file, "FAILED {name} {seconds:.1}").unwrap();
+            for line in message.lines() {
+                writeln!(file, "| {line}").unwrap();
+            }
+        }
+    }
+}
+
+// The programs in a directory that every user can reach; the build's own may lie under somebody's home.
+fn gather_programs() -> PathBuf {
+    let directory = PathBuf::from(format!("/tmp/cgrant-test-bin-{}", std::process::id()));
+    fs::create_dir(&directory).unwrap();
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
+    let built = [
+        ("cgrantd", env!("CARGO_BIN_EXE_cgrantd")),
+        ("cgrant-engine", env!("CARGO_BIN_EXE_cgrant-engine")),
+        ("cgrant-front", env!("CARGO_BIN_EXE_cgrant-front")),
+        ("cgrant-scope", env!("CARGO_BIN_EXE_cgrant-scope")),
+        ("cgrant", env!("CARGO_BIN_EXE_cgrant")),
+    ];
+    let elsewhere = std::env::var("CGRANT_TEST_BIN").ok().map(PathBuf::from);
+    for (name, path) in built {
+        let source = elsewhere.as_ref().map_or_else(|| PathBuf::from(path), |place| place.join(name));
+        fs::copy(&source, directory.join(name)).unwrap_or_else(|error| panic!("{}: {error}", source.display()));
+    }
+    fs::copy("/proc/self/exe", directory.join("tests")).unwrap();
+    directory
+}
+
+/// Living processes that this program started, at any remove. Reaps what is dead.
+pub fn descendants() -> Vec<u32> {
+    while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {}
+    let all = processes();
+    let mut found = vec![std::process::id()];
+    let mut next = 0;
+    while next < found.len() {
+        let parent = found[next];
+        found.extend(all.iter().filter(|(_, p)| *p == parent).map(|(pid, _)| *pid));
+        next += 1;
+    }
+    found.split_off(1)
+}
+
+/// Living processes below `parent`.
+pub fn descendants_of(parent: u32) -> Vec<u32> {
+    let all = processes();
+    let mut found = vec![parent];
+    let mut next = 0;
+    while next < found.len() {
+        let parent = found[next];
+        found.extend(all.iter().filter(|(_, p)| *p == parent).map(|(pid, _)| *pid));
+        next += 1;
+    }
+    found.split_off(1)
+}
+
+// Pid and parent of every process that is not dead.
+fn processes() -> Vec<(u32, u32)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+        let Some((_, rest)) = stat.rsplit_once(") ") else { continue };
+        let fields: Vec<&str> = rest.split(' ').collect();
+        if !matches!(fields[0], "Z" | "X") {
+            found.push((pid, fields[1].parse().unwrap()));
+        }
+    }
+    found
+}
+
+/// Kills everything that this program started.
+pub fn kill_descendants() {
+    for _ in 0..200 {
+        let left = descendants();
+        if left.is_empty() {
+            return;
+        }
+        for pid in left {
+            let _ = kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}

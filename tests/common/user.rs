@@ -1,0 +1,217 @@
+//! Real unprivileged users: a uid and gid without any entry in /etc/passwd, supplementary groups, a HOME of
+//! mode 0700, umask 077, no capability, no session. And processes of theirs.
+
+use std::{
+    ffi::OsStr,
+    io::Write,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{fs::PermissionsExt, net::UnixStream, process::ExitStatusExt},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::{Client, agent, wait_until};
+
+/// A user.
+#[derive(Debug, Clone)]
+pub struct User {
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Vec<u32>,
+    pub home: PathBuf,
+    programs: PathBuf,
+}
+
+/// A running process of a user's. Killed and reaped when dropped.
+pub struct Process {
+    child: Child,
+    pub pid: u32,
+    pub pidfd: OwnedFd,
+    socket: Option<UnixStream>,
+}
+
+impl User {
+    /// The user `uid` with a home below `scratch`; `programs` is a directory that everybody can reach.
+    pub fn new(uid: u32, groups: &[u32], scratch: &Path, programs: &Path) -> Self {
+        let home = scratch.join(format!("home-{uid}"));
+        std::fs::create_dir_all(&home).unwrap();
+        std::os::unix::fs::chown(&home, Some(uid), Some(uid)).unwrap();
+        std::fs::set_permissions(&home, std::fs::Permissions::from_mode(0o700)).unwrap();
+        Self { uid, gid: uid, groups: groups.to_vec(), home, programs: programs.to_owned() }
+    }
+
+    /// A command that runs as this user.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let groups: Vec<String> = self.groups.iter().map(ToString::to_string).collect();
+        let mut command = Command::new("setpriv");
+        command.arg(format!("--reuid={}", self.uid)).arg(format!("--regid={}", self.gid));
+        if groups.is_empty() {
+            command.arg("--clear-groups");
+        } else {
+            command.arg(format!("--groups={}", groups.join(",")));
+        }
+        command.args(["--inh-caps=-all", "--ambient-caps=-all", "sh", "-c", "umask 077; exec \"$@\"", "sh"]);
+        command.arg(program);
+        command
+            .env_clear()
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+            .env("HOME", &self.home)
+            .current_dir(&self.home)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Starts `program` in the background, without output.
+    pub fn spawn(&self, program: &str, arguments: &[&str]) -> Process {
+        let mut command = self.command(program);
+        command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+        Process::start(&mut command, None)
+    }
+
+    /// A process that only waits.
+    pub fn sleeper(&self) -> Process {
+        let process = self.spawn("sleep", &["1000"]);
+        // Past setpriv and sh: what the test attaches is the sleep itself, with the user's credentials.
+        wait_until("sleep runs", || process.command_name() == "sleep");
+        process
+    }
+
+    /// Starts an agent and hears its first line.
+    pub fn agent(&self, role: &[&str]) -> (Process, String, Vec<OwnedFd>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let mut command = self.command(self.programs.join("tests"));
+        command.arg("--agent").args(role).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
+        let process = Process::start(&mut command, Some(ours));
+        drop(command);
+        let (line, fds) = process.hear().expect("the agent ended without a word");
+        (process, line, fds)
+    }
+
+    /// A user namespace of this user's, and the process that lives in it.
+    pub fn userns(&self) -> (Process, OwnedFd) {
+        let (process, line, mut fds) = self.agent(&["userns"]);
+        assert_eq!(line, "ok");
+        (process, fds.remove(0))
+    }
+
+    /// A bare connection to a socket, made by a process of this user's.
+    pub fn connect(&self, socket: &Path) -> (Process, UnixStream) {
+        let (process, line, mut fds) = self.agent(&["connect", socket.to_str().unwrap()]);
+        assert_eq!(line, "ok", "connecting to {}", socket.display());
+        (process, UnixStream::from(fds.remove(0)))
+    }
+
+    /// A D-Bus client of this user's on the broker's own socket.
+    pub fn client(&self, socket: &Path) -> Client {
+        let (process, stream) = self.connect(socket);
+        Client::new(stream, self.uid, process)
+    }
+
+    /// Runs the command-line client as this user.
+    pub fn cgrant(&self, socket: &Path, arguments: &[&str]) -> Output {
+        let mut command = self.command(self.programs.join("cgrant"));
+        command.args(arguments).env("CGRANT_SOCKET", socket);
+        command.output().unwrap()
+    }
+}
+
+impl Process {
+    fn start(command: &mut Command, socket: Option<UnixStream>) -> Self {
+        let child = command.spawn().unwrap();
+        let pid = child.id();
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        Self { child, pid, pidfd, socket }
+    }
+
+    /// Starts any command as a process that is killed with the test.
+    pub fn of(command: &mut Command) -> Self {
+        Self::start(command, None)
+    }
+
+    /// The next line of an agent, with descriptors; `None` when it has ended.
+    pub fn hear(&self) -> Option<(String, Vec<OwnedFd>)> {
+        agent::hear(self.socket.as_ref().unwrap())
+    }
+
+    /// Says `go` to an agent that waits for it and returns its next line; `None` when it died of it.
+    pub fn go(&self) -> Option<String> {
+        self.socket.as_ref().unwrap().write_all(b"go").unwrap();
+        self.hear().map(|(line, _)| line)
+    }
+
+    /// Gives a `through-fd` agent a descriptor; what opening each name relative to it came to.
+    pub fn give(&self, fd: &OwnedFd, names: &[&'static str]) -> Vec<(&'static str, String)> {
+        agent::tell(self.socket.as_ref().unwrap(), &names.join(" "), &[fd.as_fd()]);
+        let answers = self.hear().expect("the agent ended").0;
+        names.iter().copied().zip(answers.split(' ').map(str::to_owned)).collect()
+    }
+
+    /// Lets a `files` agent do something; its answer is `ok TEXT` or the error's name.
+    pub fn try_file(&self, verb: &str, path: &Path, argument: &str) -> String {
+        let line = format!("{verb}\t{}\t{argument}", path.display());
+        self.socket.as_ref().unwrap().write_all(line.as_bytes()).unwrap();
+        self.hear().expect("the agent ended").0
+    }
+
+    /// The name of the program that it is now.
+    pub fn command_name(&self) -> String {
+        std::fs::read_to_string(format!("/proc/{}/comm", self.pid)).unwrap_or_default().trim().to_owned()
+    }
+
+    /// The state letter of /proc/PID/stat; `None` when it is gone.
+    pub fn state(&self) -> Option<char> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next()
+    }
+
+    /// Is it running (not dead and waiting to be reaped)?
+    pub fn is_alive(&self) -> bool {
+        !matches!(self.state(), None | Some('Z' | 'X'))
+    }
+
+    /// Its lines of /proc/PID/cgroup: hierarchy and path.
+    pub fn cgroups(&self) -> Vec<(String, String)> {
+        cgroups_of(self.pid)
+    }
+
+    /// Kills and reaps it.
+    pub fn kill(&mut self) {
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        let _ = self.child.wait();
+    }
+
+    /// Waits for its end; the signal that ended it, if any.
+    pub fn wait_signal(&mut self) -> Option<i32> {
+        let mut status = None;
+        wait_until("a process ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap().signal()
+    }
+}
+
+/// The lines of /proc/PID/cgroup: hierarchy and path.
+pub fn cgroups_of(pid: u32) -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| {
+            let mut parts = line.splitn(3, ':');
+            let (_, name, path) = (parts.next()?, parts.next()?, parts.next()?);
+            Some((if name.is_empty() { "cgroup2".to_owned() } else { name.to_owned() }, path.to_owned()))
+        })
+        .collect()
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.socket.take());
+        self.kill();
+    }
+}

@@ -1,0 +1,161 @@
+//! Where the broker's tree is on this kind of host, and that the host's own manager and the broker leave each other
+//! alone. In a virtual machine the packaged units are there too and are started as a package would start them.
+
+use std::{fs, path::Path, process::Command};
+
+use crate::common::{Kind, Lab, Options, bus::MANAGER_PATH, checker, harness, wait_until};
+
+fn run(program: &str, arguments: &[&str]) -> (bool, String) {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    (output.status.success(), text)
+}
+
+#[track_caller]
+fn systemctl(arguments: &[&str]) -> String {
+    let (done, text) = run("systemctl", arguments);
+    assert!(done, "systemctl {arguments:?}: {text}");
+    text
+}
+
+fn the_tree_is_where_this_kind_of_host_wants_it(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let grant = client.create("here", Options::new()).unwrap();
+    let bases = checker::bases(&lab.host, &lab.instance);
+    for tree in &lab.host.trees {
+        let base = bases.get(&tree.name).unwrap_or_else(|| panic!("the instance has no tree in {}", tree.name));
+        let below = base.strip_prefix(&tree.root).unwrap();
+        let depth = below.components().count();
+        // systemd has cgroup2 (hybrid: without controllers) and name=systemd in its hand; the others are free.
+        let systemds = lab.host.systemd && (tree.name == "cgroup2" && lab.host.kind != Kind::V1 || tree.name == "name=systemd");
+        if systemds {
+            assert!(below.ends_with(format!("cgrant-{}.scope", lab.instance)), "{}: {}", tree.name, below.display());
+        } else if !lab.host.systemd {
+            assert_eq!((depth, below.to_str().unwrap()), (1, format!("cgrant-{}", lab.instance).as_str()), "{}", tree.name);
+        }
+    }
+    checker::assert_in_order(lab);
+    // Every controller of the host is handed down to the payload, or lies in a hierarchy of its own.
+    let cgroup2 = checker::places(lab, user.uid, "here")["cgroup2"].clone();
+    let there = fs::read_to_string(cgroup2.join("payload/cgroup.controllers")).unwrap();
+    let top = fs::read_to_string(lab.host.cgroup2().root.join("cgroup.controllers")).unwrap();
+    for controller in top.split_whitespace() {
+        assert!(there.split_whitespace().any(|c| c == controller), "{controller} does not reach the payload: {there}");
+    }
+    client.release(&grant.path, false).unwrap();
+}
+
+fn the_scope_outlives_the_broker_and_ends_with_the_last_grant(lab: &Lab) {
+    let mut broker = lab.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let grant = client.create("scoped", Options::new().lifetime("persistent").limits(&[("pids.max", "44")])).unwrap();
+    let sleeper = user.sleeper();
+    client.attach(&grant.path, &sleeper.pidfd, Options::new()).unwrap();
+    let before = sleeper.cgroups();
+    if lab.host.systemd {
+        let scope = format!("cgrant-{}.scope", lab.instance);
+        let shown = systemctl(&["show", "-p", "ActiveState,Delegate,TasksMax", &scope]);
+        assert!(shown.contains("ActiveState=active") && shown.contains("Delegate=yes") && shown.contains("TasksMax=infinity"), "{shown}");
+        // What systemd does to its units must not reach into the scope.
+        systemctl(&["daemon-reload"]);
+        systemctl(&["set-property", "--runtime", &scope, "CPUWeight=200"]);
+        systemctl(&["daemon-reexec"]);
+        checker::assert_in_order(lab);
+    }
+    broker.kill_everything();
+    assert!(sleeper.is_alive());
+    broker.start_again();
+    assert_eq!(sleeper.cgroups(), before);
+    checker::assert_in_order(lab);
+    let client = user.client(broker.socket());
+    assert_eq!(client.value(&grant.path, "pids.max"), "44");
+    client.release(&grant.path, true).unwrap();
+    drop(client);
+    assert_eq!(broker.stop(), 0);
+    wait_until("the tree is gone", || checker::cgroups_of_instance(&lab.host, &lab.instance).is_empty());
+    assert!(harness::descendants().is_empty(), "a keeper without a scope is left");
+}
+
+fn the_keeper_may_die(lab: &Lab) {
+    let mut broker = lab.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let grant = client.create("kept", Options::new().lifetime("persistent")).unwrap();
+    let sleeper = user.sleeper();
+    client.attach(&grant.path, &sleeper.pidfd, Options::new()).unwrap();
+    for (_, base) in checker::bases(&lab.host, &lab.instance) {
+        for pid in checker::members(&base.join("keeper")) {
+            broker.kill(pid);
+        }
+    }
+    assert!(sleeper.is_alive());
+    let second = client.create("second", Options::new()).unwrap();
+    client.release(&second.path, false).unwrap();
+    broker.kill_everything();
+    broker.start_again();
+    checker::assert_in_order(lab);
+    assert!(sleeper.is_alive());
+    user.client(broker.socket()).release(&grant.path, true).unwrap();
+}
+
+fn the_packaged_broker_serves_the_system_bus(lab: &Lab) {
+    // Only where the image is ours: the virtual machines, into which the package's files were installed.
+    if std::env::var_os("CGRANT_TEST_INSTALLED").is_none() {
+        assert!(!Path::new("/usr/lib/systemd/system/cgrantd.service").exists() || !lab.host.systemd, "an installed broker is in the way of the tests");
+        return;
+    }
+    let by_hand = (!lab.host.systemd).then(|| Command::new("cgrantd").arg("--foreground").spawn().unwrap());
+    if lab.host.systemd {
+        systemctl(&["start", "cgrantd.service"]);
+    } else {
+        wait_until("the packaged broker listens", || Path::new("/run/cgrant/public/bus").exists());
+    }
+    let user = lab.user();
+    let call = |words: &[&str]| {
+        let mut command = user.command("busctl");
+        command.args(["--system", "call", "org.cgrant.Broker1", MANAGER_PATH, "org.cgrant.Broker1.Manager"]).args(words);
+        let output = command.output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+    };
+    wait_until("the name is on the system bus", || call(&["ListRanges"]).0);
+    let (done, said) = call(&["CreateGrant", "sa{sv}", "pkg", "1", "lifetime", "s", "persistent"]);
+    assert!(done && said.contains("/org/cgrant/Broker1/grant/"), "{said}");
+    let output = user.cgrant(Path::new("/run/cgrant/public/bus"), &["grant", "list"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("pkg"), "{output:?}");
+    let sleeper = user.sleeper();
+    let attach = user.cgrant(Path::new("/run/cgrant/public/bus"), &["grant", "attach", "pkg", &sleeper.pid.to_string()]);
+    assert!(attach.status.success(), "{attach:?}");
+    if lab.host.systemd {
+        // Its fronts have the accounts that sysusers made; the service's cgroup holds nothing but the broker.
+        let control = systemctl(&["show", "-p", "ControlGroup", "--value", "cgrantd.service"]);
+        assert!(!sleeper.cgroups().iter().any(|(_, path)| path.contains(control.trim())), "{:?}", sleeper.cgroups());
+        systemctl(&["restart", "cgrantd.service"]);
+        assert!(sleeper.is_alive(), "a restart of the service killed what ran in a grant");
+        systemctl(&["stop", "cgrantd.service"]);
+        assert!(sleeper.is_alive(), "a stop of the service killed what ran in a grant");
+        // Called on the bus, it is started.
+        wait_until("activation", || call(&["GetGrant", "sa{sv}", "pkg", "0"]).0);
+        assert!(sleeper.is_alive());
+    }
+    let release = user.cgrant(Path::new("/run/cgrant/public/bus"), &["grant", "release", "pkg", "--kill"]);
+    assert!(release.status.success(), "{release:?}");
+    if lab.host.systemd {
+        systemctl(&["stop", "cgrantd.socket", "cgrantd.service"]);
+    }
+    if let Some(mut broker) = by_hand {
+        let pid = rustix::process::Pid::from_child(&broker);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        assert!(broker.wait().unwrap().success());
+    }
+    wait_until("the packaged broker's tree is gone", || checker::cgroups_of_instance(&lab.host, "default").is_empty());
+}
+
+crate::tests![
+    the_tree_is_where_this_kind_of_host_wants_it,
+    the_scope_outlives_the_broker_and_ends_with_the_last_grant,
+    the_keeper_may_die,
+    the_packaged_broker_serves_the_system_bus,
+];

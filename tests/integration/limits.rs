@@ -1,0 +1,247 @@
+//! Limits: held by the kernel, changed while things run, the same meaning on v1 and v2, all or nothing.
+
+use std::{fs, time::Duration};
+
+use zbus::OwnedVariant;
+
+use crate::common::{Kind, Lab, Options, Process, bus::CGROUP, checker, wait_until};
+
+fn memory_is_limited_and_the_limit_can_be_changed_live(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let grant = client.create("mem", Options::new().limits(&[("memory.max", "48M"), ("memory.swap.max", "0")])).unwrap();
+    assert_eq!(client.value(&grant.path, "memory.max"), "50331648");
+    let eat = |megabytes: &str| -> (Process, Option<String>) {
+        let (eater, _, _) = user.agent(&["eat", megabytes]);
+        client.attach(&grant.path, &eater.pidfd, Options::new()).unwrap();
+        let said = eater.go();
+        (eater, said)
+    };
+    let (mut eater, said) = eat("96");
+    assert_eq!(said, None, "96 MB fit into 48");
+    assert_eq!(eater.wait_signal(), Some(9));
+    client.set_limits(&grant.path, &[("memory.max", "256M")]).unwrap();
+    let (eater, said) = eat("96");
+    assert_eq!(said.as_deref(), Some("ate 24576"), "the raised limit holds at once");
+    drop(eater);
+    client.set_limits(&grant.path, &[("memory.max", "48M")]).unwrap();
+    assert_eq!(eat("96").1, None, "the lowered one too");
+    checker::assert_in_order(lab);
+    let kills = client.stat(&grant.path).get("oom-kills").and_then(|v| u64::try_from(v).ok());
+    assert!(kills.is_some_and(|n| n >= 2), "{kills:?}");
+}
+
+fn a_child_obeys_the_limits_of_its_parents_grant(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let grant = client.create("forks", Options::new().limits(&[("pids.max", "20")])).unwrap();
+    let (forker, _, _) = user.agent(&["fork", "40"]);
+    client.attach(&grant.path, &forker.pidfd, Options::new()).unwrap();
+    assert_eq!(forker.go().as_deref(), Some("forked 19"), "itself and 19 children");
+    assert_eq!(client.processes(&grant.path).len(), 20);
+    // Every child is in the grant in every hierarchy, not only where limits are.
+    let places = checker::places(lab, user.uid, "forks");
+    for (tree, place) in &places {
+        assert_eq!(checker::members(place).len(), 20, "in {tree}");
+    }
+    client.set_limits(&grant.path, &[("pids.max", "100")]).unwrap();
+    let (second, _, _) = user.agent(&["fork", "40"]);
+    client.attach(&grant.path, &second.pidfd, Options::new()).unwrap();
+    assert_eq!(second.go().as_deref(), Some("forked 40"));
+    let pids = client.stat(&grant.path).get("pids-current").and_then(|v| u64::try_from(v).ok());
+    assert_eq!(pids, Some(61));
+}
+
+fn values_mean_the_same_on_every_host(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let grant = client.create("all", Options::new()).unwrap();
+    let cases = [
+        ("memory.max", "64M", "67108864"),
+        ("memory.max", "1G", "1073741824"),
+        ("memory.max", "67108864", "67108864"),
+        ("memory.max", "max", "max"),
+        ("cpu.max", "50000 100000", "50000 100000"),
+        ("cpu.max", "150%", "150000 100000"),
+        ("cpu.max", "1.5cpu", "150000 100000"),
+        ("cpu.max", "max", "max"),
+        ("cpu.weight", "1", "1"),
+        ("cpu.weight", "100", "100"),
+        ("cpu.weight", "500", "500"),
+        ("cpu.weight", "10000", "10000"),
+        ("pids.max", "12", "12"),
+        ("pids.max", "max", "max"),
+        ("cpuset.cpus", "0", "0"),
+        ("cpuset.cpus", "0-1", "0-1"),
+    ];
+    for (key, value, expected) in cases {
+        client.set_limits(&grant.path, &[(key, value)]).unwrap_or_else(|r| panic!("{key}={value}: {r:?}"));
+        let now = client.value(&grant.path, key);
+        let now = if key == "cpu.max" { now.trim_end_matches(" 100000").to_owned() } else { now };
+        let expected = if key == "cpu.max" { expected.trim_end_matches(" 100000") } else { expected };
+        assert_eq!(now, expected, "{key}={value}");
+    }
+    // The upper cgroup carries the limit, and so do the payload's own files, where programs inside look.
+    let pids = checker::place(lab, user.uid, "all", "pids");
+    client.set_limits(&grant.path, &[("pids.max", "33")]).unwrap();
+    for file in ["pids.max", "payload/pids.max"] {
+        assert_eq!(fs::read_to_string(pids.join(file)).unwrap().trim(), "33", "{file}");
+    }
+    let all = client.values(&grant.path, &[]).unwrap();
+    for key in ["memory.max", "cpu.max", "cpu.weight", "cpuset.cpus", "pids.max"] {
+        assert!(all.contains_key(key), "{key} is missing in {all:?}");
+    }
+}
+
+fn what_v1_cannot_express_is_unsupported_with_the_reason(lab: &Lab) {
+    let broker = lab.broker();
+    let client = lab.user().client(broker.socket());
+    let grant = client.create("high", Options::new()).unwrap();
+    let result = client.set_limits(&grant.path, &[("memory.high", "64M")]);
+    if lab.host.is_v1("memory") {
+        result.unwrap_err().is("Unsupported", "memory.high");
+        client.create("high2", Options::new().limits(&[("memory.high", "64M")])).unwrap_err().is("Unsupported", "memory.high");
+        assert_eq!(client.names(), ["high"], "nothing is left of what was refused");
+    } else {
+        result.unwrap();
+        assert_eq!(client.value(&grant.path, "memory.high"), "67108864");
+    }
+    checker::assert_in_order(lab);
+}
+
+fn wrong_values_are_refused_and_change_nothing(lab: &Lab) {
+    let broker = lab.broker();
+    let client = lab.user().client(broker.socket());
+    let grant = client.create("wrong", Options::new().limits(&[("pids.max", "50")])).unwrap();
+    let wrong = [
+        ("memory.max", ""),
+        ("memory.max", "-1"),
+        ("memory.max", "64X"),
+        ("memory.max", "64MB of it"),
+        ("memory.max", "1e9"),
+        ("memory.max", "99999999999999999999999"),
+        ("memory.max", " 64M"),
+        ("cpu.max", "50000 100000 3"),
+        ("cpu.max", "-5%"),
+        ("cpu.max", "0 0"),
+        ("cpu.weight", "0"),
+        ("cpu.weight", "10001"),
+        ("cpuset.cpus", "3-1"),
+        ("cpuset.cpus", "a"),
+        ("pids.max", "1.5"),
+        ("pids.max", "-3"),
+        ("io.max", "nonsense"),
+        ("io.max", "8:0 rbps"),
+        ("io.max", "8:0 tbps=1"),
+        ("hugetlb.3MB.max", "x"),
+        ("no.such.key\n", "1"),
+        ("../memory.max", "1"),
+        ("", "1"),
+    ];
+    for (key, value) in wrong {
+        let refused = client.set_limits(&grant.path, &[("pids.max", "7"), (key, value)]).unwrap_err();
+        assert!(["InvalidArgument", "InvalidName"].contains(&refused.name.as_str()), "{key:?}={value:?}: {refused:?}");
+        assert_eq!(client.value(&grant.path, "pids.max"), "50", "after {key:?}={value:?}");
+    }
+    // Well-formed, but no such CPU here: the kernel's word.
+    let refused = client.set_limits(&grant.path, &[("pids.max", "7"), ("cpuset.cpus", "4000")]).unwrap_err();
+    assert!(["KernelRefused", "InvalidArgument"].contains(&refused.name.as_str()), "{refused:?}");
+    assert_eq!(client.value(&grant.path, "pids.max"), "50");
+    checker::assert_in_order(lab);
+    // A raw file that no rule lists.
+    client.set_limits(&grant.path, &[("memory.min", "1M")]).unwrap_err().is("NotAuthorized", "memory.min");
+    client.set_limits(&grant.path, &[("cgroup.procs", "1")]).unwrap_err();
+    client.set_limits(&grant.path, &[("devices.allow", "a")]).unwrap_err();
+}
+
+fn a_grant_that_cannot_have_its_limits_is_not_made(lab: &Lab) {
+    let broker = lab.broker();
+    let client = lab.user().client(broker.socket());
+    for limits in [[("cpuset.cpus", "4000")], [("memory.max", "much")], [("io.max", "999:999 rbps=1")]] {
+        client.create("none", Options::new().limits(&limits)).unwrap_err();
+        checker::assert_empty(lab);
+    }
+}
+
+fn freeze_stops_and_thaw_lets_go_on(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let grant = client.create("ice", Options::new()).unwrap();
+    let busy = user.spawn("sh", &["-c", "while :; do :; done"]);
+    client.attach(&grant.path, &busy.pidfd, Options::new()).unwrap();
+    let ticks = || -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", busy.pid)).unwrap();
+        stat.rsplit_once(") ").unwrap().1.split(' ').nth(11).unwrap().parse().unwrap()
+    };
+    let start = ticks();
+    wait_until("it runs", || ticks() > start);
+    client.cgroup::<_, ()>(&grant.path, "Freeze", &()).unwrap();
+    assert!(client.property::<bool>(&grant.path, CGROUP, "Frozen"));
+    let frozen = ticks();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(ticks(), frozen, "it does not run");
+    client.cgroup::<_, ()>(&grant.path, "Freeze", &()).unwrap();
+    client.cgroup::<_, ()>(&grant.path, "Thaw", &()).unwrap();
+    assert!(!client.property::<bool>(&grant.path, CGROUP, "Frozen"));
+    wait_until("it runs again", || ticks() > frozen);
+    // A frozen grant can be released.
+    client.cgroup::<_, ()>(&grant.path, "Freeze", &()).unwrap();
+    client.release(&grant.path, true).unwrap();
+    checker::assert_empty(lab);
+    assert!(!busy.is_alive());
+}
+
+fn kill_ends_everything_in_it_and_keeps_the_grant(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let grant = client.create("kill", Options::new()).unwrap();
+    let mut tree = user.spawn("sh", &["-c", "trap '' TERM INT HUP; (sleep 1000; :) & (sleep 1000; :) & wait; wait"]);
+    wait_until("its children run", || crate::common::harness::descendants_of(tree.pid).len() >= 4);
+    assert!(client.attach(&grant.path, &tree.pidfd, Options::new().with("tree", true)).unwrap() >= 5);
+    let mut stage = user.sleeper();
+    client.attach(&grant.path, &stage.pidfd, Options::new().with("target", "stage")).unwrap();
+    client.cgroup::<_, ()>(&grant.path, "Kill", &()).unwrap();
+    assert_eq!(tree.wait_signal(), Some(9));
+    assert!(client.processes(&grant.path).is_empty());
+    assert_eq!(client.names(), ["kill"]);
+    // On cgroup2 the launch stage sits outside payload, in `monitor`, and outlives a kill.
+    if lab.host.kind == Kind::V2 {
+        assert!(stage.is_alive());
+        client.release(&grant.path, true).unwrap();
+        assert_eq!(stage.wait_signal(), Some(9));
+    }
+    checker::assert_in_order(lab);
+}
+
+fn figures_are_there(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let grant = client.create("figures", Options::new()).unwrap();
+    let busy = user.spawn("sh", &["-c", "while :; do :; done"]);
+    client.attach(&grant.path, &busy.pidfd, Options::new()).unwrap();
+    let number = |key: &str| client.stat(&grant.path).get(key).and_then(|v: &OwnedVariant| u64::try_from(v).ok());
+    wait_until("CPU time is counted", || number("cpu-usage-usec").is_some_and(|n| n > 10_000));
+    assert_eq!(number("pids-current"), Some(1));
+    assert!(number("memory-current").is_some());
+    assert_eq!(number("oom-kills"), Some(0));
+    let (used, kernel) = (number("cpu-usage-usec").unwrap(), lab.host.with("cpu").is_some());
+    assert!(kernel && used > 0);
+}
+
+crate::tests![
+    memory_is_limited_and_the_limit_can_be_changed_live,
+    a_child_obeys_the_limits_of_its_parents_grant,
+    values_mean_the_same_on_every_host,
+    what_v1_cannot_express_is_unsupported_with_the_reason,
+    wrong_values_are_refused_and_change_nothing,
+    a_grant_that_cannot_have_its_limits_is_not_made,
+    freeze_stops_and_thaw_lets_go_on,
+    kill_ends_everything_in_it_and_keeps_the_grant,
+    figures_are_there,
+];

@@ -1,0 +1,42 @@
+//! Integration tests: the real broker, real unprivileged users, the real kernel. Needs root.
+//!
+//! One module one idea. Those that `tests/hosts.rs` lists run on every kind of host too.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod attach;
+mod badinput;
+mod busses;
+mod cli;
+mod contract;
+mod crashes;
+mod differential;
+mod events;
+mod failures;
+mod forged;
+mod grants;
+mod holders;
+mod idle;
+mod limits;
+mod policy;
+
+fn main() -> std::process::ExitCode {
+    common::harness::main(&[
+        grants::TESTS,
+        limits::TESTS,
+        attach::TESTS,
+        holders::TESTS,
+        events::TESTS,
+        policy::TESTS,
+        badinput::TESTS,
+        forged::TESTS,
+        failures::TESTS,
+        crashes::TESTS,
+        contract::TESTS,
+        busses::TESTS,
+        cli::TESTS,
+        differential::TESTS,
+        idle::TESTS,
+    ])
+}

@@ -1,0 +1,144 @@
+//! Policy: quotas with their figures, rules by uid and group, files with mistakes.
+
+use std::{fs, process::Command};
+
+use crate::common::{Lab, Options, checker, wait_until};
+
+fn quotas_are_met_with_figures(lab: &Lab) {
+    let broker = {
+        lab.write_policy("[[rule]]\nname = \"few\"\n[rule.quota]\ngrants = 2\npersistent-grants = 1\nids = 131072\nids-per-grant = 65536\ncgroups = 40\ncgroup-depth = 2\n");
+        lab.broker()
+    };
+    let client = lab.user().client(broker.socket());
+    let one = client.create("one", Options::new().lifetime("persistent")).unwrap();
+    let refused = client.create("two", Options::new().lifetime("persistent")).unwrap_err();
+    refused.is("QuotaExceeded", "");
+    assert_eq!((refused.number("quota"), refused.number("usage")), (Some(1), Some(1)), "{refused:?}");
+    assert!(refused.details.get("rule").is_some_and(|r| format!("{r:?}").contains("few")), "{refused:?}");
+    let two = client.create("two", Options::new()).unwrap();
+    let refused = client.create("three", Options::new().no_range()).unwrap_err();
+    assert_eq!((refused.number("quota"), refused.number("usage")), (Some(2), Some(2)), "{refused:?}");
+    client.release(&two.path, false).unwrap();
+    // Ids: the ranges of one and two are the account's, in use or not, and that is all it may have.
+    client.create("three", Options::new()).unwrap_err().is("QuotaExceeded", "ids");
+    client.create("big", Options::new().count(65_537)).unwrap_err().is("QuotaExceeded", "");
+    // Depth and number of cgroups, whoever makes them.
+    let make = |path: &str| client.cgroup::<_, ()>(&one.path, "CreateCgroup", &path);
+    make("a").unwrap();
+    make("a/b").unwrap();
+    make("a/b/c").unwrap_err().is("QuotaExceeded", "");
+    let stopped = (0..60).find_map(|n| make(&format!("n{n}")).err());
+    stopped.expect("60 cgroups with a quota of 40").is("QuotaExceeded", "");
+    checker::assert_in_order(lab);
+    let (_, rule, rows): (u32, String, Vec<(String, u64, u64)>) = client.manager("GetUsage", &Options::new().0).unwrap();
+    assert!(rule.contains("few"), "{rule}");
+    assert!(rows.contains(&("grants".into(), 1, 2)), "{rows:?}");
+    assert!(rows.contains(&("ids".into(), 131_072, 131_072)), "{rows:?}");
+    client.release(&one.path, false).unwrap();
+    checker::assert_empty(lab);
+}
+
+fn rules_by_uid_and_by_the_groups_of_the_connection(lab: &Lab) {
+    let (plain, grouped) = (lab.user(), lab.user_in(&[31_007]));
+    let banned = lab.user();
+    lab.write_policy(&format!(
+        "[[rule]]\nname = \"banned\"\nuids = [{}]\n[rule.access]\ngrant = \"deny\"\n\
+         [[rule]]\nname = \"club\"\ngids = [31007]\n[rule.quota]\ngrants = 3\n\
+         [[rule]]\nname = \"rest\"\n[rule.quota]\ngrants = 1\n",
+        banned.uid
+    ));
+    let broker = lab.broker();
+    banned.client(broker.socket()).create("x", Options::new()).unwrap_err().is("NotAuthorized", "");
+    let client = plain.client(broker.socket());
+    client.create("x", Options::new()).unwrap();
+    client.create("y", Options::new()).unwrap_err().is("QuotaExceeded", "");
+    let client = grouped.client(broker.socket());
+    for name in ["x", "y", "z"] {
+        client.create(name, Options::new()).unwrap();
+    }
+    client.create("w", Options::new()).unwrap_err().is("QuotaExceeded", "");
+}
+
+fn who_may_not_connect_is_not_served(lab: &Lab) {
+    let (friend, banned) = (lab.user(), lab.user());
+    lab.write_policy(&format!("[[rule]]\nname = \"out\"\nuids = [{}]\n[rule.access]\nconnect = \"deny\"\n", banned.uid));
+    let broker = lab.broker();
+    let (_process, stream) = banned.connect(broker.socket());
+    assert!(crate::common::raw::Raw::new(stream).is_closed(), "the connection stays open");
+    friend.client(broker.socket()).names();
+}
+
+fn ceilings_hold_for_every_grant(lab: &Lab) {
+    lab.write_policy("[[rule]]\nname = \"small\"\n[rule.grant-ceiling]\n\"memory.max\" = \"64M\"\n\"pids.max\" = \"50\"\n");
+    let broker = lab.broker();
+    let client = lab.user().client(broker.socket());
+    let grant = client.create("low", Options::new()).unwrap();
+    assert_eq!(client.value(&grant.path, "memory.max"), "67108864", "without a limit of its own it gets the ceiling");
+    client.set_limits(&grant.path, &[("pids.max", "20")]).unwrap();
+    for (key, value) in [("memory.max", "65M"), ("memory.max", "max"), ("pids.max", "51"), ("pids.max", "max")] {
+        let refused = client.set_limits(&grant.path, &[(key, value)]).unwrap_err();
+        assert!(["QuotaExceeded", "NotAuthorized"].contains(&refused.name.as_str()), "{refused:?}");
+    }
+    client.create("high", Options::new().limits(&[("memory.max", "1G")])).unwrap_err();
+    assert_eq!(client.names(), ["low"]);
+    checker::assert_in_order(lab);
+}
+
+fn a_file_with_a_mistake_is_refused_whole_with_its_place(lab: &Lab) {
+    lab.write_policy("[[rule]]\nname = \"good\"\n[rule.quota]\ngrants = 1\n");
+    let broker = lab.broker();
+    let client = lab.user().client(broker.socket());
+    client.create("one", Options::new()).unwrap();
+    client.create("two", Options::new()).unwrap_err().is("QuotaExceeded", "");
+    // The mistake is in line 4, at the word that is no key; the rest of the file would be more generous.
+    lab.write_policy("[[rule]]\nname = \"bad\"\n[rule.quota]\ngrantz = 9\ngrants = 9\n");
+    broker.reload();
+    wait_until("the mistake is told", || broker.log().contains("50-test.toml:4:"));
+    client.create("two", Options::new()).unwrap_err().is("QuotaExceeded", "");
+    let check = |lab: &Lab| {
+        let mut command = Command::new(lab.programs.join("cgrantd"));
+        command.args(["--check-config", "--config-dir"]).arg(lab.config_dir());
+        command.output().unwrap()
+    };
+    let output = check(lab);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("50-test.toml:4:1") && said.contains("grantz"), "{said}");
+    // Mended, it is in force from the next reload, and what lives keeps living.
+    lab.write_policy("[[rule]]\nname = \"good\"\n[rule.quota]\ngrants = 2\n");
+    assert_eq!(check(lab).status.code(), Some(0));
+    broker.reload();
+    wait_until("the new policy is in force", || client.create("two", Options::new()).is_ok());
+    assert_eq!(client.names(), ["one", "two"]);
+}
+
+fn a_broker_does_not_start_on_a_broken_policy(lab: &Lab) {
+    for (text, place) in [
+        ("[[rule]]\nname = 5\n", "50-test.toml:2:"),
+        ("[[rule]\n", "50-test.toml:1:"),
+        ("[[rule]]\nname = \"x\"\n[rule.access]\ngrant = \"perhaps\"\n", "50-test.toml:4:"),
+        ("[[rule]]\nname = \"x\"\n[rule.grant-ceiling]\n\"memory.max\" = \"lots\"\n", "50-test.toml:4:"),
+        ("\u{0}", "50-test.toml:1:"),
+    ] {
+        lab.write_policy(text);
+        let said = lab.setup().try_start().err().unwrap_or_else(|| panic!("it started on {text:?}"));
+        assert!(said.contains(place), "{text:?}: {said}");
+    }
+    fs::write(lab.config_dir().join("policy.d/50-test.toml"), [0xff, 0xfe]).unwrap();
+    assert!(lab.setup().try_start().is_err());
+    fs::remove_file(lab.config_dir().join("policy.d/50-test.toml")).unwrap();
+    lab.write_config("[nonsense]\n");
+    let said = lab.setup().try_start().err().expect("it started with an unknown table");
+    assert!(said.contains("cgrantd.toml:"), "{said}");
+    lab.write_config("");
+    drop(lab.broker());
+}
+
+crate::tests![
+    quotas_are_met_with_figures,
+    rules_by_uid_and_by_the_groups_of_the_connection,
+    who_may_not_connect_is_not_served,
+    ceilings_hold_for_every_grant,
+    a_file_with_a_mistake_is_refused_whole_with_its_place,
+    a_broker_does_not_start_on_a_broken_policy,
+];
