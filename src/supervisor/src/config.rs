@@ -147,4 +147,12 @@ mod tests {
         std::fs::write(scratch.path().join("cgrantd.toml"), vec![b'#'; 1024 * 1024 + 1]).unwrap();
         assert!(matches!(check(scratch.path()), Err(ConfigError::TooMuch(_))));
     }
+
+    #[test]
+    fn the_examples_are_good_and_say_the_defaults() {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+        check(&examples).unwrap();
+        assert_eq!(policy_files(&examples).unwrap().len(), 2);
+        assert_eq!(host_config(&examples).unwrap(), Config::default());
+    }
 }
