@@ -3,9 +3,16 @@
 //! A front names callers by the numbers given out here and by nothing else. Numbers are never used twice while
 //! the engine runs, and each belongs to one front: the other one can't speak for it.
 
-use std::{collections::HashMap, os::fd::BorrowedFd, sync::Arc};
+use std::{
+    collections::HashMap,
+    os::fd::BorrowedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+};
 
-use cgrant_policy::{Caller as Subject, HostGid, HostUid};
+use cgrant_policy::{Caller as Subject, GrantPath, HostGid, HostUid};
 use cgrant_sys::{
     pidfd::Pidfd,
     socket::{self, PeerPidfd},
@@ -31,9 +38,36 @@ pub struct Caller {
     pub process: Option<Pidfd>,
     /// The account whose range its uid lies in: the caller is inside a grant of that account.
     pub inside: Option<HostUid>,
+    /// The grant whose payload its process lay in when it connected.
+    pub born_in: Option<GrantPath>,
+    ended: AtomicU8,
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// By its caller's wish or death.
+    Closed,
+    /// With the front that served it.
+    Broken,
 }
 
 impl Caller {
+    /// Has the connection ended, and how? Says so before its grants are looked for, so that a grant which is made at this
+    /// moment is noticed by one side or the other.
+    pub fn ended(&self) -> Option<Ended> {
+        match self.ended.load(Ordering::SeqCst) {
+            0 => None,
+            1 => Some(Ended::Closed),
+            _ => Some(Ended::Broken),
+        }
+    }
+
+    /// The connection has ended.
+    pub fn set_ended(&self, how: Ended) {
+        self.ended.store(if how == Ended::Closed { 1 } else { 2 }, Ordering::SeqCst);
+    }
+
     /// The caller as policy sees it.
     pub fn subject(&self) -> Subject {
         Subject { uid: self.uid, gid: self.gid, groups: self.groups.iter().copied().map(HostGid).collect() }
@@ -92,6 +126,11 @@ impl Peer {
         self.uid
     }
 
+    /// Its process, when the kernel told.
+    pub fn process(&self) -> Option<&Pidfd> {
+        self.process.as_ref()
+    }
+
     /// Its pid, for the log.
     pub fn pid(&self) -> Option<u32> {
         self.pid
@@ -136,7 +175,13 @@ impl Connections {
     }
 
     /// Gives `peer` a number. It counts and may be used once it is [`open`](Self::open).
-    pub fn number(&mut self, front: FrontKind, peer: Peer, inside: Option<HostUid>) -> Arc<Caller> {
+    pub fn number(
+        &mut self,
+        front: FrontKind,
+        peer: Peer,
+        inside: Option<HostUid>,
+        born_in: Option<GrantPath>,
+    ) -> Arc<Caller> {
         self.last += 1;
         Arc::new(Caller {
             connection: ConnectionId(self.last),
@@ -147,6 +192,8 @@ impl Connections {
             pid: peer.pid,
             process: peer.process,
             inside,
+            born_in,
+            ended: AtomicU8::new(0),
         })
     }
 

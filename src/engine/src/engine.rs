@@ -139,20 +139,21 @@ impl Engine {
         }
     }
 
-    /// The one place where it is decided whether a request is carried out (design section 10). Says it in the log.
+    /// The one place where it is decided whether a request is carried out (design section 10). Says it in the log, with
+    /// the grant or whatever else it is `about`.
     ///
     /// # Errors
     /// The refusal, with the rule that decided.
-    pub fn authorize(&self, caller: &Caller, request: &Request<'_>) -> Result<(), Refusal> {
+    pub fn authorize(&self, caller: &Caller, about: &str, request: &Request<'_>) -> Result<(), Refusal> {
         let (uid, pid, asked) = (caller.uid.0, caller.pid.unwrap_or(0), verb(request));
         match self.decide(caller, request) {
             Ok(rule) => {
-                tracing::info!(target: "decision", uid, pid, request = asked, rule, allowed = true);
+                tracing::info!(target: "decision", uid, pid, request = asked, about, rule, allowed = true);
                 Ok(())
             }
             Err(refusal) => {
                 let rule = refusal.rule.as_deref().unwrap_or("built-in");
-                tracing::info!(target: "decision", uid, pid, request = asked, rule, allowed = false, reason = %refusal);
+                tracing::info!(target: "decision", uid, pid, request = asked, about, rule, allowed = false, reason = %refusal);
                 Err(refusal)
             }
         }
@@ -189,7 +190,7 @@ impl Engine {
     /// # Errors
     /// [`RefusalCode::RecordUnwritable`]; nothing has changed then.
     pub fn write_record(&self, record: &GrantRecord) -> Result<(), Refusal> {
-        self.journal.write(record).map_err(unwritable)
+        self.journal.write(record).map_err(|error| unwritable(&error))
     }
 
     /// Sends an answer to the front that asked.
@@ -240,7 +241,7 @@ impl Engine {
 }
 
 /// The refusal for a journal that can't be written.
-pub fn unwritable(error: JournalError) -> Refusal {
+pub fn unwritable(error: &JournalError) -> Refusal {
     tracing::error!(%error, "the journal can't be written");
     Refusal::new(RefusalCode::RecordUnwritable, format!("the broker can't write its record: {error}"))
         .hint("the administrator should look whether the disk of the state directory is full or read-only")

@@ -18,6 +18,7 @@ use cgrant_sys::pidfd::Pidfd;
 use cgrant_wire::{EndReason, GrantId, Lifetime, Range, Refusal, RefusalCode};
 
 use crate::{
+    connection::Ended,
     engine::Engine,
     events,
     ops::{create::delegation, manage, release},
@@ -30,7 +31,7 @@ use crate::{
 /// # Errors
 /// If the journal or the tree can't be read at all.
 pub fn reconcile(engine: &Engine) -> Result<(), Refusal> {
-    let (records, damaged) = engine.journal.load().map_err(crate::engine::unwritable)?;
+    let (records, damaged) = engine.journal.load().map_err(|error| crate::engine::unwritable(&error))?;
     for error in damaged {
         tracing::error!(%error, "left alone; remove the file by hand once its cgroup is gone");
     }
@@ -41,7 +42,7 @@ pub fn reconcile(engine: &Engine) -> Result<(), Refusal> {
             continue;
         };
         known.insert(path);
-        if let Err(refusal) = settle(engine, id, record) {
+        if let Err(refusal) = settle(engine, id, &record) {
             tracing::error!(grant = %id, %refusal, "a grant could not be brought in order");
         }
     }
@@ -55,7 +56,7 @@ fn identity(record: &GrantRecord) -> Option<(GrantId, GrantPath)> {
     Some((id, GrantPath::new(HostUid(record.account), name)))
 }
 
-fn settle(engine: &Engine, id: GrantId, record: GrantRecord) -> Result<(), Refusal> {
+fn settle(engine: &Engine, id: GrantId, record: &GrantRecord) -> Result<(), Refusal> {
     let Ok(name) = GrantName::new(&record.name) else { return Ok(()) };
     let rebooted = record.boot != engine.boot_id;
     let grant = Arc::new(Grant::new(id, HostUid(record.account), name, record.clone()));
@@ -83,7 +84,7 @@ fn undo(engine: &Engine, grant: &Arc<Grant>) -> Result<(), Refusal> {
     engine.tree.evict(&grant.path)?;
     engine.tree.remove(&grant.path, false)?;
     engine.ids.release(grant.id)?;
-    engine.journal.remove(&grant.id.to_string()).map_err(crate::engine::unwritable)
+    engine.journal.remove(&grant.id.to_string()).map_err(|error| crate::engine::unwritable(&error))
 }
 
 fn go_on_releasing(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) -> Result<(), Refusal> {
@@ -103,7 +104,7 @@ fn take_over(engine: &Engine, grant: &Arc<Grant>) -> Result<(), Refusal> {
         Lifetime::Process if holder.is_none() => {
             release::end(engine, grant, EndReason::HolderDied);
         }
-        Lifetime::Connection => manage::connection_ended(engine, grant, true),
+        Lifetime::Connection => manage::connection_ended(engine, grant, Ended::Broken),
         Lifetime::Populated => manage::orphaned(engine, grant),
         Lifetime::Process | Lifetime::Persistent => (),
     }

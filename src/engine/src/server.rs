@@ -20,7 +20,7 @@ use cgrant_wire::{
 use nix::sys::epoll::EpollFlags;
 
 use crate::{
-    connection::{Caller, Peer},
+    connection::{Caller, Ended, Peer},
     engine::{Engine, Linked},
     events,
     link::{Incoming, Link},
@@ -155,7 +155,7 @@ impl Server {
         let gone = self.engine.connections().remove_all(kind);
         tracing::warn!(front = ?kind, connections = gone.len(), "a front has ended");
         for caller in gone {
-            self.connection_ended(&caller, true);
+            self.connection_ended(&caller, Ended::Broken);
         }
     }
 
@@ -185,7 +185,7 @@ impl Server {
             ToEngine::Closed { connection } => {
                 let caller = self.engine.connections().remove(front, connection);
                 if let Some(caller) = caller {
-                    self.connection_ended(&caller, false);
+                    self.connection_ended(&caller, Ended::Closed);
                 }
             }
             ToEngine::BusClient { id, client } => self.bus_client(front, id, &client, fds),
@@ -249,7 +249,8 @@ impl Server {
     /// Gives a peer a number, if it may have another connection.
     fn introduce(&self, front: FrontKind, peer: Peer) -> Result<Arc<Caller>, Refusal> {
         let inside = self.engine.ids.owner_of(peer.uid());
-        let caller = self.engine.connections().number(front, peer, inside);
+        let born_in = peer.process().and_then(|process| ops::inside::grant_around(&self.engine, process));
+        let caller = self.engine.connections().number(front, peer, inside, born_in);
         self.engine.authorize_silently(&caller, &Request::Connect)?;
         self.engine.connections().open(&caller);
         Ok(caller)
@@ -288,11 +289,12 @@ impl Server {
         }
     }
 
-    fn connection_ended(&self, caller: &Caller, broken_by_us: bool) {
+    fn connection_ended(&self, caller: &Caller, how: Ended) {
+        caller.set_ended(how);
         let held = self.engine.registry().take_held(caller.connection);
         for grant in held {
             let (engine, account) = (Arc::clone(&self.engine), grant.account);
-            let job = Box::new(move || ops::manage::connection_ended(&engine, &grant, broken_by_us));
+            let job = Box::new(move || ops::manage::connection_ended(&engine, &grant, how));
             self.submit_or_warn(account, job);
         }
     }

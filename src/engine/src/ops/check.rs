@@ -63,12 +63,12 @@ pub fn internal(error: impl std::fmt::Display) -> Refusal {
 }
 
 /// The process has ended.
-pub fn gone(error: io::Error) -> Refusal {
+pub fn gone(error: &io::Error) -> Refusal {
     Refusal::new(RefusalCode::NoSuchProcess, format!("the process has ended: {error}"))
 }
 
 /// A name that is none.
-pub fn bad_name(error: NameError) -> Refusal {
+pub fn bad_name(error: &NameError) -> Refusal {
     Refusal::new(RefusalCode::InvalidName, error.to_string())
 }
 
@@ -93,7 +93,9 @@ impl Settings {
     /// # Errors
     /// The decision's refusal.
     pub fn authorize_raw(&self, engine: &Engine, caller: &Caller, owner: HostUid) -> Result<(), Refusal> {
-        self.raw.iter().try_for_each(|(key, _)| engine.authorize(caller, &Request::WriteRaw { owner, key }))
+        self.raw.iter().try_for_each(|(key, _)| {
+            engine.authorize(caller, key.as_str(), &Request::WriteRaw { owner, key })
+        })
     }
 
     /// Sets them on a grant: all or none.
@@ -101,7 +103,7 @@ impl Settings {
     /// # Errors
     /// What the kernel refuses.
     pub fn apply(&self, engine: &Engine, path: &GrantPath) -> Result<(), Refusal> {
-        let limits = self.limits.iter().map(|(key, value)| Setting::Limit(key.clone(), value.clone()));
+        let limits = self.limits.iter().map(|(key, value)| Setting::Limit(*key, value.clone()));
         let raw = self.raw.iter().map(|(key, value)| Setting::Raw(key.clone(), value.clone()));
         Ok(engine.tree.set_limits(path, &limits.chain(raw).collect::<Vec<_>>())?)
     }
@@ -180,7 +182,7 @@ pub fn own_process(caller: &Caller, fd: OwnedFd) -> Result<Pidfd, Refusal> {
             "the descriptor of a process must be a pidfd (man 2 pidfd_open)",
         )
     })?;
-    let info = pidfd.info().map_err(gone)?;
+    let info = pidfd.info().map_err(|error| gone(&error))?;
     if !is_own(caller.uid, &info) {
         return Err(Refusal::new(
             RefusalCode::NotAuthorized,

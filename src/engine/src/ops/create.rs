@@ -62,6 +62,7 @@ pub fn create(engine: &Engine, caller: &Arc<Caller>, request: &CreateGrant, fds:
     let plan = plan(engine, caller, request, digest, fds)?;
     engine.authorize(
         caller,
+        plan.name.as_str(),
         &Request::CreateGrant(NewGrant {
             ids: plan.ids.map(|count| if count == 0 { DEFAULT_RANGE } else { count }),
             limits: &plan.settings.limits,
@@ -88,9 +89,12 @@ pub fn create(engine: &Engine, caller: &Arc<Caller>, request: &CreateGrant, fds:
         }
         return Err(refusal);
     }
-    engine.fault.step("create: before the answer")?;
+    // Made and recorded: nothing that goes wrong from here on can take it back.
+    let _ = engine.fault.step("create: before the answer");
     engine.tell_added(grant.info());
-    created(engine, &grant, true)
+    let answer = created(engine, &grant, true);
+    super::manage::ended_meanwhile(engine, caller, &grant);
+    answer
 }
 
 /// The grant that an earlier request with the same key made.
@@ -123,6 +127,7 @@ fn repeated(
         engine.write_record(&record)?;
         engine.registry().set_record(&grant, record);
         engine.registry().hold(&grant, Some(caller.connection));
+        super::manage::ended_meanwhile(engine, caller, &grant);
     }
     Ok(Some(grant))
 }
@@ -147,8 +152,8 @@ fn plan(
     let mut fds = check::Descriptors::new(fds);
     let id = GrantId(process::random_u64().map_err(check::internal)?);
     let name = match request.name.as_str() {
-        "" => GrantName::new(&format!("g{id}")).map_err(check::bad_name)?,
-        text => GrantName::new(text).map_err(check::bad_name)?,
+        "" => GrantName::new(&format!("g{id}")).map_err(|error| check::bad_name(&error))?,
+        text => GrantName::new(text).map_err(|error| check::bad_name(&error))?,
     };
     let mut settings = check::settings(&request.limits)?;
     settings.limits = engine.policy().limits_of_new(&caller.subject(), &settings.limits);
@@ -164,9 +169,9 @@ fn plan(
         Holder::Process(index) => {
             let process = check::own_process(caller, fds.take(index, "the holder")?)?;
             record.holder = Some(HolderRecord {
-                pid: process.pid().map_err(check::gone)?,
+                pid: process.pid().map_err(|error| check::gone(&error))?,
                 inode: process.inode(),
-                start_time: process.start_time().map_err(check::gone)?,
+                start_time: process.start_time().map_err(|error| check::gone(&error))?,
             });
             record.lifetime = Lifetime::Process;
             Some(process)
@@ -257,15 +262,16 @@ fn effects(
         engine.mapper.write(userns, caller.uid, range, plan.setgroups)?;
         fault.step("create: ids mapped")?;
     }
+    // What happens from now on is noted and looked at after this operation, the account's operations being in order.
+    crate::events::watch(engine, grant, plan.holder.as_ref())?;
     record.phase = Phase::Active;
     engine.write_record(&record)?;
-    // From here on the grant is made, whatever happens: the record says so, and undoing is Release.
     engine.registry().set_record(grant, record);
     grant.live().hierarchies = engine.tree.hierarchies(&grant.path);
     if plan.record.lifetime == Lifetime::Connection {
         engine.registry().hold(grant, Some(caller.connection));
     }
-    crate::events::watch(engine, grant, plan.holder.as_ref())
+    Ok(())
 }
 
 fn range_of(record: &GrantRecord) -> Option<IdRange> {

@@ -10,7 +10,7 @@ use cgrant_wire::{Refusal, RefusalCode};
 use crate::{connection::Caller, engine::Engine, registry::Grant};
 
 /// The grant whose payload the process lies in.
-fn grant_around(engine: &Engine, process: &Pidfd) -> Option<GrantPath> {
+pub fn grant_around(engine: &Engine, process: &Pidfd) -> Option<GrantPath> {
     let pid = process.pid().ok()?;
     let cgroups = ProcFs::open().ok()?.cgroups(pid).ok()?;
     // The answer counts only if the pid meant this process when it was read.
@@ -25,8 +25,9 @@ fn grant_around(engine: &Engine, process: &Pidfd) -> Option<GrantPath> {
 /// # Errors
 /// [`RefusalCode::NotAuthorized`].
 pub fn must_be_outside(engine: &Engine, caller: &Caller, what: &str) -> Result<(), Refusal> {
-    let Some(process) = &caller.process else { return Ok(()) };
-    match grant_around(engine, process) {
+    let now = caller.process.as_ref().and_then(|process| grant_around(engine, process));
+    // Where it connected from counts too: a process inside could hand its connection on and end.
+    match now.or_else(|| caller.born_in.clone()) {
         None => Ok(()),
         Some(around) => Err(Refusal::new(
             RefusalCode::NotAuthorized,

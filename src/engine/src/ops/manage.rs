@@ -7,7 +7,7 @@ use cgrant_wire::{Answer, Attach, EndReason, Event, GrantChange, GrantId, Holder
 
 use super::{check, inside, query::usable};
 use crate::{
-    connection::Caller,
+    connection::{Caller, Ended},
     engine::{Engine, Outcome},
     events,
     record::HolderRecord,
@@ -67,9 +67,9 @@ pub fn adopt(
     let mut record = grant.live().record.clone();
     record.holder = match &process {
         Some(process) => Some(HolderRecord {
-            pid: process.pid().map_err(check::gone)?,
+            pid: process.pid().map_err(|error| check::gone(&error))?,
             inode: process.inode(),
-            start_time: process.start_time().map_err(check::gone)?,
+            start_time: process.start_time().map_err(|error| check::gone(&error))?,
         }),
         None => None,
     };
@@ -82,6 +82,7 @@ pub fn adopt(
     engine.write_record(&record)?;
     engine.registry().set_record(&grant, record);
     engine.registry().hold(&grant, (lifetime == Lifetime::Connection).then_some(caller.connection));
+    ended_meanwhile(engine, caller, &grant);
     events::unwatch(engine, &grant);
     events::watch(engine, &grant, process.as_ref())?;
     engine.tell(Event::Changed {
@@ -108,7 +109,11 @@ pub fn set_limits(
     let settings = check::settings(limits)?;
     let grant = usable(engine, caller, id, Verb::Read)?;
     inside::must_be_outside(engine, caller, "set limits")?;
-    engine.authorize(caller, &Request::SetLimits { owner: grant.account, limits: &settings.limits })?;
+    engine.authorize(
+        caller,
+        grant.name.as_str(),
+        &Request::SetLimits { owner: grant.account, limits: &settings.limits },
+    )?;
     settings.authorize_raw(engine, caller, grant.account)?;
     let before = grant.live().record.clone();
     let mut record = before.clone();
@@ -181,9 +186,13 @@ pub fn kill(engine: &Engine, caller: &Arc<Caller>, id: GrantId) -> Outcome {
 /// # Errors
 /// [`RefusalCode::InvalidName`], [`RefusalCode::CgroupExists`], [`RefusalCode::QuotaExceeded`].
 pub fn create_cgroup(engine: &Engine, caller: &Arc<Caller>, id: GrantId, path: &str) -> Outcome {
-    let path = CgroupPath::new(path).map_err(check::bad_name)?;
+    let path = CgroupPath::new(path).map_err(|error| check::bad_name(&error))?;
     let grant = usable(engine, caller, id, Verb::Cgroup)?;
-    engine.authorize(caller, &Request::CreateCgroup { owner: grant.account, depth: path.depth() })?;
+    engine.authorize(
+        caller,
+        grant.name.as_str(),
+        &Request::CreateCgroup { owner: grant.account, depth: path.depth() },
+    )?;
     engine.tree.create_cgroup(&grant.path, &path)?;
     done()
 }
@@ -193,7 +202,7 @@ pub fn create_cgroup(engine: &Engine, caller: &Arc<Caller>, id: GrantId, path: &
 /// # Errors
 /// [`RefusalCode::InvalidName`], [`RefusalCode::NoSuchCgroup`], [`RefusalCode::Busy`].
 pub fn remove_cgroup(engine: &Engine, caller: &Arc<Caller>, id: GrantId, path: &str) -> Outcome {
-    let path = CgroupPath::new(path).map_err(check::bad_name)?;
+    let path = CgroupPath::new(path).map_err(|error| check::bad_name(&error))?;
     let grant = usable(engine, caller, id, Verb::Cgroup)?;
     engine.tree.remove_cgroup(&grant.path, &path)?;
     done()
@@ -204,15 +213,29 @@ pub fn remove_cgroup(engine: &Engine, caller: &Arc<Caller>, id: GrantId, path: &
 /// # Errors
 /// [`RefusalCode::InvalidName`], [`RefusalCode::Busy`] while a grant has it mapped.
 pub fn forget_range(engine: &Engine, caller: &Arc<Caller>, name: &str) -> Outcome {
-    let name = GrantName::new(name).map_err(check::bad_name)?;
-    engine.authorize(caller, &Request::UseGrant { owner: caller.uid, verb: Verb::ForgetRange })?;
+    let name = GrantName::new(name).map_err(|error| check::bad_name(&error))?;
+    engine.authorize(
+        caller,
+        name.as_str(),
+        &Request::UseGrant { owner: caller.uid, verb: Verb::ForgetRange },
+    )?;
     engine.ids.forget(caller.uid, &name)?;
     done()
 }
 
+/// The connection that has just been made the holder may have ended before that was noted.
+pub fn ended_meanwhile(engine: &Engine, caller: &Caller, grant: &Arc<Grant>) {
+    if let Some(how) = caller.ended()
+        && grant.live().connection == Some(caller.connection)
+    {
+        engine.registry().hold(grant, None);
+        connection_ended(engine, grant, how);
+    }
+}
+
 /// A connection has ended: its grants end, or, when the front died and not the caller, live until they are empty.
-pub fn connection_ended(engine: &Engine, grant: &Arc<Grant>, broken_by_us: bool) {
-    if !broken_by_us {
+pub fn connection_ended(engine: &Engine, grant: &Arc<Grant>, how: Ended) {
+    if how == Ended::Closed {
         super::release::end(engine, grant, EndReason::ConnectionClosed);
         return;
     }

@@ -27,7 +27,7 @@ fn plain(answer: Answer) -> Outcome {
 /// [`RefusalCode::NoSuchGrant`], or the decision's refusal.
 pub fn usable(engine: &Engine, caller: &Caller, id: GrantId, verb: Verb) -> Result<Arc<Grant>, Refusal> {
     let grant = engine.grant_for(caller, id)?;
-    engine.authorize(caller, &Request::UseGrant { owner: grant.account, verb })?;
+    engine.authorize(caller, grant.name.as_str(), &Request::UseGrant { owner: grant.account, verb })?;
     Ok(grant)
 }
 
@@ -50,7 +50,7 @@ pub fn broker_info(engine: &Engine, caller: &Caller) -> Outcome {
 /// If the caller asks for somebody else's and may not.
 pub fn usage(engine: &Engine, caller: &Caller, account: Option<u32>) -> Outcome {
     let account = account.map_or(caller.uid, HostUid);
-    engine.authorize(caller, &Request::UsageOf { account })?;
+    engine.authorize(caller, &account.to_string(), &Request::UsageOf { account })?;
     let policy = engine.policy();
     // Groups of another account are known only from its connections, so its quotas are those by uid.
     let stranger = cgrant_policy::Caller { uid: account, gid: HostGid(account.0), groups: Vec::new() };
@@ -72,7 +72,7 @@ pub fn usage(engine: &Engine, caller: &Caller, account: Option<u32>) -> Outcome 
 /// If the caller asks for everybody's and may not.
 pub fn list_grants(engine: &Engine, caller: &Caller, all: bool) -> Outcome {
     if all {
-        engine.authorize(caller, &Request::ListAll)?;
+        engine.authorize(caller, "", &Request::ListAll)?;
     }
     let grants = engine.registry().list((!all).then_some(caller.uid));
     plain(Answer::Grants(grants.iter().filter(|grant| grant.is_active()).map(|grant| grant.info()).collect()))
@@ -88,7 +88,7 @@ pub fn find_grant(engine: &Engine, caller: &Caller, name: &str, account: Option<
             .hint("`cgrant grant list` shows your grants")
     };
     let account = account.map_or(caller.uid, HostUid);
-    let parsed = GrantName::new(name).map_err(check::bad_name)?;
+    let parsed = GrantName::new(name).map_err(|error| check::bad_name(&error))?;
     let grant = engine.registry().named(account, &parsed).ok_or_else(missing)?;
     let grant = engine.grant_for(caller, grant.id).map_err(|_| missing())?;
     plain(Answer::Grant(grant.info()))
@@ -121,7 +121,7 @@ pub fn get_values(engine: &Engine, caller: &Caller, id: GrantId, keys: &[String]
             .parse()
             .map_err(|error: SettingError| Refusal::new(RefusalCode::InvalidArgument, error.to_string()))?;
         if let Key::Raw(raw) = &key {
-            engine.authorize(caller, &Request::ReadRaw { owner: grant.account, key: raw })?;
+            engine.authorize(caller, raw.as_str(), &Request::ReadRaw { owner: grant.account, key: raw })?;
         }
         parsed.push(key);
     }
@@ -167,7 +167,9 @@ pub fn open_cgroup(engine: &Engine, caller: &Caller, id: GrantId, path: &str) ->
     let fd: OwnedFd = if path.is_empty() {
         engine.tree.open_payload(&grant.path)?
     } else {
-        engine.tree.open_cgroup(&grant.path, &CgroupPath::new(path).map_err(check::bad_name)?)?
+        engine
+            .tree
+            .open_cgroup(&grant.path, &CgroupPath::new(path).map_err(|error| check::bad_name(&error))?)?
     };
     Ok((Answer::Cgroup(FdIndex(0)), vec![fd]))
 }

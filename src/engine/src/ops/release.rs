@@ -58,7 +58,7 @@ pub fn remove(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) -> Result<
     engine.fault.step("release: cgroups removed")?;
     engine.ids.release(grant.id)?;
     engine.fault.step("release: ids given back")?;
-    engine.journal.remove(&record.id).map_err(unwritable)?;
+    engine.journal.remove(&record.id).map_err(|error| unwritable(&error))?;
     engine.registry().remove(grant);
     engine.fault.step("release: forgotten")?;
     engine.tell_ended(grant, reason);
