@@ -1,0 +1,273 @@
+//! Maps of real namespaces of real users, and users who want more than that.
+
+use std::time::{Duration, Instant};
+
+use cgrant_engine::idmap::{MapError, MapRefusal, Mapper};
+use cgrant_policy::{BLOCK, HostGid, HostUid, IdRange, IdSpan, Pool};
+use cgrant_sys::{Pidfd, ProcFs, UsernsFd, pidfd::Signal, privilege};
+use rustix::process::{Pid, kill_process};
+
+use super::{
+    Test,
+    support::{Inside, Order, ended_well, in_child, readable, status},
+};
+
+/// The tests.
+pub const TESTS: &[Test] = &[
+    (
+        "maps::a_map_makes_the_user_root_inside_and_nobody_outside",
+        a_map_makes_the_user_root_inside_and_nobody_outside,
+    ),
+    ("maps::setgroups_is_denied_when_asked", setgroups_is_denied_when_asked),
+    ("maps::a_namespace_without_processes_can_be_mapped", a_namespace_without_processes_can_be_mapped),
+    ("maps::a_map_is_written_once", a_map_is_written_once),
+    ("maps::a_namespace_of_another_user_is_refused", a_namespace_of_another_user_is_refused),
+    ("maps::a_nested_namespace_is_refused", a_nested_namespace_is_refused),
+    ("maps::the_hosts_own_namespace_is_refused", the_hosts_own_namespace_is_refused),
+    ("maps::ids_that_are_none_are_refused_by_the_kernel", ids_that_are_none_are_refused_by_the_kernel),
+    ("maps::the_helpers_have_what_they_need_and_no_more", the_helpers_have_what_they_need_and_no_more),
+    ("maps::the_helpers_end_with_the_engine", the_helpers_end_with_the_engine),
+    ("maps::a_helper_that_died_is_told", a_helper_that_died_is_told),
+    ("maps::the_name_service_knows_the_hosts_ids", the_name_service_knows_the_hosts_ids),
+    (
+        "maps::the_owner_of_a_namespace_can_disturb_nobody_but_itself",
+        the_owner_of_a_namespace_can_disturb_nobody_but_itself,
+    ),
+];
+
+const USER: u32 = 3_000_000_001;
+const OTHER: u32 = 3_000_000_002;
+
+fn mapper() -> Mapper {
+    Mapper::start(&Pool::default()).unwrap()
+}
+
+fn range(number: u32) -> IdRange {
+    IdRange::same(IdSpan::new(0x7900_0000 + number * BLOCK, BLOCK).unwrap())
+}
+
+fn refusal(result: Result<(), MapError>) -> MapRefusal {
+    match result {
+        Err(MapError::Refused(refusal)) => refusal,
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}
+
+/// Pids of the helpers, in the order of `Mapper::processes`.
+fn helpers(mapper: &Mapper) -> Vec<u32> {
+    let pidfds = mapper.processes().map(|fd| Pidfd::from_fd(fd.try_clone_to_owned().unwrap()).unwrap());
+    pidfds.map(|pidfd| pidfd.pid().unwrap()).collect()
+}
+
+fn a_map_makes_the_user_root_inside_and_nobody_outside() {
+    let mapper = mapper();
+    let mut inside = Inside::of(USER);
+    assert!(!inside.order(Order::BecomeRoot));
+    let range = IdRange::new(HostUid(0x7900_0000), HostGid(0x7a00_0000), 1000).unwrap();
+    mapper.write(&inside.namespace(), HostUid(USER), range, true).unwrap();
+    assert_eq!(inside.proc("uid_map"), format!("0 {} 1000", 0x7900_0000));
+    assert_eq!(inside.proc("gid_map"), format!("0 {} 1000", 0x7a00_0000));
+    assert_eq!(inside.proc("setgroups"), "allow");
+    assert!(inside.order(Order::BecomeRoot) && inside.order(Order::Setgroups));
+    assert_eq!(inside.status("Uid"), [0x7900_0000u32; 4].map(|id| id.to_string()).join(" "));
+    assert_eq!(inside.status("Gid"), [0x7a00_0000u32; 4].map(|id| id.to_string()).join(" "));
+    inside.end();
+}
+
+fn setgroups_is_denied_when_asked() {
+    let mapper = mapper();
+    let mut inside = Inside::of(USER);
+    mapper.write(&inside.namespace(), HostUid(USER), range(0), false).unwrap();
+    assert_eq!(inside.proc("setgroups"), "deny");
+    assert!(inside.order(Order::BecomeRoot) && !inside.order(Order::Setgroups));
+    inside.end();
+}
+
+fn a_namespace_without_processes_can_be_mapped() {
+    let mapper = mapper();
+    let inside = Inside::of(USER);
+    let namespace = inside.namespace();
+    inside.end();
+    mapper.write(&namespace, HostUid(USER), range(0), true).unwrap();
+    assert_eq!(refusal(mapper.write(&namespace, HostUid(USER), range(1), true)), MapRefusal::AlreadyMapped);
+}
+
+fn a_map_is_written_once() {
+    let mapper = mapper();
+    let mut inside = Inside::of(USER);
+    assert!(inside.order(Order::MapItself));
+    let again = refusal(mapper.write(&inside.namespace(), HostUid(USER), range(0), true));
+    assert_eq!(again, MapRefusal::AlreadyMapped);
+    assert_eq!((inside.proc("uid_map"), inside.proc("gid_map")), (format!("0 {USER} 1"), String::new()));
+    inside.end();
+}
+
+fn a_namespace_of_another_user_is_refused() {
+    let mapper = mapper();
+    let inside = Inside::of(USER);
+    let refused = refusal(mapper.write(&inside.namespace(), HostUid(OTHER), range(0), true));
+    assert_eq!(refused, MapRefusal::OthersNamespace(USER));
+    // Root's word is no better: the namespace must be the account's.
+    let refused = refusal(mapper.write(&inside.namespace(), HostUid::ROOT, range(0), true));
+    assert_eq!(refused, MapRefusal::OthersNamespace(USER));
+    assert_eq!(inside.proc("uid_map"), "");
+    inside.end();
+}
+
+fn a_nested_namespace_is_refused() {
+    let mapper = mapper();
+    let mut inside = Inside::of(USER);
+    mapper.write(&inside.namespace(), HostUid(USER), range(0), true).unwrap();
+    assert!(inside.order(Order::BecomeRoot) && inside.order(Order::Nest));
+    for owner in [USER, range(0).uid().0] {
+        let refused = refusal(mapper.write(&inside.namespace(), HostUid(owner), range(1), true));
+        assert_eq!(refused, MapRefusal::Nested);
+    }
+    assert_eq!(inside.proc("uid_map"), "");
+    inside.end();
+}
+
+fn the_hosts_own_namespace_is_refused() {
+    let refused = mapper().write(&UsernsFd::own().unwrap(), HostUid::ROOT, range(0), true);
+    assert_eq!(refusal(refused), MapRefusal::HostNamespace);
+}
+
+fn ids_that_are_none_are_refused_by_the_kernel() {
+    let mapper = mapper();
+    let inside = Inside::of(USER);
+    // Nothing above can stand for an id that overflows; the kernel's own check is the last one.
+    let largest = IdRange::new(HostUid(u32::MAX - 1), HostGid(u32::MAX - 1), 1).unwrap();
+    mapper.write(&inside.namespace(), HostUid(USER), largest, true).unwrap();
+    assert_eq!(inside.proc("uid_map"), format!("0 {} 1", u32::MAX - 1));
+    inside.end();
+}
+
+fn the_helpers_have_what_they_need_and_no_more() {
+    let mapper = mapper();
+    let bits =
+        |numbers: &[u32]| format!("{:016x}", numbers.iter().fold(0u64, |set, number| set | 1 << number));
+    // CAP_SETGID 6, CAP_SETUID 7, CAP_SYS_PTRACE 19, CAP_SYS_ADMIN 21.
+    for (pid, expected) in helpers(&mapper).into_iter().zip([bits(&[6, 7, 19, 21]), bits(&[6, 7])]) {
+        // The helper confines itself as its first act, but it is a process of its own.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while status(pid, "CapEff") != expected && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        for set in ["CapEff", "CapPrm", "CapBnd"] {
+            assert_eq!(status(pid, set), expected, "{set}");
+        }
+        assert_eq!(status(pid, "NoNewPrivs"), "1");
+        assert_eq!(status(pid, "Threads"), "1");
+        let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+        assert!(fds <= 4, "standard streams and the channel, but {fds}");
+    }
+}
+
+fn the_helpers_end_with_the_engine() {
+    let (found, tell) = std::io::pipe().unwrap();
+    let engine = in_child(|| {
+        use std::io::Write;
+        let mapper = mapper();
+        let pids: Vec<String> = helpers(&mapper).iter().map(u32::to_string).collect();
+        (&tell).write_all(pids.join(" ").as_bytes()).unwrap();
+        std::thread::sleep(Duration::from_secs(60));
+    });
+    drop(tell);
+    let mut text = [0; 64];
+    let length = rustix::io::read(&found, &mut text).unwrap();
+    let pids = std::str::from_utf8(&text[..length]).unwrap().split(' ').map(|pid| pid.parse().unwrap());
+    let helpers: Vec<Pidfd> = pids.map(|pid| Pidfd::open(pid).unwrap()).collect();
+    assert_eq!(helpers.len(), 2);
+    assert!(helpers.iter().all(|helper| helper.is_alive().unwrap()));
+    engine.pidfd.send_signal(Signal::KILL).unwrap();
+    engine.pidfd.wait().unwrap();
+    assert!(helpers.iter().all(readable), "a helper outlived the engine");
+}
+
+fn a_helper_that_died_is_told() {
+    let mapper = mapper();
+    let inside = Inside::of(USER);
+    for pid in helpers(&mapper) {
+        Pidfd::open(pid).unwrap().send_signal(Signal::KILL).unwrap();
+    }
+    assert!(mapper.processes().all(readable));
+    let refused = mapper.write(&inside.namespace(), HostUid(USER), range(0), true);
+    assert!(matches!(refused, Err(MapError::HelperGone)), "{refused:?}");
+    let span = IdSpan::new(0x7900_0000, BLOCK).unwrap();
+    assert!(mapper.name_service().knows(span).is_err());
+    inside.end();
+}
+
+fn the_name_service_knows_the_hosts_ids() {
+    let mapper = mapper();
+    let names = mapper.name_service();
+    assert!(names.knows(IdSpan::new(0, BLOCK).unwrap()).unwrap(), "root");
+    assert!(!names.knows(IdSpan::new(0x7900_0000, BLOCK).unwrap()).unwrap());
+    assert!(!names.knows(IdSpan::new(0x7900_0000, 3 * BLOCK).unwrap()).unwrap());
+}
+
+/// A hostile owner watches the helper's children and does to them all that it can as soon as it may, while its own and
+/// another user's namespaces are mapped.
+fn the_owner_of_a_namespace_can_disturb_nobody_but_itself() {
+    let mapper = mapper();
+    let helper = helpers(&mapper)[0];
+    let attackers: Vec<_> = (0..2).map(|_| in_child(|| attack(helper))).collect();
+    let hostile = in_child(|| {
+        for _ in 0..60 {
+            let inside = Inside::of(USER);
+            match mapper.write(&inside.namespace(), HostUid(USER), range(0), true) {
+                Ok(()) => assert_eq!(inside.proc("uid_map"), format!("0 {} 65536", range(0).uid())),
+                Err(MapError::Refused(MapRefusal::Interfered)) => (),
+                Err(other) => panic!("{other}"),
+            }
+            inside.end();
+        }
+    });
+    let mut slowest = Duration::ZERO;
+    for _ in 0..60 {
+        let inside = Inside::of(OTHER);
+        let start = Instant::now();
+        mapper.write(&inside.namespace(), HostUid(OTHER), range(1), true).unwrap();
+        slowest = slowest.max(start.elapsed());
+        inside.end();
+    }
+    ended_well(&hostile);
+    for attacker in attackers {
+        attacker.pidfd.send_signal(Signal::TERM).unwrap();
+        let exit = attacker.pidfd.wait().unwrap();
+        assert_eq!(exit, cgrant_sys::Exit::Signal(15), "the attacker got at a process that is not its own");
+    }
+    // Less than the time limit of one hostile request: nobody waited for it.
+    assert!(slowest < Duration::from_millis(1900), "another user waited {slowest:?}");
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let left = || ProcFs::open().unwrap().children(helper).unwrap();
+    while !left().is_empty() && Instant::now() < deadline {
+        // A request makes the helper look at what is left.
+        let inside = Inside::of(OTHER);
+        mapper.write(&inside.namespace(), HostUid(OTHER), range(1), true).unwrap();
+        inside.end();
+    }
+    assert_eq!(left(), Vec::<u32>::new(), "processes of the helper are left");
+}
+
+/// For ever: stop, kill, read the memory of, and look at the descriptors of the helper's children.
+fn attack(helper: u32) {
+    privilege::become_account(USER, USER).unwrap();
+    let children = format!("/proc/{helper}/task/{helper}/children");
+    loop {
+        let Ok(list) = std::fs::read_to_string(&children) else { return };
+        for pid in list.split_whitespace() {
+            let number = Pid::from_raw(pid.parse().unwrap()).unwrap();
+            let signal = if number.as_raw_nonzero().get() % 2 == 0 { Signal::STOP } else { Signal::KILL };
+            let _ = kill_process(number, signal);
+            let reached = std::fs::File::open(format!("/proc/{pid}/mem")).is_ok()
+                || std::fs::read_dir(format!("/proc/{pid}/fd")).is_ok()
+                || std::fs::read_link(format!("/proc/{pid}/exe")).is_ok();
+            if reached {
+                return;
+            }
+        }
+        let own = kill_process(Pid::from_raw(i32::try_from(helper).unwrap()).unwrap(), Signal::STOP);
+        assert!(own.is_err(), "a user can stop the helper");
+    }
+}
