@@ -90,6 +90,8 @@ fn of_v2(node: &Node, key: LimitKey) -> io::Result<LimitValue> {
         LimitKey::IoMax => v2::io_limits(node).map(LimitValue::Io),
         key => match node.read(&key.to_string())?.as_str() {
             "" => Ok(LimitValue::Cpus(None)),
+            // Of huge pages the kernel writes "no limit" as the largest number of whole pages, not as `max`.
+            text if matches!(key, LimitKey::Hugetlb(_)) && text != "max" => v1::bytes(text).map(LimitValue::Bytes),
             text => parse(key, text),
         },
     }
