@@ -314,3 +314,63 @@ fn prepare(gate: &OwnedFd, namespace: &UsernsFd, spare: Spare) -> std::io::Resul
     rustix::io::retry_on_intr(|| rustix::io::read(gate, &mut [0; 1]))?;
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use cgrant_sys::seqpacket;
+    use rustix::{
+        fs::{CWD, Mode, OFlags, openat},
+        pipe::{PipeFlags, pipe_with},
+    };
+
+    use super::*;
+
+    /// What a helper answers to a request with these descriptors after the pipe; `None` if nothing. The test process has
+    /// threads, so a request that is taken up fails where the member would be made, and not before.
+    fn answered(bytes: &[u8], fds: Vec<OwnedFd>) -> Option<MapAnswer> {
+        let (channel, _other) = seqpacket::pair().unwrap();
+        let host = UsernsFd::own().unwrap().id().unwrap();
+        let mut helper = Helper { channel: &channel, spare: Spare(1), host, pending: Vec::new() };
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        helper.begin(Received { bytes: bytes.to_vec(), fds: std::iter::once(writer).chain(fds).collect() });
+        let mut answer = [0; 512];
+        let length = rustix::io::read(&reader, &mut answer).unwrap();
+        (length > 0).then(|| cgrant_wire::decode(&answer[..length]).unwrap())
+    }
+
+    fn request() -> Vec<u8> {
+        let request = MapRequest { owner: 0, uid: 1 << 30, gid: 1 << 30, count: 1, setgroups: true };
+        cgrant_wire::encode(&request).unwrap()
+    }
+
+    #[test]
+    fn what_is_no_user_namespace_is_refused() {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let open = |path: &str, flags| openat(CWD, path, flags, Mode::empty()).unwrap();
+        let pidfd = Pidfd::own().unwrap().try_clone().unwrap();
+        let pidfd = rustix::io::fcntl_dupfd_cloexec(pidfd.as_fd(), 0).unwrap();
+        for fd in [
+            open("/dev/null", flags),
+            open("/proc/self/ns/net", flags),
+            open("/proc/self/ns/mnt", flags),
+            open("/proc/self/ns", flags),
+            open("/proc/self/ns/user", flags | OFlags::PATH),
+            pidfd,
+            pipe_with(PipeFlags::CLOEXEC).unwrap().0,
+        ] {
+            let name = cgrant_sys::kind_of(&fd).unwrap();
+            let answer = answered(&request(), vec![fd]);
+            assert_eq!(answer, Some(Err(MapRefusal::NotAUserNamespace)), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_request_gets_no_answer_and_does_no_harm() {
+        let own = || OwnedFd::from(UsernsFd::own().unwrap());
+        assert_eq!(answered(&request(), vec![own()]), Some(Err(MapRefusal::HostNamespace)));
+        assert_eq!(answered(&request(), vec![]), None);
+        assert_eq!(answered(&[0xff; 3], vec![own()]), None);
+        assert_eq!(answered(&[], vec![own()]), None);
+    }
+}
