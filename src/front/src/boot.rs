@@ -232,9 +232,11 @@ async fn serve_bus(core: &Rc<Core>, address: &str, name: &str, control: &AsyncCh
 }
 
 fn log_refusal(error: &BusError, name: &str) {
-    tracing::error!(
-        %error,
-        name,
-        "the bus does not give us our name; it needs the policy org.cgrant.Broker1.conf, and this account in it"
-    );
+    let hint = match error {
+        BusError::NoAnswer => {
+            "it closed the connection: a bus daemon lets in only accounts that /etc/passwd or NSS has"
+        }
+        _ => "it needs the policy org.cgrant.Broker1.conf, and this account in it",
+    };
+    tracing::error!(%error, name, hint, "the bus does not give us our name");
 }

@@ -191,14 +191,16 @@ impl Request<'_> {
     }
 
     fn body<T: serde::de::DeserializeOwned + zbus::Type>(&self) -> Result<T, Fault> {
-        self.message.body().deserialize().map_err(|error| match error {
+        let body = self.message.body();
+        body.deserialize().map_err(|error| match error {
+            // Where the body was thrown away for its length (see `stream::TooLong::Blank`).
+            _ if body.is_empty() => malformed("the message is longer than 256 KiB"),
             zbus::Error::UnknownFd => {
                 Refusal::new(RefusalCode::InvalidDescriptor, "a descriptor that the body names did not come")
                     .into()
             }
-            zbus::Error::Failure(problem) => Refusal::new(RefusalCode::InvalidArgument, problem).into(),
-            _ => Refusal::new(RefusalCode::InvalidArgument, "body malformed, or message longer than 256 KiB")
-                .into(),
+            zbus::Error::Failure(problem) => malformed(problem),
+            _ => malformed("the body is malformed"),
         })
     }
 
@@ -449,6 +451,10 @@ fn range(options: &mut Options) -> Result<Option<RangeRequest>, Fault> {
         Some((name, _)) => Err(Fault::argument(name, "means nothing with no-range")),
         None => Ok(None),
     }
+}
+
+fn malformed(problem: impl Into<String>) -> Fault {
+    Refusal::new(RefusalCode::InvalidArgument, problem).into()
 }
 
 fn at_most(name: &str, text: String, longest: usize) -> Result<String, Fault> {

@@ -14,8 +14,9 @@ use zbus::Message;
 
 use crate::stream::{Writer, shut_down};
 
-/// Messages that may wait for a peer of our own socket.
-pub const PEER_QUEUE: usize = 256;
+/// Messages that may wait for a peer of our own socket. An account's thousand grants may end at once, with three
+/// signals each; the messages themselves are shared by all peers that get them.
+pub const PEER_QUEUE: usize = 4096;
 /// Messages that may wait for the bus daemon, which serves all its clients by one socket.
 pub const BUS_QUEUE: usize = 4096;
 /// How long a peer may take none of what waits for it.
