@@ -219,8 +219,9 @@ async fn serve_bus(core: &Rc<Core>, address: &str, name: &str, control: &AsyncCh
                     Err(error) => log_refusal(&error, name),
                 }
                 say_ready().await;
-                // A panic in there is logged by the hook; the bus is then tried again.
+                // However it ended, by a fault of ours too: the bus is tried again.
                 let _ = reading.await;
+                clients.forget().await;
             }
             Err(error) => {
                 tracing::info!(error = chain(&error), path, "no bus");

@@ -93,7 +93,7 @@ impl Clients {
         Ok(())
     }
 
-    /// Reads the bus to its end, and then forgets everybody.
+    /// Reads the bus to its end.
     pub async fn read(self: &Rc<Self>, mut reader: Reader) {
         loop {
             match reader.next().await {
@@ -105,6 +105,10 @@ impl Clients {
             }
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Forgets everybody: the bus is gone.
+    pub async fn forget(&self) {
         self.bus.ended();
         let clients = std::mem::take(&mut *self.clients.borrow_mut());
         for client in clients.into_values() {

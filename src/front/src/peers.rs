@@ -31,7 +31,13 @@ impl Peers {
     pub fn serve(self: &Rc<Self>, connection: ConnectionId, uid: u32, socket: OwnedFd) {
         let peers = Rc::clone(self);
         spawn_local(async move {
-            peers.session(connection, uid, socket).await;
+            let session = spawn_local({
+                let peers = Rc::clone(&peers);
+                async move { peers.session(connection, uid, socket).await }
+            });
+            // However it ended, by a fault of ours too, the engine must hear of it.
+            let _ = session.await;
+            peers.core.subscribers.remove(uid, connection);
             peers.core.engine.closed(connection).await;
         });
     }
@@ -54,7 +60,6 @@ impl Peers {
         self.core.subscribers.add(uid, connection, outbox.clone(), None);
         let caller = Caller { connection, uid, peer_to_peer: true, unix_fds };
         self.read(caller, reader, &outbox).await;
-        self.core.subscribers.remove(uid, connection);
         outbox.disconnect();
     }
 

@@ -346,6 +346,22 @@ fn without_the_right_to_the_name_it_stays_and_says_why() {
 }
 
 #[test]
+fn an_instance_has_a_name_of_its_own_that_the_policy_covers() {
+    let daemon = Daemon::started();
+    let _front = Front::start_instance(FrontKind::Bus, &daemon.address(), "test");
+    block_on(async {
+        let client = daemon.client().await;
+        let name = cgrant_proto::names::bus_name("test");
+        let proxy = zbus::fdo::DBusProxy::new(&client).await.unwrap();
+        while !proxy.name_has_owner(name.as_str().try_into().unwrap()).await.unwrap() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let manager = ManagerProxy::builder(&client).destination(name).build().await.unwrap();
+        manager.list_ranges().await.unwrap();
+    });
+}
+
+#[test]
 fn it_is_idle_when_the_bus_is() {
     let daemon = Daemon::started();
     let front = front(&daemon);

@@ -73,6 +73,10 @@ impl Front {
     }
 
     pub fn start(kind: FrontKind, bus_address: &str) -> Self {
+        Self::start_instance(kind, bus_address, "default")
+    }
+
+    pub fn start_instance(kind: FrontKind, bus_address: &str, instance: &str) -> Self {
         let (control, theirs) = seqpacket::pair().unwrap();
         let (engine, engine_theirs) = seqpacket::pair().unwrap();
         let log = tempfile::tempfile().unwrap();
@@ -88,7 +92,7 @@ impl Front {
         let uid = if kind == FrontKind::Bus { BUS_FRONT_UID } else { FRONT_UID };
         let boot = FrontBoot {
             kind,
-            instance: "default".to_owned(),
+            instance: instance.to_owned(),
             engine: FdIndex(0),
             uid,
             gid: uid,
