@@ -34,11 +34,9 @@ pub fn watch(engine: &Engine, grant: &Arc<Grant>, holder: Option<&Pidfd>) -> Res
         add(watches.own(fd, EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, Target::Holder(id)))?;
     }
     let file = engine.tree.events_file(&grant.path)?;
-    add(watches.file(
-        file.as_fd(),
-        AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_DELETE_SELF,
-        Target::Populated(id),
-    ))?;
+    add(watches.file(file.as_fd(), AddWatchFlags::IN_MODIFY, Target::Populated(id)))?;
+    let directory = engine.tree.directory(&grant.path)?;
+    add(watches.file(directory.as_fd(), AddWatchFlags::IN_DELETE, Target::Vanished(id)))?;
     match engine.tree.oom_watch(&grant.path)? {
         OomWatch::File(file) => add(watches.file(file.as_fd(), AddWatchFlags::IN_MODIFY, Target::Oom(id)))?,
         OomWatch::Eventfd(fd) => {

@@ -40,6 +40,15 @@ impl Tree {
         self.need_part(self.v2(), grant, PAYLOAD)?.open("cgroup.events", OFlags::RDONLY)
     }
 
+    /// The grant's cgroup2 directory, for inotify: only there does the kernel tell of the payload's removal (`IN_DELETE`); a
+    /// removed cgroup's own files and directory say nothing.
+    ///
+    /// # Errors
+    /// [`CgroupError::NoSuchGrant`], what the kernel refuses.
+    pub fn directory(&self, grant: &GrantPath) -> Result<OwnedFd, CgroupError> {
+        Ok(self.need(self.v2(), grant)?.into_dir().into())
+    }
+
     /// What to wait on to learn that a grant has run out of memory.
     ///
     /// # Errors

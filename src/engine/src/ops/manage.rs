@@ -121,8 +121,11 @@ pub fn set_limits(
         remember(&mut record.limits, setting);
     }
     engine.write_record(&record)?;
-    engine.fault.step("set limits: intent recorded")?;
-    let result = settings.apply(engine, &grant.path).and_then(|()| engine.fault.step("set limits: set"));
+    let result = engine
+        .fault
+        .step("set limits: intent recorded")
+        .and_then(|()| settings.apply(engine, &grant.path))
+        .and_then(|()| engine.fault.step("set limits: set"));
     if let Err(refusal) = result {
         engine.write_record(&before)?;
         reapply(engine, &grant, &before.limits);

@@ -7,6 +7,7 @@ use cgrant_wire::{Answer, EndReason, GrantId, Refusal, RefusalCode};
 
 use super::{inside, query::usable};
 use crate::{
+    cgroup::CgroupError,
     connection::Caller,
     engine::{Engine, Outcome, unwritable},
     events,
@@ -23,7 +24,12 @@ use crate::{
 pub fn release(engine: &Engine, caller: &Arc<Caller>, id: GrantId, kill: bool) -> Outcome {
     let grant = usable(engine, caller, id, Verb::Release)?;
     inside::must_be_outside(engine, caller, "release a grant")?;
-    if !kill && engine.tree.is_populated(&grant.path)? {
+    // A release that failed half way may have removed the cgroup already: nothing runs in it then.
+    let populated = match engine.tree.is_populated(&grant.path) {
+        Err(CgroupError::NoSuchGrant(_)) => false,
+        other => other?,
+    };
+    if !kill && populated {
         return Err(Refusal::new(RefusalCode::Busy, format!("grant {} still has processes", grant.name))
             .hint("end them first, or release with kill"));
     }
