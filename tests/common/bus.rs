@@ -172,6 +172,11 @@ impl Client {
                     .unwrap_or_default();
                 Err(Refused { name, message, details })
             }
+            // zbus takes the errors of the D-Bus specification apart by itself.
+            Err(zbus::Error::FDO(error)) => {
+                let message = zbus::DBusError::description(&*error).unwrap_or_default().to_owned();
+                Err(Refused { name: zbus::DBusError::name(&*error).to_string(), message, details: HashMap::new() })
+            }
             Err(error) => Err(Refused { name: "disconnected".into(), message: error.to_string(), details: HashMap::new() }),
         }
     }

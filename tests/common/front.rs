@@ -78,6 +78,20 @@ impl Pair {
     }
 }
 
+impl Pair {
+    /// Waits for the other end to close; false if it does not in time. What comes before is thrown away.
+    pub fn is_closed(&self) -> bool {
+        let mut bytes = vec![0; 64 * 1024];
+        loop {
+            match rustix::net::recv(&self.0, &mut bytes, rustix::net::RecvFlags::empty()) {
+                Ok((0, _)) | Err(rustix::io::Errno::CONNRESET) => return true,
+                Ok(_) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
 impl LoneEngine {
     /// Starts it in the lab's directories, with both fronts linked.
     pub fn start(lab: &Lab) -> Self {
@@ -132,9 +146,12 @@ impl LoneEngine {
 
     /// The number that the engine gave to the next connection, its uid, and its socket.
     pub fn connected(&self) -> (ConnectionId, u32, OwnedFd) {
-        match self.socket_front.receive::<FromEngine>() {
-            Some((FromEngine::Connected { connection, uid, .. }, mut fds)) => (connection, uid, fds.remove(0)),
-            other => panic!("not a connection: {:?}", other.map(|(message, _)| message)),
+        loop {
+            match self.socket_front.receive::<FromEngine>() {
+                Some((FromEngine::Connected { connection, uid, .. }, mut fds)) => return (connection, uid, fds.remove(0)),
+                Some(_) => {}
+                None => panic!("no connection was announced"),
+            }
         }
     }
 

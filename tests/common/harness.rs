@@ -81,7 +81,8 @@ fn run(name: &str, test: fn(&Lab), programs: &Path) -> Result<(), Failed> {
 
 fn leak_message(lab: &Lab) -> Option<String> {
     let leaks = lab.leaks();
-    (!leaks.is_empty()).then(|| format!("left behind:\n  {}", leaks.join("\n  ")))
+    let shown: Vec<&str> = leaks.iter().take(12).map(String::as_str).collect();
+    (!leaks.is_empty()).then(|| format!("{} things left behind:\n  {}", leaks.len(), shown.join("\n  ")))
 }
 
 fn words(payload: &(dyn std::any::Any + Send)) -> String {

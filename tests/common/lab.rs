@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
 };
 
 use super::{Broker, Host, User, broker::Setup, checker, harness};
@@ -127,6 +128,11 @@ impl Lab {
     /// What is left behind; empty if nothing is. Call with every broker ended.
     pub fn leaks(&self) -> Vec<String> {
         let mut leaks = Vec::new();
+        // What is on its way out (a helper that reads the end of its socket) may take a moment.
+        let end = Instant::now() + Duration::from_secs(2);
+        while !harness::descendants().is_empty() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         for pid in harness::descendants() {
             let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().replace('\0', " ");
             leaks.push(format!("process {pid}: {command}"));

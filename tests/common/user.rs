@@ -15,7 +15,7 @@ use std::{
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::{Client, agent, wait_until};
+use super::{Client, agent, harness, wait_until};
 
 /// A user.
 #[derive(Debug, Clone)]
@@ -212,6 +212,10 @@ pub fn cgroups_of(pid: u32) -> Vec<(String, String)> {
 impl Drop for Process {
     fn drop(&mut self) {
         drop(self.socket.take());
+        let children = harness::descendants_of(self.pid);
         self.kill();
+        for pid in children {
+            let _ = rustix::process::kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL);
+        }
     }
 }

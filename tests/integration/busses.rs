@@ -11,7 +11,7 @@ use std::{
 
 use zbus_xml::Node;
 
-use crate::common::{Broker, Client, Lab, Options, bus::MANAGER_PATH, checker, wait_until};
+use crate::common::{Broker, Client, Lab, Options, User, bus::MANAGER_PATH, checker, wait_until};
 
 const CONTRACT: [&str; 4] = [
     include_str!("../../dbus/org.cgrant.Broker1.Manager.xml"),
@@ -41,8 +41,12 @@ fn dbus_send_speaks_peer_to_peer(lab: &Lab) {
         output(&mut command)
     };
     assert!(send(&["org.freedesktop.DBus.Introspectable.Introspect"]).contains("org.cgrant.Broker1.Manager"));
-    let usage = send(&["org.cgrant.Broker1.Manager.GetUsage", "dict:string:variant:"]);
-    assert!(usage.contains(&format!("uint32 {}", user.uid)) && usage.contains("grants"), "{usage}");
+    let client = user.client(broker.socket());
+    let grant = client.create("sent", Options::new()).unwrap();
+    let ranges = send(&["org.cgrant.Broker1.Manager.ListRanges"]);
+    assert!(ranges.contains(&format!("uint32 {}", grant.uid)) && ranges.contains("\"sent\""), "{ranges}");
+    let instance = send(&["org.freedesktop.DBus.Properties.Get", "string:org.cgrant.Broker1.Manager", "string:Instance"]);
+    assert!(instance.contains(&lab.instance), "{instance}");
     assert!(send(&["org.freedesktop.DBus.Peer.Ping"]).contains("method return"));
 }
 
@@ -113,10 +117,21 @@ impl Drop for Daemon {
     }
 }
 
+// dbus-daemon lets nobody in whom /etc/passwd does not know: the bus front has an account, and so have the callers.
+// These are in every Debian.
+fn accounts(lab: &Lab) -> [User; 2] {
+    lab.write_config("[accounts]\nbus-front = \"backup\"\n");
+    ["games", "news"].map(|name| {
+        let passwd = fs::read_to_string("/etc/passwd").unwrap();
+        let line = passwd.lines().find(|line| line.starts_with(&format!("{name}:"))).unwrap();
+        User::new(line.split(':').nth(2).unwrap().parse().unwrap(), &[], &lab.scratch, &lab.programs)
+    })
+}
+
 fn a_real_bus_carries_the_same_objects(lab: &Lab) {
+    let [user, stranger] = accounts(lab);
     let daemon = Daemon::start(lab);
     let broker = lab.setup().bus(&daemon.address).start();
-    let user = lab.user();
     let name = format!("org.cgrant.Broker1.{}", lab.instance);
     let busctl = |words: &[&str]| {
         let mut command = user.command("busctl");
@@ -142,7 +157,6 @@ fn a_real_bus_carries_the_same_objects(lab: &Lab) {
     let (done, said) = call("ListGrants", &["a{sv}", "1", "all", "b", "true"]);
     assert!(!done && said.contains("root"), "{said}");
     // Somebody else on the bus.
-    let stranger = lab.user();
     let mut command = stranger.command("busctl");
     command.arg(format!("--address={}", daemon.address));
     command.args(["call", &name, MANAGER_PATH, "org.cgrant.Broker1.Manager", "GetGrant", "sa{sv}", "bus", "0"]);
@@ -164,9 +178,9 @@ fn a_real_bus_carries_the_same_objects(lab: &Lab) {
 }
 
 fn the_bus_may_go_and_come_back(lab: &Lab) {
+    let [user, _] = accounts(lab);
     let daemon = Daemon::start(lab);
     let broker = lab.setup().bus(&daemon.address).start();
-    let user = lab.user();
     let client = user.client(broker.socket());
     let grant = client.create("stays", Options::new()).unwrap();
     drop(daemon);

@@ -52,17 +52,17 @@ fn shares(weight: u64) -> [u64; 2] {
     }
 }
 
-fn setup(lab: &Lab) -> (crate::common::Broker, Client, Grant, Theirs) {
+fn setup(lab: &Lab) -> (crate::common::Broker, Client, Grant, Theirs, u32) {
     let broker = lab.broker();
     let user = lab.user();
     let client = user.client(broker.socket());
     let grant = client.create("diff", Options::new()).unwrap();
     let theirs = Theirs::at(lab, user.uid, "diff");
-    (broker, client, grant, theirs)
+    (broker, client, grant, theirs, user.uid)
 }
 
 fn set_with_ours_read_with_theirs(lab: &Lab) {
-    let (_broker, client, grant, theirs) = setup(lab);
+    let (_broker, client, grant, theirs, _) = setup(lab);
     let set = |key: &str, value: &str| client.set_limits(&grant.path, &[(key, value)]).unwrap();
     for megabytes in [16_u64, 64, 1024] {
         set("memory.max", &format!("{megabytes}M"));
@@ -96,7 +96,7 @@ fn set_with_ours_read_with_theirs(lab: &Lab) {
 }
 
 fn set_with_theirs_read_with_ours(lab: &Lab) {
-    let (_broker, client, grant, theirs) = setup(lab);
+    let (_broker, client, grant, theirs, account) = setup(lab);
     let read = |key: &str| client.value(&grant.path, key);
     for megabytes in [16_i64, 64, 1024] {
         theirs.memory.set_limit(megabytes << 20).unwrap();
@@ -116,7 +116,14 @@ fn set_with_theirs_read_with_ours(lab: &Lab) {
         theirs.cpu.set_shares(100).unwrap();
     }
     assert_eq!(read("cpu.weight"), "100");
-    theirs.cpuset.set_cpus("0").unwrap();
+    // From below upwards: a parent can't lose a CPU that a child has (v1), and the payload repeats its grant's limits.
+    let below = checker::place(lab, account, "diff", "cpuset");
+    for directory in ["payload", "monitor", "children", ""] {
+        let path = below.join(directory);
+        if path.join("cpuset.cpus").exists() {
+            CpuSetController::new(path.clone(), path, !lab.host.is_v1("cpuset")).set_cpus("0").unwrap();
+        }
+    }
     assert_eq!(read("cpuset.cpus"), "0");
     // Both kinds of hierarchy are covered: v1 where there are v1 controllers, v2 elsewhere.
     let host = Host::look();

@@ -225,9 +225,12 @@ fn a_range_belongs_to_account_and_name_and_to_nobody_else(lab: &Lab) {
     let ranges: Ranges = client.manager("ListRanges", &()).unwrap();
     assert_eq!(ranges.len(), 3);
     assert!(ranges.contains(&(first.uid, first.gid, 65_536, "db".into(), again.id.clone())), "{ranges:?}");
-    client.manager::<_, ()>("ForgetRange", &"db").unwrap_err().is("Busy", "");
-    client.release(&again.path, false).unwrap();
+    client.manager::<_, ()>("ForgetRange", &"none").unwrap_err().is("InvalidName", "none");
+    // Untied while it is in use, it stays with the grant as long as that lives.
     client.manager::<_, ()>("ForgetRange", &"db").unwrap();
+    let another = client.create("fourth", Options::new()).unwrap();
+    assert_ne!(another.uid, again.uid);
+    client.release(&again.path, false).unwrap();
     // Untied, it may serve a grant of the account without a name of its own.
     let unnamed = client.create("", Options::new()).unwrap();
     assert_eq!(unnamed.uid, first.uid);
@@ -346,15 +349,16 @@ fn instances_run_side_by_side_and_share_the_record_of_ids(lab: &Lab) {
     let (one, two) = (user.client(broker.socket()), user.client(second.socket()));
     let mut taken = Vec::new();
     for number in 0..4 {
-        let name = format!("g{number}");
-        for client in [&one, &two] {
-            let grant = client.create(&name, Options::new()).unwrap();
+        for (client, which) in [(&one, "one"), (&two, "two")] {
+            let grant = client.create(&format!("{which}-{number}"), Options::new()).unwrap();
             assert!(!taken.contains(&grant.uid), "range {} was given twice", grant.uid);
             taken.push(grant.uid);
         }
     }
     assert_eq!(one.names().len(), 4);
     assert_eq!(two.names().len(), 4);
+    // A name's range is the account's on the whole host, and is mapped by one grant at a time.
+    two.create("one-0", Options::new()).unwrap_err().is("Busy", "one-0");
     drop((one, two));
     broker.settle();
     second.settle();

@@ -6,13 +6,14 @@ use std::{fs, path::PathBuf};
 use crate::common::{Client, Grant, Lab, Options, Process, User, checker, user::cgroups_of};
 
 struct Held {
-    _broker: crate::common::Broker,
     user: User,
     client: Client,
     grant: Grant,
     // What the account runs outside, what the range's root runs inside the payload.
     outside: Process,
     inside: Process,
+    // Dropped last, when what it holds is gone.
+    broker: crate::common::Broker,
 }
 
 fn held(lab: &Lab) -> Held {
@@ -29,7 +30,7 @@ fn held(lab: &Lab) -> Held {
         let leaf = place.join("payload");
         fs::write(leaf.join("cgroup.procs"), inside.pid.to_string()).unwrap_or_else(|e| panic!("{tree}: {e}"));
     }
-    Held { _broker: broker, user, client, grant, outside, inside }
+    Held { user, client, grant, outside, inside, broker }
 }
 
 // Directories that agents can reach by path. Where no cgroup2 is mounted an agent has no path to it at all.
@@ -96,7 +97,7 @@ fn the_upper_cgroups_cannot_be_frozen_removed_renamed_or_added_to(lab: &Lab) {
             let account = place.parent().unwrap();
             for directory in [account.to_owned(), place.clone(), place.join("payload"), place.join("monitor"), place.join("children")] {
                 refused(process, "rmdir", &directory, "");
-                refused(process, "rename", &directory, account.join("renamed").to_str().unwrap());
+                refused(process, "rename", &directory, directory.with_file_name("renamed").to_str().unwrap());
                 refused(process, "chmod", &directory, "777");
             }
             for directory in [account.to_owned(), place.clone(), place.join("monitor"), place.join("children")] {
@@ -199,7 +200,7 @@ fn a_caller_inside_a_bare_grant_cannot_lift_its_limits(lab: &Lab) {
 fn a_process_of_the_range_is_not_served_as_somebody_else(lab: &Lab) {
     let held = held(lab);
     let root = User::new(held.grant.uid, &[], &lab.scratch, &lab.programs);
-    let client = root.client(held._broker.socket());
+    let client = root.client(held.broker.socket());
     client.create("nested", Options::new()).unwrap_err().is("Unsupported", "range");
     assert!(client.find("held").is_err());
     client.release(&held.grant.path, true).unwrap_err();
