@@ -1,7 +1,8 @@
 //! The privileged engine of the broker: identity, ownership, journal, cgroups, ids.
 //!
 //! It accepts connections and reads who the peers are, takes typed operations from the unprivileged fronts, and
-//! decides everything that matters. It parses no D-Bus, has no runtime, and starts no program.
+//! decides everything that matters. It parses no D-Bus, has no runtime, and starts no program; what has to be asked of the
+//! name service, a helper without rights asks (`idmap`).
 
 mod boot;
 pub mod cgroup;

@@ -201,7 +201,10 @@ fn plan(
     let stage =
         request.stage.map(|index| check::own_process(caller, fds.take(index, "the stage")?)).transpose()?;
     fds.finish()?;
-    let ids = request.range.map(|range| range.count);
+    let most = u32::try_from(engine.policy().quotas(&caller.subject()).ids_per_grant).unwrap_or(u32::MAX);
+    // Who does not say how many gets the usual number, or what policy lets a grant have if that is less.
+    let ids =
+        request.range.map(|range| if range.count == 0 && most < DEFAULT_RANGE { most } else { range.count });
     Ok(Plan {
         record,
         id,
@@ -237,9 +240,11 @@ fn effects(
     let mut record = plan.record.clone();
     if let Some(count) = plan.ids {
         let label = plan.record.range_named.then_some(&plan.name);
-        let quota = engine.policy().quotas(&caller.subject()).ids;
+        let policy = engine.policy();
+        let ruling = policy.ruling(&caller.subject());
         undo.ids = true;
-        let range = engine.ids.acquire(grant.account, label, count, grant.id, quota)?;
+        let acquired = engine.ids.acquire(grant.account, label, count, grant.id, ruling.quotas.ids);
+        let range = acquired.map_err(|error| Refusal::from(error).rule(ruling.label.clone()))?;
         record.count = range.count();
         record.range = Some(Range { uid: range.uid().0, gid: range.gid().0, count: range.count() });
         fault.step("create: ids taken")?;
