@@ -4,9 +4,13 @@
 //! `fstatfs` and `ioctl` on it would wait for that server for as long as it likes. The name that the
 //! kernel gives it in `/proc/self/fd` is made without asking the file system, and for objects of
 //! the kernel's own (pidfds, namespaces) that name cannot be imitated: the name of a real file begins with `/`.
+//!
+//! `close(2)` can wait too: for the server of a FUSE file to answer FLUSH, not even SIGKILL ends that; for a TCP socket with
+//! `SO_LINGER` as long as the sender has set. So a process that must not be held up closes what it was sent with [`close_aside`].
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::thread::JoinHandle;
 
 use rustix::fs::{CWD, readlinkat};
 
@@ -20,6 +24,30 @@ use rustix::fs::{CWD, readlinkat};
 pub fn kind_of(fd: impl AsFd) -> io::Result<String> {
     let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
     Ok(readlinkat(CWD, path, Vec::new())?.to_string_lossy().into_owned())
+}
+
+/// Closes descriptors that somebody sent, without waiting for anybody: those that may make `close(2)` wait, by a thread
+/// of its own. `None` if there was none of these.
+///
+/// The thread lives as long as the sender makes it wait. Whoever can be sent descriptors without end must count the threads that
+/// are not finished to the sender's account, and take nothing more from it past a few.
+///
+/// Where no thread can be made (their number, or a seccomp filter) they are closed here and now.
+pub fn close_aside(fds: Vec<OwnedFd>) -> Option<JoinHandle<()>> {
+    let slow: Vec<OwnedFd> =
+        fds.into_iter().filter(|fd| !kind_of(fd).is_ok_and(|name| closes_at_once(&name))).collect();
+    if slow.is_empty() {
+        return None;
+    }
+    std::thread::Builder::new().name("close".to_owned()).spawn(move || drop(slow)).ok()
+}
+
+/// Kinds whose release never waits: pidfds, event descriptors and the like, pipes, namespaces.
+fn closes_at_once(name: &str) -> bool {
+    let kind = name.split_once(":[").map_or("", |(kind, _)| kind);
+    matches!(name, "anon_inode:[pidfd]" | "anon_inode:[eventfd]" | "anon_inode:[timerfd]")
+        || kind == "pipe"
+        || crate::namespace::KINDS.contains(&kind)
 }
 
 #[cfg(test)]
@@ -43,5 +71,37 @@ mod tests {
         assert_eq!(kind_of(pidfd.unwrap()).unwrap(), "anon_inode:[pidfd]");
         let namespace = std::fs::File::open("/proc/self/ns/user").unwrap();
         assert!(kind_of(namespace).unwrap().starts_with("user:["));
+    }
+
+    #[test]
+    fn a_socket_that_lingers_is_closed_by_somebody_else() {
+        use std::io::Write;
+        use std::net::{TcpListener, TcpStream};
+        use std::time::{Duration, Instant};
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (receiver, _) = listener.accept().unwrap();
+        sender.set_nonblocking(true).unwrap();
+        // More than the receiver, who never reads, has room for: what is left keeps `close` waiting.
+        while sender.write(&[0; 65536]).is_ok() {}
+        rustix::net::sockopt::set_socket_linger(&sender, Some(Duration::from_secs(60))).unwrap();
+        sender.set_nonblocking(false).unwrap();
+        let before = Instant::now();
+        let thread = close_aside(vec![sender.into()]).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!thread.is_finished(), "close did not wait, so this shows nothing");
+        assert!(before.elapsed() < Duration::from_secs(30));
+        // Unread data makes this a reset, which ends the waiting.
+        drop(receiver);
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn what_cannot_wait_is_closed_at_once() {
+        let pidfd = crate::Pidfd::own().unwrap();
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let namespace = std::fs::File::open("/proc/self/ns/net").unwrap();
+        assert!(close_aside(vec![pidfd.into(), writer, namespace.into()]).is_none());
+        assert_eq!(rustix::io::read(&reader, &mut [0; 1]), Ok(0));
     }
 }

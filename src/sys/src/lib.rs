@@ -23,7 +23,7 @@ pub mod socket;
 mod descriptor;
 
 pub use clone::{Child, Clone3};
-pub use descriptor::kind_of;
+pub use descriptor::{close_aside, kind_of};
 pub use dir::{Dir, Entry, EntryKind, LockGuard};
 pub use namespace::{NamespaceError, NetnsFd, NsId, UsernsFd};
 pub use pidfd::{Exit, NotAPidfd, Pidfd, PidfdInfo};

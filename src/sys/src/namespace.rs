@@ -16,7 +16,7 @@ use crate::descriptor::kind_of;
 const NS_GET_ID: libc::Ioctl = libc::_IOR::<u64>(0xb7, 13);
 
 /// The kinds of namespaces, as the kernel names them.
-const KINDS: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
+pub(crate) const KINDS: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
 
 /// A descriptor that names a user namespace.
 #[derive(Debug)]

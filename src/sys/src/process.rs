@@ -16,6 +16,9 @@ use crate::mount::{PROC_MAGIC, statfs_magic};
 /// Longest file of `/proc` that is read, in bytes: room for the children of a process with 100,000 of them.
 const MAX_FILE: usize = 1024 * 1024;
 
+/// Flag of a thread that is ending (include/linux/sched.h), in field 9 of `/proc/PID/stat`.
+const PF_EXITING: u64 = 0x4;
+
 /// A mounted proc.
 #[derive(Debug)]
 pub struct ProcFs(Dir);
@@ -29,6 +32,9 @@ pub struct Stat {
     pub ppid: u32,
     /// Its session.
     pub session: u32,
+    /// Is its first thread ending or gone? Then `/proc/PID/cgroup` has `/` for every v1 hierarchy (kernel/cgroup/cgroup.c,
+    /// `proc_cgroup_show`), though other threads may live on.
+    pub exiting: bool,
     /// Its number of threads.
     pub threads: u32,
     /// When it started, in clock ticks after boot.
@@ -122,7 +128,8 @@ pub fn is_gone(error: &io::Error) -> bool {
 /// # Errors
 /// Those of reading `/proc/sys/kernel/random/boot_id`.
 pub fn boot_id() -> io::Result<String> {
-    let text = ProcFs::open()?.read("sys/kernel/random/boot_id")?;
+    // By path: service managers and container engines mount /proc/sys once more to make it read-only.
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     Ok(text.trim_end().to_owned())
 }
 
@@ -162,6 +169,7 @@ fn parse_stat(text: &str) -> Option<Stat> {
         state: fields.first()?.chars().next()?,
         ppid: narrow(4)?,
         session: narrow(6)?,
+        exiting: number(9)? & PF_EXITING != 0,
         threads: narrow(20)?,
         start_time: number(22)?,
     })
@@ -188,7 +196,7 @@ mod tests {
             let stat = parse_stat(&format!("12 ({name}) {tail}")).unwrap();
             assert_eq!(
                 stat,
-                Stat { state: 'S', ppid: 7, session: 9, threads: 3, start_time: 4242 },
+                Stat { state: 'S', ppid: 7, session: 9, exiting: false, threads: 3, start_time: 4242 },
                 "{name}"
             );
         }

@@ -14,7 +14,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
 };
 
-use crate::memfd;
+use crate::{descriptor::close_aside, memfd};
 
 /// Longest message that is sent inside a datagram, in bytes.
 pub const MAX_INLINE: usize = 32 * 1024;
@@ -150,17 +150,20 @@ impl Channel {
     /// such a thing is not to be trusted.
     pub fn receive(&self) -> Result<Option<Received>, ChannelError> {
         let mut buffer = [0; MAX_INLINE];
-        let (length, mut fds) = self.receive_datagram(&mut buffer)?;
-        match buffer.get(..length).unwrap_or_default() {
+        let (datagram, mut fds) = self.receive_datagram(&mut buffer)?;
+        let message = datagram.and_then(|length| match buffer.get(..length).unwrap_or_default() {
+            // The end, or a datagram of nothing, which no end of ours sends.
             [] => Ok(None),
-            [INDIRECT] => {
-                if fds.is_empty() {
-                    return Err(ChannelError::NotSealed);
-                }
-                let bytes = read_message(&fds.remove(0))?;
-                finish(bytes, fds)
-            }
-            bytes => finish(bytes.to_vec(), fds),
+            [INDIRECT] if fds.is_empty() => Err(ChannelError::NotSealed),
+            [INDIRECT] => read_message(&fds.remove(0)).map(Some),
+            bytes => Ok(Some(bytes.to_vec())),
+        });
+        match message {
+            Ok(Some(_)) if fds.len() > MAX_FDS => Err(refuse(fds, ChannelError::TooManyFds)),
+            Ok(Some(bytes)) if bytes.is_empty() => Err(refuse(fds, ChannelError::Empty)),
+            Ok(Some(bytes)) => Ok(Some(Received { bytes, fds })),
+            Ok(None) => Ok(None),
+            Err(error) => Err(refuse(fds, error)),
         }
     }
 
@@ -175,8 +178,11 @@ impl Channel {
         Ok(())
     }
 
-    /// One datagram as it is. Descriptors are owned from the moment they are there, so an early return closes them.
-    fn receive_datagram(&self, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), ChannelError> {
+    /// One datagram as it is: its length, unless some of it was lost, and all descriptors that came.
+    fn receive_datagram(
+        &self,
+        buffer: &mut [u8],
+    ) -> Result<(Result<usize, ChannelError>, Vec<OwnedFd>), ChannelError> {
         let mut space = [MaybeUninit::uninit(); CONTROL_SPACE];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = rustix::io::retry_on_intr(|| {
@@ -188,13 +194,14 @@ impl Channel {
                 fds.extend(rights);
             }
         }
-        if received.flags.contains(ReturnFlags::TRUNC) {
-            return Err(ChannelError::TooLong);
-        }
-        if received.flags.contains(ReturnFlags::CTRUNC) {
-            return Err(ChannelError::TooManyFds);
-        }
-        Ok((received.bytes, fds))
+        let length = if received.flags.contains(ReturnFlags::TRUNC) {
+            Err(ChannelError::TooLong)
+        } else if received.flags.contains(ReturnFlags::CTRUNC) {
+            Err(ChannelError::TooManyFds)
+        } else {
+            Ok(received.bytes)
+        };
+        Ok((length, fds))
     }
 }
 
@@ -219,15 +226,10 @@ fn read_message(memfd: &OwnedFd) -> Result<Vec<u8>, ChannelError> {
     })
 }
 
-/// The last checks, the same for both ways.
-fn finish(bytes: Vec<u8>, fds: Vec<OwnedFd>) -> Result<Option<Received>, ChannelError> {
-    if fds.len() > MAX_FDS {
-        return Err(ChannelError::TooManyFds);
-    }
-    if bytes.is_empty() {
-        return Err(ChannelError::Empty);
-    }
-    Ok(Some(Received { bytes, fds }))
+/// Closes what came with a message that is not to be had. The sender cannot make that wait.
+fn refuse(fds: Vec<OwnedFd>, error: ChannelError) -> ChannelError {
+    close_aside(fds);
+    error
 }
 
 #[cfg(test)]

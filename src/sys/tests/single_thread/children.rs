@@ -2,7 +2,10 @@
 
 use std::os::fd::AsFd;
 
-use cgrant_sys::{Clone3, Dir, Exit, Pidfd, ProcFs, clone::PANICKED, pidfd::Signal, process::random_u64};
+use cgrant_sys::{
+    Child, Clone3, Dir, Exit, Pidfd, ProcFs, clone::PANICKED, mount::mount_cgroup2_detached, pidfd::Signal,
+    process::random_u64,
+};
 use nix::sched::CloneFlags;
 
 use crate::{Test, errno, in_child};
@@ -30,7 +33,8 @@ fn a_panic_stays_in_the_child() {
 }
 
 fn a_signal_is_told_apart() {
-    let child = Clone3::new().spawn(wait_for_ever).unwrap();
+    let waiting = Waiting::start(Clone3::new(), || ());
+    let child = &waiting.0;
     assert_eq!(child.pidfd.pid().unwrap(), child.pid);
     assert!(child.pidfd.is_alive().unwrap());
     child.pidfd.send_signal(Signal::TERM).unwrap();
@@ -67,13 +71,13 @@ fn a_child_has_its_own_memory() {
 fn a_child_is_born_in_its_cgroup() {
     let scratch = ScratchCgroup::make();
     let cgroup = scratch.parent.open_dir(&scratch.name).unwrap();
-    let child = Clone3::new().cgroup(cgroup.as_fd()).spawn(wait_for_ever).unwrap();
+    let waiting = Waiting::start(Clone3::new().cgroup(cgroup.as_fd()), || ());
+    let child = &waiting.0;
     let cgroups = ProcFs::open().unwrap().cgroups(child.pid).unwrap();
     let id = child.pidfd.info().unwrap().cgroup_id;
-    child.pidfd.send_signal(Signal::KILL).unwrap();
-    assert_eq!(child.pidfd.wait().unwrap(), Exit::Signal(9));
+    drop(waiting);
     let path = &cgroups.iter().find(|(hierarchy, _)| hierarchy == "cgroup2").unwrap().1;
-    assert!(path.ends_with(&format!("/{}", scratch.name)), "{path}");
+    assert_eq!(path, &format!("/{}", scratch.name));
     // Before kernel 6.13 a pidfd does not tell.
     assert!(id.is_none() || id == Some(cgroup.inode().unwrap()));
     assert_eq!(
@@ -82,11 +86,27 @@ fn a_child_is_born_in_its_cgroup() {
     );
 }
 
-/// Is ended by a signal, or by the end of the test.
-pub fn wait_for_ever() -> i32 {
-    cgrant_sys::privilege::set_parent_death_signal(Some(Signal::KILL)).unwrap();
-    loop {
-        rustix::event::pause();
+/// A child that waits, until this is dropped: at the end of the test, or when it fails.
+pub struct Waiting(pub Child);
+
+impl Waiting {
+    /// The child does `first`, and then nothing.
+    pub fn start(clone: Clone3<'_>, first: impl FnOnce()) -> Self {
+        let child = clone.spawn(|| {
+            first();
+            loop {
+                rustix::event::pause();
+            }
+        });
+        Self(child.unwrap())
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // It may have been killed and reaped by the test.
+        let _ = self.0.pidfd.send_signal(Signal::KILL);
+        let _ = self.0.pidfd.wait();
     }
 }
 
@@ -97,13 +117,10 @@ struct ScratchCgroup {
 }
 
 impl ScratchCgroup {
+    /// In a new cgroup namespace, whose root is the cgroup of this process, wherever the host has its mounts.
     fn make() -> Self {
-        let own = ProcFs::open().unwrap().cgroups(std::process::id()).unwrap();
-        let path = &own.iter().find(|(hierarchy, _)| hierarchy == "cgroup2").expect("no cgroup2 tree").1;
-        let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let mount = mountinfo.lines().find(|line| line.contains(" - cgroup2 ")).expect("no cgroup2 mount");
-        let place = mount.split(' ').nth(4).unwrap();
-        let parent = Dir::open(format!("{place}{path}").as_ref()).unwrap();
+        nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP).unwrap();
+        let parent = Dir::from_fd(mount_cgroup2_detached().unwrap()).unwrap();
         let name = format!("cgrant-sys-test-{:016x}", random_u64().unwrap());
         parent.create_dir(&name, 0o755).unwrap();
         Self { parent, name }

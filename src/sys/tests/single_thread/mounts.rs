@@ -10,11 +10,11 @@ use cgrant_sys::mount::{
     mount_cgroup2_detached, mount_setattr, move_mount, open_place, open_tree_clone, pivot_root,
     set_propagation, statfs_magic, umount_detach,
 };
-use cgrant_sys::{Clone3, Dir, Exit, UsernsFd, pidfd::Signal};
+use cgrant_sys::{Clone3, Dir, Exit, UsernsFd};
 use nix::sched::CloneFlags;
 use rustix::io::Errno;
 
-use crate::{Test, children::wait_for_ever, errno};
+use crate::{Test, children::Waiting, errno};
 
 pub const TESTS: &[Test] = &[
     ("mounts::a_detached_mount_can_be_used_and_attached", a_detached_mount_can_be_used_and_attached),
@@ -86,13 +86,13 @@ fn owners_are_mapped() {
     fs::create_dir("/mnt/a").unwrap();
     fs::create_dir("/mnt/mapped").unwrap();
     fs::write("/mnt/a/f", "").unwrap();
-    let child = Clone3::new().flags(CloneFlags::CLONE_NEWUSER).spawn(wait_for_ever).unwrap();
+    let waiting = Waiting::start(Clone3::new().flags(CloneFlags::CLONE_NEWUSER), || ());
+    let child = &waiting.0;
     for file in ["uid_map", "gid_map"] {
         fs::write(format!("/proc/{}/{file}", child.pid), "0 100000 65536").unwrap();
     }
     let namespace = UsernsFd::from_fd(child.pidfd.user_namespace().unwrap()).unwrap();
-    child.pidfd.send_signal(Signal::KILL).unwrap();
-    child.pidfd.wait().unwrap();
+    drop(waiting);
     let copy = open_tree_clone(open_place(Path::new("/mnt/a")).unwrap(), Path::new(""), false).unwrap();
     let change = MountChange { id_map: Some(namespace.as_fd()), ..MountChange::default() };
     match mount_setattr(&copy, &change) {

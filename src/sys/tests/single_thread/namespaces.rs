@@ -4,12 +4,11 @@ use std::os::fd::AsFd;
 
 use cgrant_sys::{
     Clone3, Exit, NetnsFd, UsernsFd,
-    pidfd::Signal,
     privilege::{become_account, set_dumpable},
 };
 use nix::sched::CloneFlags;
 
-use crate::{Test, children::wait_for_ever, errno, in_child};
+use crate::{Test, children::Waiting, errno, in_child};
 
 pub const TESTS: &[Test] = &[
     ("namespaces::a_child_is_born_in_its_namespaces", a_child_is_born_in_its_namespaces),
@@ -29,11 +28,11 @@ fn a_child_is_born_in_its_namespaces() {
     let outer = names();
     let child = Clone3::new().flags(all).spawn(|| i32::from(std::process::id() != 1)).unwrap();
     assert_eq!(child.pidfd.wait().unwrap(), Exit::Code(0));
-    let child = Clone3::new().flags(all).spawn(wait_for_ever).unwrap();
+    let waiting = Waiting::start(Clone3::new().flags(all), || ());
+    let child = &waiting.0;
     let inner = ["user", "net", "pid", "mnt", "ipc", "uts", "cgroup"]
         .map(|kind| std::fs::read_link(format!("/proc/{}/ns/{kind}", child.pid)).unwrap());
-    child.pidfd.send_signal(Signal::KILL).unwrap();
-    assert_eq!(child.pidfd.wait().unwrap(), Exit::Signal(9));
+    drop(waiting);
     for (inner, outer) in inner.iter().zip(&outer) {
         assert_ne!(inner, outer);
     }
@@ -51,7 +50,8 @@ fn owner_and_parent_are_the_makers() {
             become_account(12345, 12346).unwrap();
             // What changes its uid hides its namespaces from others of the same uid.
             set_dumpable(true).unwrap();
-            let child = Clone3::new().flags(flags).spawn(wait_for_ever).unwrap();
+            let waiting = Waiting::start(Clone3::new().flags(flags), || ());
+            let child = &waiting.0;
             let namespace = UsernsFd::from_fd(child.pidfd.user_namespace().unwrap()).unwrap();
             assert_eq!(namespace.owner_uid().unwrap(), 12345);
             assert_eq!(namespace.parent().unwrap().id().unwrap(), UsernsFd::own().unwrap().id().unwrap());
@@ -68,7 +68,8 @@ fn owner_and_parent_are_the_makers() {
 
 fn a_namespace_can_be_entered() {
     let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET;
-    let child = Clone3::new().flags(flags).spawn(wait_for_ever).unwrap();
+    let waiting = Waiting::start(Clone3::new().flags(flags), || ());
+    let child = &waiting.0;
     let user = UsernsFd::from_fd(child.pidfd.user_namespace().unwrap()).unwrap();
     let network = std::fs::File::open(format!("/proc/{}/ns/net", child.pid)).unwrap();
     let network = NetnsFd::from_fd(network.into()).unwrap();
@@ -82,8 +83,7 @@ fn a_namespace_can_be_entered() {
         assert_eq!(errno(user.parent()), libc::EPERM);
         0
     });
-    child.pidfd.send_signal(Signal::KILL).unwrap();
-    child.pidfd.wait().unwrap();
+    drop(waiting);
     assert_eq!(visitor, Exit::Code(0));
     assert!(user.as_fd().try_clone_to_owned().is_ok());
 }

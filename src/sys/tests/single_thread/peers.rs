@@ -3,9 +3,9 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use cgrant_sys::{Clone3, Exit, PeerPidfd, pidfd::Signal, privilege::become_account, socket};
+use cgrant_sys::{Clone3, Exit, PeerPidfd, privilege::become_account, socket};
 
-use crate::{Test, children::wait_for_ever, is_readable_soon};
+use crate::{Test, children::Waiting, is_readable_soon};
 
 pub const TESTS: &[Test] = &[
     ("peers::groups_of_any_number_are_known", groups_of_any_number_are_known),
@@ -34,33 +34,26 @@ fn groups_of_any_number_are_known() {
     for count in [0_u32, 1, 32, 33, 3000] {
         let groups: Vec<u32> = (50_000..50_000 + count).collect();
         let raw: Vec<_> = groups.iter().map(|group| nix::unistd::Gid::from_raw(*group)).collect();
-        let child = Clone3::new()
-            .spawn(|| {
-                nix::unistd::setgroups(&raw).unwrap();
-                let _connection = UnixStream::connect(&path).unwrap();
-                wait_for_ever()
-            })
-            .unwrap();
+        let _waiting = Waiting::start(Clone3::new(), || {
+            nix::unistd::setgroups(&raw).unwrap();
+            std::mem::forget(UnixStream::connect(&path).unwrap());
+        });
         let accepted = accept(&listener);
         let found = socket::peer_groups(&accepted).unwrap();
-        child.pidfd.send_signal(Signal::KILL).unwrap();
-        assert_eq!(child.pidfd.wait().unwrap(), Exit::Signal(9));
         assert_eq!(found, groups);
     }
 }
 
 fn credentials_are_those_at_connect() {
     let (_directory, path, listener) = listener();
-    let child = Clone3::new()
-        .spawn(|| {
-            nix::unistd::setegid(12346.into()).unwrap();
-            nix::unistd::seteuid(12345.into()).unwrap();
-            let _connection = UnixStream::connect(&path).unwrap();
-            nix::unistd::seteuid(0.into()).unwrap();
-            become_account(54321, 54322).unwrap();
-            wait_for_ever()
-        })
-        .unwrap();
+    let waiting = Waiting::start(Clone3::new(), || {
+        nix::unistd::setegid(12346.into()).unwrap();
+        nix::unistd::seteuid(12345.into()).unwrap();
+        std::mem::forget(UnixStream::connect(&path).unwrap());
+        nix::unistd::seteuid(0.into()).unwrap();
+        become_account(54321, 54322).unwrap();
+    });
+    let child = &waiting.0;
     let accepted = accept(&listener);
     let peer = socket::peer_credentials(&accepted).unwrap();
     let pidfd = socket::peer_pidfd(&accepted).unwrap();
@@ -69,8 +62,6 @@ fn credentials_are_those_at_connect() {
         PeerPidfd::Unsupported => child.pid,
         PeerPidfd::Gone => 0,
     };
-    child.pidfd.send_signal(Signal::KILL).unwrap();
-    assert_eq!(child.pidfd.wait().unwrap(), Exit::Signal(9));
     assert_eq!((peer.uid, peer.gid, peer.pid), (12345, 12346, Some(child.pid)));
     assert_eq!(pid, child.pid);
 }
