@@ -80,7 +80,7 @@ lint: rust
 
 bench: deps-bench
 	$(CARGO) build --release --locked
-	tests/bench/run target/release
+	CGRANT_TEST_BIN=$(abspath target/release) $(CARGO) bench --profile dev --features fault-injection --locked --bench bench
 
 install: all install-files
 

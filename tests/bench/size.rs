@@ -1,0 +1,93 @@
+//! What the broker takes while it does nothing: memory, and processor time that it should not take at all.
+
+use std::{fs, time::Duration};
+
+use crate::{
+    Bench,
+    caller::Caller,
+    common::{Broker, Options},
+};
+
+/// How many grants there are in the second measurement.
+const GRANTS: usize = 1000;
+/// How long the idle broker is watched.
+const WATCHED: Duration = Duration::from_secs(10);
+
+/// The part `size`.
+pub fn measure_memory(bench: &Bench) {
+    let broker = bench.lab.broker();
+    println!("\nMemory of the broker's processes (kB)");
+    println!("{:52}|{:>10} {:>10}", "", "RSS", "PSS");
+    let idle = print_memory(&broker, "idle");
+    let caller = Caller::new(&bench.user, broker.socket());
+    let grants: Vec<String> = (0..GRANTS).map(|_| caller.create(Options::new()).1).collect();
+    let full = print_memory(&broker, &format!("with {GRANTS} grants"));
+    let each = full.1.saturating_sub(idle.1) / GRANTS as u64;
+    println!(
+        "a grant takes about {each} kB of the broker's own; what the kernel takes for its cgroups is not counted"
+    );
+    for grant in grants {
+        caller.release(&grant);
+    }
+    print_memory(&broker, &format!("after {GRANTS} grants"));
+}
+
+fn print_memory(broker: &Broker, when: &str) -> (u64, u64) {
+    let mut sum = (0, 0);
+    for (pid, name) in broker.processes() {
+        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+        let value = |key: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(key));
+            line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
+        };
+        let (rss, pss) = (value("Rss:"), value("Pss:"));
+        println!("{:52}|{rss:>10} {pss:>10}", format!("{when}: {name}"));
+        sum = (sum.0 + rss, sum.1 + pss);
+    }
+    println!("{:52}|{:>10} {:>10}", format!("{when}: together"), sum.0, sum.1);
+    sum
+}
+
+/// The part `wakeups`.
+pub fn measure_wakeups(bench: &Bench) {
+    let broker = bench.lab.broker();
+    let caller = Caller::new(&bench.user, broker.socket());
+    let (_, grant) = caller.create(Options::new());
+    // Threads that were started for the call end first.
+    std::thread::sleep(Duration::from_secs(6));
+    let before = activity(&broker);
+    std::thread::sleep(WATCHED);
+    let after = activity(&broker);
+    println!("\nAn idle broker with one client and one grant, watched for {} s", WATCHED.as_secs());
+    println!("{:52}|{:>10} {:>14}", "", "wake-ups", "processor, us");
+    for (before, after) in before.iter().zip(&after) {
+        let time = (after.nanoseconds - before.nanoseconds) / 1000;
+        println!("{:52}|{:>10} {time:>14}", after.name, after.switches - before.switches);
+    }
+    caller.release(&grant);
+}
+
+/// What a process has done so far.
+struct Activity {
+    name: String,
+    /// How often its threads were put on a processor.
+    switches: u64,
+    nanoseconds: u64,
+}
+
+// The third and first number of schedstat: turns on a processor, and time there. No system call goes without a turn.
+fn activity(broker: &Broker) -> Vec<Activity> {
+    let of = |(pid, name): (u32, String)| {
+        let mut activity = Activity { name, switches: 0, nanoseconds: 0 };
+        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+            let numbers: Vec<u64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+            if let [time, _, turns] = numbers[..] {
+                activity.nanoseconds += time;
+                activity.switches += turns;
+            }
+        }
+        activity
+    };
+    broker.processes().into_iter().map(of).collect()
+}
