@@ -190,7 +190,9 @@ Examples:
 #[derive(Debug, Subcommand)]
 pub(crate) enum CgroupCommand {
     /// Makes a cgroup below the payload
-    #[command(after_help = "Example:\n  cgrant grant cgroup create build workers/one")]
+    #[command(
+        after_help = "Examples:\n  cgrant grant cgroup create build workers\n  cgrant grant cgroup create build workers/one"
+    )]
     Create(CgroupArgs),
     /// Removes an empty cgroup below the payload
     #[command(after_help = "Example:\n  cgrant grant cgroup remove build workers/one")]
@@ -334,14 +336,14 @@ const ABOUT_RUN: &str = "\
 The command is pid 1 of the container unless --init is given. Its standard streams are those of
 cgrant. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 and SIGWINCH are passed on; of those that
 would end an ordinary process, one for which the command has no handler ends the container. ^Z
-freezes the container.
+freezes the container. It has no controlling terminal: a shell in it has no job control.
 
 The ids inside are not yours: files of your own belong to 'nobody' there, and must be open to others
 to be used. A root directory must have the directories proc sys dev run tmp to mount on.
 
 Examples:
   cgrant run -- id
-  cgrant run --memory 256M --pids 50 -- sh -c 'ulimit -a; cat /sys/fs/cgroup/memory.max'
+  cgrant run --memory 256M --pids 50 -- sh -c 'hostname; ps ax'
   cgrant run --root ./busybox --init --hostname box -- /bin/sh
   cgrant run --name ci --env PATH=/usr/bin:/bin --env LANG -- make test";
 

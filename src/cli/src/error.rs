@@ -55,6 +55,16 @@ impl Failure {
         }
     }
 
+    /// What the kernel said, where the message itself does not say it.
+    fn cause(&self) -> Option<&io::Error> {
+        match self {
+            Self::Broker {
+                source: SessionError::Broker(BrokerError::Unreachable { source, .. }), ..
+            } => Some(source),
+            _ => None,
+        }
+    }
+
     /// What to do about it, where the message itself does not say it.
     fn advice(&self) -> Option<String> {
         match self {
@@ -72,7 +82,8 @@ impl Failure {
     /// The whole line, without end of line. Bytes from elsewhere can't break it or colour the terminal.
     pub(crate) fn line(&self) -> String {
         let advice = self.advice().map(|advice| format!("; {advice}")).unwrap_or_default();
-        let line = format!("cgrant: {self}{advice}");
+        let cause = self.cause().map(|cause| format!(": {cause}")).unwrap_or_default();
+        let line = format!("cgrant: {self}{cause}{advice}");
         line.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
     }
 }
@@ -98,8 +109,8 @@ fn broker_advice(error: &BrokerError) -> Option<String> {
             _ => return None,
         },
         BrokerError::Unreachable { source, .. } => match source.kind() {
-            io::ErrorKind::PermissionDenied => format!("{source}: the socket is not open to you"),
-            _ => format!("{source}: {START}"),
+            io::ErrorKind::PermissionDenied => "the socket is not open to you".to_owned(),
+            _ => START.to_owned(),
         },
         BrokerError::Dbus(_) => format!("{START} (usually it is {})", names::DEFAULT_SOCKET),
         BrokerError::BadEndpoint { .. } => return None,

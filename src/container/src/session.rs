@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, future::Future, io, time::Duration};
 
-use cgrant_proto::{CgroupProxy, Endpoint, Error, GrantProxy, IdsProxy, ManagerProxy};
+use cgrant_proto::{CgroupProxy, Endpoint, Error, GrantProxy, ManagerProxy};
 use zbus::{
     Connection, OwnedObjectPath, OwnedVariant, Proxy,
     fdo::PropertiesProxy,
@@ -91,14 +91,6 @@ impl Session {
     /// As [`Session::manager`].
     pub fn cgroup(&self, path: &OwnedObjectPath) -> Result<CgroupProxy<'static>, SessionError> {
         self.proxy(CgroupProxy::builder(&self.connection).path(path.clone()))
-    }
-
-    /// The ids of a grant.
-    ///
-    /// # Errors
-    /// As [`Session::manager`].
-    pub fn ids(&self, path: &OwnedObjectPath) -> Result<IdsProxy<'static>, SessionError> {
-        self.proxy(IdsProxy::builder(&self.connection).path(path.clone()))
     }
 
     /// All properties of one interface of an object, in one call.
