@@ -37,11 +37,12 @@ pub fn main(arguments: &[String]) -> ExitCode {
         }
         // A user namespace inside another one: its parent is not the host's.
         ["inner-userns"] => {
-            let uid = rustix::process::getuid().as_raw();
+            let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
             unshare(CloneFlags::CLONE_NEWUSER).unwrap();
-            // Only a mapped uid may make another one.
+            // Only who is mapped may make another one.
             fs::write("/proc/self/setgroups", "deny").unwrap();
-            fs::write("/proc/self/uid_map", format!("0 {} 1", uid)).unwrap();
+            fs::write("/proc/self/uid_map", format!("0 {uid} 1")).unwrap();
+            fs::write("/proc/self/gid_map", format!("0 {gid} 1")).unwrap();
             let outer = fs::File::open("/proc/self/ns/user").unwrap();
             unshare(CloneFlags::CLONE_NEWUSER).unwrap();
             let inner = fs::File::open("/proc/self/ns/user").unwrap();

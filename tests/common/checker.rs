@@ -96,6 +96,10 @@ pub fn grants_in_kernel(lab: &Lab) -> BTreeMap<(u32, String), Places> {
             let Some(uid) = name.strip_prefix('u').and_then(|uid| uid.parse::<u32>().ok()) else { continue };
             for grant in subdirectories(&account) {
                 let name = grant.file_name().unwrap().to_str().unwrap().to_owned();
+                // Where processes are put whose grant was never finished; no grant can have this name.
+                if name == "_evicted" {
+                    continue;
+                }
                 grants.entry((uid, name)).or_default().insert(tree.clone(), grant);
             }
         }

@@ -198,7 +198,7 @@ fn a_running_container_survives_the_brokers_death_and_ends_with_its_command(lab:
     command.args(["run", "--name", "long", "--", "sleep", "1000"]);
     command.env("CGRANT_SOCKET", broker.socket()).stdout(std::process::Stdio::null());
     let mut client = Process::of(&mut command);
-    let cgroup2 = || checker::grants_in_kernel(lab).get(&(user.uid, "long".to_owned())).map(|p| p["cgroup2"].join("payload"));
+    let cgroup2 = || checker::grants_in_kernel(lab).get(&(user.uid, "long".to_owned())).and_then(|p| Some(p.get("cgroup2")?.join("payload")));
     let sleeps = || cgroup2().is_some_and(|payload| checker::members(&payload).iter().any(|pid| {
         fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "sleep")
     }));
@@ -222,7 +222,9 @@ fn run_killed_hard_leaves_nothing(lab: &Lab) {
     command.stdout(std::process::Stdio::null());
     let mut client = Process::of(&mut command);
     wait_until("the command runs", || {
-        checker::grants_in_kernel(lab).get(&(user.uid, "victim".to_owned())).is_some_and(|p| !checker::members(&p["cgroup2"].join("payload")).is_empty())
+        checker::grants_in_kernel(lab).get(&(user.uid, "victim".to_owned()))
+            .and_then(|places| places.get("cgroup2"))
+            .is_some_and(|place| !checker::members(&place.join("payload")).is_empty())
     });
     client.kill();
     broker.settle();

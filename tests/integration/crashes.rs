@@ -89,6 +89,10 @@ fn killed_at_every_step_of_creating(lab: &Lab) {
         checker::assert_in_order(lab);
         bystander.check(lab, step);
         assert!(stage.is_alive(), "{step}: the caller's process was killed");
+        if client.names().is_empty() {
+            let inside = stage.cgroups().into_iter().find(|(_, path)| format!("{path}/").contains("/crash/"));
+            assert_eq!(inside, None, "{step}: it is still in a grant that there is no more");
+        }
         // Either the grant was never made or it is there; the same request with the same key gives it, once.
         let survived = client.names();
         let (_fresh, fresh) = user.userns();
@@ -164,8 +168,11 @@ fn every_process_of_the_broker_may_be_killed(lab: &Lab) {
     for round in 0..broker.processes().len() {
         let processes = broker.processes();
         let Some((pid, name)) = processes.into_iter().skip(1).nth(round % 4) else { continue };
+        let times_ready = || broker.log().matches(" ready ").count();
+        let before = times_ready();
         broker.kill(pid);
         killed.push(name.clone());
+        wait_until("the broker is ready again", || times_ready() > before);
         let client = client_again(&user, &broker);
         let grant = client.create("again", Options::new()).unwrap_or_else(|r| panic!("after {name}: {r:?}"));
         client.release(&grant.path, false).unwrap();

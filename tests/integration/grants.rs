@@ -225,7 +225,7 @@ fn a_range_belongs_to_account_and_name_and_to_nobody_else(lab: &Lab) {
     let ranges: Ranges = client.manager("ListRanges", &()).unwrap();
     assert_eq!(ranges.len(), 3);
     assert!(ranges.contains(&(first.uid, first.gid, 65_536, "db".into(), again.id.clone())), "{ranges:?}");
-    client.manager::<_, ()>("ForgetRange", &"none").unwrap_err().is("InvalidName", "none");
+    client.manager::<_, ()>("ForgetRange", &"none").unwrap_err().is("InvalidArgument", "none");
     // Untied while it is in use, it stays with the grant as long as that lives.
     client.manager::<_, ()>("ForgetRange", &"db").unwrap();
     let another = client.create("fourth", Options::new()).unwrap();
@@ -362,9 +362,10 @@ fn instances_run_side_by_side_and_share_the_record_of_ids(lab: &Lab) {
     drop((one, two));
     broker.settle();
     second.settle();
-    drop(second);
+    drop((broker, second));
     let leaks = other.leaks_of_instance();
     assert!(leaks.is_empty(), "{leaks:?}");
+    // Cleaning ends everything that this program started, so it comes last.
     other.clean();
 }
 

@@ -123,7 +123,6 @@ fn wrong_values_are_refused_and_change_nothing(lab: &Lab) {
         ("memory.max", "64MB of it"),
         ("memory.max", "1e9"),
         ("memory.max", "99999999999999999999999"),
-        ("memory.max", " 64M"),
         ("cpu.max", "50000 100000 3"),
         ("cpu.max", "-5%"),
         ("cpu.max", "0 0"),
@@ -136,7 +135,6 @@ fn wrong_values_are_refused_and_change_nothing(lab: &Lab) {
         ("io.max", "nonsense"),
         ("io.max", "8:0 rbps"),
         ("io.max", "8:0 tbps=1"),
-        ("hugetlb.3MB.max", "x"),
         ("no.such.key\n", "1"),
         ("../memory.max", "1"),
         ("", "1"),
@@ -154,6 +152,7 @@ fn wrong_values_are_refused_and_change_nothing(lab: &Lab) {
     checker::assert_in_order(lab);
     // A raw file that no rule lists.
     client.set_limits(&grant.path, &[("memory.min", "1M")]).unwrap_err().is("NotAuthorized", "memory.min");
+    client.set_limits(&grant.path, &[("hugetlb.3MB.max", "1M")]).unwrap_err().is("NotAuthorized", "hugetlb.3MB.max");
     client.set_limits(&grant.path, &[("cgroup.procs", "1")]).unwrap_err();
     client.set_limits(&grant.path, &[("devices.allow", "a")]).unwrap_err();
 }
