@@ -127,8 +127,9 @@ fn vanished(engine: &Engine, grant: &Arc<Grant>) {
 }
 
 fn oom(engine: &Engine, grant: &Grant) {
-    let Ok(kills) = engine.tree.oom_kills(&grant.path) else { return };
-    let before = std::mem::replace(&mut grant.live().oom_kills, kills);
+    let before = grant.live().oom_kills;
+    let Ok(kills) = engine.tree.oom_kills_past(&grant.path, before) else { return };
+    grant.live().oom_kills = kills;
     if kills > before {
         tracing::info!(target: "grant", grant = %grant.id, name = %grant.name, account = grant.account.0, kills, "out of memory");
         engine.tell(Event::Oom { grant: grant.id, account: grant.account.0, kills });

@@ -31,6 +31,10 @@ pub enum OomWatch {
     None,
 }
 
+/// How often and how long the count of kills is waited for after a signal on v1.
+const OOM_TRIES: u32 = 25;
+const OOM_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+
 impl Tree {
     /// The payload's `cgroup.events`, for inotify through `/proc/self/fd`: modified when populated or frozen changes.
     ///
@@ -87,6 +91,23 @@ impl Tree {
             None => Ok(0),
         };
         Ok(count(node.child(PAYLOAD)?)?.saturating_add(count(node.child(MONITOR)?)?))
+    }
+
+    /// The same after a signal. On v1 the kernel signals before it kills and counts; the count is given a moment to go
+    /// past `before`. Waits up to 250 ms then, with only the grant's account behind it.
+    ///
+    /// # Errors
+    /// As [`Self::oom_kills`].
+    pub fn oom_kills_past(&self, grant: &GrantPath, before: u64) -> Result<u64, CgroupError> {
+        let early = self.hierarchies.controller("memory").is_some_and(|hierarchy| hierarchy.kind != Kind::V2);
+        for _ in 0..OOM_TRIES {
+            let kills = self.oom_kills(grant)?;
+            if kills != before || !early {
+                return Ok(kills);
+            }
+            std::thread::sleep(OOM_PAUSE);
+        }
+        self.oom_kills(grant)
     }
 
     /// A descriptor that says POLLPRI when the grant has waited for `cpu`, `memory` or `io` for 150 ms of 2 s. It works as long

@@ -124,13 +124,14 @@ pub fn set_limits(
     let result = engine
         .fault
         .step("set limits: intent recorded")
-        .and_then(|()| settings.apply(engine, &grant.path))
-        .and_then(|()| engine.fault.step("set limits: set"));
+        .and_then(|()| settings.apply(engine, &grant.path));
     if let Err(refusal) = result {
         engine.write_record(&before)?;
         reapply(engine, &grant, &before.limits);
         return Err(refusal);
     }
+    // Set and recorded: nothing that goes wrong from here on can take it back.
+    let _ = engine.fault.step("set limits: set");
     let now = record.limits.clone();
     engine.registry().set_record(&grant, record);
     engine.tell(Event::Changed {
