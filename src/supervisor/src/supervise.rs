@@ -258,7 +258,7 @@ impl Supervisor {
 
     fn on_start_failure(&mut self, position: usize, error: SupervisorError) {
         if let Some(slot) = self.slots.get_mut(position) {
-            tracing::error!(child = slot.role.name(), %error, "cannot be started");
+            tracing::error!(child = slot.role.name(), "{} cannot be started: {error}", slot.role.name());
             // A process that was started but did not get its message is of no use.
             slot.dismiss();
             if slot.running().is_none() {
@@ -363,7 +363,9 @@ impl Supervisor {
                 tracing::warn!("the keeper of the scope ended; there is a new one");
             }
             result => {
-                tracing::error!(error = ?result.err().map(|e| e.to_string()), "the scope was stopped; starting anew");
+                let reason =
+                    result.err().map_or_else(|| "it was stopped".to_owned(), |error| error.to_string());
+                tracing::error!("the scope is gone ({reason}); starting anew");
                 self.restart_engine();
             }
         }
@@ -378,7 +380,7 @@ impl Supervisor {
             && !self.killed
             && let Err(error) = scope::leave(helper, scope)
         {
-            tracing::warn!(%error, "the scope stays");
+            tracing::warn!("the scope stays: {error}");
         }
     }
 
@@ -409,7 +411,7 @@ impl Supervisor {
         }
         if !death.dismissed {
             let wait = u64::try_from(death.wait.as_millis()).unwrap_or(u64::MAX);
-            tracing::error!(child = role, reason = death.reason, restart_in_ms = wait, "ended");
+            tracing::error!(child = role, restart_in_ms = wait, "{role}: {}", death.reason);
         }
         if position == ENGINE {
             // What the fronts know is of an engine that is no more.
@@ -469,7 +471,7 @@ impl Supervisor {
         match result {
             Ok(()) => tracing::info!("configuration read again"),
             Err(reason) => {
-                tracing::error!(%reason, "configuration refused; the previous one stays");
+                tracing::error!("configuration refused, the previous one stays: {reason}");
                 self.announcer.status("The configuration was refused; the previous one stays");
             }
         }
@@ -514,7 +516,7 @@ impl Supervisor {
     fn kill_what_is_left(&mut self) {
         for slot in &mut self.slots {
             if slot.running().is_some() {
-                tracing::warn!(child = slot.role.name(), "did not end in time; killed");
+                tracing::warn!("{} did not end in time and was killed", slot.role.name());
                 self.killed = true;
                 slot.dismiss();
             }
