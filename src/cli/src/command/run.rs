@@ -11,9 +11,10 @@ use std::{
 };
 
 use cgrant_container::{
-    Command, Container, DEFAULT_PATH, Launch, LaunchSpec, Pidfd, Placement, Root, Session, Staged,
+    Command, Container, DEFAULT_PATH, Launch, LaunchSpec, Pidfd, Placement, Root, Session, SessionError,
+    Staged,
 };
-use cgrant_proto::{Code, CreateGrant, Lifetime, ReleaseGrant};
+use cgrant_proto::{Code, CreateGrant, Error, Lifetime, ReleaseGrant};
 use zbus::OwnedObjectPath;
 
 use super::{grant::each_once, supervise};
@@ -39,7 +40,7 @@ pub(crate) fn run(client: &Client, args: RunArgs) -> Result<u8, Failure> {
     let own = Pidfd::own().map_err(|source| Failure::Machine { doing: "name this process", source })?;
     let made = Made::create(&session, &grant, &staged, &own)?;
     let ended = made.start(staged).and_then(|container| supervise::supervise(&container, &made));
-    let released = made.release();
+    let released = made.release(client);
     let status = ended?;
     released?;
     Ok(status)
@@ -141,16 +142,24 @@ impl<'a> Made<'a> {
     }
 
     /// Kills what is left and ends the grant. One that has ended already was released by somebody else.
-    fn release(&self) -> Result<(), Failure> {
+    fn release(&self, client: &Client) -> Result<(), Failure> {
+        match self.release_over(self.session) {
+            // The broker was started again meanwhile.
+            Err(SessionError::Broker(Error::Dbus(_))) => match Session::connect(&client.endpoint) {
+                Ok(session) => self.release_over(&session),
+                // It has not come back yet. It will find this process gone, and end the grant.
+                Err(_) => Ok(()),
+            },
+            result => result,
+        }
+        .doing(|| "release the command's grant".to_owned())
+    }
+
+    fn release_over(&self, session: &Session) -> Result<(), SessionError> {
         let options = ReleaseGrant::new().kill();
-        let release = || self.session.call(self.session.grant(&self.path)?.release(&options));
-        match release() {
-            Err(cgrant_container::SessionError::Broker(error)) if error.code() == Some(Code::NoSuchGrant) => {
-                Ok(())
-            }
-            // The broker went away meanwhile. The next one finds this process gone and ends the grant.
-            Err(cgrant_container::SessionError::Broker(cgrant_proto::Error::Dbus(_))) => Ok(()),
-            result => result.doing(|| "release the command's grant".to_owned()),
+        match session.call(session.grant(&self.path)?.release(&options)) {
+            Err(SessionError::Broker(error)) if error.code() == Some(Code::NoSuchGrant) => Ok(()),
+            result => result,
         }
     }
 }
