@@ -173,14 +173,20 @@ impl Tree {
     }
 
     /// Who a process is, and where.
+    ///
+    /// One whose first thread has ended while others go on is refused: `/proc` says of it that it is in the root of every
+    /// v1 hierarchy, and put back there it would be out of whatever bounded it.
     pub(super) fn look_at(process: &Pidfd, proc: &ProcFs) -> Result<(PidfdInfo, Moved), CgroupError> {
         let info = process.info().map_err(gone)?;
-        let start_time = process.start_time().map_err(gone)?;
         let origin = proc.cgroups(info.pid).map_err(gone)?;
-        match process.is_alive().map_err(gone)? {
-            true => Ok((info, Moved { pid: info.pid, start_time, origin })),
-            false => Err(CgroupError::NoSuchProcess),
+        let stat = proc.stat(info.pid).map_err(gone)?;
+        if !process.is_alive().map_err(gone)? || stat.exiting && stat.threads <= 1 {
+            return Err(CgroupError::NoSuchProcess);
         }
+        if stat.exiting {
+            return Err(CgroupError::NotMovable { pid: info.pid });
+        }
+        Ok((info, Moved { pid: info.pid, start_time: stat.start_time, origin }))
     }
 
     /// Who a process is and where, if it may be moved.
@@ -215,9 +221,11 @@ impl Tree {
     /// stays.
     pub(super) fn put_right(&self, grant: &GrantPath, hierarchy: &Hierarchy, pid: u32) {
         let Ok(process) = Pidfd::open(pid) else { return };
+        // Of a process that is ending, its v1 paths are not told.
         let path = |pid: u32| {
             let origin = self.proc.cgroups(pid).ok()?;
-            path_in(&origin, hierarchy).map(str::to_owned)
+            let told = !self.proc.stat(pid).ok()?.exiting;
+            path_in(&origin, hierarchy).filter(|_| told).map(str::to_owned)
         };
         let above = format!(
             "{}/{}",

@@ -62,6 +62,8 @@ struct Catch<'a> {
     seen: HashSet<u32>,
     /// The process that was named.
     root: u32,
+    /// Its real uid.
+    uid: u32,
     /// Their sessions.
     sessions: HashSet<u32>,
     deadline: Instant,
@@ -91,6 +93,7 @@ impl Tree {
             cgroups: HashMap::new(),
             seen: HashSet::new(),
             root: 0,
+            uid: 0,
             sessions: HashSet::new(),
             deadline: Instant::now() + DEADLINE,
         };
@@ -132,7 +135,8 @@ impl Catch<'_> {
     fn everybody(&mut self, process: &Pidfd) -> Result<(), CgroupError> {
         let scan = self.tree.scan_processes()?;
         self.before = scan.iter().map(|(pid, stat)| (*pid, stat.start_time)).collect();
-        self.root = process.pid().map_err(gone)?;
+        let info = process.info().map_err(gone)?;
+        (self.root, self.uid) = (info.pid, info.ruid);
         if !self.catch(self.root, process)? {
             return Err(CgroupError::NoSuchProcess);
         }
@@ -220,7 +224,7 @@ impl Catch<'_> {
     /// Is a process that has just been forked a member? It has a member's session, and its parent is one or has gone.
     fn may_be_member(&self, pid: u32) -> bool {
         let Ok(stat) = self.tree.proc.stat(pid) else { return false };
-        if matches!(stat.state, 'Z' | 'X') || self.caught.contains_key(&pid) {
+        if has_ended(&stat) || self.caught.contains_key(&pid) {
             return false;
         }
         let above = stat.ppid;
@@ -228,7 +232,12 @@ impl Catch<'_> {
             return true;
         }
         let reaped = || self.tree.proc.stat(above).map_or(true, |parent| parent.session != stat.session);
-        stat.session != pid && self.sessions.contains(&stat.session) && reaped()
+        stat.session != pid && self.sessions.contains(&stat.session) && reaped() && self.is_of_account(pid)
+    }
+
+    /// Has it the real uid of the process that was named? An orphan of somebody else's is nobody's descendant that we know of.
+    fn is_of_account(&self, pid: u32) -> bool {
+        Pidfd::open(pid).and_then(|process| process.info()).is_ok_and(|info| info.ruid == self.uid)
     }
 
     /// Moves a process into `entry` before anything is asked about it that takes long. Whether it may be moved is asked before, of its
@@ -285,10 +294,11 @@ impl Catch<'_> {
             stat.session != pid
                 && self.sessions.contains(&stat.session)
                 && reaped
+                && self.is_of_account(pid)
                 && !self.before.contains(&(pid, stat.start_time))
         };
         let wanted = |pid: u32, stat: &Stat| {
-            !matches!(stat.state, 'Z' | 'X')
+            !has_ended(stat)
                 && !inside.contains(&pid)
                 && self.caught.get(&pid).is_none_or(|moved| moved.start_time != stat.start_time)
                 && (descends(stat) || orphaned(pid, stat))
@@ -386,6 +396,11 @@ impl Catch<'_> {
         // Whoever could not be put back stays in the entry, running; the grant's end or the next start finds it.
         let _ = set_frozen(self.entry, false);
     }
+}
+
+/// Nothing of it will fork again.
+fn has_ended(stat: &Stat) -> bool {
+    stat.exiting && stat.threads <= 1
 }
 
 /// The pid that was given out last in our pid namespace (fs/proc/loadavg.c), by any fork or thread on the host.

@@ -102,7 +102,9 @@ impl Tree {
         let origin = self.proc.cgroups(parents.pid).ok()?;
         let path = path_in(&origin, hierarchy)?.to_owned();
         let outside = strip(&path, &hierarchy.base_path).is_none();
-        (outside && parent.is_alive().ok()?).then_some(path)
+        // Of a process that is ending, its v1 paths are not told.
+        let told = !self.proc.stat(parents.pid).ok()?.exiting;
+        (outside && told && parent.is_alive().ok()?).then_some(path)
     }
 }
 

@@ -16,7 +16,10 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -224,9 +227,9 @@ fn code(error: CgroupError) -> RefusalCode {
 
 /// Waits until something holds; events would be better, but a test may poll.
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !holds() {
-        assert!(Instant::now() < deadline, "not within 10 s: {what}");
+        assert!(Instant::now() < deadline, "not within a minute: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -237,10 +240,9 @@ fn processes_of(uid: u32) -> Vec<u32> {
         let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
         (entry.metadata().ok()?.uid() == uid).then_some(pid)
     });
-    let alive = |pid: &u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
-    };
+    // One that is ending is no matter, and says of its v1 cgroups that they are the root.
+    let proc = cgrant_sys::ProcFs::open().unwrap();
+    let alive = |pid: &u32| proc.stat(*pid).is_ok_and(|stat| !stat.exiting);
     pids.filter(alive).collect()
 }
 
@@ -281,7 +283,7 @@ fn a_grant_is_made_in_every_hierarchy_and_leaves_nothing() {
     for file in ["cpuset.cpus", "cpuset.mems"] {
         assert!(!fs::read_to_string(cpuset.join(file)).unwrap().trim().is_empty());
     }
-    assert_eq!(place.tree.scan().unwrap(), [grant.clone()]);
+    assert_eq!(place.tree.scan().unwrap(), std::slice::from_ref(&grant));
     assert!(matches!(place.tree.make(&grant, &bare()), Err(CgroupError::GrantExists(_))));
     place.tree.remove(&grant, false).unwrap();
     assert_eq!(place.left(), Vec::<PathBuf>::new());
@@ -299,7 +301,7 @@ fn a_grant_that_cannot_be_made_whole_is_not_made() {
     fs::create_dir_all(&foreign).unwrap();
     assert!(matches!(place.tree.make(&grant, &with_range()), Err(CgroupError::GrantExists(_))));
     let account = foreign.parent().unwrap().to_owned();
-    assert_eq!(place.left(), [account.clone()]);
+    assert_eq!(place.left(), std::slice::from_ref(&account));
     assert!(foreign.is_dir(), "what was there before is not ours to remove");
 }
 
@@ -576,8 +578,9 @@ fn frozen_thawed_and_killed() {
     assert!(place.tree.is_frozen(&grant).unwrap());
     let time = || place.tree.stat(&grant).unwrap().cpu_usage_usec.unwrap();
     let before = time();
-    std::thread::sleep(Duration::from_millis(30));
-    assert_eq!(time(), before, "nothing runs");
+    std::thread::sleep(Duration::from_millis(200));
+    // The last tick before may be counted late.
+    assert!(time() - before < 10_000, "nothing runs");
     place.tree.thaw(&grant).unwrap();
     until("it goes on", || time() > before);
     place.tree.freeze(&grant).unwrap();
@@ -664,65 +667,76 @@ fn a_recycled_pid_is_put_right() {
 
 /// Runs a bomb of at least `size` processes, attaches its tree, and looks whether anybody of its uid is left outside.
 fn bomb(uid: u32, size: usize, script: &str) {
+    // One at a time: two share the CPUs with each other and with the test's own thread.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let place = Place::new();
     let grant = place.make("bomb");
     // Outside of the grant, but where the end of the test reaches whatever is left of it.
     let origin = place.dir("cgroup2").join("outside");
     fs::create_dir(&origin).unwrap();
-    let script = format!(
-        "exec perl -e '$SIG{{CHLD}} = \"IGNORE\"; select undef, undef, undef, 0.01 until -e $ARGV[0]; {script}' {}",
-        origin.join("go").display()
+    let go = origin.join("go");
+    // Takes orphans in (PR_SET_CHILD_SUBREAPER is 36), so that all are its descendants from the start.
+    let root = Running::new(
+        uid,
+        &format!(
+            "exec perl -e '$SIG{{CHLD}} = \"IGNORE\"; syscall({}, 36, 1, 0, 0, 0) == 0 or die; \
+             select undef, undef, undef, 0.01 until -e $ARGV[0]; {script}' {}",
+            nix::libc::SYS_prctl,
+            go.display()
+        ),
     );
-    let root = Running::new(uid, &script);
     fs::write(origin.join("cgroup.procs"), root.0.id().to_string()).unwrap();
-    fs::create_dir(origin.join("go")).unwrap();
+    fs::create_dir(&go).unwrap();
     until("it has exploded", || processes_of(uid).len() >= size);
     let own = |info: &PidfdInfo| info.ruid == uid;
-    let attached = place.tree.attach(&grant, AttachTarget::Payload, &root.pidfd(), true, &own);
-    let count = attached.unwrap_or_else(|error| panic!("{}", Refusal::from(error))).count();
+    let entry = place.grant("cgroup2", &grant).join("entry");
+    // On a machine that is busy otherwise too, the deadline may come first: then nobody may have been moved.
+    let mut attempts = (0..5).map(|_| {
+        let attached = place.tree.attach(&grant, AttachTarget::Payload, &root.pidfd(), true, &own);
+        let refused = attached.map(|attached| attached.count()).map_err(Refusal::from);
+        if let Err(refusal) = &refused {
+            assert_eq!(refusal.code, RefusalCode::TimedOut, "{refusal}");
+            assert!(!place.tree.is_populated(&grant).unwrap() && !entry.exists());
+        }
+        refused
+    });
+    let count = attempts.find_map(Result::ok).expect("it is caught in one of five attempts");
     assert!(count > 1, "{count}");
     let payload = format!("/{}/", place.name);
+    let inside = |line: &str| line.contains(&payload) && line.ends_with("/payload");
+    let proc = cgrant_sys::ProcFs::open().unwrap();
     for _ in 0..100 {
         for pid in processes_of(uid) {
-            // Those that end meanwhile have no line.
             let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-            for line in cgroups.lines() {
-                assert!(line.contains(&payload) && line.ends_with("/payload"), "{pid} is outside: {line}");
-            }
+            // Of one that is ending, the v1 cgroups are not told.
+            let ending = || proc.stat(pid).map_or(true, |stat| stat.exiting);
+            assert!(cgroups.lines().all(inside) || ending(), "{pid} is outside:\n{cgroups}");
         }
     }
-    assert!(!place.grant("cgroup2", &grant).join("entry").exists());
+    assert!(!entry.exists());
     place.tree.remove(&grant, true).unwrap();
     assert_eq!(processes_of(uid), Vec::<u32>::new(), "all were inside, so all are dead");
-    assert_eq!(place.left(), Vec::<PathBuf>::new());
+    assert_eq!(place.left(), [origin]);
 }
 
 #[test]
 fn a_fork_bomb_is_attached_whole() {
-    bomb(
-        ACCOUNT + 1,
-        100,
-        "while (1) { if (defined(my $p = fork)) { next if $p; fork; sleep 100 } select undef, undef, undef, 0.001 }",
-    );
+    let script = "while (1) { unless (fork // 1) { fork; sleep 100 } select undef, undef, undef, 0.001 }";
+    bomb(ACCOUNT + 1, 100, script);
 }
 
 #[test]
 fn a_fork_bomb_whose_parents_end_at_once_is_attached_whole() {
-    bomb(
-        ACCOUNT + 2,
-        50,
-        "while (1) { unless (fork // 1) { while (1) { fork; exit if fork // 0 } } select undef, undef, undef, 0.01 }",
-    );
+    let script = "while (1) { unless (fork // 1) { while (1) { fork; exit if fork // 0 } } \
+                  select undef, undef, undef, 0.01 }";
+    bomb(ACCOUNT + 2, 50, script);
 }
 
 #[test]
 fn a_spark_is_caught() {
     // Each forks the next and ends at once: there is never more than one or two of them.
-    bomb(
-        ACCOUNT + 3,
-        2,
-        "select undef, undef, undef, 0.05; unless (fork) { while (1) { exit if fork } } sleep 100",
-    );
+    bomb(ACCOUNT + 3, 2, "unless (fork) { while (1) { exit if fork } } sleep 1 while 1");
 }
 
 #[test]

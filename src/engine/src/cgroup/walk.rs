@@ -119,10 +119,9 @@ fn reopen<'a>(top: &'a Dir, frames: &'a mut [Frame]) -> io::Result<Option<&'a Di
 mod tests {
     use super::*;
 
-    /// A directory tree in a temporary place: the walk does not care that it is no cgroup.
+    /// A directory in a temporary place: the walk does not care that it is no cgroup.
     fn place(name: &str) -> std::path::PathBuf {
         let path = std::env::temp_dir().join(format!("cgrant-walk-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir(&path).unwrap();
         path
     }
@@ -133,7 +132,8 @@ mod tests {
         for dir in ["a/b/c", "a/d", "e"] {
             std::fs::create_dir_all(path.join(dir)).unwrap();
         }
-        std::fs::write(path.join("a/file"), "").unwrap();
+        let file = path.join("a/file");
+        std::fs::write(&file, "").unwrap();
         let mut steps = Vec::new();
         walk(&Dir::open(&path).unwrap(), |visit| {
             steps.push(match visit {
@@ -143,7 +143,10 @@ mod tests {
             io::Result::Ok(())
         })
         .unwrap();
-        std::fs::remove_dir_all(&path).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        for dir in ["a/b/c", "a/b", "a/d", "a", "e", ""] {
+            std::fs::remove_dir(path.join(dir)).unwrap();
+        }
         let at = |step: &str| steps.iter().position(|found| found == step).unwrap();
         assert_eq!(steps.len(), 10, "{steps:?}");
         assert!(at("+a") < at("+b") && at("+b") < at("+c") && at("-c") < at("-b") && at("-d") < at("-a"));

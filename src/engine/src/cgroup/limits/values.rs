@@ -91,7 +91,9 @@ fn of_v2(node: &Node, key: LimitKey) -> io::Result<LimitValue> {
         key => match node.read(&key.to_string())?.as_str() {
             "" => Ok(LimitValue::Cpus(None)),
             // Of huge pages the kernel writes "no limit" as the largest number of whole pages, not as `max`.
-            text if matches!(key, LimitKey::Hugetlb(_)) && text != "max" => v1::bytes(text).map(LimitValue::Bytes),
+            text if matches!(key, LimitKey::Hugetlb(_)) && text != "max" => {
+                v1::bytes(text).map(LimitValue::Bytes)
+            }
             text => parse(key, text),
         },
     }
