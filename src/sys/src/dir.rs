@@ -113,18 +113,6 @@ impl Dir {
         self.open_dir(name)
     }
 
-    /// Opens a directory in it, which is made if there is none.
-    ///
-    /// # Errors
-    /// As [`Dir::open_dir`] and those of `mkdirat(2)`.
-    pub fn ensure_dir(&self, name: impl AsRef<OsStr>, mode: u32) -> io::Result<Self> {
-        let name = component(name.as_ref())?;
-        match mkdirat(&self.0, name, Mode::from_raw_mode(mode)) {
-            Ok(()) | Err(Errno::EXIST) => self.open_dir(name),
-            Err(errno) => Err(errno.into()),
-        }
-    }
-
     /// Removes an empty directory (or a cgroup).
     ///
     /// # Errors
@@ -472,7 +460,6 @@ mod tests {
         for bad in ["", ".", "..", "/", "d/", "d/x", "../d", "/etc", "d\0"] {
             assert_eq!(errno(dir.open_dir(bad)), Some(Errno::INVAL), "{bad:?}");
             assert_eq!(errno(dir.create_dir(bad, 0o755)), Some(Errno::INVAL), "{bad:?}");
-            assert_eq!(errno(dir.ensure_dir(bad, 0o755)), Some(Errno::INVAL), "{bad:?}");
             assert_eq!(errno(dir.remove_dir(bad)), Some(Errno::INVAL), "{bad:?}");
             assert_eq!(errno(dir.remove_file(bad)), Some(Errno::INVAL), "{bad:?}");
             assert_eq!(errno(dir.read(bad, 10)), Some(Errno::INVAL), "{bad:?}");
@@ -624,7 +611,7 @@ mod tests {
         let (_directory, dir) = scratch();
         let made = dir.create_dir("d", 0o700).unwrap();
         assert_eq!(errno(dir.create_dir("d", 0o700)), Some(Errno::EXIST));
-        assert_eq!(dir.ensure_dir("d", 0o700).unwrap().inode().unwrap(), made.inode().unwrap());
+        assert_eq!(dir.open_dir("d").unwrap().inode().unwrap(), made.inode().unwrap());
         made.write_atomic("f", b"", false).unwrap();
         assert_eq!(errno(dir.remove_dir("d")), Some(Errno::NOTEMPTY));
         assert_eq!(errno(dir.open_dir("f")), Some(Errno::NOENT));

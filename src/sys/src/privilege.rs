@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::RawFd;
 
-use caps::{CapSet, CapsHashSet};
+use caps::CapSet;
 use nix::unistd::{Gid, Uid, getgroups, getresgid, getresuid, setgroups, setresgid, setresuid};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal};
@@ -85,14 +85,6 @@ pub fn drop_capabilities(keep: &[Capability]) -> io::Result<()> {
     if rustix::thread::capabilities(None)? == left { Ok(()) } else { Err(Errno::BUSY.into()) }
 }
 
-/// The capabilities that this thread can use now.
-///
-/// # Errors
-/// Those of `capget(2)`.
-pub fn effective_capabilities() -> io::Result<CapsHashSet> {
-    caps::read(None, CapSet::Effective).map_err(io::Error::other)
-}
-
 fn as_set(number: u32) -> CapabilitySet {
     CapabilitySet::from_bits_retain(1 << number)
 }
@@ -132,15 +124,7 @@ pub fn set_parent_death_signal(signal: Option<Signal>) -> io::Result<()> {
 /// # Errors
 /// `EINVAL` for a negative number.
 pub fn close_fds_from(first: RawFd, keep: &[RawFd]) -> io::Result<()> {
-    each_gap(first, keep, |from, to| close_range(from, to, 0))
-}
-
-/// Sets the close-on-exec flag of every descriptor from `first` on but those in `keep`.
-///
-/// # Errors
-/// `EINVAL` for a negative number, or before kernel 5.11.
-pub fn cloexec_fds_from(first: RawFd, keep: &[RawFd]) -> io::Result<()> {
-    each_gap(first, keep, |from, to| close_range(from, to, libc::CLOSE_RANGE_CLOEXEC))
+    each_gap(first, keep, |from, to| close_range(from, to))
 }
 
 /// Calls `action` on each range of numbers from `first` on that has none of `keep` in it, both ends included.
@@ -162,9 +146,9 @@ fn each_gap(
     action(from, u32::MAX)
 }
 
-fn close_range(from: u32, to: u32, flags: u32) -> io::Result<()> {
-    // SAFETY: takes and touches no memory. Who owns the numbers is the business of the two callers, which say so.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, from, to, flags) };
+fn close_range(from: u32, to: u32) -> io::Result<()> {
+    // SAFETY: takes and touches no memory. Who owns the numbers is the business of the caller, which says so.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
