@@ -124,7 +124,7 @@ pub fn set_parent_death_signal(signal: Option<Signal>) -> io::Result<()> {
 /// # Errors
 /// `EINVAL` for a negative number.
 pub fn close_fds_from(first: RawFd, keep: &[RawFd]) -> io::Result<()> {
-    each_gap(first, keep, |from, to| close_range(from, to))
+    each_gap(first, keep, close_range)
 }
 
 /// Calls `action` on each range of numbers from `first` on that has none of `keep` in it, both ends included.
