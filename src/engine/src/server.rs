@@ -14,7 +14,7 @@ use cgrant_sys::{
     socket,
 };
 use cgrant_wire::{
-    Answer, BusClient, ConnectionId, FromEngine, Op, Refusal, RefusalCode, RequestId, ToEngine,
+    Answer, BusClient, ConnectionId, FdIndex, FromEngine, Op, Refusal, RefusalCode, RequestId, ToEngine,
     boot::{FromChild, FrontKind, ToChild},
 };
 use nix::sys::epoll::EpollFlags;
@@ -24,7 +24,7 @@ use crate::{
     engine::{Engine, Linked},
     events,
     link::{Incoming, Link},
-    ops,
+    ops::{self, check::Descriptors},
     watch::Target,
 };
 
@@ -180,6 +180,7 @@ impl Server {
     }
 
     fn message(&self, front: FrontKind, message: ToEngine, fds: Vec<OwnedFd>) {
+        let fds = Descriptors::of_caller(fds);
         match message {
             ToEngine::Request { id, connection, op } => self.request(front, id, connection, op, fds),
             ToEngine::Closed { connection } => {
@@ -195,7 +196,7 @@ impl Server {
     /// An attacker who has taken a front over wants to speak for other callers. A front can use only the numbers that
     /// were given to it, each bound to what the kernel said at accept; on the bus the bus front's word has to be taken,
     /// and no peer of the socket can reach it.
-    fn request(&self, front: FrontKind, id: RequestId, connection: ConnectionId, op: Op, fds: Vec<OwnedFd>) {
+    fn request(&self, front: FrontKind, id: RequestId, connection: ConnectionId, op: Op, fds: Descriptors) {
         let caller = self.engine.connections().get(front, connection);
         let Some(caller) = caller else {
             tracing::error!(
@@ -233,9 +234,9 @@ impl Server {
         }
     }
 
-    fn bus_client(&self, front: FrontKind, id: RequestId, client: &BusClient, fds: Vec<OwnedFd>) {
+    fn bus_client(&self, front: FrontKind, id: RequestId, client: &BusClient, mut fds: Descriptors) {
         let outcome = if front == FrontKind::Bus {
-            let process = fds.into_iter().next().and_then(|fd| Pidfd::from_fd(fd).ok());
+            let process = fds.take(FdIndex(0), "the process").ok().and_then(|fd| Pidfd::from_fd(fd).ok());
             self.introduce(FrontKind::Bus, Peer::of_bus_client(client, process))
                 .map(|caller| (Answer::Connection(caller.connection), Vec::new()))
         } else {

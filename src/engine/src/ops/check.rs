@@ -19,12 +19,41 @@ const MAX_LIMITS: usize = 64;
 const PRESSURE: [&str; 3] = ["cpu", "memory", "io"];
 
 /// The descriptors that came beside a message; each may be taken once, and all have to be.
-pub struct Descriptors(Vec<Option<OwnedFd>>);
+#[derive(Debug)]
+pub struct Descriptors(Vec<Slot>);
+
+#[derive(Debug)]
+enum Slot {
+    There(OwnedFd),
+    Wrong,
+    Taken,
+}
 
 impl Descriptors {
-    /// All of them.
+    /// All of them, from a sender who can be trusted.
     pub fn new(fds: Vec<OwnedFd>) -> Self {
-        Self(fds.into_iter().map(Some).collect())
+        Self(fds.into_iter().map(Slot::There).collect())
+    }
+
+    /// Those among a caller's that operations take: pidfds and user namespaces.
+    ///
+    /// An attacker wants the engine to wait: closing a file of a FUSE file system of its own, or a socket that lingers,
+    /// can last for ever. What is neither is put away at once, without touching it, and closed where nobody waits.
+    /// The fronts pass no such descriptor on, so there is no flood of them.
+    pub fn of_caller(fds: Vec<OwnedFd>) -> Self {
+        let mut wrong = Vec::new();
+        let slots = fds.into_iter().map(|fd| {
+            if is_expected(&fd) {
+                Slot::There(fd)
+            } else {
+                wrong.push(fd);
+                Slot::Wrong
+            }
+        });
+        let slots = slots.collect();
+        // Nobody waits for that thread; it ends when the sender lets it.
+        drop(cgrant_sys::close_aside(wrong));
+        Self(slots)
     }
 
     /// Takes the one that the message names; `what` it is for goes into the refusal.
@@ -32,12 +61,18 @@ impl Descriptors {
     /// # Errors
     /// [`RefusalCode::InvalidDescriptor`] if it is not there or was taken.
     pub fn take(&mut self, index: FdIndex, what: &str) -> Result<OwnedFd, Refusal> {
-        self.0.get_mut(usize::from(index.0)).and_then(Option::take).ok_or_else(|| {
-            Refusal::new(
+        let slot = self.0.get_mut(usize::from(index.0)).map(|slot| std::mem::replace(slot, Slot::Taken));
+        match slot {
+            Some(Slot::There(fd)) => Ok(fd),
+            Some(Slot::Wrong) => Err(Refusal::new(
+                RefusalCode::InvalidDescriptor,
+                format!("the descriptor of {what} is neither a pidfd nor a user namespace"),
+            )),
+            Some(Slot::Taken) | None => Err(Refusal::new(
                 RefusalCode::InvalidDescriptor,
                 format!("the descriptor of {what} did not come with the request"),
-            )
-        })
+            )),
+        }
     }
 
     /// Refuses descriptors that the message does not name: nobody sends them by mistake.
@@ -45,7 +80,7 @@ impl Descriptors {
     /// # Errors
     /// [`RefusalCode::InvalidDescriptor`].
     pub fn finish(self) -> Result<(), Refusal> {
-        if self.0.iter().any(Option::is_some) {
+        if self.0.iter().any(|slot| !matches!(slot, Slot::Taken)) {
             return Err(Refusal::new(
                 RefusalCode::InvalidDescriptor,
                 "more descriptors came than the request names",
@@ -53,6 +88,13 @@ impl Descriptors {
         }
         Ok(())
     }
+}
+
+/// Is it of a kind that an operation takes? Asks the kernel for its name and nothing of the object itself.
+fn is_expected(fd: &OwnedFd) -> bool {
+    let name = cgrant_sys::kind_of(fd).unwrap_or_default();
+    // Before pidfs (Linux 6.9) and since, a pidfd has this name; a namespace's is its kind and inode.
+    name == "anon_inode:[pidfd]" || name.split_once(":[").is_some_and(|(kind, _)| kind == "user")
 }
 
 /// A fault of our own or of the machine; the log has it.

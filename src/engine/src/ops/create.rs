@@ -5,7 +5,6 @@
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
-    os::fd::OwnedFd,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -54,7 +53,12 @@ struct Plan {
 ///
 /// # Errors
 /// The refusal of whatever step refused, when nothing of the others remains.
-pub fn create(engine: &Engine, caller: &Arc<Caller>, request: &CreateGrant, fds: Vec<OwnedFd>) -> Outcome {
+pub fn create(
+    engine: &Engine,
+    caller: &Arc<Caller>,
+    request: &CreateGrant,
+    fds: check::Descriptors,
+) -> Outcome {
     let digest = digest(request);
     if let Some(grant) = repeated(engine, caller, request, digest)? {
         return created(engine, &grant, false);
@@ -147,9 +151,8 @@ fn plan(
     caller: &Arc<Caller>,
     request: &CreateGrant,
     digest: u64,
-    fds: Vec<OwnedFd>,
+    mut fds: check::Descriptors,
 ) -> Result<Plan, Refusal> {
-    let mut fds = check::Descriptors::new(fds);
     let id = GrantId(process::random_u64().map_err(check::internal)?);
     let name = match request.name.as_str() {
         "" => GrantName::new(&format!("g{id}")).map_err(|error| check::bad_name(&error))?,

@@ -1,6 +1,6 @@
 //! Operations on a grant that is there: attaching, limits, freezing, killing, cgroups below the payload.
 
-use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use cgrant_policy::{CgroupPath, GrantName, Request, Verb};
 use cgrant_wire::{Answer, Attach, EndReason, Event, GrantChange, GrantId, Holder, Lifetime};
@@ -29,8 +29,12 @@ fn done() -> Outcome {
 ///
 /// # Errors
 /// [`RefusalCode::NotAuthorized`], [`RefusalCode::NoSuchProcess`], [`RefusalCode::Busy`] when a tree forks faster than it can be moved.
-pub fn attach(engine: &Engine, caller: &Arc<Caller>, request: &Attach, fds: Vec<OwnedFd>) -> Outcome {
-    let mut fds = check::Descriptors::new(fds);
+pub fn attach(
+    engine: &Engine,
+    caller: &Arc<Caller>,
+    request: &Attach,
+    mut fds: check::Descriptors,
+) -> Outcome {
     let process = fds.take(request.pidfd, "the process")?;
     fds.finish()?;
     let grant = usable(engine, caller, request.grant, Verb::Attach)?;
@@ -53,9 +57,8 @@ pub fn adopt(
     caller: &Arc<Caller>,
     id: GrantId,
     holder: Holder,
-    fds: Vec<OwnedFd>,
+    mut fds: check::Descriptors,
 ) -> Outcome {
-    let mut fds = check::Descriptors::new(fds);
     let process = match holder {
         Holder::Process(index) => Some(check::own_process(caller, fds.take(index, "the holder")?)?),
         Holder::Connection | Holder::Persistent => None,
@@ -121,10 +124,8 @@ pub fn set_limits(
         remember(&mut record.limits, setting);
     }
     engine.write_record(&record)?;
-    let result = engine
-        .fault
-        .step("set limits: intent recorded")
-        .and_then(|()| settings.apply(engine, &grant.path));
+    let result =
+        engine.fault.step("set limits: intent recorded").and_then(|()| settings.apply(engine, &grant.path));
     if let Err(refusal) = result {
         engine.write_record(&before)?;
         reapply(engine, &grant, &before.limits);

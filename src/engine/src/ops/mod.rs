@@ -8,7 +8,7 @@ pub mod manage;
 pub mod query;
 pub mod release;
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::sync::Arc;
 
 use cgrant_policy::HostUid;
 use cgrant_wire::{GrantId, Op, Refusal, RefusalCode};
@@ -54,7 +54,7 @@ fn grant_of(op: &Op) -> Option<GrantId> {
 ///
 /// # Errors
 /// The refusal for the caller.
-pub fn perform(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: Vec<OwnedFd>) -> Outcome {
+pub fn perform(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: check::Descriptors) -> Outcome {
     if let Some(account) = caller.inside
         && op != Op::BrokerInfo
     {
@@ -70,7 +70,7 @@ pub fn perform(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: Vec<OwnedFd>)
         .hint("ask the broker from outside the container"));
     }
     if !matches!(op, Op::CreateGrant(_) | Op::Attach(_) | Op::Adopt { .. }) {
-        check::Descriptors::new(fds).finish()?;
+        fds.finish()?;
         return without_descriptors(engine, caller, op);
     }
     match op {
