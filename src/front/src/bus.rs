@@ -207,6 +207,29 @@ fn driver_call<B: Serialize + DynamicType>(
 mod tests {
     use super::*;
 
+    /// An answer to `call` as a bus would deliver it from `sender`.
+    fn answer_from(sender: &str, call: &Message) -> Message {
+        let header = call.header();
+        Message::method_return(&header).sender(sender).build(&"answer").unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_client_can_not_answer_for_the_bus() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let (reader, writer) = halves(ours, true, TooLong::Blank);
+        let (outbox, _writing) = Outbox::new(writer, Arc::clone(reader.stream()), BUS_QUEUE);
+        let bus = Bus { outbox, waiting: RefCell::default() };
+        let call = driver_call("GetConnectionCredentials", Flags::empty(), &":1.1").unwrap();
+        let (sender, mut waiting) = oneshot::channel();
+        bus.waiting.borrow_mut().insert(call.primary_header().serial_num(), sender);
+        assert!(bus.take_answer(answer_from(":1.7", &call)).is_none());
+        assert!(waiting.try_recv().is_err(), "a client's answer was taken for the bus's");
+        assert!(bus.take_answer(answer_from(DRIVER, &call)).is_none());
+        assert_eq!(waiting.try_recv().unwrap().body().deserialize::<String>().unwrap(), "answer");
+        let other = Message::method_call("/", "Call").sender(":1.7").build(&()).unwrap();
+        assert!(bus.take_answer(other).is_some(), "a call is no answer");
+    }
+
     #[test]
     fn only_paths_are_addresses() {
         assert_eq!(path_of("unix:path=/tmp/bus,guid=0123456789abcdef0123456789abcdef").unwrap(), "/tmp/bus");

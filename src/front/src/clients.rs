@@ -32,6 +32,8 @@ use crate::{
 const MAX_CLIENTS: usize = 448;
 /// Most of one uid; root has no such limit.
 const MAX_CLIENTS_PER_UID: usize = 64;
+/// Descriptors that calls may hold while they wait for their client's introduction, all clients together.
+const MAX_WAITING_FDS: usize = 512;
 /// Flag bits of `RequestName`: none, so that we wait for a name that somebody else still has.
 const QUEUE_FOR_NAME: u32 = 0;
 /// Answer of `RequestName`: we have the name now.
@@ -98,10 +100,12 @@ impl Clients {
         loop {
             match reader.next().await {
                 Ok(message) => self.take(message).await,
-                Err(error) => {
+                Err(error @ zbus::Error::InputOutput(_)) => {
                     tracing::warn!(%error, "the bus is gone");
                     break;
                 }
+                // The bus has passed on what one of its clients made; that must not cost the others the bus.
+                Err(error) => tracing::debug!(%error, "a message that can't be read"),
             }
             tokio::task::yield_now().await;
         }
@@ -131,14 +135,15 @@ impl Clients {
         let known = {
             let mut clients = self.clients.borrow_mut();
             let full = clients.len() >= MAX_CLIENTS;
+            let fits = message.data().fds().is_empty() || waiting_fds(&clients) < MAX_WAITING_FDS;
             match clients.get_mut(&name) {
                 Some(Client::Known { caller, slots, .. }) => Some((*caller, Arc::clone(slots))),
-                Some(Client::Introducing(calls)) if calls.len() < CALLS_PER_CONNECTION => {
+                Some(Client::Introducing(calls)) if calls.len() < CALLS_PER_CONNECTION && fits => {
                     calls.push_back(message);
                     return;
                 }
                 Some(Client::Introducing(_)) => None,
-                None if full => None,
+                None if full || !fits => None,
                 None => {
                     clients.insert(name.clone(), Client::Introducing(VecDeque::from([message])));
                     drop(clients);
@@ -310,6 +315,17 @@ impl Clients {
             self.core.engine.closed(caller.connection).await;
         }
     }
+}
+
+/// The descriptors of the calls that wait. Few wait at a time: an introduction takes a millisecond.
+fn waiting_fds(clients: &HashMap<String, Client>) -> usize {
+    clients
+        .values()
+        .map(|client| match client {
+            Client::Introducing(calls) => calls.iter().map(|call| call.data().fds().len()).sum(),
+            Client::Known { .. } => 0,
+        })
+        .sum()
 }
 
 /// What tells of the end of one client and of nothing else.

@@ -3,12 +3,12 @@
 
 use std::{io, os::fd::AsFd, time::Duration};
 
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::SendFlags;
 use tokio::{io::Interest, net::UnixStream, time::timeout};
 
 use crate::{
     sasl::{Handshake, SaslError, hex},
-    stream::receive_once,
+    stream::{peek, receive_once},
 };
 
 /// How long a handshake may take from the first byte on.
@@ -102,11 +102,6 @@ async fn line(stream: &UnixStream) -> Result<String, HandshakeError> {
             [other] => line.push(other),
         }
     }
-}
-
-fn peek(stream: &UnixStream, piece: &mut [u8]) -> io::Result<usize> {
-    let (_, count) = rustix::net::recv(stream, piece, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
-    Ok(count)
 }
 
 /// Takes bytes that were seen already.

@@ -67,9 +67,13 @@ impl AsyncChannel {
     /// # Errors
     /// [`LinkError`].
     pub async fn receive(&self) -> Result<Option<Received>, LinkError> {
-        match self.readiness.async_io(Interest::READABLE, || ready(self.channel.receive())).await? {
-            Err(ChannelError::Closed) => Ok(None),
-            result => result.map_err(LinkError::Channel),
+        loop {
+            match self.readiness.async_io(Interest::READABLE, || ready(self.channel.receive())).await? {
+                Err(ChannelError::Closed) => return Ok(None),
+                // No room for one more: what came is closed already. Ending would close everybody's connections.
+                Err(ChannelError::TooManyFds) => tracing::error!("this process has no descriptors left"),
+                result => return result.map_err(LinkError::Channel),
+            }
         }
     }
 

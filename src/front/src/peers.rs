@@ -1,9 +1,9 @@
 //! The socket front: serves the connections that the engine accepts.
 
-use std::{os::fd::OwnedFd, rc::Rc, sync::Arc};
+use std::{os::fd::OwnedFd, rc::Rc, sync::Arc, time::Duration};
 
 use cgrant_wire::ConnectionId;
-use tokio::{net::UnixStream, sync::Semaphore, task::spawn_local};
+use tokio::{net::UnixStream, sync::Semaphore, task::spawn_local, time::timeout};
 use zbus::{Guid, message::Type};
 
 use crate::{
@@ -13,6 +13,9 @@ use crate::{
     outbox::{Outbox, PEER_QUEUE},
     stream::{Reader, TooLong, halves, shut_down},
 };
+
+/// How long a message may take from its first byte to its last.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The connections of our own socket.
 #[derive(Debug)]
@@ -64,22 +67,30 @@ impl Peers {
     }
 
     /// Reads calls to the end of the connection. A message is read only when there are slots for it, its
-    /// connection's and its uid's: a flood waits in the flooder's own socket, and everybody else is served.
+    /// connection's and its uid's: a flood waits in the flooder's own socket, and everybody else is served. So what a
+    /// uid can make this process hold, in bytes and in descriptors, is bounded however many connections it has.
     async fn read(&self, caller: Caller, mut reader: Reader, outbox: &Outbox) {
         let own = Arc::new(Semaphore::new(CALLS_PER_CONNECTION));
         let of_uid = self.core.calls.of(caller.uid);
         loop {
             let Ok(slot) = Arc::clone(&own).acquire_owned().await else { return };
-            let message = match reader.next().await {
-                Ok(message) => message,
-                Err(error) => {
+            if reader.readable().await.is_err() {
+                return;
+            }
+            let Ok(uid_slot) = Arc::clone(&of_uid).acquire_owned().await else { return };
+            let message = match timeout(PATIENCE, reader.next()).await {
+                Ok(Ok(message)) => message,
+                Ok(Err(error)) => {
                     tracing::debug!(connection = caller.connection.0, uid = caller.uid, %error, "connection ended");
                     return;
+                }
+                Err(_) => {
+                    let connection = caller.connection.0;
+                    return tracing::info!(connection, uid = caller.uid, "a message is not sent to its end");
                 }
             };
             // Replies and signals of a peer mean nothing to us.
             if message.message_type() == Type::MethodCall {
-                let Ok(uid_slot) = Arc::clone(&of_uid).acquire_owned().await else { return };
                 self.core.call(caller, &message, outbox, vec![slot, uid_slot]).await;
             }
             tokio::task::yield_now().await;

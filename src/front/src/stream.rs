@@ -24,8 +24,10 @@ use zbus::{
 
 use crate::framing::{Extent, FIXED, FramingError, MAX_FDS, without_body};
 
-/// Room for the descriptors of one message.
-const CONTROL_SPACE: usize = rustix::cmsg_space!(ScmRights(MAX_FDS));
+/// Most descriptors that the kernel gives at once (`SCM_MAX_FD`).
+const KERNEL_FDS: usize = 253;
+/// Room for them: what does not fit would be lost with an error that says nothing about whose message it was.
+const CONTROL_SPACE: usize = rustix::cmsg_space!(ScmRights(KERNEL_FDS));
 /// How much is read at once of what is thrown away.
 const SCRATCH: usize = 4096;
 
@@ -89,11 +91,22 @@ pub fn halves(stream: UnixStream, unix_fds: bool, too_long: TooLong) -> (Reader,
 }
 
 impl Reader {
+    /// Waits until there is something to read, or the connection has ended.
+    ///
+    /// # Errors
+    /// Those of `recv(2)`.
+    pub async fn readable(&self) -> io::Result<()> {
+        let stream = &self.stream;
+        stream.async_io(Interest::READABLE, || peek(stream, &mut [0])).await.map(drop)
+    }
+
     /// The next message. Not to be dropped half-way: what was read of a message would be lost.
     ///
     /// # Errors
-    /// The end of the stream, a message past a limit, or one that is malformed. The connection is over then.
+    /// `InputOutput` when the stream has ended, or must: a message past a limit, or bytes that are no message. Anything
+    /// else is about this message alone, and the next one can be read.
     pub async fn next(&mut self) -> zbus::Result<Message> {
+        self.skip_rest();
         self.received = self.received.wrapping_add(1);
         let message = self.receive_message(self.received, &mut Vec::new(), &mut Vec::new()).await?;
         // More descriptors than the header names would stay open for as long as the message does.
@@ -107,6 +120,16 @@ impl Reader {
     /// The socket, to be shut down when the connection is to end.
     pub fn stream(&self) -> &Arc<UnixStream> {
         &self.stream
+    }
+
+    /// Goes on behind a message that zbus has refused before it was read to its end.
+    fn skip_rest(&mut self) {
+        match self.position {
+            Position::Header(_) | Position::Skip(_) => {}
+            Position::HeaderOut(_, extent) => self.position = Self::after_header(0, extent.rest()),
+            Position::Rest(give, skip) => self.position = Self::after_header(0, give.saturating_add(skip)),
+        }
+        self.fds.clear();
     }
 
     /// Reads up to the end of the fixed header, and decides about the message.
@@ -177,7 +200,9 @@ impl Reader {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.fds_of_message += fds.len();
-        if self.fds_of_message > MAX_FDS || (!fds.is_empty() && !self.unix_fds) {
+        // A bus daemon has limits of its own, and passes on what is within them; its messages carry them all at once.
+        let most = if self.too_long == TooLong::Fail { MAX_FDS } else { KERNEL_FDS };
+        if self.fds_of_message > most || (!fds.is_empty() && !self.unix_fds) {
             return Err(FramingError::TooManyFds.into_io());
         }
         self.fds.extend(fds);
@@ -259,6 +284,12 @@ impl FramingError {
     }
 }
 
+/// Looks at what there is to read and leaves it there.
+pub(crate) fn peek(stream: &UnixStream, piece: &mut [u8]) -> io::Result<usize> {
+    let (_, count) = rustix::net::recv(stream, piece, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+    Ok(count)
+}
+
 /// One `recvmsg(2)`. Descriptors are owned, and closed on error, from the moment they are there.
 pub(crate) fn receive_once(stream: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); CONTROL_SPACE];
@@ -289,4 +320,87 @@ fn send_once(stream: BorrowedFd<'_>, buffer: &[u8], fds: &[BorrowedFd<'_>]) -> i
     }
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     Ok(rustix::net::sendmsg(stream, &[IoSlice::new(buffer)], &mut control, flags)?)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    /// What is read out of these bytes, to the first error that ends the stream.
+    fn read(bytes: &[u8], too_long: TooLong) -> Vec<Result<Message, zbus::Error>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let (mut reader, writer) = halves(ours, true, too_long);
+            let bytes = bytes.to_vec();
+            let writing = tokio::spawn(async move {
+                let mut theirs = theirs;
+                let _ = theirs.write_all(&bytes).await;
+            });
+            let mut results = Vec::new();
+            loop {
+                let result = reader.next().await;
+                let ended = matches!(result, Err(zbus::Error::InputOutput(_)));
+                results.push(result);
+                if ended {
+                    break;
+                }
+            }
+            drop((reader, writer));
+            let _ = writing.await;
+            results
+        })
+    }
+
+    fn call(member: &str, body: &str) -> Vec<u8> {
+        Message::method_call("/", member).build(&body).unwrap().data().to_vec()
+    }
+
+    fn members(results: &[Result<Message, zbus::Error>]) -> Vec<String> {
+        results.iter().flatten().map(|message| message.header().member().unwrap().to_string()).collect()
+    }
+
+    #[test]
+    fn a_message_that_is_too_long_ends_a_peer_and_is_emptied_for_a_bus() {
+        let long = "x".repeat(crate::framing::MAX_MESSAGE);
+        let bytes = [call("One", "1"), call("Two", &long), call("Three", "3")].concat();
+        assert_eq!(members(&read(&bytes, TooLong::Fail)), ["One"]);
+        let results = read(&bytes, TooLong::Blank);
+        assert_eq!(members(&results), ["One", "Two", "Three"]);
+        let two = results.into_iter().nth(1).unwrap().unwrap();
+        assert!(two.body().is_empty());
+        assert_eq!(two.header().signature().to_string(), "s");
+    }
+
+    #[test]
+    fn fields_that_are_too_long_are_passed_over_on_a_bus() {
+        let path = format!("/{}", "x".repeat(crate::framing::MAX_MESSAGE));
+        let long = Message::method_call(path.as_str(), "Two").build(&()).unwrap().data().to_vec();
+        let bytes = [call("One", "1"), long, call("Three", "3")].concat();
+        assert_eq!(members(&read(&bytes, TooLong::Blank)), ["One", "Three"]);
+    }
+
+    #[test]
+    fn a_message_that_zbus_refuses_does_not_take_the_next_ones_with_it() {
+        let mut zero_serial = call("Two", "2");
+        zero_serial.get_mut(8..12).unwrap().fill(0);
+        // The code of the first field becomes one that nobody knows.
+        let mut unknown_field = call("Three", "3");
+        *unknown_field.get_mut(16).unwrap() = 200;
+        let bytes = [call("One", "1"), zero_serial, unknown_field, call("Four", "4")].concat();
+        let results = read(&bytes, TooLong::Blank);
+        assert_eq!(members(&results), ["One", "Four"]);
+        assert_eq!(results.len(), 5, "two refused, one end: {results:?}");
+    }
+
+    #[test]
+    fn a_stream_that_ends_within_a_message_has_ended() {
+        let whole = call("One", "1");
+        for length in [0, 1, 15, 16, 17, whole.len() - 1] {
+            assert_eq!(read(whole.get(..length).unwrap(), TooLong::Fail).len(), 1);
+        }
+    }
 }
