@@ -21,6 +21,7 @@ use zbus::{
 };
 
 use crate::{
+    castoff::Castoffs,
     contract::DRIVER,
     handshake::{self, HandshakeError},
     object::DRIVER_PATH,
@@ -114,8 +115,9 @@ pub async fn connect(path: &str) -> Result<Connected<impl Future<Output = ()> + 
     let stream = StdUnixStream::connect(path).map_err(BusError::Connect)?;
     stream.set_nonblocking(true).map_err(BusError::Connect)?;
     let stream = UnixStream::from_std(stream).map_err(BusError::Connect)?;
-    let unix_fds = handshake::authenticate(&stream).await?;
-    let (reader, writer) = halves(stream, unix_fds, TooLong::Blank);
+    let bin = Castoffs::of_bus();
+    let unix_fds = handshake::authenticate(&stream, &bin).await?;
+    let (reader, writer) = halves(stream, unix_fds, TooLong::Blank, bin);
     let (outbox, writing) = Outbox::new(writer, Arc::clone(reader.stream()), BUS_QUEUE);
     Ok(Connected { bus: Rc::new(Bus { outbox, waiting: RefCell::default() }), reader, writing })
 }
@@ -216,7 +218,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_can_not_answer_for_the_bus() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        let (reader, writer) = halves(ours, true, TooLong::Blank);
+        let (reader, writer) = halves(ours, true, TooLong::Blank, Castoffs::of_bus());
         let (outbox, _writing) = Outbox::new(writer, Arc::clone(reader.stream()), BUS_QUEUE);
         let bus = Bus { outbox, waiting: RefCell::default() };
         let call = driver_call("GetConnectionCredentials", Flags::empty(), &":1.1").unwrap();

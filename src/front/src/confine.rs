@@ -29,15 +29,21 @@ pub enum ConfineError {
     Seccomp(#[from] SeccompError),
 }
 
-/// What both fronts do beside [`RUNTIME`]: their descriptors. Nothing here opens a file or connects anywhere.
+/// What both fronts do beside [`RUNTIME`]: their descriptors, and threads that close those of callers. Nothing here opens
+/// a file, connects anywhere or executes anything.
 const BOTH: &[i64] = &[
+    libc::SYS_clone,
+    libc::SYS_clone3,
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_epoll_wait,
+    libc::SYS_eventfd2,
     libc::SYS_getsockopt,
     libc::SYS_ioctl,
     libc::SYS_memfd_create,
+    libc::SYS_prctl,
+    libc::SYS_readlinkat,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,

@@ -27,7 +27,7 @@ use crate::{
 /// Calls of one connection that may be under way.
 pub const CALLS_PER_CONNECTION: usize = 16;
 /// Calls of one uid, over all its connections, that may be under way.
-pub const CALLS_PER_UID: usize = 64;
+pub const CALLS_PER_UID: usize = 32;
 
 /// What a front has.
 #[derive(Debug)]

@@ -7,6 +7,7 @@ use rustix::net::SendFlags;
 use tokio::{io::Interest, net::UnixStream, time::timeout};
 
 use crate::{
+    castoff::Bin,
     sasl::{Handshake, SaslError, hex},
     stream::{peek, receive_once},
 };
@@ -43,11 +44,11 @@ pub enum HandshakeError {
 ///
 /// # Errors
 /// [`HandshakeError`]; the connection is then to be closed.
-pub async fn serve(stream: &UnixStream, uid: u32, guid: &str) -> Result<bool, HandshakeError> {
-    timeout(DEADLINE, serve_untimed(stream, uid, guid)).await.unwrap_or(Err(HandshakeError::TooSlow))
+pub async fn serve(stream: &UnixStream, uid: u32, guid: &str, bin: &Bin) -> Result<bool, HandshakeError> {
+    timeout(DEADLINE, serve_untimed(stream, uid, guid, bin)).await.unwrap_or(Err(HandshakeError::TooSlow))
 }
 
-async fn serve_untimed(stream: &UnixStream, uid: u32, guid: &str) -> Result<bool, HandshakeError> {
+async fn serve_untimed(stream: &UnixStream, uid: u32, guid: &str, bin: &Bin) -> Result<bool, HandshakeError> {
     let mut handshake = Handshake::new(uid, guid);
     loop {
         // Looked at first and taken afterwards: what is behind BEGIN, descriptors included, belongs to a message.
@@ -57,7 +58,7 @@ async fn serve_untimed(stream: &UnixStream, uid: u32, guid: &str) -> Result<bool
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
         let step = handshake.feed(piece.get(..seen).unwrap_or_default())?;
-        take(stream, step.consumed)?;
+        take(stream, step.consumed, bin)?;
         send_all(stream, step.reply.as_bytes()).await?;
         if let Some(unix_fds) = step.done {
             return Ok(unix_fds);
@@ -69,31 +70,31 @@ async fn serve_untimed(stream: &UnixStream, uid: u32, guid: &str) -> Result<bool
 ///
 /// # Errors
 /// [`HandshakeError`].
-pub async fn authenticate(stream: &UnixStream) -> Result<bool, HandshakeError> {
-    timeout(DEADLINE, authenticate_untimed(stream)).await.unwrap_or(Err(HandshakeError::TooSlow))
+pub async fn authenticate(stream: &UnixStream, bin: &Bin) -> Result<bool, HandshakeError> {
+    timeout(DEADLINE, authenticate_untimed(stream, bin)).await.unwrap_or(Err(HandshakeError::TooSlow))
 }
 
-async fn authenticate_untimed(stream: &UnixStream) -> Result<bool, HandshakeError> {
+async fn authenticate_untimed(stream: &UnixStream, bin: &Bin) -> Result<bool, HandshakeError> {
     let uid = rustix::process::geteuid().as_raw();
     send_all(stream, format!("\0AUTH EXTERNAL {}\r\n", hex(&uid.to_string())).as_bytes()).await?;
-    let answer = line(stream).await?;
+    let answer = line(stream, bin).await?;
     if !answer.starts_with("OK ") {
         return Err(HandshakeError::Refused(answer));
     }
     send_all(stream, b"NEGOTIATE_UNIX_FD\r\n").await?;
-    let unix_fds = line(stream).await?.starts_with("AGREE_UNIX_FD");
+    let unix_fds = line(stream, bin).await?.starts_with("AGREE_UNIX_FD");
     send_all(stream, b"BEGIN\r\n").await?;
     Ok(unix_fds)
 }
 
 /// One line of the daemon's. It says nothing that it was not asked for, so bytewise reading loses nothing, and
 /// costs little: two lines a connection.
-async fn line(stream: &UnixStream) -> Result<String, HandshakeError> {
+async fn line(stream: &UnixStream, bin: &Bin) -> Result<String, HandshakeError> {
     let mut line = Vec::new();
     loop {
         let mut byte = [0];
         let (count, _) =
-            stream.async_io(Interest::READABLE, || receive_once(stream.as_fd(), &mut byte)).await?;
+            stream.async_io(Interest::READABLE, || receive_once(stream.as_fd(), &mut byte, bin)).await?;
         if count == 0 || line.len() > MAX_LINE {
             return Err(HandshakeError::Refused(String::from_utf8_lossy(&line).into_owned()));
         }
@@ -105,11 +106,11 @@ async fn line(stream: &UnixStream) -> Result<String, HandshakeError> {
 }
 
 /// Takes bytes that were seen already.
-fn take(stream: &UnixStream, mut count: usize) -> Result<(), HandshakeError> {
+fn take(stream: &UnixStream, mut count: usize, bin: &Bin) -> Result<(), HandshakeError> {
     while count > 0 {
         let mut piece = [0; PIECE];
         let wanted = piece.get_mut(..count.min(PIECE)).unwrap_or_default();
-        let (taken, fds) = receive_once(stream.as_fd(), wanted)?;
+        let (taken, fds) = receive_once(stream.as_fd(), wanted, bin)?;
         if !fds.is_empty() {
             return Err(HandshakeError::Fds);
         }

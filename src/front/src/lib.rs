@@ -11,6 +11,7 @@
 mod boot;
 mod bus;
 mod call;
+mod castoff;
 mod clients;
 mod confine;
 mod contract;

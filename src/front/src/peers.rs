@@ -8,6 +8,7 @@ use zbus::{Guid, message::Type};
 
 use crate::{
     call::Caller,
+    castoff::Castoffs,
     core::{CALLS_PER_CONNECTION, Core},
     handshake,
     outbox::{Outbox, PEER_QUEUE},
@@ -22,12 +23,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Peers {
     core: Rc<Core>,
     guid: String,
+    castoffs: Castoffs,
 }
 
 impl Peers {
     /// Of a front.
     pub fn new(core: Rc<Core>) -> Self {
-        Self { core, guid: Guid::generate().to_string() }
+        Self { core, guid: Guid::generate().to_string(), castoffs: Castoffs::default() }
     }
 
     /// Serves a connection in a task of its own, to its end.
@@ -50,14 +52,23 @@ impl Peers {
             Ok(stream) => stream,
             Err(error) => return tracing::warn!(%error, "cannot watch a connection"),
         };
-        let unix_fds = match handshake::serve(&stream, uid, &self.guid).await {
+        let bin = self.castoffs.of(uid);
+        if !bin.has_room() {
+            tracing::warn!(
+                connection = connection.0,
+                uid,
+                "descriptors that this uid sent can't be closed; not served"
+            );
+            return shut_down(&stream);
+        }
+        let unix_fds = match handshake::serve(&stream, uid, &self.guid, &bin).await {
             Ok(unix_fds) => unix_fds,
             Err(error) => {
                 tracing::info!(connection = connection.0, uid, %error, "handshake failed");
                 return shut_down(&stream);
             }
         };
-        let (reader, writer) = halves(stream, unix_fds, TooLong::Fail);
+        let (reader, writer) = halves(stream, unix_fds, TooLong::Fail, bin);
         let (outbox, writing) = Outbox::new(writer, Arc::clone(reader.stream()), PEER_QUEUE);
         spawn_local(writing);
         self.core.subscribers.add(uid, connection, outbox.clone(), None);

@@ -22,7 +22,10 @@ use zbus::{
     connection::socket::{ReadHalf, WriteHalf},
 };
 
-use crate::framing::{Extent, FIXED, FramingError, MAX_FDS, without_body};
+use crate::{
+    castoff::Bin,
+    framing::{Extent, FIXED, FramingError, MAX_FDS, without_body},
+};
 
 /// Most descriptors that the kernel gives at once (`SCM_MAX_FD`).
 const KERNEL_FDS: usize = 253;
@@ -65,6 +68,7 @@ pub struct Reader {
     fds: Vec<OwnedFd>,
     fds_of_message: usize,
     received: u64,
+    bin: Bin,
 }
 
 /// Sends messages.
@@ -75,7 +79,8 @@ pub struct Writer {
 }
 
 /// Both halves of an authenticated stream. Without `unix_fds` a message with descriptors is an error.
-pub fn halves(stream: UnixStream, unix_fds: bool, too_long: TooLong) -> (Reader, Writer) {
+/// Descriptors that no operation takes go into `bin`.
+pub fn halves(stream: UnixStream, unix_fds: bool, too_long: TooLong, bin: Bin) -> (Reader, Writer) {
     let stream = Arc::new(stream);
     let reader = Reader {
         stream: Arc::clone(&stream),
@@ -86,6 +91,7 @@ pub fn halves(stream: UnixStream, unix_fds: bool, too_long: TooLong) -> (Reader,
         fds: Vec::new(),
         fds_of_message: 0,
         received: 0,
+        bin,
     };
     (reader, Writer { stream, unix_fds })
 }
@@ -194,8 +200,13 @@ impl Reader {
         let length = buffer.len().min(most);
         let buffer = buffer.get_mut(..length).unwrap_or_default();
         let stream = Arc::clone(&self.stream);
+        let bin = &self.bin;
+        if !bin.has_room() {
+            // Left in the socket: what is never received is closed by the kernel without waiting.
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
         let (count, fds) =
-            stream.async_io(Interest::READABLE, || receive_once(stream.as_fd(), buffer)).await?;
+            stream.async_io(Interest::READABLE, || receive_once(stream.as_fd(), buffer, bin)).await?;
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -291,7 +302,12 @@ pub(crate) fn peek(stream: &UnixStream, piece: &mut [u8]) -> io::Result<usize> {
 }
 
 /// One `recvmsg(2)`. Descriptors are owned, and closed on error, from the moment they are there.
-pub(crate) fn receive_once(stream: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+/// Those that no operation takes are replaced.
+pub(crate) fn receive_once(
+    stream: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    bin: &Bin,
+) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); CONTROL_SPACE];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::net::recvmsg(
@@ -306,6 +322,7 @@ pub(crate) fn receive_once(stream: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Res
             fds.extend(rights);
         }
     }
+    let fds = bin.sift(fds)?;
     if received.flags.contains(ReturnFlags::CTRUNC) {
         return Err(FramingError::TooManyFds.into_io());
     }
@@ -328,13 +345,14 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     use super::*;
+    use crate::castoff::Castoffs;
 
     /// What is read out of these bytes, to the first error that ends the stream.
     fn read(bytes: &[u8], too_long: TooLong) -> Vec<Result<Message, zbus::Error>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (ours, theirs) = UnixStream::pair().unwrap();
-            let (mut reader, writer) = halves(ours, true, too_long);
+            let (mut reader, writer) = halves(ours, true, too_long, Castoffs::default().of(0));
             let bytes = bytes.to_vec();
             let writing = tokio::spawn(async move {
                 let mut theirs = theirs;

@@ -1,0 +1,154 @@
+//! Descriptors that callers send and that no operation takes: put away without touching them, closed where nobody waits.
+//!
+//! An attacker wants the front to wait. Closing a file of a FUSE file system waits for its server, which may be the sender,
+//! for as long as it likes; not even SIGKILL ends that. So of what arrives only pidfds and user namespaces are kept. Anything
+//! else is handed to a thread that closes it, and an empty event descriptor takes its place, which the engine then refuses
+//! by name. The threads that have not finished are counted to the uid; past a few it is served no more until they have.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+};
+
+use cgrant_sys::{close_aside, kind_of};
+
+/// Closings of one uid that may be under way.
+const MAX_UNFINISHED: usize = 4;
+/// Closings of what came over a bus, whoever sent it: the bus daemon does not say.
+const MAX_UNFINISHED_OF_BUS: usize = 256;
+
+/// What is being closed, by the uid that sent it.
+#[derive(Debug, Clone, Default)]
+pub struct Castoffs(Arc<Mutex<HashMap<u32, Vec<JoinHandle<()>>>>>);
+
+/// What is being closed for one uid.
+#[derive(Debug, Clone)]
+pub struct Bin {
+    castoffs: Castoffs,
+    uid: u32,
+    most: usize,
+}
+
+impl Castoffs {
+    /// The part of `uid`.
+    pub fn of(&self, uid: u32) -> Bin {
+        Bin { castoffs: self.clone(), uid, most: MAX_UNFINISHED }
+    }
+
+    /// The part of a bus. The daemon closes its own copies first, so whoever wants to hang us hangs it.
+    pub fn of_bus() -> Bin {
+        Bin { castoffs: Self::default(), uid: u32::MAX, most: MAX_UNFINISHED_OF_BUS }
+    }
+}
+
+impl Bin {
+    /// May the uid send more?
+    pub fn has_room(&self) -> bool {
+        let mut unfinished = self.castoffs.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(threads) = unfinished.get_mut(&self.uid) else { return true };
+        threads.retain(|thread| !thread.is_finished());
+        if threads.is_empty() {
+            unfinished.remove(&self.uid);
+            return true;
+        }
+        threads.len() < self.most
+    }
+
+    /// Closes all of these.
+    pub fn throw(&self, fds: Vec<OwnedFd>) {
+        if let Some(thread) = close_aside(fds) {
+            let mut unfinished = self.castoffs.0.lock().unwrap_or_else(PoisonError::into_inner);
+            unfinished.entry(self.uid).or_default().push(thread);
+        }
+    }
+
+    /// Keeps what an operation may take, and puts an empty event descriptor in the place of everything else.
+    ///
+    /// # Errors
+    /// If no event descriptor can be made; everything is being closed then.
+    pub fn sift(&self, fds: Vec<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
+        let (mut kept, mut thrown) = (Vec::with_capacity(fds.len()), Vec::new());
+        let mut failure = None;
+        for fd in fds {
+            if is_taken_by_operations(&fd) {
+                kept.push(fd);
+                continue;
+            }
+            thrown.push(fd);
+            match rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC) {
+                Ok(stand_in) => kept.push(stand_in),
+                Err(error) => failure = Some(error),
+            }
+        }
+        self.throw(thrown);
+        match failure {
+            None => Ok(kept),
+            Some(error) => Err(error.into()),
+        }
+    }
+}
+
+fn is_taken_by_operations(fd: &OwnedFd) -> bool {
+    kind_of(fd).is_ok_and(|name| {
+        name == "anon_inode:[pidfd]" || name.split_once(":[").is_some_and(|(kind, _)| kind == "user")
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// A socket whose closing waits for a minute unless the other end, returned too, is closed.
+    fn lingering() -> (OwnedFd, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (receiver, _) = listener.accept().unwrap();
+        sender.set_nonblocking(true).unwrap();
+        while sender.write(&[0; 65536]).is_ok() {}
+        let minute = Some(std::time::Duration::from_secs(60));
+        rustix::net::sockopt::set_socket_linger(&sender, minute).unwrap();
+        sender.set_nonblocking(false).unwrap();
+        (sender.into(), receiver)
+    }
+
+    #[test]
+    fn what_no_operation_takes_is_replaced() {
+        let bin = Castoffs::default().of(7);
+        let pidfd =
+            rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty());
+        let file = std::fs::File::open("/proc/self/status").unwrap();
+        let user = std::fs::File::open("/proc/self/ns/user").unwrap();
+        let sifted = bin.sift(vec![pidfd.unwrap(), file.into(), user.into()]).unwrap();
+        let names: Vec<String> = sifted.iter().map(|fd| kind_of(fd).unwrap()).collect();
+        assert_eq!(names[0], "anon_inode:[pidfd]");
+        assert_eq!(names[1], "anon_inode:[eventfd]");
+        assert!(names[2].starts_with("user:["));
+    }
+
+    #[test]
+    fn a_uid_that_makes_us_wait_has_no_room_until_it_lets_go() {
+        let (castoffs, mut others) = (Castoffs::default(), Vec::new());
+        let (bin, neighbour) = (castoffs.of(7), castoffs.of(8));
+        for _ in 0..MAX_UNFINISHED {
+            assert!(bin.has_room());
+            let (socket, other) = lingering();
+            others.push(other);
+            bin.sift(vec![socket]).unwrap();
+        }
+        assert!(!bin.has_room());
+        assert!(neighbour.has_room());
+        drop(others);
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !bin.has_room() {
+            assert!(std::time::Instant::now() < end, "the closings never end");
+            std::thread::yield_now();
+        }
+    }
+}
