@@ -18,11 +18,24 @@ use crate::{
     watch::Target,
 };
 
-/// Begins to watch a grant. `holder` is the process whose death ends it.
+/// Begins to watch a grant, and looks how it is. `holder` is the process whose death ends it.
 ///
 /// # Errors
 /// If the kernel has no descriptors or watches left.
 pub fn watch(engine: &Engine, grant: &Arc<Grant>, holder: Option<&Pidfd>) -> Result<(), Refusal> {
+    watch_new(engine, grant, holder)?;
+    let mut live = grant.live();
+    live.populated = engine.tree.is_populated(&grant.path).unwrap_or(false);
+    live.frozen = engine.tree.is_frozen(&grant.path).unwrap_or(false);
+    live.oom_kills = engine.tree.oom_kills(&grant.path).unwrap_or(0);
+    Ok(())
+}
+
+/// As [`watch`], for a grant that has been made just now: its payload is empty, and nothing has happened to it.
+///
+/// # Errors
+/// As [`watch`].
+pub fn watch_new(engine: &Engine, grant: &Arc<Grant>, holder: Option<&Pidfd>) -> Result<(), Refusal> {
     let (id, watches) = (grant.id, &engine.watches);
     let add = |token: std::io::Result<u64>| -> Result<(), Refusal> {
         grant.live().watches.push(token.map_err(check::internal)?);
@@ -53,10 +66,6 @@ pub fn watch(engine: &Engine, grant: &Arc<Grant>, holder: Option<&Pidfd>) -> Res
             Target::Pressure(id, resource),
         ))?;
     }
-    let mut live = grant.live();
-    live.populated = engine.tree.is_populated(&grant.path).unwrap_or(false);
-    live.frozen = engine.tree.is_frozen(&grant.path).unwrap_or(false);
-    live.oom_kills = engine.tree.oom_kills(&grant.path).unwrap_or(0);
     Ok(())
 }
 

@@ -108,9 +108,16 @@ impl Dir {
     /// # Errors
     /// As [`Dir::open_dir`], and those of `mkdirat(2)`: `EEXIST` if there is anything of this name.
     pub fn create_dir(&self, name: impl AsRef<OsStr>, mode: u32) -> io::Result<Self> {
-        let name = component(name.as_ref())?;
-        mkdirat(&self.0, name, Mode::from_raw_mode(mode))?;
+        self.make_dir(name.as_ref(), mode)?;
         self.open_dir(name)
+    }
+
+    /// Makes a directory (mode `mode` less the umask) without opening it.
+    ///
+    /// # Errors
+    /// `EINVAL` for a bad name; those of `mkdirat(2)`: `EEXIST` if there is anything of this name.
+    pub fn make_dir(&self, name: impl AsRef<OsStr>, mode: u32) -> io::Result<()> {
+        Ok(mkdirat(&self.0, component(name.as_ref())?, Mode::from_raw_mode(mode))?)
     }
 
     /// Removes an empty directory (or a cgroup).

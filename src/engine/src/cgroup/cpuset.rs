@@ -25,7 +25,7 @@ const MAX_LIST: usize = 16 * 1024;
 pub(super) type Masks = HashMap<u64, CpuList>;
 
 /// Is this a v1 hierarchy with the cpuset controller?
-fn is_v1_cpuset(hierarchy: &Hierarchy) -> bool {
+pub(super) fn is_v1_cpuset(hierarchy: &Hierarchy) -> bool {
     hierarchy.kind == Kind::V1 && hierarchy.controllers.iter().any(|controller| controller == "cpuset")
 }
 
@@ -54,12 +54,14 @@ pub(super) fn inherit(hierarchy: &Hierarchy, above: &Node, node: &Node) -> Resul
     if !is_v1_cpuset(hierarchy) {
         return Ok(());
     }
+    // The kernel gives both or neither, and what is set here in its place ends with the memory nodes.
+    let nodes = node.read(MEMS).map_err(CgroupError::kernel("to read", node.path_of(MEMS)))?;
+    if !nodes.is_empty() {
+        return Ok(());
+    }
     for file in [CPUS, MEMS] {
-        let own = node.read(file).map_err(CgroupError::kernel("to read", node.path_of(file)))?;
-        if own.is_empty() {
-            let value = above.read(file).map_err(CgroupError::kernel("to read", node.path_of(file)))?;
-            node.write(file, &value).map_err(CgroupError::kernel("to set", node.path_of(file)))?;
-        }
+        let value = above.read(file).map_err(CgroupError::kernel("to read", above.path_of(file)))?;
+        node.write(file, &value).map_err(CgroupError::kernel("to set", node.path_of(file)))?;
     }
     Ok(())
 }

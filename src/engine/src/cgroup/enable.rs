@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::{
     error::CgroupError,
+    hierarchy::Hierarchy,
     node::{Node, errno},
 };
 
@@ -46,6 +47,25 @@ pub(super) fn enable_all(node: &Node) -> Result<Vec<Refused>, CgroupError> {
         return Err(CgroupError::ProcessesInside { cgroup: node.path().to_owned() });
     }
     Ok(refused)
+}
+
+/// Enables in a cgroup below the instance's node, for the cgroups below it, what that node hands down. `fresh`: it has
+/// been made just now, so nothing is enabled.
+///
+/// # Errors
+/// As [`enable_all`].
+pub(super) fn hand_on(hierarchy: &Hierarchy, node: &Node, fresh: bool) -> Result<(), CgroupError> {
+    let on = match fresh {
+        true => String::new(),
+        false => node.read_if_there("cgroup.subtree_control")?.unwrap_or_default(),
+    };
+    let on: Vec<&str> = on.split_ascii_whitespace().collect();
+    let missing = hierarchy.controllers.iter().filter(|name| !on.contains(&name.as_str()));
+    let missing = missing.map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ");
+    if missing.is_empty() || node.write("cgroup.subtree_control", &missing).is_ok() {
+        return Ok(());
+    }
+    enable_all(node).map(drop)
 }
 
 fn holds_processes(node: &Node) -> bool {

@@ -15,7 +15,7 @@ use cgrant_policy::{GrantPath, HostGid, HostUid};
 
 use super::{
     cpuset,
-    enable::enable_all,
+    enable::{enable_all, hand_on},
     error::CgroupError,
     hierarchy::Hierarchy,
     mounts::Kind,
@@ -93,17 +93,16 @@ impl Tree {
             cpuset::inherit(hierarchy, &above, &node)?;
             made.push((above, hierarchy));
             if hierarchy.kind == Kind::V2 {
-                enable_all(&node)?;
+                hand_on(hierarchy, &node, true)?;
             }
             for part in [PAYLOAD, MONITOR, CHILDREN] {
-                let inner = make_new(&node, part)?;
-                cpuset::inherit(hierarchy, &node, &inner)?;
-                if part == PAYLOAD && hierarchy.kind == Kind::V2 {
-                    id = inner.dir().inode().map_err(CgroupError::kernel("to stat", inner.path()))?;
+                node.make_only(part)?;
+                if cpuset::is_v1_cpuset(hierarchy) {
+                    cpuset::inherit(hierarchy, &node, &open_made(&node, part)?)?;
                 }
             }
             if hierarchy.kind == Kind::V2 {
-                self.delegate(&node, delegation)?;
+                id = self.delegate(&node, delegation)?;
             }
         }
         Ok(id)
@@ -138,21 +137,20 @@ impl Tree {
             cpuset::inherit(hierarchy, &hierarchy.base, &node)?;
         }
         if hierarchy.kind == Kind::V2 {
-            enable_all(&node)?;
+            hand_on(hierarchy, &node, made)?;
         }
         Ok(node)
     }
 
-    fn delegate(&self, grant: &Node, delegation: &Delegation) -> Result<(), CgroupError> {
+    /// Hands a new grant's parts to whom they belong; the kernel's id of the payload.
+    fn delegate(&self, grant: &Node, delegation: &Delegation) -> Result<u64, CgroupError> {
         let (account, group) = (delegation.account.0.0, delegation.account.1.0);
         chown(grant, PROCS, account, 0)?;
-        if let Some(monitor) = grant.child(MONITOR)? {
-            chown(&monitor, PROCS, account, 0)?;
-        }
-        match grant.child(PAYLOAD)? {
-            Some(payload) => self.hand_over(&payload, delegation.holder(), group),
-            None => Ok(()),
-        }
+        chown(&open_made(grant, MONITOR)?, PROCS, account, 0)?;
+        let payload = open_made(grant, PAYLOAD)?;
+        let id = payload.dir().inode().map_err(CgroupError::kernel("to stat", payload.path()))?;
+        self.hand_over(&payload, delegation.holder(), group)?;
+        Ok(id)
     }
 
     /// Gives a cgroup2 cgroup to its holder, who may then make cgroups in it and move its processes; the account may enter it.
@@ -207,9 +205,10 @@ impl Tree {
     }
 }
 
-fn make_new(above: &Node, name: &str) -> Result<Node, CgroupError> {
-    let exists = || CgroupError::kernel("to make", above.path_of(name))(rustix::io::Errno::EXIST.into());
-    above.make(name)?.ok_or_else(exists)
+/// A part that was made just now.
+fn open_made(grant: &Node, part: &str) -> Result<Node, CgroupError> {
+    let gone = || CgroupError::kernel("to open", grant.path_of(part))(rustix::io::Errno::NOENT.into());
+    grant.child(part)?.ok_or_else(gone)
 }
 
 fn chown(node: &Node, file: &str, uid: u32, gid: u32) -> Result<(), CgroupError> {

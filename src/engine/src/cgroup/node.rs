@@ -81,6 +81,11 @@ impl Node {
         }
     }
 
+    /// Makes a cgroup in it that is not looked into now.
+    pub fn make_only(&self, name: &str) -> Result<(), CgroupError> {
+        self.dir.make_dir(name, 0o755).map_err(CgroupError::kernel("to make", self.path_of(name)))
+    }
+
     /// A cgroup in it, made if it is not there. Says whether it was made now.
     pub fn ensure(&self, name: &str) -> Result<(Self, bool), CgroupError> {
         if let Some(there) = self.child(name)? {

@@ -271,7 +271,7 @@ fn effects(
         fault.step("create: ids mapped")?;
     }
     // What happens from now on is noted and looked at after this operation, the account's operations being in order.
-    crate::events::watch(engine, grant, plan.holder.as_ref())?;
+    crate::events::watch_new(engine, grant, plan.holder.as_ref())?;
     record.phase = Phase::Active;
     engine.write_record(&record)?;
     engine.registry().set_record(grant, record);

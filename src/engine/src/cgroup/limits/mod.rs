@@ -65,10 +65,12 @@ impl Tree {
         ceilings: &[Setting],
     ) -> Result<(), CgroupError> {
         let path = GrantPath { account, names: Vec::new() };
-        for hierarchy in self.hierarchies.all() {
-            self.ensure_account(hierarchy, account)?;
+        if !ceilings.is_empty() {
+            for hierarchy in &self.hierarchies.v1 {
+                self.ensure_account(hierarchy, account)?;
+            }
         }
-        let node = self.need(self.v2(), &path)?;
+        let node = self.ensure_account(self.v2(), account)?;
         // Room for the grants that are there, one more, and `_evicted`; what they have for themselves is not the holder's.
         let own = grants_in(node.dir()).saturating_add(2).saturating_mul(MOST_PARTS);
         // Two levels are the grant and its payload.
