@@ -45,18 +45,29 @@ pub enum Disposition {
     Default,
 }
 
-impl Disposition {
-    /// What this process itself does with a signal, whose parent may have had it ignored (nohup(1)).
+/// What a process did with each signal when it was looked at.
+#[derive(Debug)]
+pub struct Dispositions(String);
+
+impl Dispositions {
+    /// Looks at this process itself, whose parent may have had signals ignored (nohup(1)).
     ///
     /// # Errors
-    /// As [`Container::disposition`].
-    pub fn own(signal: Signal) -> io::Result<Self> {
-        Self::read("self", signal)
+    /// That `/proc/self/status` cannot be read.
+    pub fn own() -> io::Result<Self> {
+        Self::read("self")
     }
 
-    fn read(process: &str, signal: Signal) -> io::Result<Self> {
-        let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-        disposition(&status, signal.as_raw()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    fn read(process: &str) -> io::Result<Self> {
+        std::fs::read_to_string(format!("/proc/{process}/status")).map(Self)
+    }
+
+    /// What it did with this one.
+    ///
+    /// # Errors
+    /// That there were not the lines that proc(5) promises.
+    pub fn of(&self, signal: Signal) -> io::Result<Disposition> {
+        disposition(&self.0, signal.as_raw()).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 }
 
@@ -92,7 +103,7 @@ impl Container {
     /// # Errors
     /// That `/proc/PID/status` cannot be read or has not the lines that proc(5) promises.
     pub fn disposition(&self, signal: Signal) -> io::Result<Disposition> {
-        Disposition::read(&self.pid.to_string(), signal)
+        Dispositions::read(&self.pid.to_string())?.of(signal)
     }
 
     /// Waits for the end of its first process.
@@ -166,7 +177,8 @@ mod tests {
     #[test]
     fn this_very_process_can_be_asked() {
         // The Rust runtime ignores SIGPIPE.
-        assert_eq!(Disposition::own(Signal::PIPE).unwrap(), Disposition::Ignores);
-        assert_eq!(Disposition::own(Signal::USR2).unwrap(), Disposition::Default);
+        let own = Dispositions::own().unwrap();
+        assert_eq!(own.of(Signal::PIPE).unwrap(), Disposition::Ignores);
+        assert_eq!(own.of(Signal::USR2).unwrap(), Disposition::Default);
     }
 }

@@ -25,7 +25,7 @@ pub use cgrant_sys::{
     Pidfd,
     pidfd::{Exit, Signal},
 };
-pub use container::{Container, Disposition, Ending};
+pub use container::{Container, Disposition, Dispositions, Ending};
 pub use failure::{LaunchError, Step, StepFailure};
 pub use launch::{Launch, Placement, Staged};
 pub use session::{Session, SessionError};

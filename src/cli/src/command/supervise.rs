@@ -9,7 +9,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
 };
 
-use cgrant_container::{Container, Disposition, Signal};
+use cgrant_container::{Container, Disposition, Dispositions, Signal};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
@@ -39,9 +39,11 @@ fn machine<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Failure
 /// The signals to serve. One that whoever started this program had ignored stays ignored (nohup(1), a shell's
 /// background job): it would not be, once it is blocked.
 fn signals() -> SigSet {
+    let own = Dispositions::own().ok();
     let ignored = |signal: &NixSignal| {
-        let own = Signal::from_named_raw(*signal as i32).and_then(|signal| Disposition::own(signal).ok());
-        own == Some(Disposition::Ignores)
+        let disposition =
+            Signal::from_named_raw(*signal as i32).and_then(|signal| own.as_ref()?.of(signal).ok());
+        disposition == Some(Disposition::Ignores)
     };
     PASSED_ON.into_iter().chain([NixSignal::SIGTSTP]).filter(|signal| !ignored(signal)).collect()
 }
