@@ -9,14 +9,32 @@ use std::{
 use cgrant_sys::Pidfd;
 use nix::sys::signal::{SigSet, Signal};
 
+/// The keeper's name among the host's processes.
+pub const NAME: &str = "cgrant-keeper";
+
 /// Starts a keeper. It is our child until this program ends, so its pid stays its own.
 ///
 /// # Errors
 /// What the kernel says to fork and exec.
 pub fn start() -> io::Result<Starting> {
-    let child = Command::new("/proc/self/exe")
-        .arg0("cgrant-keeper")
-        .arg("keep")
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(NAME).arg("keep");
+    spawn(&mut command)
+}
+
+/// Starts a program of systemd's that becomes a keeper: `before` and then this program in the role `keep`.
+///
+/// # Errors
+/// What the kernel says to fork and exec, or to finding out where this program is.
+pub fn start_through(program: &str, before: &[&str]) -> io::Result<Starting> {
+    let me = std::env::current_exe()?;
+    let mut command = Command::new(program);
+    command.args(before).arg(me).arg("keep");
+    spawn(&mut command)
+}
+
+fn spawn(command: &mut Command) -> io::Result<Starting> {
+    let child = command
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::null())
@@ -36,6 +54,11 @@ impl Starting {
     /// Its pid.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
+    }
+
+    /// Has it ended already?
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None)))
     }
 
     /// It sits where it belongs: let it live when this program ends.

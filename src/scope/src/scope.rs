@@ -111,9 +111,8 @@ async fn attempt(systemd: &Systemd, unit: &str) -> Result<Option<Obtained>, Scop
 
 /// Starts a keeper and the scope around it.
 async fn make(systemd: &Systemd, unit: &str) -> Result<Obtained, ScopeError> {
-    let keeper = keeper::start().map_err(ScopeError::system("cannot start the keeper"))?;
+    let keeper = systemd.start_scope(unit).await?;
     let pid = keeper.pid().unwrap_or_default();
-    systemd.start_scope(unit, pid).await?;
     let ScopeState::Active(path) = systemd.state(unit).await? else {
         return Err(ScopeError::Unsettled(unit.to_owned()));
     };

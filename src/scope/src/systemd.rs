@@ -1,14 +1,27 @@
 //! What is asked of systemd: one transient scope with delegation.
+//!
+//! Over the system bus. Where no bus is up, through `systemctl` and `systemd-run`, which root's systemd answers on a
+//! socket of its own: its messages there have sender names that the bus would never give, and our D-Bus library rightly
+//! refuses them.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use futures_util::StreamExt;
 use zbus::{Connection, ObjectPath, OwnedObjectPath, Variant, connection::Builder};
 
-/// systemd's own socket, for the time when no bus is up.
-const PRIVATE: &str = "unix:path=/run/systemd/private";
+use crate::keeper::{self, Starting};
+
+/// systemd's own programs, for hosts without a bus. They are where systemd is.
+const SYSTEMCTL: &str = "/usr/bin/systemctl";
+const SYSTEMD_RUN: &str = "/usr/bin/systemd-run";
 /// How long one call may take.
 const CALL: Duration = Duration::from_secs(15);
+/// How often it is looked whether `systemd-run` has become the keeper.
+const LOOK: Duration = Duration::from_millis(10);
 
 #[zbus::proxy(
     interface = "org.freedesktop.systemd1.Manager",
@@ -47,15 +60,24 @@ trait Scope {
 #[derive(Debug, thiserror::Error)]
 pub enum SystemdError {
     /// Neither way to it works.
-    #[error(
-        "systemd runs this host but can be reached neither over the system bus ({bus}) nor over its own socket ({private})"
-    )]
+    #[error("systemd runs this host but cannot be reached: {bus}; {SYSTEMCTL}: {tool}")]
     Unreachable {
-        /// Error on the bus.
+        /// What came of the bus.
         bus: Box<zbus::Error>,
-        /// Error on the socket.
-        private: Box<zbus::Error>,
+        /// What came of the program.
+        tool: io::Error,
     },
+    /// A program of systemd's failed.
+    #[error("{program} failed: {source}")]
+    Tool {
+        /// Which.
+        program: &'static str,
+        /// How.
+        source: io::Error,
+    },
+    /// `systemd-run` ended before it became the keeper.
+    #[error("systemd refused to start {0}")]
+    Refused(String),
     /// A call failed.
     #[error("systemd refused: {0}")]
     Call(#[from] zbus::Error),
@@ -94,35 +116,129 @@ pub enum ScopeState {
     Active(String),
 }
 
-/// A connection to the systemd that runs this host.
-pub struct Systemd {
-    connection: Connection,
-    manager: ManagerProxy<'static>,
+/// The systemd that runs this host.
+pub enum Systemd {
+    /// Over the system bus.
+    Bus(Box<Bus>),
+    /// Through its programs.
+    Programs,
 }
 
 impl Systemd {
-    /// Connects over the system bus, or over systemd's own socket where no bus is up.
+    /// Connects over the system bus, or finds that its programs answer.
     ///
     /// # Errors
     /// [`SystemdError::Unreachable`], [`SystemdError::Call`].
     pub async fn connect() -> Result<Self, SystemdError> {
-        let connection = match Builder::system().method_timeout(CALL).build().await {
-            Ok(connection) => connection,
-            Err(bus) => {
-                Builder::address(PRIVATE).p2p().method_timeout(CALL).build().await.map_err(|private| {
-                    SystemdError::Unreachable { bus: Box::new(bus), private: Box::new(private) }
-                })?
+        match Builder::system().method_timeout(CALL).build().await {
+            Ok(connection) => {
+                let manager = ManagerProxy::new(&connection).await?;
+                Ok(Self::Bus(Box::new(Bus { connection, manager })))
             }
-        };
-        let manager = ManagerProxy::new(&connection).await?;
-        Ok(Self { connection, manager })
+            Err(bus) => match show("-.slice") {
+                Ok(_) => Ok(Self::Programs),
+                Err(tool) => Err(SystemdError::Unreachable { bus: Box::new(bus), tool }),
+            },
+        }
     }
 
     /// The state of the scope `unit`.
     ///
     /// # Errors
-    /// [`SystemdError::Call`].
+    /// [`SystemdError::Call`], [`SystemdError::Tool`].
     pub async fn state(&self, unit: &str) -> Result<ScopeState, SystemdError> {
+        match self {
+            Self::Bus(bus) => bus.state(unit).await,
+            Self::Programs => show(unit).map_err(|source| SystemdError::Tool { program: SYSTEMCTL, source }),
+        }
+    }
+
+    /// Forgets that the scope failed, so that a new one of its name can be started.
+    pub async fn forget_failure(&self, unit: &str) {
+        // Not loaded or not failed is just as good.
+        match self {
+            Self::Bus(bus) => drop(bus.manager.reset_failed_unit(unit).await),
+            Self::Programs => drop(tool(&["reset-failed", "--", unit]).status()),
+        }
+    }
+
+    /// Starts the scope `unit` with a new keeper in it and waits until systemd has done it.
+    ///
+    /// # Errors
+    /// Any [`SystemdError`] but [`SystemdError::Unreachable`].
+    pub async fn start_scope(&self, unit: &str) -> Result<Starting, SystemdError> {
+        match self {
+            Self::Bus(bus) => {
+                let keeper =
+                    keeper::start().map_err(|source| SystemdError::Tool { program: keeper::NAME, source })?;
+                bus.start_scope(unit, keeper.pid().unwrap_or_default()).await?;
+                Ok(keeper)
+            }
+            Self::Programs => start_through_program(unit).await,
+        }
+    }
+}
+
+/// `systemd-run --scope` puts itself into the new scope and then becomes the keeper.
+async fn start_through_program(unit: &str) -> Result<Starting, SystemdError> {
+    let unit_option = format!("--unit={unit}");
+    let options = [
+        "--scope",
+        "--quiet",
+        "--collect",
+        &unit_option,
+        "--description=Grants of cgrant",
+        "--property=Delegate=yes",
+        "--property=TasksMax=infinity",
+        "--",
+    ];
+    let mut keeper = keeper::start_through(SYSTEMD_RUN, &options)
+        .map_err(|source| SystemdError::Tool { program: SYSTEMD_RUN, source })?;
+    let comm = format!("/proc/{}/comm", keeper.pid().unwrap_or_default());
+    while std::fs::read_to_string(&comm).unwrap_or_default().trim_end() != keeper::NAME {
+        if keeper.has_ended() {
+            return Err(SystemdError::Refused(unit.to_owned()));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(keeper)
+}
+
+/// What `systemctl show` says about the unit.
+fn show(unit: &str) -> io::Result<ScopeState> {
+    let output = tool(&["show", "--property=ActiveState,ControlGroup", "--", unit]).output()?;
+    if !output.status.success() {
+        return Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    }
+    Ok(parse_show(&String::from_utf8_lossy(&output.stdout)))
+}
+
+fn parse_show(text: &str) -> ScopeState {
+    let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    match value("ActiveState") {
+        Some("active") => match value("ControlGroup") {
+            Some(path) if !path.is_empty() => ScopeState::Active(path.to_owned()),
+            _ => ScopeState::Changing,
+        },
+        Some("inactive" | "failed") => ScopeState::Absent,
+        _ => ScopeState::Changing,
+    }
+}
+
+fn tool(arguments: &[&str]) -> Command {
+    let mut command = Command::new(SYSTEMCTL);
+    command.args(arguments).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// A connection to systemd over the system bus.
+pub struct Bus {
+    connection: Connection,
+    manager: ManagerProxy<'static>,
+}
+
+impl Bus {
+    async fn state(&self, unit: &str) -> Result<ScopeState, SystemdError> {
         let path = match self.manager.get_unit(unit).await {
             Ok(path) => path,
             Err(error) if has_name(&error, "org.freedesktop.systemd1.NoSuchUnit") => {
@@ -140,17 +256,8 @@ impl Systemd {
         Ok(ScopeState::Active(scope.control_group().await?))
     }
 
-    /// Forgets that the scope failed, so that a new one of its name can be started.
-    pub async fn forget_failure(&self, unit: &str) {
-        // Not loaded or not failed is just as good.
-        let _ = self.manager.reset_failed_unit(unit).await;
-    }
-
-    /// Starts the scope `unit` with the process `pid` in it and waits until systemd has done it.
-    ///
-    /// # Errors
-    /// Any [`SystemdError`] but [`SystemdError::Unreachable`].
-    pub async fn start_scope(&self, unit: &str, pid: u32) -> Result<(), SystemdError> {
+    /// Starts the scope `unit` with the process `pid` in it.
+    async fn start_scope(&self, unit: &str, pid: u32) -> Result<(), SystemdError> {
         let mut removed = self.manager.receive_job_removed().await?;
         self.manager.subscribe().await?;
         let properties = [
@@ -181,4 +288,21 @@ impl Systemd {
 /// What the kernel says to making its epoll descriptor.
 pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_systemctl_says_is_understood() {
+        let active = "ControlGroup=/system.slice/cgrant.scope\nActiveState=active\n";
+        assert_eq!(parse_show(active), ScopeState::Active("/system.slice/cgrant.scope".to_owned()));
+        assert_eq!(parse_show("ActiveState=inactive\nControlGroup=\n"), ScopeState::Absent);
+        assert_eq!(parse_show("ActiveState=failed\n"), ScopeState::Absent);
+        assert_eq!(parse_show("ActiveState=deactivating\n"), ScopeState::Changing);
+        assert_eq!(parse_show("ActiveState=active\nControlGroup=\n"), ScopeState::Changing);
+        assert_eq!(parse_show(""), ScopeState::Changing);
+    }
 }
