@@ -44,6 +44,7 @@ const CALLS: &[i64] = &[
     libc::SYS_fsync,
     libc::SYS_ftruncate,
     libc::SYS_getdents64,
+    libc::SYS_getpriority,
     libc::SYS_getsockopt,
     libc::SYS_getuid,
     libc::SYS_geteuid,
@@ -73,6 +74,7 @@ const CALLS: &[i64] = &[
     libc::SYS_renameat2,
     libc::SYS_sendmsg,
     libc::SYS_sendto,
+    libc::SYS_setpriority,
     libc::SYS_setsockopt,
     libc::SYS_shutdown,
     libc::SYS_statx,
@@ -90,7 +92,7 @@ const CALLS: &[i64] = &[
 /// | `CHOWN`, `FOWNER` | delegating a payload, and taking it back |
 /// | `DAC_OVERRIDE` | writing in cgroups that were delegated |
 /// | `KILL` | killing and stopping processes of a grant |
-/// | `SYS_NICE` | moving a process of another account into a v1 cpuset, whose CPUs it gets |
+/// | `SYS_NICE` | moving a process of another account into a v1 cpuset, whose CPUs it gets; going before a fork bomb while it is attached |
 /// | `SYS_PTRACE` | reading `/proc/PID/ns` and `fd` of callers |
 ///
 /// # Errors
