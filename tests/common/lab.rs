@@ -19,6 +19,14 @@ pub const POOL: (u32, u32) = (0x7000_0000, 0x70ff_ffff);
 
 static LABS: AtomicU32 = AtomicU32::new(0);
 
+// Gives what is on its way out some seconds.
+fn await_absence(seconds: u64, is_there: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(seconds);
+    while is_there() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// The place.
 pub struct Lab {
     /// Name of the test's broker instance, found in everything that it makes.
@@ -129,10 +137,7 @@ impl Lab {
     pub fn leaks(&self) -> Vec<String> {
         let mut leaks = Vec::new();
         // What is on its way out (a helper that reads the end of its socket) may take a moment.
-        let end = Instant::now() + Duration::from_secs(2);
-        while !harness::descendants().is_empty() && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        await_absence(2, || !harness::descendants().is_empty());
         for pid in harness::descendants() {
             let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().replace('\0', " ");
             leaks.push(format!("process {pid}: {command}"));
@@ -146,6 +151,9 @@ impl Lab {
     /// What the instance left in cgroups and records.
     pub fn leaks_of_instance(&self) -> Vec<String> {
         let mut leaks = Vec::new();
+        // A scope without processes is removed by systemd, on v1 when its agent has told it.
+        let cgroups = || !checker::cgroups_of_instance(&self.host, &self.instance).is_empty();
+        await_absence(if self.host.systemd { 15 } else { 0 }, cgroups);
         leaks.extend(checker::cgroups_of_instance(&self.host, &self.instance).into_iter().map(|p| format!("cgroup {}", p.display())));
         leaks.extend(checker::records(self).iter().map(|r| format!("record of grant {} {}", r["name"], r["id"])));
         leaks.extend(checker::live_ranges(self).into_iter().map(|r| format!("range in use: {r}")));
