@@ -23,6 +23,7 @@ mod supervise;
 
 use std::{os::fd::OwnedFd, path::Path, process::ExitCode};
 
+use cgrant_sys::privilege::{self, Capability};
 use cgrant_wire::boot::FrontKind;
 use clap::Parser;
 use rustix::{
@@ -45,6 +46,22 @@ use crate::{
 const PASSWD: &str = "/etc/passwd";
 /// As many descriptors as an engine with many thousand grants uses; more only costs memory in the kernel's table.
 const DESCRIPTORS: u64 = 262_144;
+
+/// What the children keep of root's capabilities, or need to get rid of them; the supervisor has no others either.
+/// The engine's are listed where it confines itself; `SETUID`, `SETGID` and `SYS_ADMIN` are for writing id maps,
+/// `SETPCAP` for dropping.
+const CAPABILITIES: [Capability; 10] = [
+    Capability::CAP_CHOWN,
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_FOWNER,
+    Capability::CAP_KILL,
+    Capability::CAP_SETGID,
+    Capability::CAP_SETPCAP,
+    Capability::CAP_SETUID,
+    Capability::CAP_SYS_ADMIN,
+    Capability::CAP_SYS_NICE,
+    Capability::CAP_SYS_PTRACE,
+];
 
 /// Entry point of the program.
 pub fn main() -> ExitCode {
@@ -95,6 +112,8 @@ fn serve(settings: Settings, listener: Listener) -> Result<(), SupervisorError> 
     let signals = supervise::block_signals().map_err(SupervisorError::system("sigprocmask"))?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     raise_descriptor_limit();
+    privilege::drop_capabilities(&CAPABILITIES).map_err(SupervisorError::system("dropping capabilities"))?;
+    privilege::set_no_new_privs().map_err(SupervisorError::system("no_new_privs"))?;
     let log = log::target();
     log::start(log);
     let inherited = socket::inherited()?;

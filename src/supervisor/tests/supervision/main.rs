@@ -98,6 +98,9 @@ fn children_get_nothing_but_their_channel() {
         assert_eq!(fds, "0 1 2 3", "{role}");
         assert_eq!(scene.event(&format!("{role} environment ")), "empty");
         assert_eq!(scene.event(&format!("{role} blocked ")), "0000000000000000");
+        // Chown, dac_override, fowner, kill, setgid, setuid, setpcap, sys_ptrace, sys_admin, sys_nice.
+        assert_eq!(scene.event(&format!("{role} bounded ")), "0000000000a801eb");
+        assert_eq!(scene.event(&format!("{role} no-new-privs ")), "1");
         assert_eq!(scene.event(&format!("{role} stdin ")), "/dev/null");
     }
     broker.stop();

@@ -200,8 +200,10 @@ fn note_surroundings(role: &str) {
     let environment = if std::env::vars_os().next().is_none() { "empty" } else { "something" };
     note(&format!("{role} environment {environment}"));
     let status = fs::read_to_string("/proc/self/status").unwrap();
-    let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap().trim().to_owned();
-    note(&format!("{role} blocked {blocked}"));
+    for (key, word) in [("SigBlk:", "blocked"), ("CapBnd:", "bounded"), ("NoNewPrivs:", "no-new-privs")] {
+        let value = status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim();
+        note(&format!("{role} {word} {value}"));
+    }
     note(&format!("{role} stdin {}", fs::read_link("/proc/self/fd/0").unwrap().display()));
     note(&format!("{role} pid {}", std::process::id()));
 }
