@@ -6,13 +6,14 @@
 
 use std::{io, sync::Arc};
 
-use cgrant_policy::GrantPath;
+use cgrant_policy::{GrantPath, HostUid};
 use cgrant_sys::{Pidfd, PidfdInfo, ProcFs};
 use cgrant_wire::AttachTarget;
 use rustix::io::Errno;
 
 use super::{
     error::CgroupError,
+    evict::evicted,
     hierarchy::{CGROUP2, Hierarchies, Hierarchy},
     mounts::Kind,
     node::{Node, errno},
@@ -40,37 +41,34 @@ pub(super) struct Moved {
 #[must_use]
 pub struct Attached {
     hierarchies: Arc<Hierarchies>,
+    account: HostUid,
     moved: Vec<Moved>,
 }
 
 impl Attached {
-    pub(super) fn new(hierarchies: Arc<Hierarchies>, moved: Vec<Moved>) -> Self {
-        Self { hierarchies, moved }
-    }
-
     /// How many processes.
     pub fn count(&self) -> u32 {
         u32::try_from(self.moved.len()).unwrap_or(u32::MAX)
     }
 
     /// Puts them back to where they were, for a caller whose next step failed. Those that have ended are left out; one whose
-    /// cgroup was removed meanwhile goes to the nearest one above that is left, never past it.
+    /// cgroup was removed meanwhile goes to the nearest one above that takes it, or else to the account's `_evicted`.
     pub fn put_back(self) {
         for moved in self.moved.iter().rev() {
-            put_back(&self.hierarchies, moved);
+            put_back(&self.hierarchies, self.account, moved);
         }
     }
 }
 
 /// Puts one process back in every hierarchy, cgroup2 first: the opposite order.
-pub(super) fn put_back(hierarchies: &Hierarchies, moved: &Moved) {
+pub(super) fn put_back(hierarchies: &Hierarchies, account: HostUid, moved: &Moved) {
     let Ok(process) = Pidfd::open(moved.pid) else { return };
     if process.start_time().ok() != Some(moved.start_time) {
         return;
     }
     for hierarchy in hierarchies.all().rev() {
         if let Some(path) = path_in(&moved.origin, hierarchy)
-            && let Err(error) = put_into(hierarchy, path, moved.pid)
+            && let Err(error) = put_into(hierarchy, path, account, moved.pid)
         {
             tracing::warn!(pid = moved.pid, hierarchy = hierarchy.name, path, %error, "a process could not be put back");
         }
@@ -83,18 +81,24 @@ pub(super) fn path_in<'o>(origin: &'o Origin, hierarchy: &Hierarchy) -> Option<&
     Some(path.strip_suffix(DELETED).unwrap_or(path))
 }
 
-/// Moves a process into the cgroup at `path`, or where that is gone or takes no processes, into the nearest one above it:
-/// a process never gets out of what bounded its old cgroup.
-fn put_into(hierarchy: &Hierarchy, path: &str, pid: u32) -> io::Result<()> {
-    let mut path = path.trim_end_matches('/');
-    loop {
-        let at = if path.is_empty() { "/" } else { path };
-        match hierarchy.open(at).and_then(|dir| dir.write(PROCS, &pid.to_string())) {
-            Err(error) if errno(&error) == Some(Errno::SRCH) => return Ok(()),
-            Err(error) if path.is_empty() => return Err(error),
-            Err(_) => path = path.rsplit_once('/').map_or("", |(above, _)| above),
-            Ok(()) => return Ok(()),
+/// Moves a process into the cgroup at `path`, or where that is gone or takes no processes, into the account's `_evicted`.
+///
+/// An attacker wants a process of its own out of what bounds it: it removes the cgroup that the process came from, or hands
+/// controllers down in it, while the broker has the process, and is refused something. The cgroups above may well take
+/// none either, up to the hierarchy's root, which bounds nothing and always does. So none of them is tried.
+fn put_into(hierarchy: &Hierarchy, path: &str, account: HostUid, pid: u32) -> Result<(), CgroupError> {
+    let ended = |error: &io::Error| errno(error) == Some(Errno::SRCH);
+    match hierarchy.open(path).and_then(|dir| dir.write(PROCS, &pid.to_string())) {
+        Ok(()) => return Ok(()),
+        Err(error) if ended(&error) => return Ok(()),
+        Err(_) => (),
+    }
+    let evicted = evicted(hierarchy, account)?;
+    match evicted.write(PROCS, &pid.to_string()) {
+        Err(source) if !ended(&source) => {
+            Err(CgroupError::Move { pid, cgroup: evicted.path().to_owned(), source })
         }
+        _ => Ok(()),
     }
 }
 
@@ -123,7 +127,7 @@ impl Tree {
             true => self.attach_tree(grant, target, &places, process, may)?,
             false => vec![self.attach_one(grant, target, &places, process, may)?],
         };
-        Ok(Attached::new(Arc::clone(&self.hierarchies), moved))
+        Ok(Attached { hierarchies: Arc::clone(&self.hierarchies), account: grant.account, moved })
     }
 
     /// Where processes go, in the order of [`Hierarchies::all`].
@@ -163,7 +167,7 @@ impl Tree {
         let result = places.iter().try_for_each(|place| enter(place, process, moved.pid));
         if let Err(error) = result {
             // Hierarchies that it was not moved in yet take it back where it is: no harm.
-            put_back(&self.hierarchies, &moved);
+            put_back(&self.hierarchies, grant.account, &moved);
             if matches!(error, CgroupError::NoSuchProcess) {
                 self.hierarchies.all().for_each(|hierarchy| self.put_right(grant, hierarchy, moved.pid));
             }
@@ -244,7 +248,7 @@ impl Tree {
             hierarchy = hierarchy.name,
             "a process ended while it was attached and its number was given away: put right"
         );
-        if let Err(error) = put_into(hierarchy, &parents, pid) {
+        if let Err(error) = put_into(hierarchy, &parents, grant.account, pid) {
             tracing::error!(pid, hierarchy = hierarchy.name, %error, "it could not be put right");
         }
     }

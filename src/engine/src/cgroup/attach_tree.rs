@@ -111,17 +111,29 @@ impl Tree {
         if placed.is_empty() { Err(CgroupError::NoSuchProcess) } else { Ok(placed) }
     }
 
-    /// Puts back processes that a broker which died left in an `entry`, frozen. Their caller has had no answer.
+    /// Puts back processes that a broker which died left in an `entry`, frozen. Their caller has had no answer. One that can't be
+    /// brought in order is told and left; it keeps nobody else from being served.
     pub(super) fn finish_attachments(&self) -> Result<(), CgroupError> {
         for grant in self.scan()? {
-            let Some(node) = self.node(self.v2(), &grant)? else { continue };
-            if let Some(entry) = node.child(ENTRY)? {
-                tracing::warn!(%grant, "an attachment was cut short by the end of the broker: its processes are put back");
-                self.put_outside(&grant, &entry, self.v2())?;
-                node.remove(ENTRY).map_err(CgroupError::kernel("to remove", node.path_of(ENTRY)))?;
+            if let Err(error) = self.finish_attachment(&grant) {
+                tracing::error!(%grant, %error, "an attachment that was cut short can't be taken back");
             }
         }
         Ok(())
+    }
+
+    fn finish_attachment(&self, grant: &GrantPath) -> Result<(), CgroupError> {
+        let Some(node) = self.node(self.v2(), grant)? else { return Ok(()) };
+        let Some(entry) = node.child(ENTRY)? else { return Ok(()) };
+        tracing::warn!(%grant, "an attachment was cut short by the end of the broker: its processes are put back");
+        // Some may be in v1 hierarchies already. They stand still until they leave the entry, which is last.
+        for pid in entry.pids(MOST)? {
+            for hierarchy in &self.hierarchies.v1 {
+                self.put_one_outside_if_in(grant, hierarchy, pid)?;
+            }
+        }
+        self.put_outside(grant, &entry, self.v2())?;
+        node.remove(ENTRY).map_err(CgroupError::kernel("to remove", node.path_of(ENTRY)))
     }
 
     fn scan_processes(&self) -> Result<Scan, CgroupError> {
@@ -377,7 +389,7 @@ impl Catch<'_> {
     /// Puts everybody back to where they were.
     fn let_go(&mut self, placed: &[Moved]) {
         for moved in placed.iter().rev() {
-            put_back(&self.tree.hierarchies, moved);
+            put_back(&self.tree.hierarchies, self.grant.account, moved);
         }
         for pid in self.entry.pids(MOST).unwrap_or_default() {
             let moved = match self.caught.remove(&pid) {
@@ -389,7 +401,7 @@ impl Catch<'_> {
                 }),
             };
             match moved {
-                Ok(moved) => put_back(&self.tree.hierarchies, &moved),
+                Ok(moved) => put_back(&self.tree.hierarchies, self.grant.account, &moved),
                 Err(error) => tracing::warn!(pid, %error, "a process could not be put back"),
             }
         }

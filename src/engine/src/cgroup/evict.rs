@@ -4,7 +4,7 @@
 //! tree goes to where that is, which is where it was forked; any other one goes to the account's `_evicted`, under the
 //! account's ceilings. Nobody gets into a cgroup that is not an own parent's.
 
-use cgrant_policy::GrantPath;
+use cgrant_policy::{GrantPath, HostUid};
 use cgrant_sys::{Dir, Pidfd};
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
     node::{Node, PidsError, pids},
     processes::MOST_PROCESSES,
     state::set_frozen,
-    tree::{EVICTED, Tree},
+    tree::{EVICTED, Tree, account_name, below_base},
     walk::{Visit, walk},
 };
 
@@ -70,6 +70,21 @@ impl Tree {
         Err(CgroupError::Populated { cgroup: node.path().to_owned() })
     }
 
+    /// Puts a process outside in a hierarchy in which it is in the grant's cgroups.
+    pub(super) fn put_one_outside_if_in(
+        &self,
+        grant: &GrantPath,
+        hierarchy: &Hierarchy,
+        pid: u32,
+    ) -> Result<(), CgroupError> {
+        let Ok(origin) = self.proc.cgroups(pid) else { return Ok(()) };
+        let above = format!("{}/{}", hierarchy.base_path.trim_end_matches('/'), below_base(grant).join("/"));
+        match path_in(&origin, hierarchy) {
+            Some(path) if strip(path, &above).is_some() => self.put_one_outside(grant, hierarchy, pid),
+            _ => Ok(()),
+        }
+    }
+
     fn put_one_outside(&self, grant: &GrantPath, hierarchy: &Hierarchy, pid: u32) -> Result<(), CgroupError> {
         let Ok(process) = Pidfd::open(pid) else { return Ok(()) };
         if let Some(path) = self.parents_place(hierarchy, &process, pid)
@@ -78,11 +93,7 @@ impl Tree {
         {
             return Ok(());
         }
-        let account = self.ensure_account(hierarchy, grant.account)?;
-        let (evicted, made) = account.ensure(EVICTED)?;
-        if made {
-            cpuset::inherit(hierarchy, &account, &evicted)?;
-        }
+        let evicted = evicted(hierarchy, grant.account)?;
         match evicted.write(PROCS, &pid.to_string()) {
             Err(source) if process.is_alive().unwrap_or(false) => {
                 Err(CgroupError::Move { pid, cgroup: evicted.path().to_owned(), source })
@@ -106,6 +117,20 @@ impl Tree {
         let told = !self.proc.stat(parents.pid).ok()?.exiting;
         (outside && told && parent.is_alive().ok()?).then_some(path)
     }
+}
+
+/// The cgroup of an account for processes that have no place of their own, made if it is not there. It goes with the account's node,
+/// once it is empty.
+pub(super) fn evicted(hierarchy: &Hierarchy, account: HostUid) -> Result<Node, CgroupError> {
+    let (above, made) = hierarchy.base.ensure(&account_name(account))?;
+    if made {
+        cpuset::inherit(hierarchy, &hierarchy.base, &above)?;
+    }
+    let (evicted, made) = above.ensure(EVICTED)?;
+    if made {
+        cpuset::inherit(hierarchy, &above, &evicted)?;
+    }
+    Ok(evicted)
 }
 
 /// Why the processes of a cgroup were not had.

@@ -609,6 +609,28 @@ fn where_attached_processes_go() {
     }
     attached.put_back();
     assert_eq!(fs::read_to_string(format!("/proc/{id}/cgroup")).unwrap(), before);
+    // From a cgroup of its own that it has removed meanwhile: not past whatever was above, but to the account's own.
+    for name in place.machine.keys() {
+        let own = place.dir(name).join("own");
+        fs::create_dir(&own).unwrap();
+        if name == "cpuset" {
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                fs::write(own.join(file), fs::read_to_string(place.dir(name).join(file)).unwrap()).unwrap();
+            }
+        }
+        fs::write(own.join("cgroup.procs"), id.to_string()).unwrap();
+    }
+    let attached = place.tree.attach(&grant, AttachTarget::Stage, &stage.pidfd(), false, &anybody).unwrap();
+    for name in place.machine.keys() {
+        fs::remove_dir(place.dir(name).join("own")).unwrap();
+    }
+    attached.put_back();
+    let now = fs::read_to_string(format!("/proc/{id}/cgroup")).unwrap();
+    let evicted = format!(":/{}/u{ACCOUNT}/_evicted", place.name);
+    assert!(now.lines().all(|line| line.ends_with(&evicted)), "{now}");
+    for name in place.machine.keys() {
+        fs::write(place.machine[name].join("cgroup.procs"), id.to_string()).unwrap();
+    }
     let _ = place.tree.attach(&grant, AttachTarget::Payload, &stage.pidfd(), false, &anybody).unwrap();
     assert_eq!(place.pids("cgroup2", &grant, "payload"), [id]);
     // Out of the payload into the monitor, or into another grant: nobody.

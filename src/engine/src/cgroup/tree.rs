@@ -87,6 +87,9 @@ impl Tree {
         let proc = ProcFs::open().map_err(CgroupError::system("opening /proc"))?;
         let tree = Self { hierarchies: Arc::new(hierarchies), proc, delegated: delegated_files(), kind };
         tree.finish_attachments()?;
+        for account in dirs(&tree.v2().base)?.iter().filter_map(|name| account_of(name)) {
+            tree.remove_empty_account(account);
+        }
         Ok(tree)
     }
 
