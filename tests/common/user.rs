@@ -93,6 +93,20 @@ impl User {
         (process, line, fds)
     }
 
+    /// An agent as uid and gid `id` of a user namespace that this user made and root has mapped.
+    pub fn agent_in(&self, namespace: &Process, id: u32, role: &[&str]) -> (Process, String, Vec<OwnedFd>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--user=/proc/{}/ns/user", namespace.pid)).args([format!("-S{id}"), format!("-G{id}")]);
+        command.arg(self.programs.join("tests")).arg("--agent").args(role);
+        command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
+        let process = Process::start(&mut command, Some(ours));
+        drop(command);
+        let (line, fds) = process.hear().expect("the agent ended without a word");
+        (process, line, fds)
+    }
+
     /// A user namespace of this user's, and the process that lives in it.
     pub fn userns(&self) -> (Process, OwnedFd) {
         let (process, line, mut fds) = self.agent(&["userns"]);

@@ -6,6 +6,7 @@
 mod common;
 
 mod attach;
+mod attacks;
 mod badinput;
 mod busses;
 mod cli;
@@ -26,6 +27,7 @@ fn main() -> std::process::ExitCode {
         grants::TESTS,
         limits::TESTS,
         attach::TESTS,
+        attacks::TESTS,
         holders::TESTS,
         events::TESTS,
         policy::TESTS,

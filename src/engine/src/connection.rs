@@ -36,7 +36,8 @@ pub struct Caller {
     pub pid: Option<u32>,
     /// Its process, when the kernel told.
     pub process: Option<Pidfd>,
-    /// The account whose range its uid lies in: the caller is inside a grant of that account.
+    /// The account that its uid was handed to, as one of a range or a subordinate one: the caller is inside a container of
+    /// that account's.
     pub inside: Option<HostUid>,
     /// The grant whose payload its process lay in when it connected.
     pub born_in: Option<GrantPath>,
@@ -66,6 +67,12 @@ impl Caller {
     /// The connection has ended.
     pub fn set_ended(&self, how: Ended) {
         self.ended.store(if how == Ended::Closed { 1 } else { 2 }, Ordering::SeqCst);
+    }
+
+    /// The account that its connections and requests are counted to. An account may have thousands of uids in its
+    /// containers, which together have no more than it.
+    pub fn charged(&self) -> HostUid {
+        self.inside.unwrap_or(self.uid)
     }
 
     /// The caller as policy sees it.
@@ -109,8 +116,10 @@ impl Peer {
         let process = match socket::peer_pidfd(socket)? {
             PeerPidfd::Some(pidfd) => Some(pidfd),
             PeerPidfd::Gone => return Err(NotServed::Gone),
-            // Linux before 6.5: a pidfd by number, good only if it is the same process still; uid is checked again below.
-            PeerPidfd::Unsupported => credentials.pid.and_then(|pid| Pidfd::open(pid).ok()),
+            // Linux before 6.5: a pidfd by number. That of a peer which has ended may be another process's by now.
+            PeerPidfd::Unsupported => {
+                credentials.pid.map(|pid| process_of(pid, credentials.uid)).transpose()?
+            }
         };
         Ok(Self {
             uid: HostUid(credentials.uid),
@@ -148,30 +157,38 @@ impl Peer {
     }
 }
 
+/// The process of this pid, if it is one of the uid's.
+fn process_of(pid: u32, uid: u32) -> Result<Pidfd, NotServed> {
+    let process = Pidfd::open(pid).map_err(|_| NotServed::Gone)?;
+    let info = process.info().map_err(|_| NotServed::Gone)?;
+    let is_its = [info.ruid, info.euid, info.suid].contains(&uid);
+    if is_its { Ok(process) } else { Err(NotServed::Gone) }
+}
+
 /// The connections that are open.
 #[derive(Debug, Default)]
 pub struct Connections {
     last: u64,
     open: HashMap<ConnectionId, Arc<Caller>>,
-    per_uid: HashMap<HostUid, u64>,
+    connections: HashMap<HostUid, u64>,
     requests: HashMap<HostUid, u64>,
 }
 
 impl Connections {
-    /// How many connections the uid has, and how many requests of it are under way.
-    pub fn counts(&self, uid: HostUid) -> (u64, u64) {
-        let count = |map: &HashMap<HostUid, u64>| map.get(&uid).copied().unwrap_or(0);
-        (count(&self.per_uid), count(&self.requests))
+    /// How many connections the account has, and how many requests of it are under way.
+    pub fn counts(&self, account: HostUid) -> (u64, u64) {
+        let count = |map: &HashMap<HostUid, u64>| map.get(&account).copied().unwrap_or(0);
+        (count(&self.connections), count(&self.requests))
     }
 
-    /// A request of the uid begins.
-    pub fn request_begins(&mut self, uid: HostUid) {
-        *self.requests.entry(uid).or_default() += 1;
+    /// A request that is counted to the account begins.
+    pub fn request_begins(&mut self, account: HostUid) {
+        *self.requests.entry(account).or_default() += 1;
     }
 
-    /// A request of the uid has been answered.
-    pub fn request_ends(&mut self, uid: HostUid) {
-        decrement(&mut self.requests, uid);
+    /// A request that is counted to the account has been answered.
+    pub fn request_ends(&mut self, account: HostUid) {
+        decrement(&mut self.requests, account);
     }
 
     /// Gives `peer` a number. It counts and may be used once it is [`open`](Self::open).
@@ -199,7 +216,7 @@ impl Connections {
 
     /// Opens a numbered connection.
     pub fn open(&mut self, caller: &Arc<Caller>) {
-        *self.per_uid.entry(caller.uid).or_default() += 1;
+        *self.connections.entry(caller.charged()).or_default() += 1;
         self.open.insert(caller.connection, Arc::clone(caller));
     }
 
@@ -212,7 +229,7 @@ impl Connections {
     pub fn remove(&mut self, front: FrontKind, connection: ConnectionId) -> Option<Arc<Caller>> {
         let caller = self.get(front, connection)?;
         self.open.remove(&connection);
-        decrement(&mut self.per_uid, caller.uid);
+        decrement(&mut self.connections, caller.charged());
         Some(caller)
     }
 

@@ -124,8 +124,8 @@ impl Engine {
 
     fn decide(&self, caller: &Caller, request: &Request<'_>) -> Result<String, Refusal> {
         let usage = match request {
-            Request::CreateGrant(_) | Request::CreateCgroup { .. } => self.usage(caller.uid),
-            _ => self.quick_usage(caller.uid),
+            Request::CreateGrant(_) | Request::CreateCgroup { .. } => self.usage(caller.charged()),
+            _ => self.quick_usage(caller.charged()),
         };
         match judge(&self.policy(), &caller.subject(), request, &usage) {
             Verdict::Allow { rule } => Ok(rule),

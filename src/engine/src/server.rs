@@ -211,8 +211,8 @@ impl Server {
         if let Err(refusal) = self.engine.authorize_silently(&caller, &Request::Call) {
             return self.engine.answer(front, id, Err(refusal));
         }
-        let (account, uid) = (ops::account_of(&self.engine, &caller, &op), caller.uid);
-        self.engine.connections().request_begins(uid);
+        let (account, charged) = (ops::account_of(&self.engine, &caller, &op), caller.charged());
+        self.engine.connections().request_begins(charged);
         let engine = Arc::clone(&self.engine);
         let job = Box::new(move || {
             // A panic must not leave the caller without an answer.
@@ -220,11 +220,11 @@ impl Server {
                 ops::perform(&engine, &caller, op, fds)
             }));
             let outcome = outcome.unwrap_or_else(|_| Err(ops::check::internal("a fault in an operation")));
-            engine.connections().request_ends(uid);
+            engine.connections().request_ends(charged);
             engine.answer(front, id, outcome);
         });
         if let Err(full) = self.engine.pool.submit(account.0, job) {
-            self.engine.connections().request_ends(uid);
+            self.engine.connections().request_ends(charged);
             self.engine.answer(
                 front,
                 id,
@@ -249,8 +249,12 @@ impl Server {
 
     /// Gives a peer a number, if it may have another connection.
     fn introduce(&self, front: FrontKind, peer: Peer) -> Result<Arc<Caller>, Refusal> {
-        let inside = self.engine.ids.owner_of(peer.uid());
-        let born_in = peer.process().and_then(|process| ops::inside::grant_around(&self.engine, process));
+        let uid = peer.uid();
+        // A peer that ends at this very moment is refused: where it was, and whose, could not be told any more.
+        let around = peer.process().map(|process| ops::inside::look_around(&self.engine, process, uid));
+        let (born_in, maker) =
+            around.transpose().map_err(|error| ops::check::gone(&error))?.unwrap_or_default();
+        let inside = self.engine.ids.owner_of(uid).or(maker);
         let caller = self.engine.connections().number(front, peer, inside, born_in);
         self.engine.authorize_silently(&caller, &Request::Connect)?;
         self.engine.connections().open(&caller);

@@ -4,11 +4,12 @@
 //! getpwent(3) does; they are root's files, and other programs have to live with them too.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{File, Metadata},
     io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -31,9 +32,41 @@ pub struct Accounts {
     stamps: [Option<Stamp>; 4],
     users: HashMap<HostUid, String>,
     taken: Vec<IdSpan>,
+    lent: Arc<Lent>,
     has_root: bool,
     /// Added to the age of files, by tests.
     age: Duration,
+}
+
+/// Subordinate uids, and whose they are by `subuid`.
+#[derive(Debug, Default)]
+pub struct Lent {
+    spans: Vec<(IdSpan, HostUid)>,
+    /// Uids in them that are users' own all the same: somebody was lent them by mistake.
+    users: HashSet<HostUid>,
+}
+
+impl Lent {
+    fn new(subuid: &[u8], users: &HashMap<HostUid, String>) -> Self {
+        let by_name: HashMap<&str, HostUid> = users.iter().map(|(uid, name)| (name.as_str(), *uid)).collect();
+        let owner = |fields: &[&[u8]]| {
+            let name = name(fields);
+            let known = by_name.get(name.as_str()).copied().or_else(|| name.parse().ok().map(HostUid));
+            // The name may be that of a user whom only the name service knows; then the first of the ids stands for it.
+            known.or_else(|| id(fields, 1).map(HostUid))
+        };
+        let lines = lines(subuid).filter_map(|fields| Some((subordinate_of(&fields)?, owner(&fields)?)));
+        let spans: Vec<_> = lines.collect();
+        let is_lent = |uid: &HostUid| spans.iter().any(|(span, _)| span.contains(uid.0));
+        let users = users.keys().copied().filter(is_lent).collect();
+        Self { spans, users }
+    }
+
+    /// Whose uid this is, if it is a subordinate one.
+    pub fn owner_of(&self, uid: HostUid) -> Option<HostUid> {
+        let (_, owner) = self.spans.iter().find(|(span, _)| span.contains(uid.0))?;
+        (!self.users.contains(&uid)).then_some(*owner)
+    }
 }
 
 /// What tells a file from the same file changed.
@@ -77,6 +110,7 @@ impl Accounts {
             stamps,
             users: HashMap::new(),
             taken: Vec::new(),
+            lent: Arc::default(),
             has_root: false,
             age: Duration::ZERO,
         };
@@ -105,6 +139,11 @@ impl Accounts {
     pub fn overlap(&self, span: IdSpan) -> Option<IdSpan> {
         let after = self.taken.partition_point(|taken| taken.last() < span.first());
         self.taken.get(after).copied().filter(|taken| taken.overlaps(span))
+    }
+
+    /// The subordinate uids.
+    pub fn lent(&self) -> Arc<Lent> {
+        Arc::clone(&self.lent)
     }
 
     /// Is the account's user still the one that was recorded? An account that had no entry (LDAP) is not compared.
@@ -143,6 +182,7 @@ impl Accounts {
         let [passwd, group, subuid, subgid] = FILES.map(|file| read(&self.etc.join(file)));
         let (passwd, group, subuid, subgid) = (passwd?, group?, subuid?, subgid?);
         let users = users(&passwd);
+        self.lent = Arc::new(Lent::new(&subuid, &users));
         let mut taken: Vec<IdSpan> = ids_of(&passwd, &[2, 3]).chain(ids_of(&group, &[2])).collect();
         taken.extend(subordinate(&subuid).chain(subordinate(&subgid)));
         self.taken = merged(taken);
@@ -219,10 +259,12 @@ fn ids_of<'a>(text: &'a [u8], columns: &'a [usize]) -> impl Iterator<Item = IdSp
 
 /// `USER:FIRST:COUNT` of subuid(5). A count that reaches beyond all ids is taken as far as there are ids.
 fn subordinate(text: &[u8]) -> impl Iterator<Item = IdSpan> {
-    lines(text).filter_map(|fields| {
-        let (first, count) = (id(&fields, 1)?, id(&fields, 2)?.checked_sub(1)?);
-        IdSpan::between(first, first.saturating_add(count).min(LAST_ID)).ok()
-    })
+    lines(text).filter_map(|fields| subordinate_of(&fields))
+}
+
+fn subordinate_of(fields: &[&[u8]]) -> Option<IdSpan> {
+    let (first, count) = (id(fields, 1)?, id(fields, 2)?.checked_sub(1)?);
+    IdSpan::between(first, first.saturating_add(count).min(LAST_ID)).ok()
 }
 
 fn merged(mut spans: Vec<IdSpan>) -> Vec<IdSpan> {
@@ -283,6 +325,20 @@ mod tests {
         }
         assert!(accounts.overlap(IdSpan::between(231_072, 310_000).unwrap()).is_some());
         assert!(accounts.overlap(IdSpan::between(231_072, 299_999).unwrap()).is_none());
+    }
+
+    #[test]
+    fn subordinate_uids_are_their_users() {
+        let etc = etc(&[
+            ("passwd", PASSWD),
+            ("subuid", "alice:100000:10\n1001:200000:10\nldap:300000:10\nalice:995:10\nbad:1\n"),
+            ("subgid", "alice:500000:10\n"),
+        ]);
+        let accounts = Accounts::open(etc.path()).unwrap();
+        let owner = |uid| accounts.lent().owner_of(HostUid(uid));
+        let found = [99_999, 100_000, 100_009, 100_010, 200_003, 300_009, 500_000, 999, 1000].map(owner);
+        let (alice, other, unknown) = (Some(HostUid(1000)), Some(HostUid(1001)), Some(HostUid(300_000)));
+        assert_eq!(found, [None, alice, alice, None, other, unknown, None, alice, None]);
     }
 
     #[test]

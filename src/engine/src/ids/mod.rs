@@ -26,7 +26,7 @@ mod store;
 use std::{
     collections::BTreeSet,
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
 use cgrant_policy::{BLOCK, GrantName, HostUid, IdRange, IdSpan, Pool};
@@ -38,7 +38,7 @@ pub use self::{
     error::{IdError, NamesError},
 };
 use self::{
-    accounts::{Accounts, Presence},
+    accounts::{Accounts, Lent, Presence},
     area::{Area, Slot},
     index::{Index, Mark, Place},
     store::{AreaFile, Named, News, Store},
@@ -63,6 +63,8 @@ pub trait NameService: Send + Sync {
 /// The record of ranges.
 pub struct IdRecord {
     inner: Mutex<Inner>,
+    /// Apart from the rest, so that nobody who asks whose a uid is waits for a write.
+    lent: RwLock<Arc<Lent>>,
     names: Box<dyn NameService>,
     pool: Pool,
     instance: String,
@@ -129,8 +131,9 @@ impl IdRecord {
             stale: true,
             unsettled: true,
         };
-        let record =
-            Self { inner: Mutex::new(inner), names, pool: pool.clone(), instance: instance.to_owned() };
+        let lent = RwLock::new(inner.accounts.lent());
+        let (pool, instance) = (pool.clone(), instance.to_owned());
+        let record = Self { inner: Mutex::new(inner), lent, names, pool, instance };
         record.locked(|_| Ok(()))?;
         Ok(record)
     }
@@ -238,17 +241,17 @@ impl IdRecord {
         })
     }
 
-    /// The account that this id of the pool belongs to, also when its user is gone. `None` for ids of nobody's, those of
-    /// the broker itself, and all outside the pool's blocks.
+    /// The account that a uid was handed to: one of the pool by this record, also when the account's user is gone; any other
+    /// by `/etc/subuid`. `None` for uids that are users' own or nobody's, and those of the broker itself.
     ///
     /// If another instance's changes can't be read, what was known before is answered.
     pub fn owner_of(&self, id: HostUid) -> Option<HostUid> {
+        if !self.pool.spans().iter().any(|span| span.contains(id.0)) {
+            return self.lent.read().unwrap_or_else(PoisonError::into_inner).owner_of(id);
+        }
         if let Some(area) = self.lock_inner().index.area_of(id.0) {
             // An area never changes its account.
             return Some(area.account);
-        }
-        if !self.pool.spans().iter().any(|span| span.contains(id.0)) {
-            return None;
         }
         let found = self.locked(|inner| Ok(inner.index.area_of(id.0).map(|area| area.account)));
         found.unwrap_or_else(|error| {
@@ -312,6 +315,7 @@ impl IdRecord {
         let changed = inner.accounts.refresh()?;
         if changed {
             inner.set_pool(&self.pool);
+            *self.lent.write().unwrap_or_else(PoisonError::into_inner) = inner.accounts.lent();
         }
         let settled = inner.unsettled && inner.accounts.is_settled();
         if changed || settled {

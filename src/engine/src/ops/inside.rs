@@ -3,21 +3,64 @@
 //! A grant with ids is left by nobody: its processes have other uids than the account. A bare grant without ids has
 //! the account's own uid inside; these checks keep its processes from lifting their own limits through the broker.
 
-use cgrant_policy::GrantPath;
-use cgrant_sys::{pidfd::Pidfd, process::ProcFs};
+use std::io;
+
+use cgrant_policy::{GrantPath, HostUid};
+use cgrant_sys::{namespace::UsernsFd, pidfd::Pidfd, process::ProcFs};
 use cgrant_wire::{Refusal, RefusalCode};
 
+use super::check;
 use crate::{connection::Caller, engine::Engine, registry::Grant};
 
 /// The grant whose payload the process lies in.
-pub fn grant_around(engine: &Engine, process: &Pidfd) -> Option<GrantPath> {
-    let pid = process.pid().ok()?;
-    let cgroups = ProcFs::open().ok()?.cgroups(pid).ok()?;
+///
+/// # Errors
+/// `ESRCH` if the process has ended: what it lay in is not known then. Those of reading `/proc`.
+pub fn grant_around(engine: &Engine, process: &Pidfd) -> io::Result<Option<GrantPath>> {
+    let cgroups = ProcFs::open()?.cgroups(process.pid()?)?;
     // The answer counts only if the pid meant this process when it was read.
-    if !process.is_alive().ok()? {
-        return None;
+    if !process.is_alive()? {
+        return Err(rustix::io::Errno::SRCH.into());
     }
-    cgroups.iter().find_map(|(hierarchy, path)| engine.tree.payload_around(hierarchy, path))
+    Ok(cgroups.iter().find_map(|(hierarchy, path)| engine.tree.payload_around(hierarchy, path)))
+}
+
+/// The grant around a process that connects, and who made the user namespace around it if that matters
+/// ([`maker_around`]).
+///
+/// # Errors
+/// Those of both.
+pub fn look_around(
+    engine: &Engine,
+    process: &Pidfd,
+    uid: HostUid,
+) -> io::Result<(Option<GrantPath>, Option<HostUid>)> {
+    Ok((grant_around(engine, process)?, maker_around(engine, process, uid)?))
+}
+
+/// Who made the outermost user namespace around the process, if that is neither its own uid nor root: the account
+/// that has this uid in a container.
+///
+/// An attacker wants to be many: its uids in a user namespace of its own (subordinate ones of any origin) would each be an
+/// account. Or it wants to be root: a process of root's that has entered a namespace of the attacker's is in its hands.
+///
+/// # Errors
+/// `ESRCH` if the process has ended; those of asking for namespaces.
+fn maker_around(engine: &Engine, process: &Pidfd, uid: HostUid) -> io::Result<Option<HostUid>> {
+    let mut found = None;
+    let mut namespace = UsernsFd::from_fd(process.user_namespace()?).map_err(io::Error::other)?;
+    while namespace.id()? != engine.own_userns {
+        let maker = HostUid(namespace.owner_uid()?);
+        if maker != uid && !maker.is_root() {
+            found = Some(maker);
+        }
+        namespace = match namespace.parent() {
+            Ok(parent) => parent,
+            // Outside of the engine's own: it is not ours to see.
+            Err(_) => break,
+        };
+    }
+    Ok(found)
 }
 
 /// Refuses a caller whose process lies in a payload.
@@ -25,7 +68,7 @@ pub fn grant_around(engine: &Engine, process: &Pidfd) -> Option<GrantPath> {
 /// # Errors
 /// [`RefusalCode::NotAuthorized`].
 pub fn must_be_outside(engine: &Engine, caller: &Caller, what: &str) -> Result<(), Refusal> {
-    let now = caller.process.as_ref().and_then(|process| grant_around(engine, process));
+    let now = caller.process.as_ref().and_then(|process| grant_around(engine, process).ok().flatten());
     // Where it connected from counts too: a process inside could hand its connection on and end.
     match now.or_else(|| caller.born_in.clone()) {
         None => Ok(()),
@@ -41,9 +84,9 @@ pub fn must_be_outside(engine: &Engine, caller: &Caller, what: &str) -> Result<(
 /// Refuses to move a process out of a grant that it lies in, unless it stays in the same one.
 ///
 /// # Errors
-/// [`RefusalCode::NotAuthorized`].
+/// [`RefusalCode::NotAuthorized`]; [`RefusalCode::NoSuchProcess`] if it has ended.
 pub fn must_not_leave(engine: &Engine, process: &Pidfd, into: &Grant) -> Result<(), Refusal> {
-    match grant_around(engine, process) {
+    match grant_around(engine, process).map_err(|error| check::gone(&error))? {
         Some(around) if around != into.path => Err(Refusal::new(
             RefusalCode::NotAuthorized,
             format!("the process lies in grant {around}, which nothing leaves"),

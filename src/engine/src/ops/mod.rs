@@ -20,7 +20,7 @@ use crate::{
 
 /// The account whose operations `op` has to keep the order of: the grant's, or the caller's own.
 pub fn account_of(engine: &Engine, caller: &Caller, op: &Op) -> HostUid {
-    grant_of(op).and_then(|id| engine.registry().get(id)).map_or(caller.uid, |grant| grant.account)
+    grant_of(op).and_then(|id| engine.registry().get(id)).map_or(caller.charged(), |grant| grant.account)
 }
 
 fn grant_of(op: &Op) -> Option<GrantId> {
@@ -62,7 +62,7 @@ pub fn perform(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: check::Descri
         return Err(Refusal::new(
             RefusalCode::Unsupported,
             format!(
-                "uid {} lies in a range of account {account}: callers inside a grant are not served yet",
+                "uid {} is one of account {account}'s containers: callers inside a container are not served yet",
                 caller.uid
             ),
         )
