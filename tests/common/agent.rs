@@ -75,11 +75,12 @@ pub fn main(arguments: &[String]) -> ExitCode {
                 let _ = child.wait();
             }
         }
-        // A tree that forks as fast as it can, bounded only by its time: each process starts two more and ends.
-        ["bomb", milliseconds] => {
-            // Bounded by its time, and by the number of this uid's processes, so that the machine stays usable.
-            let few = rustix::process::Rlimit { current: Some(300), maximum: Some(300) };
-            rustix::process::setrlimit(rustix::process::Resource::Nproc, few).unwrap();
+        // A tree that forks as fast as it can: each process starts two more and waits for them. Bounded by its time and
+        // by the number of this uid's processes, so that the machine stays usable.
+        ["bomb", milliseconds, processes] => {
+            let most = Some(processes.parse().unwrap());
+            let limit = rustix::process::Rlimit { current: most, maximum: most };
+            rustix::process::setrlimit(rustix::process::Resource::Nproc, limit).unwrap();
             tell(&socket, "ok", &[]);
             let deadline = now() + milliseconds.parse::<u128>().unwrap();
             bomb(deadline);

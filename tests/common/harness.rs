@@ -31,6 +31,17 @@ macro_rules! tests {
     };
 }
 
+/// The same without some of them, which have to be there.
+pub fn main_without(tests: &[&[Test]], left_out: &[&str]) -> ExitCode {
+    let all: Vec<Test> = tests.concat();
+    let short = |name: &'static str| name.split_once("::").map_or(name, |(_, rest)| rest);
+    for name in left_out {
+        assert!(all.iter().any(|(known, _)| short(known) == *name), "there is no test {name} to be left out");
+    }
+    let kept: Vec<Test> = all.into_iter().filter(|(name, _)| !left_out.contains(&short(name))).collect();
+    main(&[&kept])
+}
+
 /// The main function of a test program.
 pub fn main(tests: &[&[Test]]) -> ExitCode {
     if let Some(arguments) = agent::requested() {

@@ -70,7 +70,14 @@ impl User {
     pub fn spawn(&self, program: &str, arguments: &[&str]) -> Process {
         let mut command = self.command(program);
         command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
-        Process::start(&mut command, None)
+        let process = Process::start(&mut command, None);
+        // Past setpriv: from now on it has the user's ids and nothing else.
+        let ids = format!("Uid:\t{0}\t{0}\t{0}\t{0}", self.uid);
+        wait_until("it runs as the user", || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap_or_default();
+            status.lines().any(|line| line == ids) && process.command_name() != "setpriv"
+        });
+        process
     }
 
     /// A process that only waits.

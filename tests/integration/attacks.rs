@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::net::UnixStream, path::Path};
 
-use crate::common::{Client, Lab, Options, Process, User, raw::Raw};
+use crate::common::{Client, Lab, Options, Process, User, checker, raw::Raw};
 
 // A user namespace of the user's in which root, as newuidmap(1) does, has mapped the user's own id and `count` others.
 fn mapped(user: &User, first: u32, count: u32) -> Process {
@@ -60,4 +60,32 @@ fn root_in_a_users_namespace_is_not_root(lab: &Lab) {
     assert_eq!(client.names(), ["victim"]);
 }
 
-crate::tests![the_ids_in_a_users_namespace_are_no_accounts, root_in_a_users_namespace_is_not_root];
+// Who has the account's group (`users` on some hosts) has nothing to do in its payloads.
+fn a_shared_group_moves_nobody(lab: &Lab) {
+    let broker = lab.broker();
+    let (user, mut other) = (lab.user(), lab.user());
+    other.gid = user.gid;
+    let client = user.client(broker.socket());
+    for (name, options) in [("ids", Options::new()), ("bare", Options::new().no_range())] {
+        let grant = client.create(name, options).unwrap();
+        client.cgroup::<_, ()>(&grant.path, "CreateCgroup", &"below").unwrap();
+        let inside = user.sleeper();
+        client.attach(&grant.path, &inside.pidfd, Options::new()).unwrap();
+        let payload = checker::places(lab, user.uid, name)["cgroup2"].join("payload");
+        if payload.starts_with("/proc") {
+            continue;
+        }
+        let (thief, _, _) = other.agent(&["files"]);
+        for part in ["", "below", ".cgrant"] {
+            let procs = payload.join(part).join("cgroup.procs");
+            let answer = thief.try_file("write", &procs, &inside.pid.to_string());
+            assert_eq!(answer, "EACCES", "{}", procs.display());
+        }
+        client.release(&grant.path, true).unwrap();
+    }
+}
+
+crate::tests![
+    a_shared_group_moves_nobody,    the_ids_in_a_users_namespace_are_no_accounts,
+    root_in_a_users_namespace_is_not_root,
+];

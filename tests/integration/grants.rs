@@ -34,7 +34,7 @@ fn created_has_cgroups_and_ids_and_is_gone_after_release(lab: &Lab) {
     assert_eq!(owner("").0, 0);
     assert_eq!((owner("cgroup.procs").0, owner("cgroup.procs").2), (user.uid, 0o644));
     assert_eq!((owner("payload").0, owner("payload").1), (grant.uid, grant.gid));
-    assert_eq!(owner("payload/cgroup.procs"), (grant.uid, user.gid, 0o664));
+    assert_eq!(owner("payload/cgroup.procs"), (user.uid, grant.gid, 0o664));
     assert_eq!((owner("monitor").0, owner("monitor/cgroup.procs").0), (0, user.uid));
     assert_eq!(owner("children").0, 0);
     assert_eq!(rustix::fs::fstat(&grant.payload).unwrap().st_ino, fs::metadata(cgroup2.join("payload")).unwrap().ino());

@@ -2,6 +2,8 @@
 //!
 //! One module one idea. Those that `tests/hosts.rs` lists run on every kind of host too.
 
+// What only the tests of every kind of host use is dead here.
+#[allow(dead_code)]
 #[path = "../common/mod.rs"]
 mod common;
 
