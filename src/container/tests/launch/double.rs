@@ -39,7 +39,7 @@ impl Double {
         }
         chown(cgroup.join("cgroup.procs"), Some(uid), None).unwrap();
         chown(&payload, Some(BASE), Some(BASE)).unwrap();
-        chown(payload.join("cgroup.procs"), Some(BASE), Some(uid)).unwrap();
+        chown(payload.join("cgroup.procs"), Some(uid), Some(BASE)).unwrap();
         fs::set_permissions(payload.join("cgroup.procs"), Permissions::from_mode(0o664)).unwrap();
         Self { cgroup, uid, ids, setgroups }
     }

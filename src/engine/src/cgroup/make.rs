@@ -5,9 +5,11 @@
 //! | `GRANT/` | root | limits can't be changed |
 //! | `GRANT/cgroup.procs` | the account | its processes may go from `monitor` into the payload (the common ancestor has to be writable) |
 //! | `payload/` and the files of `/sys/kernel/cgroup/delegate` | the range's root, or the account | it is the holder's |
-//! | `payload/cgroup.procs` | the range's root, group the account's, 0664 | the account may clone into it from `monitor` |
+//! | `payload/cgroup.procs` | the account, group the range's root's, 0664 | the account may clone into it from `monitor` |
 //! | `monitor/cgroup.procs` | the account | its own processes may be moved back |
 //! | `children/` | root | grants made from inside are under the limits of this one |
+//!
+//! Never a group of the account's: who shares it (`users`, an LDAP group) could move the payload's processes about in it.
 //!
 //! On v1 everything is root's: v1 is no safe delegation boundary (design, invariant 11).
 
@@ -28,7 +30,7 @@ const DELEGATE: &str = "/sys/kernel/cgroup/delegate";
 /// Those of the oldest kernels that have cgroup2; what is delegated if the list can't be read.
 const ALWAYS_DELEGATED: [&str; 3] = ["cgroup.procs", "cgroup.threads", "cgroup.subtree_control"];
 const PROCS: &str = "cgroup.procs";
-/// The account may enter as its group.
+/// The holder may write as its group, whose members are in the range all.
 const ENTERABLE: u32 = 0o664;
 
 /// Who owns what in a grant's cgroup2 cgroups.
@@ -144,21 +146,21 @@ impl Tree {
 
     /// Hands a new grant's parts to whom they belong; the kernel's id of the payload.
     fn delegate(&self, grant: &Node, delegation: &Delegation) -> Result<u64, CgroupError> {
-        let (account, group) = (delegation.account.0.0, delegation.account.1.0);
+        let account = delegation.account.0.0;
         chown(grant, PROCS, account, 0)?;
         chown(&open_made(grant, MONITOR)?, PROCS, account, 0)?;
         let payload = open_made(grant, PAYLOAD)?;
         let id = payload.dir().inode().map_err(CgroupError::kernel("to stat", payload.path()))?;
-        self.hand_over(&payload, delegation.holder(), group)?;
+        self.hand_over(&payload, delegation.holder(), account)?;
         Ok(id)
     }
 
-    /// Gives a cgroup2 cgroup to its holder, who may then make cgroups in it and move its processes; the account may enter it.
+    /// Gives a cgroup2 cgroup to its holder, who may then make cgroups in it and move its processes; `entrant` may enter it.
     pub(super) fn hand_over(
         &self,
         node: &Node,
         holder: (u32, u32),
-        account_group: u32,
+        entrant: u32,
     ) -> Result<(), CgroupError> {
         let (uid, gid) = holder;
         for file in &self.delegated {
@@ -167,10 +169,12 @@ impl Tree {
                 other => other.map_err(CgroupError::kernel("to hand over", node.path_of(file)))?,
             }
         }
-        chown(node, PROCS, uid, account_group)?;
-        node.dir()
-            .chmod(PROCS, ENTERABLE)
-            .map_err(CgroupError::kernel("to hand over", node.path_of(PROCS)))?;
+        chown(node, PROCS, entrant, gid)?;
+        if entrant != uid {
+            node.dir()
+                .chmod(PROCS, ENTERABLE)
+                .map_err(CgroupError::kernel("to hand over", node.path_of(PROCS)))?;
+        }
         // The directory last: until then nobody but root makes anything in it.
         chown(node, "", uid, gid)
     }
@@ -183,7 +187,7 @@ impl Tree {
             let holder = payload.dir().owner().map_err(CgroupError::kernel("to stat", payload.path()))?;
             let procs = rustix::fs::statat(payload.dir(), PROCS, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(|error| CgroupError::kernel("to stat", payload.path_of(PROCS))(error.into()))?;
-            self.hand_over(&leaf, holder, procs.st_gid)?;
+            self.hand_over(&leaf, holder, procs.st_uid)?;
         }
         Ok(leaf)
     }

@@ -40,7 +40,7 @@ impl Tree {
             .dir()
             .owner()
             .map_err(CgroupError::kernel("to stat", node.path()))
-            .and_then(|holder| self.hand_over(&made, holder, holder.1))
+            .and_then(|holder| self.hand_over(&made, holder, holder.0))
             .and_then(|()| self.create_on_v1(grant, path));
         if result.is_err() {
             // Nobody has been told of it; if somebody is in it already, it is the holder's own doing and stays.

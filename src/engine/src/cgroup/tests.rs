@@ -269,7 +269,7 @@ fn a_grant_is_made_in_every_hierarchy_and_leaves_nothing() {
     assert_eq!(stat("cgroup.procs"), (ACCOUNT, 0, 0o644));
     assert_eq!(stat("cgroup.subtree_control").0, 0);
     assert_eq!(stat("monitor/cgroup.procs"), (ACCOUNT, 0, 0o644));
-    assert_eq!(stat("payload/cgroup.procs"), (RANGE, ACCOUNT, 0o664));
+    assert_eq!(stat("payload/cgroup.procs"), (ACCOUNT, RANGE, 0o664));
     assert_eq!(stat("payload/cgroup.subtree_control").0, RANGE);
     assert_eq!(stat("payload/cgroup.freeze").0, 0);
     assert_eq!(stat("children/cgroup.procs").0, 0);
@@ -648,7 +648,7 @@ fn where_attached_processes_go() {
     assert_eq!(place.pids("cgroup2", &grant, "payload/.cgrant"), [exec.0.id()]);
     assert_eq!(place.pids("memory", &grant, "payload"), [id, exec.0.id()]);
     let leaf = fs::metadata(place.grant("cgroup2", &grant).join("payload/.cgrant/cgroup.procs")).unwrap();
-    assert_eq!((leaf.uid(), leaf.gid(), leaf.permissions().mode() & 0o777), (RANGE, ACCOUNT, 0o664));
+    assert_eq!((leaf.uid(), leaf.gid(), leaf.permissions().mode() & 0o777), (ACCOUNT, RANGE, 0o664));
     // Not allowed, dead, and this very process.
     let alien = Running::new(RANGE, "exec sleep 1000");
     let own = |info: &PidfdInfo| info.ruid == ACCOUNT;

@@ -62,7 +62,7 @@ pub fn perform(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: check::Descri
         return Err(Refusal::new(
             RefusalCode::Unsupported,
             format!(
-                "uid {} is one of account {account}'s containers: callers inside a container are not served yet",
+                "uid {} lies in a range or a user namespace of account {account}: callers inside a container are not served yet",
                 caller.uid
             ),
         )
