@@ -156,12 +156,7 @@ impl Tree {
     }
 
     /// Gives a cgroup2 cgroup to its holder, who may then make cgroups in it and move its processes; `entrant` may enter it.
-    pub(super) fn hand_over(
-        &self,
-        node: &Node,
-        holder: (u32, u32),
-        entrant: u32,
-    ) -> Result<(), CgroupError> {
+    pub(super) fn hand_over(&self, node: &Node, holder: (u32, u32), entrant: u32) -> Result<(), CgroupError> {
         let (uid, gid) = holder;
         for file in &self.delegated {
             match node.dir().chown(file, uid, gid) {
