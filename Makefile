@@ -100,7 +100,8 @@ install-files:
 	install -m 644 systemd/cgrant.sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/cgrant.conf
 	install -m 644 systemd/cgrant.tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/cgrant.conf
 	install -d -m 755 $(DESTDIR)$(SYSCONFDIR)/cgrant/policy.d $(DESTDIR)$(docdir)/examples/policy.d
-	install -m 644 README.md SECURITY.md LICENSE policy/default.toml $(DESTDIR)$(docdir)/
+	install -m 644 README.md SECURITY.md LICENSE docs/*.md $(DESTDIR)$(docdir)/
+	install -m 644 policy/default.toml $(DESTDIR)$(docdir)/policy-default.toml
 	install -m 644 examples/*.toml $(DESTDIR)$(docdir)/examples/
 	install -m 644 examples/policy.d/*.toml $(DESTDIR)$(docdir)/examples/policy.d/
 
