@@ -10,6 +10,8 @@
 //! | releasing | anything | the release goes on |
 //! | nothing | cgroups of this instance | removed if empty, else left and told |
 //! | nothing | a range in use by this instance | given back |
+//!
+//! A record that can't be read may be that of anything found: the last two lines then wait for a start without one.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -32,19 +34,24 @@ use crate::{
 /// If the journal or the tree can't be read at all.
 pub fn reconcile(engine: &Engine) -> Result<(), Refusal> {
     let (records, damaged) = engine.journal.load().map_err(|error| crate::engine::unwritable(&error))?;
+    let mut complete = damaged.is_empty();
     for error in damaged {
-        tracing::error!(%error, "left alone; remove the file by hand once its cgroup is gone");
+        tracing::error!(%error, "left alone, as is what may belong to it; remove the file by hand once its cgroup is gone");
     }
     let mut known: HashSet<GrantPath> = HashSet::new();
     for record in records {
         let Some((id, path)) = identity(&record) else {
             tracing::error!(record = record.id, "the journal has a record of no valid grant; left alone");
+            complete = false;
             continue;
         };
         known.insert(path);
         if let Err(refusal) = settle(engine, id, &record) {
             tracing::error!(grant = %id, %refusal, "a grant could not be brought in order");
         }
+    }
+    if !complete {
+        return Ok(());
     }
     remove_unknown(engine, &known)?;
     give_back_unknown(engine)

@@ -48,9 +48,7 @@ pub enum SupervisorError {
         reason: String,
     },
     /// The children had to be killed because they did not end when told.
-    #[error(
-        "the broker did not end in order within its time and was killed; the next start puts its record in order"
-    )]
+    #[error("the broker did not end in order and was killed; the next start puts its record in order")]
     Killed,
     /// The process in the background ended before it was ready; it has said why itself.
     #[error("cgrantd in the background ended before it was ready")]

@@ -118,8 +118,10 @@ fn serve(settings: Settings, listener: Listener) -> Result<(), SupervisorError> 
     log::start(log);
     let inherited = socket::inherited()?;
     let runtime = dirs::open_or_create(&settings.runtime_dir, Access::Public)?;
-    let _lock = lock::lock_instance(&runtime, &settings.runtime_dir)?;
+    let _lock = lock::lock_instance(&runtime, &settings.runtime_dir, "lock")?;
     let directories = open_directories(&settings)?;
+    let name = format!("instance-{}.lock", settings.instance.as_str());
+    let _name = lock::lock_instance(&directories.ids, settings.config.ids.record.as_path(), &name)?;
     let programs = find_programs()?;
     let fronts = fronts(&settings)?;
     // Before any socket listens, as nobody can have a request then.
@@ -133,7 +135,9 @@ fn serve(settings: Settings, listener: Listener) -> Result<(), SupervisorError> 
 fn open_directories(settings: &Settings) -> Result<Directories, SupervisorError> {
     let run_dir = settings.run_dir();
     let run: OwnedFd = dirs::open_or_create(&run_dir, Access::Private)?;
-    lock::lock_run_directory(&run, &run_dir)?;
+    lock::lock_directory(&run, &run_dir)?;
+    let state: OwnedFd = dirs::open_or_create(&settings.state_dir, Access::Private)?;
+    lock::lock_directory(&state, &settings.state_dir)?;
     dirs::open_or_create(&settings.public_dir(), Access::Public)?;
     let config = if settings.config_dir_named {
         dirs::open(&settings.config_dir)?
@@ -142,7 +146,7 @@ fn open_directories(settings: &Settings) -> Result<Directories, SupervisorError>
     };
     Ok(Directories {
         config,
-        state: dirs::open_or_create(&settings.state_dir, Access::Private)?,
+        state,
         run,
         ids: dirs::open_or_create(settings.config.ids.record.as_path(), Access::Private)?,
         ids_run: dirs::open_or_create(settings.config.ids.live.as_path(), Access::Private)?,

@@ -1,9 +1,14 @@
-//! Two locks that keep an instance from running twice.
+//! The locks that keep an instance from running twice, and two instances from one another's directories.
 //!
-//! * `lock` in the runtime directory is held by the supervisor alone: a second one says so at once.
-//! * The run directory itself (`state`) is locked through the very open file that the engine is given,
-//!   so that the lock lasts until the supervisor **and** the engine have ended. A supervisor that starts
-//!   after its predecessor was killed waits here until the old engine, which has seen its end, is gone.
+//! * `lock` in the runtime directory is held by the supervisor alone: a second one says so at once. So is
+//!   `instance-NAME.lock` beside the record of ranges, which all instances of the host share: cgroups go by the
+//!   instance's name, so a second one of that name would take the first one's for left over, whatever its directories.
+//! * The run directory (`state` in the runtime directory) and the state directory themselves are locked through the
+//!   very open files that the engine is given, so that the locks last until the supervisor **and** the engine have
+//!   ended. A supervisor that starts after its predecessor was killed waits here until the old engine, which has seen
+//!   its end, is gone.
+//!
+//! Every locked file or directory is root's alone, so nobody else can hold a lock and keep the broker from starting.
 
 use std::{
     fs::File,
@@ -29,17 +34,17 @@ const LOOK: Duration = Duration::from_millis(20);
 pub enum LockError {
     /// Another supervisor holds it.
     #[error(
-        "another cgrantd ({holder}) runs this instance in {directory}; end it first, or choose --instance and --runtime-dir for a second one"
+        "another cgrantd ({holder}) runs this instance and holds {file}; end it first, or choose --instance for a second one with directories of its own"
     )]
     Taken {
         /// `process PID`, as that one wrote it.
         holder: String,
-        /// The runtime directory.
-        directory: PathBuf,
+        /// The lock file.
+        file: PathBuf,
     },
-    /// The engine of a supervisor that is gone does not end.
-    #[error("the engine of an earlier cgrantd still works in {0}")]
-    OldEngine(PathBuf),
+    /// The engine of a supervisor that is gone does not end, or another instance has the directory.
+    #[error("another cgrantd, or the engine of an earlier one, still works in {0}")]
+    InUse(PathBuf),
     /// The kernel said no.
     #[error("{path}: {source}")]
     System {
@@ -56,21 +61,21 @@ pub struct InstanceLock {
     _file: File,
 }
 
-/// Takes the supervisor's lock in `runtime`, whose path is `path`.
+/// Takes the supervisor's lock `name` in `directory`, whose path is `path`.
 ///
 /// # Errors
 /// [`LockError::Taken`] when another supervisor has it; [`LockError::System`].
-pub fn lock_instance(runtime: &OwnedFd, path: &Path) -> Result<InstanceLock, LockError> {
-    let named = path.join("lock");
+pub fn lock_instance(directory: &OwnedFd, path: &Path, name: &str) -> Result<InstanceLock, LockError> {
+    let named = path.join(name);
     let failed = |source: io::Error| LockError::System { path: named.clone(), source };
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR;
     let mut file =
-        File::from(rustix::fs::openat(runtime, "lock", flags, mode).map_err(|e| failed(e.into()))?);
+        File::from(rustix::fs::openat(directory, name, flags, mode).map_err(|e| failed(e.into()))?);
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => {
-            return Err(LockError::Taken { holder: holder(&mut file), directory: path.to_owned() });
+            return Err(LockError::Taken { holder: holder(&mut file), file: named });
         }
         Err(errno) => return Err(failed(errno.into())),
     }
@@ -86,21 +91,21 @@ fn holder(file: &mut File) -> String {
     }
 }
 
-/// Locks the run directory for this supervisor and the engines it will start, waiting for an old engine's end.
+/// Locks a directory of the engine's for this supervisor and the engines it will start, waiting for an old engine's end.
 ///
 /// # Errors
-/// [`LockError::OldEngine`] when that takes longer than 20 s; [`LockError::System`].
-pub fn lock_run_directory(directory: &OwnedFd, path: &Path) -> Result<(), LockError> {
-    lock_run_directory_within(directory, path, PATIENCE)
+/// [`LockError::InUse`] when that takes longer than 20 s; [`LockError::System`].
+pub fn lock_directory(directory: &OwnedFd, path: &Path) -> Result<(), LockError> {
+    lock_directory_within(directory, path, PATIENCE)
 }
 
-fn lock_run_directory_within(directory: &OwnedFd, path: &Path, patience: Duration) -> Result<(), LockError> {
+fn lock_directory_within(directory: &OwnedFd, path: &Path, patience: Duration) -> Result<(), LockError> {
     let deadline = Instant::now() + patience;
     loop {
         match rustix::fs::flock(directory, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(()),
             Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(LOOK),
-            Err(Errno::WOULDBLOCK) => return Err(LockError::OldEngine(path.to_owned())),
+            Err(Errno::WOULDBLOCK) => return Err(LockError::InUse(path.to_owned())),
             Err(errno) => return Err(LockError::System { path: path.to_owned(), source: errno.into() }),
         }
     }
@@ -116,12 +121,12 @@ mod tests {
     fn a_second_supervisor_is_told_who_has_the_lock() {
         let scratch = tempfile::tempdir().unwrap();
         let directory = dirs::open(scratch.path()).unwrap();
-        let first = lock_instance(&directory, scratch.path()).unwrap();
-        let second = lock_instance(&directory, scratch.path()).unwrap_err();
+        let first = lock_instance(&directory, scratch.path(), "lock").unwrap();
+        let second = lock_instance(&directory, scratch.path(), "lock").unwrap_err();
         let LockError::Taken { holder, .. } = second else { panic!("{second}") };
         assert_eq!(holder, format!("process {}", std::process::id()));
         drop(first);
-        lock_instance(&directory, scratch.path()).unwrap();
+        lock_instance(&directory, scratch.path(), "lock").unwrap();
     }
 
     #[test]
@@ -129,7 +134,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         std::fs::write(scratch.path().join("lock"), "process 4194304, long gone").unwrap();
         let directory = dirs::open(scratch.path()).unwrap();
-        let _lock = lock_instance(&directory, scratch.path()).unwrap();
+        let _lock = lock_instance(&directory, scratch.path(), "lock").unwrap();
         let text = std::fs::read_to_string(scratch.path().join("lock")).unwrap();
         assert_eq!(text, format!("process {}", std::process::id()));
     }
@@ -141,21 +146,21 @@ mod tests {
         std::fs::write(&victim, "keep").unwrap();
         std::os::unix::fs::symlink(&victim, scratch.path().join("lock")).unwrap();
         let directory = dirs::open(scratch.path()).unwrap();
-        assert!(matches!(lock_instance(&directory, scratch.path()), Err(LockError::System { .. })));
+        assert!(matches!(lock_instance(&directory, scratch.path(), "lock"), Err(LockError::System { .. })));
         assert_eq!(std::fs::read_to_string(victim).unwrap(), "keep");
     }
 
     #[test]
-    fn the_run_directory_stays_locked_while_a_copy_of_its_descriptor_lives() {
+    fn a_directory_stays_locked_while_a_copy_of_its_descriptor_lives() {
         let scratch = tempfile::tempdir().unwrap();
         let supervisors = dirs::open(scratch.path()).unwrap();
-        lock_run_directory(&supervisors, scratch.path()).unwrap();
+        lock_directory(&supervisors, scratch.path()).unwrap();
         let engines = supervisors.try_clone().unwrap();
         drop(supervisors);
         let next = dirs::open(scratch.path()).unwrap();
-        let early = lock_run_directory_within(&next, scratch.path(), Duration::from_millis(50));
-        assert!(matches!(early, Err(LockError::OldEngine(_))));
+        let early = lock_directory_within(&next, scratch.path(), Duration::from_millis(50));
+        assert!(matches!(early, Err(LockError::InUse(_))));
         drop(engines);
-        lock_run_directory(&next, scratch.path()).unwrap();
+        lock_directory(&next, scratch.path()).unwrap();
     }
 }

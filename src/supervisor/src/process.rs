@@ -2,7 +2,7 @@
 //! worth of environment and nothing else.
 //!
 //! A child gets standard streams (input from nowhere, output to the log), its end of the control pair as
-//! descriptor 3, no environment, no blocked signals. The file is held open so that a package upgrade under a
+//! descriptor 3, no environment, and those signals blocked that its starter says. The file is held open so that a package upgrade under a
 //! running broker does not mix two versions.
 
 use std::{
@@ -77,21 +77,21 @@ impl Program {
         Err(ProcessError::NotFound { name, own, libexec })
     }
 
-    /// Starts it with `arguments`.
+    /// Starts it with `arguments` and with the signals in `blocked` blocked.
     ///
     /// # Errors
     /// [`ProcessError::System`]. That the file is no program shows as a child that ends with status 127.
-    pub fn start(&self, arguments: &[CString]) -> Result<Process, ProcessError> {
+    pub fn start(&self, arguments: &[CString], blocked: &SigSet) -> Result<Process, ProcessError> {
         let failed = |source| ProcessError::System { name: self.name, source };
         let (control, theirs) = seqpacket::pair().map_err(failed)?;
         control.set_nonblocking(true).map_err(failed)?;
-        let child = Clone3::new().spawn(|| self.become_it(arguments, &theirs)).map_err(failed)?;
+        let child = Clone3::new().spawn(|| self.become_it(arguments, blocked, &theirs)).map_err(failed)?;
         Ok(Process { pid: child.pid, pidfd: child.pidfd, control })
     }
 
     /// The child's part; returns only when it failed.
-    fn become_it(&self, arguments: &[CString], control: &Channel) -> i32 {
-        match self.execute(arguments, control) {
+    fn become_it(&self, arguments: &[CString], blocked: &SigSet, control: &Channel) -> i32 {
+        match self.execute(arguments, blocked, control) {
             Ok(never) => match never {},
             Err(error) => {
                 eprintln!("cgrantd: cannot start {}: {error}", self.name);
@@ -100,8 +100,8 @@ impl Program {
         }
     }
 
-    fn execute(&self, arguments: &[CString], control: &Channel) -> io::Result<Infallible> {
-        SigSet::empty().thread_set_mask()?;
+    fn execute(&self, arguments: &[CString], blocked: &SigSet, control: &Channel) -> io::Result<Infallible> {
+        blocked.thread_set_mask()?;
         let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
         nix::unistd::dup2_stdin(&null)?;
         nix::unistd::dup2_stdout(io::stderr())?;

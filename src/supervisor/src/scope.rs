@@ -9,6 +9,7 @@ use std::{
 
 use cgrant_sys::{Exit, Pidfd, Received};
 use cgrant_wire::boot::ScopeReport;
+use nix::sys::signal::SigSet;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
@@ -64,7 +65,7 @@ fn unit(instance: &InstanceName) -> String {
 /// [`ScopeError`].
 pub fn obtain(helper: &Program, instance: &InstanceName) -> Result<Scope, ScopeError> {
     let unit = CString::new(unit(instance)).map_err(|_| ScopeError::NoAnswer)?;
-    let process = helper.start(&[CString::from(c"make"), unit])?;
+    let process = helper.start(&[CString::from(c"make"), unit], &SigSet::empty())?;
     let answer = answer(&process);
     if answer.is_none() {
         process.kill();
@@ -84,7 +85,7 @@ pub fn obtain(helper: &Program, instance: &InstanceName) -> Result<Scope, ScopeE
 /// # Errors
 /// [`ScopeError::NoAnswer`], [`ScopeError::Process`].
 pub fn leave(helper: &Program, scope: &Scope) -> Result<(), ScopeError> {
-    let process = helper.start(&[CString::from(c"leave")])?;
+    let process = helper.start(&[CString::from(c"leave")], &SigSet::empty())?;
     let message = cgrant_wire::encode(&scope.report).map_err(|_| ScopeError::NoAnswer)?;
     process.control.send(&message, &[scope.keeper.as_fd()]).map_err(|_| ScopeError::NoAnswer)?;
     if !becomes_readable(process.pidfd.as_fd()) {

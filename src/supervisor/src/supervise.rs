@@ -34,6 +34,8 @@ use crate::{
 const ENGINE_END: Duration = Duration::from_secs(15);
 /// How long the fronts may take after it.
 const FRONTS_END: Duration = Duration::from_secs(5);
+/// A second signal within this time is the same order, not impatience: `timeout(1)` tells the process and then its group.
+const SAME_ORDER: Duration = Duration::from_secs(1);
 
 /// The directories that the engine is given.
 #[derive(Debug)]
@@ -108,6 +110,8 @@ pub struct Supervisor {
     /// The engine first, then the fronts in the order of `prepared.fronts`.
     slots: Vec<Slot>,
     phase: Phase,
+    /// When a signal told the broker to end.
+    told_to_end: Option<Instant>,
     was_ready: bool,
     is_ready: bool,
     killed: bool,
@@ -117,12 +121,15 @@ pub struct Supervisor {
 /// Position of the engine among the slots.
 const ENGINE: usize = 0;
 
-/// The signals that the supervisor acts on. Blocked from the start, so that none is lost.
+/// The signals that the supervisor acts on. Engine and fronts have them blocked: what a terminal or `timeout(1)` sends to the
+/// whole group is the supervisor's to act on, which ends them in order. That it is gone they see by their channels.
+fn signals() -> SigSet {
+    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])
+}
+
+/// Blocks [`signals`]; from the start, so that none is lost.
 pub fn block_signals() -> nix::Result<SigSet> {
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-        signals.add(signal);
-    }
+    let signals = signals();
     signals.thread_block()?;
     Ok(signals)
 }
@@ -143,6 +150,7 @@ impl Supervisor {
             signals,
             slots,
             phase: Phase::Serving,
+            told_to_end: None,
             was_ready: false,
             is_ready: false,
             killed: false,
@@ -278,7 +286,7 @@ impl Supervisor {
 
     fn start_engine(&mut self) -> Result<(), SupervisorError> {
         self.renew_scope()?;
-        let process = self.prepared.programs.engine.start(&[])?;
+        let process = self.prepared.programs.engine.start(&[], &signals())?;
         let directories = &self.prepared.directories;
         let mut fds = vec![
             &directories.config,
@@ -318,7 +326,7 @@ impl Supervisor {
         kind: FrontKind,
         account: FrontAccount,
     ) -> Result<(), SupervisorError> {
-        let process = self.prepared.programs.front.start(&[])?;
+        let process = self.prepared.programs.front.start(&[], &signals())?;
         let (fronts, engines) = seqpacket::pair().map_err(SupervisorError::system("socketpair"))?;
         let settings = &self.prepared.settings;
         let boot = FrontBoot {
@@ -446,11 +454,21 @@ impl Supervisor {
             let number = i32::try_from(info.ssi_signo).unwrap_or_default();
             match Signal::try_from(number) {
                 Ok(Signal::SIGHUP) => self.reload(),
-                Ok(_) if self.phase == Phase::Serving => self.begin_end(),
-                // Told twice: no more patience.
-                Ok(_) => self.kill_what_is_left(),
+                Ok(_) => self.on_order_to_end(),
                 Err(_) => {}
             }
+        }
+    }
+
+    fn on_order_to_end(&mut self) {
+        match self.told_to_end {
+            None => {
+                self.told_to_end = Some(Instant::now());
+                self.begin_end();
+            }
+            Some(first) if first.elapsed() < SAME_ORDER => {}
+            // Told twice: no more patience.
+            Some(_) => self.kill_what_is_left(),
         }
     }
 
@@ -516,7 +534,7 @@ impl Supervisor {
     fn kill_what_is_left(&mut self) {
         for slot in &mut self.slots {
             if slot.running().is_some() {
-                tracing::warn!("{} did not end in time and was killed", slot.role.name());
+                tracing::warn!("{} did not end in order and was killed", slot.role.name());
                 self.killed = true;
                 slot.dismiss();
             }

@@ -50,6 +50,11 @@ fn main() -> std::process::ExitCode {
         ),
         ("a_successor_waits_for_the_old_engine", a_successor_waits_for_the_old_engine),
         ("a_second_supervisor_of_the_instance_is_refused", a_second_supervisor_of_the_instance_is_refused),
+        (
+            "a_second_instance_of_a_name_is_refused_whatever_its_directories",
+            a_second_instance_of_a_name_is_refused_whatever_its_directories,
+        ),
+        ("a_signal_to_the_whole_group_is_one_order_to_end", a_signal_to_the_whole_group_is_one_order_to_end),
         ("instances_run_side_by_side", instances_run_side_by_side),
         ("sighup_reaches_the_engine", sighup_reaches_the_engine),
         (
@@ -97,7 +102,8 @@ fn children_get_nothing_but_their_channel() {
         // 0, 1, 2, the channel, and the one that reads the list.
         assert_eq!(fds, "0 1 2 3", "{role}");
         assert_eq!(scene.event(&format!("{role} environment ")), "empty");
-        assert_eq!(scene.event(&format!("{role} blocked ")), "0000000000000000");
+        // SIGHUP, SIGINT, SIGTERM: they are the supervisor's to act on.
+        assert_eq!(scene.event(&format!("{role} blocked ")), "0000000000004003");
         // Chown, dac_override, fowner, kill, setgid, setuid, setpcap, sys_ptrace, sys_admin, sys_nice.
         assert_eq!(scene.event(&format!("{role} bounded ")), "0000000000a801eb");
         assert_eq!(scene.event(&format!("{role} no-new-privs ")), "1");
@@ -143,6 +149,7 @@ fn the_death_of_the_engine_restarts_all_and_keeps_the_socket() {
     let scene = Scene::new();
     let broker = scene.start(&[]);
     let inode = fs::metadata(scene.socket()).unwrap().ino();
+    eventually("the front reached the engine", || scene.count("engine front-started Socket") == 1);
     let (engine, front) = (scene.pid("engine"), scene.pid("front"));
     harness::kill(engine, Signal::SIGKILL);
     // A client that comes meanwhile waits in the queue; it is not refused.
@@ -236,11 +243,42 @@ fn a_second_supervisor_of_the_instance_is_refused() {
     broker.stop();
 }
 
+/// Cgroups go by the instance's name: a second one of the name would take the first one's for left over.
+fn a_second_instance_of_a_name_is_refused_whatever_its_directories() {
+    let scene = Scene::new();
+    let broker = scene.start(&[]);
+    let (run, lib) = (scene.path("run2"), scene.path("lib2"));
+    let dirs = ["--runtime-dir", run.to_str().unwrap(), "--state-dir", lib.to_str().unwrap()];
+    let end = scene.command(&dirs).spawn().end();
+    assert_eq!(end.code, Some(1));
+    assert!(end.stderr.contains(&format!("another cgrantd (process {})", broker.pid())), "{}", end.stderr);
+    assert_eq!(scene.count_prefix("engine pid "), 1);
+    broker.stop();
+    scene.start(&dirs).stop();
+}
+
+/// As a terminal's interrupt and timeout(1) do it: everybody is told, and cgrantd twice.
+fn a_signal_to_the_whole_group_is_one_order_to_end() {
+    let scene = Scene::new();
+    let broker = scene.start(&[]);
+    for role in ["engine", "front"] {
+        harness::kill(scene.pid(role), Signal::SIGINT);
+        harness::kill(scene.pid(role), Signal::SIGTERM);
+    }
+    broker.signal(Signal::SIGTERM);
+    eventually("it heard the first", || scene.count("engine stop") == 1);
+    broker.signal(Signal::SIGINT);
+    let end = broker.end();
+    assert_eq!(end.code, Some(0), "{}", end.stderr);
+    assert_eq!(scene.count("front stop"), 1);
+}
+
 fn instances_run_side_by_side() {
     let scene = Scene::new();
     let one = scene.start(&[]);
-    let run = scene.path("run2");
-    let two = scene.start(&["--instance", "two", "--runtime-dir", run.to_str().unwrap()]);
+    let (run, lib) = (scene.path("run2"), scene.path("lib2"));
+    let dirs = ["--runtime-dir", run.to_str().unwrap(), "--state-dir", lib.to_str().unwrap()];
+    let two = scene.start(&[&["--instance", "two"], &dirs[..]].concat());
     assert!(run.join("public/bus").exists());
     assert_eq!(scene.count("front boot Socket  two"), 1);
     two.stop();
@@ -268,6 +306,8 @@ fn a_child_that_does_not_end_is_killed_at_the_second_sigterm() {
     let broker = scene.start(&[]);
     broker.signal(Signal::SIGTERM);
     eventually("it heard the first", || scene.count("engine stop") == 1);
+    // A second one at once would be the same order.
+    std::thread::sleep(Duration::from_millis(1100));
     broker.signal(Signal::SIGTERM);
     let end = broker.end();
     assert_eq!(end.code, Some(1));
