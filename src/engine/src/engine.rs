@@ -28,6 +28,9 @@ use crate::{
     watch::{Target, Watches},
 };
 
+/// Most characters of a caller's words in a line of the log.
+const MAX_WORDS: usize = 256;
+
 /// A front that is linked, with its entry among the watches.
 pub struct Linked {
     /// The link.
@@ -139,24 +142,26 @@ impl Engine {
         }
     }
 
-    /// The one place where it is decided whether a request is carried out (design section 10). Says it in the log, with
-    /// the grant or whatever else it is `about`.
+    /// The one place where it is decided whether a request is carried out (design section 10). Says in the log what is
+    /// allowed, with the grant or whatever else it is `about`; a refusal is logged where all of them pass
+    /// ([`log_refusal`](Self::log_refusal)).
     ///
     /// # Errors
     /// The refusal, with the rule that decided.
     pub fn authorize(&self, caller: &Caller, about: &str, request: &Request<'_>) -> Result<(), Refusal> {
-        let (uid, pid, asked) = (caller.uid.0, caller.pid.unwrap_or(0), verb(request));
-        match self.decide(caller, request) {
-            Ok(rule) => {
-                tracing::info!(target: "decision", uid, pid, request = asked, about, rule, allowed = true);
-                Ok(())
-            }
-            Err(refusal) => {
-                let rule = refusal.rule.as_deref().unwrap_or("built-in");
-                tracing::info!(target: "decision", uid, pid, request = asked, about, rule, allowed = false, reason = %refusal);
-                Err(refusal)
-            }
-        }
+        let rule = self.decide(caller, request)?;
+        let (uid, pid, request, account) =
+            (caller.uid.0, caller.pid.unwrap_or(0), verb(request), owner(caller, request).0);
+        tracing::info!(target: "decision", uid, pid, request, account, about, rule, allowed = true);
+        Ok(())
+    }
+
+    /// Says in the log what was refused to whom, and why. Whatever is the caller's own words in it is quoted and short.
+    pub fn log_refusal(&self, caller: &Caller, request: &str, about: &str, refusal: &Refusal) {
+        let (uid, pid) = (caller.uid.0, caller.pid.unwrap_or(0));
+        let (about, reason) = (shortened(about), shortened(&refusal.message));
+        let (rule, error) = (refusal.rule.as_deref().unwrap_or("built-in"), refusal.code);
+        tracing::info!(target: "decision", uid, pid, request, about, rule, allowed = false, ?error, reason);
     }
 
     /// As [`authorize`](Self::authorize), silent when the answer is yes: for what happens with every call.
@@ -164,9 +169,8 @@ impl Engine {
     /// # Errors
     /// The refusal, with the rule that decided.
     pub fn authorize_silently(&self, caller: &Caller, request: &Request<'_>) -> Result<(), Refusal> {
-        self.decide(caller, request).map(|_| ()).inspect_err(|refusal| {
-            tracing::info!(target: "decision", uid = caller.uid.0, request = verb(request), allowed = false, reason = %refusal);
-        })
+        let decided = self.decide(caller, request).map(|_| ());
+        decided.inspect_err(|refusal| self.log_refusal(caller, verb(request), "", refusal))
     }
 
     /// The grant, if there is one and the caller may know of it: its own account's, or root.
@@ -259,6 +263,7 @@ fn verb(request: &Request<'_>) -> &'static str {
             Verb::Adopt => "adopt",
             Verb::Persist => "persist",
             Verb::Freeze => "freeze",
+            Verb::Thaw => "thaw",
             Verb::Kill => "kill",
             Verb::Cgroup => "cgroup",
             Verb::Release => "release",
@@ -271,6 +276,24 @@ fn verb(request: &Request<'_>) -> &'static str {
         Request::ListAll => "list all",
         Request::UsageOf { .. } => "usage",
     }
+}
+
+/// Whose grant or usage a request is about.
+fn owner(caller: &Caller, request: &Request<'_>) -> HostUid {
+    match request {
+        Request::UseGrant { owner, .. }
+        | Request::CreateCgroup { owner, .. }
+        | Request::SetLimits { owner, .. }
+        | Request::ReadRaw { owner, .. }
+        | Request::WriteRaw { owner, .. } => *owner,
+        Request::UsageOf { account } => *account,
+        Request::Connect | Request::Call | Request::CreateGrant(_) | Request::ListAll => caller.charged(),
+    }
+}
+
+/// No more of a text than a line of the log has room for.
+fn shortened(text: &str) -> &str {
+    text.char_indices().nth(MAX_WORDS).and_then(|(end, _)| text.get(..end)).unwrap_or(text)
 }
 
 /// A denial as the answer to the caller.

@@ -87,8 +87,10 @@ pub enum Verb {
     Adopt,
     /// Makes it one that nothing but a release ends.
     Persist,
-    /// Freezes or thaws it.
+    /// Freezes it.
     Freeze,
+    /// Lets it go on.
+    Thaw,
     /// Kills what is in it.
     Kill,
     /// Removes a cgroup, or hands out a descriptor of one.
@@ -670,6 +672,7 @@ mod tests {
             Verb::Adopt,
             Verb::Persist,
             Verb::Freeze,
+            Verb::Thaw,
             Verb::Kill,
             Verb::Cgroup,
             Verb::Release,

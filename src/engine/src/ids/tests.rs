@@ -1,3 +1,5 @@
+//! Tests of the record of ranges, with directories and a name service of their own.
+
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
 
 use std::{

@@ -163,7 +163,7 @@ pub fn reapply(engine: &Engine, grant: &Grant, limits: &[(String, String)]) {
 /// # Errors
 /// [`RefusalCode::TimedOut`] if the kernel does not finish; a caller inside is refused.
 pub fn freeze(engine: &Engine, caller: &Arc<Caller>, id: GrantId, frozen: bool) -> Outcome {
-    let grant = usable(engine, caller, id, Verb::Freeze)?;
+    let grant = usable(engine, caller, id, if frozen { Verb::Freeze } else { Verb::Thaw })?;
     inside::must_be_outside(engine, caller, "freeze or thaw")?;
     if frozen {
         engine.tree.freeze(&grant.path)?;

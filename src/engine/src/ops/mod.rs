@@ -50,15 +50,55 @@ fn grant_of(op: &Op) -> Option<GrantId> {
     }
 }
 
-/// Carries out `op` for `caller`.
+/// What `op` asks for, and about what, in the words of the log.
+fn words(engine: &Engine, op: &Op) -> (&'static str, String) {
+    let asked = match op {
+        Op::BrokerInfo => "broker info",
+        Op::Usage { .. } => "usage",
+        Op::CreateGrant(_) => "create grant",
+        Op::ListGrants { .. } => "list grants",
+        Op::FindGrant { .. } => "find grant",
+        Op::Describe { .. } => "describe",
+        Op::Attach(_) => "attach",
+        Op::Adopt { .. } => "adopt",
+        Op::SetLimits { .. } => "set limits",
+        Op::GetValues { .. } => "get values",
+        Op::Stat { .. } => "stat",
+        Op::ListProcesses { .. } => "list processes",
+        Op::Freeze { .. } => "freeze",
+        Op::Thaw { .. } => "thaw",
+        Op::Kill { .. } => "kill",
+        Op::CreateCgroup { .. } => "create cgroup",
+        Op::RemoveCgroup { .. } => "remove cgroup",
+        Op::ListCgroups { .. } => "list cgroups",
+        Op::OpenCgroup { .. } => "open cgroup",
+        Op::Release { .. } => "release",
+        Op::ListRanges => "list ranges",
+        Op::ForgetRange { .. } => "forget range",
+    };
+    let about = match op {
+        Op::CreateGrant(request) => request.name.clone(),
+        Op::FindGrant { name, .. } | Op::ForgetRange { name } => name.clone(),
+        _ => grant_of(op).map(|id| id.to_string()).unwrap_or_default(),
+    };
+    let known = grant_of(op).and_then(|id| engine.registry().get(id));
+    (asked, known.map_or(about, |grant| format!("{} of {}", grant.name, grant.account)))
+}
+
+/// Carries out `op` for `caller`. Every refusal comes past here, and is said in the log.
 ///
 /// # Errors
 /// The refusal for the caller.
 pub fn perform(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: check::Descriptors) -> Outcome {
+    let (asked, about) = words(engine, &op);
+    carry_out(engine, caller, op, fds)
+        .inspect_err(|refusal| engine.log_refusal(caller, asked, &about, refusal))
+}
+
+fn carry_out(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: check::Descriptors) -> Outcome {
     if let Some(account) = caller.inside
         && op != Op::BrokerInfo
     {
-        tracing::info!(target: "decision", uid = caller.uid.0, account = account.0, allowed = false, reason = "inside a grant");
         return Err(Refusal::new(
             RefusalCode::Unsupported,
             format!(
