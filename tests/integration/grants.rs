@@ -140,6 +140,44 @@ fn a_persistent_grant_stays_until_it_is_released(lab: &Lab) {
     checker::assert_empty(lab);
 }
 
+/// The boot id can't be changed; what was written down of it can.
+fn a_reboot_ends_all_but_persistent_grants(lab: &Lab) {
+    const OTHER_BOOT: &str = "00000000-0000-4000-8000-000000000000";
+    let mut broker = lab.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let limits = [("pids.max", "77")];
+    let kept = client.create("kept", Options::new().lifetime("persistent").key("k").limits(&limits)).unwrap();
+    let holder = user.sleeper();
+    client.create("lost", Options::new().lifetime("process").fd("holder", &holder.pidfd)).unwrap();
+    broker.kill_everything();
+    drop(client);
+    let mut records = 0;
+    for directory in [lab.state_dir().join("grants"), lab.runtime_dir().join("state/grants")] {
+        for file in std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+            let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+            record["boot"] = OTHER_BOOT.into();
+            std::fs::write(&file, record.to_string()).unwrap();
+            records += 1;
+        }
+    }
+    assert_eq!(records, 2);
+    for mark in checker::live_ranges(lab) {
+        let file = format!("{}.{}", mark.replace(' ', "."), lab.instance);
+        std::fs::write(lab.ids.join("ids-live").join(file), OTHER_BOOT).unwrap();
+    }
+    broker.start_again();
+    let client = user.client(broker.socket());
+    assert_eq!(client.names(), ["kept"]);
+    assert_eq!(client.value(&kept.path, "pids.max"), "77");
+    assert_eq!(client.property::<u32>(&kept.path, IDS, "Uid"), kept.uid);
+    checker::assert_in_order(lab);
+    let again = client.create("kept", Options::new().lifetime("persistent").key("k").limits(&limits)).unwrap();
+    assert_eq!(again.path, kept.path, "the key survives too");
+    client.release(&kept.path, false).unwrap();
+    checker::assert_empty(lab);
+}
+
 fn adopt_changes_what_ends_a_grant(lab: &Lab) {
     let broker = lab.broker();
     let user = lab.user();
@@ -375,6 +413,7 @@ crate::tests![
     a_grant_of_a_connection_ends_with_it,
     a_grant_of_a_process_ends_with_it,
     a_persistent_grant_stays_until_it_is_released,
+    a_reboot_ends_all_but_persistent_grants,
     adopt_changes_what_ends_a_grant,
     a_repeated_request_with_its_key_gives_the_same_grant,
     a_populated_grant_is_released_only_with_kill,
