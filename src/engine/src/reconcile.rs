@@ -39,6 +39,7 @@ pub fn reconcile(engine: &Engine) -> Result<(), Refusal> {
         tracing::error!(%error, "left alone, as is what may belong to it; remove the file by hand once its cgroup is gone");
     }
     let mut known: HashSet<GrantPath> = HashSet::new();
+    let mut unsettled: HashSet<GrantId> = HashSet::new();
     for record in records {
         let Some((id, path)) = identity(&record) else {
             tracing::error!(record = record.id, "the journal has a record of no valid grant; left alone");
@@ -47,14 +48,15 @@ pub fn reconcile(engine: &Engine) -> Result<(), Refusal> {
         };
         known.insert(path);
         if let Err(refusal) = settle(engine, id, &record) {
-            tracing::error!(grant = %id, %refusal, "a grant could not be brought in order");
+            tracing::error!(grant = %id, %refusal, "a grant could not be brought in order; tried again at the next start");
+            unsettled.insert(id);
         }
     }
     if !complete {
         return Ok(());
     }
     remove_unknown(engine, &known)?;
-    give_back_unknown(engine)
+    give_back_unknown(engine, &unsettled)
 }
 
 fn identity(record: &GrantRecord) -> Option<(GrantId, GrantPath)> {
@@ -167,9 +169,10 @@ fn remove_unknown(engine: &Engine, known: &HashSet<GrantPath>) -> Result<(), Ref
     Ok(())
 }
 
-fn give_back_unknown(engine: &Engine) -> Result<(), Refusal> {
+/// A grant that could not be settled may have processes still: its range stays in use.
+fn give_back_unknown(engine: &Engine, unsettled: &HashSet<GrantId>) -> Result<(), Refusal> {
     for (id, _range) in engine.ids.live()? {
-        if engine.registry().get(id).is_none() {
+        if engine.registry().get(id).is_none() && !unsettled.contains(&id) {
             tracing::warn!(grant = %id, "a range was marked as used by a grant that there is no record of; given back");
             engine.ids.release(id)?;
         }

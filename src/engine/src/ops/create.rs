@@ -4,7 +4,6 @@
 //! the first effect; effects push their undo; the id map, which can't be undone, comes last.
 
 use std::{
-    hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -136,14 +135,23 @@ fn repeated(
     Ok(Some(grant))
 }
 
-/// What a key stands for: all of a request but the positions of its descriptors, which differ from call to call.
+/// What a key stands for: all of a request but the positions of its descriptors, which differ from call to call. The
+/// digest is FNV-1a, which stays the same in every build: a persistent grant's record may be read by a later one.
 fn digest(request: &CreateGrant) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (&request.name, &request.limits, &request.pressure).hash(&mut hasher);
-    (request.userns.is_some(), request.stage.is_some(), std::mem::discriminant(&request.holder))
-        .hash(&mut hasher);
-    request.range.map(|range| (range.count, range.named, range.setgroups)).hash(&mut hasher);
-    hasher.finish()
+    let shape = CreateGrant {
+        key: String::new(),
+        holder: match request.holder {
+            Holder::Process(_) => Holder::Process(FdIndex(0)),
+            other => other,
+        },
+        userns: request.userns.map(|_| FdIndex(0)),
+        stage: request.stage.map(|_| FdIndex(0)),
+        ..request.clone()
+    };
+    let bytes = cgrant_wire::encode(&shape).unwrap_or_default();
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn plan(

@@ -17,7 +17,12 @@ use crate::{connection::Caller, engine::Engine, registry::Grant};
 /// # Errors
 /// `ESRCH` if the process has ended: what it lay in is not known then. Those of reading `/proc`.
 pub fn grant_around(engine: &Engine, process: &Pidfd) -> io::Result<Option<GrantPath>> {
-    let cgroups = ProcFs::open()?.cgroups(process.pid()?)?;
+    let (proc, pid) = (ProcFs::open()?, process.pid()?);
+    let cgroups = proc.cgroups(pid)?;
+    // A process that is ending is in no cgroup by the kernel's word, wherever it was.
+    if proc.stat(pid)?.exiting {
+        return Err(rustix::io::Errno::SRCH.into());
+    }
     // The answer counts only if the pid meant this process when it was read.
     if !process.is_alive()? {
         return Err(rustix::io::Errno::SRCH.into());
@@ -63,12 +68,25 @@ fn maker_around(engine: &Engine, process: &Pidfd, uid: HostUid) -> io::Result<Op
     Ok(found)
 }
 
-/// Refuses a caller whose process lies in a payload.
+/// Refuses a caller whose process lies in a payload, or has ended: its connection may be in the hands of one that does.
 ///
 /// # Errors
 /// [`RefusalCode::NotAuthorized`].
 pub fn must_be_outside(engine: &Engine, caller: &Caller, what: &str) -> Result<(), Refusal> {
-    let now = caller.process.as_ref().and_then(|process| grant_around(engine, process).ok().flatten());
+    let now = match caller.process.as_ref().map(|process| grant_around(engine, process)) {
+        None => None,
+        Some(Ok(around)) => around,
+        Some(Err(_)) => {
+            return Err(Refusal::new(
+                RefusalCode::NotAuthorized,
+                format!(
+                    "the process that connected has ended, and nobody else may {what} over its connection"
+                ),
+            )
+            .rule("built-in inside-a-grant")
+            .hint("connect anew"));
+        }
+    };
     // Where it connected from counts too: a process inside could hand its connection on and end.
     match now.or_else(|| caller.born_in.clone()) {
         None => Ok(()),
