@@ -4,25 +4,51 @@
 //! with descriptors where the role gives some), and stays until the socket is closed.
 
 use std::{
-    ffi::OsStr,
+    ffi::OsString,
     fs,
     io::{IoSlice, IoSliceMut, Read, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::net::UnixStream,
+        unix::{net::UnixStream, process::CommandExt},
     },
     process::{Command, ExitCode},
 };
 
-use nix::sched::{CloneFlags, unshare};
+use nix::{
+    sched::{CloneFlags, unshare},
+    unistd::{Gid, Uid, setgroups, setresgid, setresuid},
+};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
 
-/// Runs the role named by the arguments after `--agent`.
-pub fn main(arguments: &[String]) -> ExitCode {
+/// Becomes the user that the arguments after `--agent` name, and executes a program or plays a role.
+///
+/// `as UID GID GROUP,GROUP exec PROGRAM ARGUMENT…` or `as UID GID GROUP,GROUP role ROLE ARGUMENT…`
+pub fn main(arguments: &[OsString]) -> ExitCode {
+    let text = |at: usize| arguments[at].to_str().unwrap();
+    let (uid, gid) = (text(1).parse().unwrap(), text(2).parse().unwrap());
+    let groups: Vec<Gid> = text(3).split(',').filter(|g| !g.is_empty()).map(|g| Gid::from_raw(g.parse().unwrap())).collect();
+    // A new uid takes every capability with it.
+    setgroups(&groups).unwrap();
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    setresgid(gid, gid, gid).unwrap();
+    setresuid(uid, uid, uid).unwrap();
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    if text(4) == "exec" {
+        let error = Command::new(&arguments[5]).args(&arguments[6..]).exec();
+        eprintln!("{}: {error}", arguments[5].display());
+        return ExitCode::from(127);
+    }
+    // As after an exec: its files in /proc are its own.
+    nix::sys::prctl::set_dumpable(true).unwrap();
+    play(&arguments[5..])
+}
+
+// A role, as whoever this process is.
+fn play(arguments: &[OsString]) -> ExitCode {
+    let words: Vec<&str> = arguments.iter().map(|a| a.to_str().unwrap()).collect();
     let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
         // A connection to a socket, made by this process.
         ["connect", path] => match UnixStream::connect(path) {
@@ -86,13 +112,6 @@ pub fn main(arguments: &[String]) -> ExitCode {
             bomb(deadline);
             tell(&socket, "over", &[]);
         }
-        ["bomb-child", deadline] => {
-            let deadline: u128 = deadline.parse().unwrap();
-            if now() < deadline {
-                bomb(deadline);
-            }
-            return ExitCode::SUCCESS;
-        }
         // Tries to open files for writing, relative to a directory that it is given.
         ["through-fd"] => {
             tell(&socket, "ok", &[]);
@@ -132,7 +151,7 @@ fn now() -> u128 {
 fn bomb(deadline: u128) {
     let me = std::env::current_exe().unwrap();
     while now() < deadline {
-        let child = |_| Command::new(&me).args(["--agent", "bomb-child", &deadline.to_string()]).spawn().ok();
+        let child = |_| Command::new(&me).args(["--bomb", &deadline.to_string()]).spawn().ok();
         let children: Vec<_> = (0..2).filter_map(child).collect();
         if children.is_empty() {
             std::thread::yield_now();
@@ -247,9 +266,19 @@ pub fn hear(socket: &UnixStream) -> Option<(String, Vec<OwnedFd>)> {
     Some((String::from_utf8(text).unwrap().trim_end_matches('\n').to_owned(), fds))
 }
 
-/// Is this process to be an agent? Then its arguments.
-pub fn requested() -> Option<Vec<String>> {
-    let mut arguments = std::env::args_os().skip(1);
-    (arguments.next().as_deref() == Some(OsStr::new("--agent")))
-        .then(|| arguments.map(|a| a.into_string().unwrap()).collect())
+/// Is this process to be an agent? Then what becomes of it.
+pub fn requested() -> Option<ExitCode> {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match arguments.first().and_then(|word| word.to_str()) {
+        Some("--agent") => Some(main(&arguments[1..])),
+        Some("--role") => Some(play(&arguments[1..])),
+        Some("--bomb") => {
+            let deadline: u128 = arguments[1].to_str().unwrap().parse().unwrap();
+            if now() < deadline {
+                bomb(deadline);
+            }
+            Some(ExitCode::SUCCESS)
+        }
+        _ => None,
+    }
 }

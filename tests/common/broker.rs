@@ -221,7 +221,7 @@ impl Broker {
         let end = Instant::now() + Duration::from_secs(10);
         let grants = self.setup.run_dir.join("grants");
         while checker::json_files(&grants).next().is_some() && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Tests run one after another. After each one the harness looks for what it left behind (processes,
 //! cgroups, mounts, interfaces, files): a leak fails the test that made it. A test program is also the
-//! program of the users in it: started as `--agent ROLE` it is a small unprivileged process ([`agent`]).
+//! program of the users in it: started as `--agent` it is a small unprivileged process ([`agent`]).
 
 pub mod agent;
 pub mod broker;
@@ -34,8 +34,10 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// When it does not within [`PATIENCE`]; `what` says what was awaited.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
+    let mut pause = Duration::from_millis(2);
     while !condition() {
         assert!(Instant::now() < end, "never happened: {what}");
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
     }
 }

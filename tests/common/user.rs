@@ -45,18 +45,18 @@ impl User {
         Self { uid, gid: uid, groups: groups.to_vec(), home, programs: programs.to_owned() }
     }
 
-    /// A command that runs as this user.
+    /// A command that runs as this user. The test program drops to the user by itself and executes it: one program, where
+    /// setpriv and a shell would be two, because emulated machines are slow.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.dropped();
+        command.arg("exec").arg(program);
+        command
+    }
+
+    fn dropped(&self) -> Command {
         let groups: Vec<String> = self.groups.iter().map(ToString::to_string).collect();
-        let mut command = Command::new("setpriv");
-        command.arg(format!("--reuid={}", self.uid)).arg(format!("--regid={}", self.gid));
-        if groups.is_empty() {
-            command.arg("--clear-groups");
-        } else {
-            command.arg(format!("--groups={}", groups.join(",")));
-        }
-        command.args(["--inh-caps=-all", "--ambient-caps=-all", "sh", "-c", "umask 077; exec \"$@\"", "sh"]);
-        command.arg(program);
+        let mut command = Command::new(self.programs.join("tests"));
+        command.args(["--agent", "as", &self.uid.to_string(), &self.gid.to_string(), &groups.join(",")]);
         command
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
@@ -71,29 +71,26 @@ impl User {
         let mut command = self.command(program);
         command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
         let process = Process::start(&mut command, None);
-        // Past setpriv: from now on it has the user's ids and nothing else.
+        // From now on it has the user's ids and nothing else.
         let ids = format!("Uid:\t{0}\t{0}\t{0}\t{0}", self.uid);
         wait_until("it runs as the user", || {
             let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap_or_default();
-            status.lines().any(|line| line == ids) && process.command_name() != "setpriv"
+            status.lines().any(|line| line == ids) && process.command_name() != "tests"
         });
         process
     }
 
     /// A process that only waits.
     pub fn sleeper(&self) -> Process {
-        let process = self.spawn("sleep", &["1000"]);
-        // Past setpriv and sh: what the test attaches is the sleep itself, with the user's credentials.
-        wait_until("sleep runs", || process.command_name() == "sleep");
-        process
+        self.spawn("sleep", &["1000"])
     }
 
     /// Starts an agent and hears its first line.
     pub fn agent(&self, role: &[&str]) -> (Process, String, Vec<OwnedFd>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let mut command = self.command(self.programs.join("tests"));
-        command.arg("--agent").args(role).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
+        let mut command = self.dropped();
+        command.arg("role").args(role).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
         let process = Process::start(&mut command, Some(ours));
         drop(command);
         let (line, fds) = process.hear().expect("the agent ended without a word");
@@ -106,7 +103,7 @@ impl User {
         ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut command = Command::new("nsenter");
         command.arg(format!("--user=/proc/{}/ns/user", namespace.pid)).args([format!("-S{id}"), format!("-G{id}")]);
-        command.arg(self.programs.join("tests")).arg("--agent").args(role);
+        command.arg(self.programs.join("tests")).arg("--role").args(role);
         command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
         let process = Process::start(&mut command, Some(ours));
         drop(command);
