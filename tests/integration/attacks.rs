@@ -1,8 +1,20 @@
 //! Attacks that a reviewer thought of, each tried on a running broker. What held at once is here too.
 
-use std::{fs, os::unix::net::UnixStream, path::Path};
+use std::{
+    fs,
+    io::{IoSlice, Write},
+    net::{TcpListener, TcpStream},
+    os::{fd::AsFd, unix::net::UnixStream},
+    path::Path,
+    time::{Duration, Instant},
+};
 
-use crate::common::{Client, Lab, Options, Process, User, checker, raw::Raw};
+use rustix::{
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg, sockopt},
+    process::{Signal, kill_process},
+};
+
+use crate::common::{Client, Lab, Options, Process, User, checker, raw::Raw, wait_until};
 
 // A user namespace of the user's in which root, as newuidmap(1) does, has mapped the user's own id and `count` others.
 fn mapped(user: &User, first: u32, count: u32) -> Process {
@@ -85,7 +97,73 @@ fn a_shared_group_moves_nobody(lab: &Lab) {
     }
 }
 
+// A socket whose closing waits for ten minutes, unless the other end, returned too, is closed.
+fn lingering() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (receiver, _) = listener.accept().unwrap();
+    sender.set_nonblocking(true).unwrap();
+    while sender.write(&[0; 65536]).is_ok() {}
+    sender.set_nonblocking(false).unwrap();
+    sockopt::set_socket_linger(&sender, Some(Duration::from_secs(600))).unwrap();
+    (sender, receiver)
+}
+
+// Sends a byte with a socket that nobody else has any more.
+fn send_lingering(raw: &Raw, others: &mut Vec<TcpStream>) {
+    let (socket, other) = lingering();
+    others.push(other);
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds = [socket.as_fd()];
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
+    let sent = sendmsg(&raw.0, &[IoSlice::new(b"x")], &mut ancillary, SendFlags::NOSIGNAL);
+    if sent.is_err() {
+        // Ours is the last one then.
+        sockopt::set_socket_linger(&socket, None).unwrap();
+    }
+    sent.unwrap();
+}
+
+// Descriptors in messages that nobody reads are closed with the connection, and that may wait for their sender.
+fn descriptors_that_nobody_reads_hold_up_nobody(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let mut others = Vec::new();
+    let served = |what: &str| {
+        let begin = Instant::now();
+        lab.user().client(broker.socket()).names();
+        assert!(begin.elapsed() < Duration::from_secs(10), "{what} held somebody else up");
+    };
+    // More of them than may wait at one time.
+    let mut connections: Vec<(Process, Raw)> = (0..8)
+        .map(|_| {
+            let (process, stream) = user.connect(broker.socket());
+            let mut raw = Raw::new(stream);
+            raw.authenticate(user.uid);
+            (process, raw)
+        })
+        .collect();
+    // The front ends a connection after bytes that are no message, but not before the descriptor is there too.
+    let front = rustix::process::Pid::from_raw(broker.fronts()[0].cast_signed()).unwrap();
+    kill_process(front, Signal::STOP).unwrap();
+    for (_, raw) in &mut connections {
+        raw.send(&[b'x'; 64]);
+        send_lingering(raw, &mut others);
+    }
+    kill_process(front, Signal::CONT).unwrap();
+    assert!(connections.iter_mut().all(|(_, raw)| raw.is_closed()));
+    served("what is behind garbage");
+    drop(others);
+    // Whoever lets go is served again.
+    wait_until("the sender is served again", || {
+        let (process, stream) = user.connect(broker.socket());
+        Client::try_new(stream, user.uid, process).is_ok()
+    });
+}
+
 crate::tests![
+    descriptors_that_nobody_reads_hold_up_nobody,
     a_shared_group_moves_nobody,    the_ids_in_a_users_namespace_are_no_accounts,
     root_in_a_users_namespace_is_not_root,
 ];

@@ -8,17 +8,21 @@
 use std::{
     collections::HashMap,
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
 };
 
 use cgrant_sys::{close_aside, kind_of};
+use rustix::net::RecvFlags;
 
 /// Closings of one uid that may be under way.
 const MAX_UNFINISHED: usize = 4;
 /// Closings of what came over a bus, whoever sent it: the bus daemon does not say.
 const MAX_UNFINISHED_OF_BUS: usize = 256;
+
+/// How much is read at once of what is thrown away.
+const SCRATCH: usize = 4096;
 
 /// What is being closed, by the uid that sent it.
 #[derive(Debug, Clone, Default)]
@@ -63,6 +67,26 @@ impl Bin {
             let mut unfinished = self.castoffs.0.lock().unwrap_or_else(PoisonError::into_inner);
             unfinished.entry(self.uid).or_default().push(thread);
         }
+    }
+
+    /// Takes what is unread out of a connection that was shut down. Descriptors in unread messages are closed with the socket,
+    /// by whoever drops it last, and that waits like any other closing.
+    ///
+    /// # Errors
+    /// If no thread can be made; the socket is as it was.
+    pub fn empty(&self, socket: &impl AsFd) -> io::Result<()> {
+        let socket = socket.as_fd().try_clone_to_owned()?;
+        // Without room for descriptors: they never come to be ours, and the kernel closes them in this thread.
+        let discard = move || {
+            let mut scratch = [0; SCRATCH];
+            while rustix::net::recv(&socket, &mut scratch, RecvFlags::DONTWAIT)
+                .is_ok_and(|(_, count)| count > 0)
+            {}
+        };
+        let thread = std::thread::Builder::new().name("close".to_owned()).spawn(discard)?;
+        let mut unfinished = self.castoffs.0.lock().unwrap_or_else(PoisonError::into_inner);
+        unfinished.entry(self.uid).or_default().push(thread);
+        Ok(())
     }
 
     /// Keeps what an operation may take, and puts an empty event descriptor in the place of everything else.

@@ -48,6 +48,7 @@ const BOTH: &[i64] = &[
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
     libc::SYS_sendto,
+    libc::SYS_setsockopt,
     libc::SYS_shutdown,
 ];
 

@@ -1,20 +1,34 @@
 //! The socket front: serves the connections that the engine accepts.
 
-use std::{os::fd::OwnedFd, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
+use cgrant_sys::socket::set_pass_rights;
 use cgrant_wire::ConnectionId;
-use tokio::{net::UnixStream, sync::Semaphore, task::spawn_local, time::timeout};
+use rustix::io::ioctl_fionread;
+use tokio::{
+    net::UnixStream,
+    sync::Semaphore,
+    task::spawn_local,
+    time::{sleep, timeout},
+};
 use zbus::{Guid, message::Type};
 
 use crate::{
     call::Caller,
-    castoff::Castoffs,
+    castoff::{Bin, Castoffs},
     core::{CALLS_PER_CONNECTION, Core},
     handshake,
     outbox::{Outbox, PEER_QUEUE},
     stream::{Reader, TooLong, halves, shut_down},
 };
 
+/// How long between two looks whether a connection can be closed.
+const PAUSE: Duration = Duration::from_secs(1);
 /// How long a message may take from its first byte to its last.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -53,28 +67,33 @@ impl Peers {
             Err(error) => return tracing::warn!(%error, "cannot watch a connection"),
         };
         let bin = self.castoffs.of(uid);
+        // From now on, and not before, the peer may send descriptors: there is somebody who takes them.
+        if let Err(error) = set_pass_rights(stream.as_fd(), true) {
+            tracing::warn!(connection = connection.0, %error, "no descriptors can be sent over a connection");
+        }
         if !bin.has_room() {
             tracing::warn!(
                 connection = connection.0,
                 uid,
                 "descriptors that this uid sent can't be closed; not served"
             );
-            return shut_down(&stream);
+            return part(&stream, &bin).await;
         }
         let unix_fds = match handshake::serve(&stream, uid, &self.guid, &bin).await {
             Ok(unix_fds) => unix_fds,
             Err(error) => {
                 tracing::info!(connection = connection.0, uid, %error, "handshake failed");
-                return shut_down(&stream);
+                return part(&stream, &bin).await;
             }
         };
-        let (reader, writer) = halves(stream, unix_fds, TooLong::Fail, bin);
+        let (reader, writer) = halves(stream, unix_fds, TooLong::Fail, bin.clone());
+        let stream = Arc::clone(reader.stream());
         let (outbox, writing) = Outbox::new(writer, Arc::clone(reader.stream()), PEER_QUEUE);
         spawn_local(writing);
         self.core.subscribers.add(uid, connection, outbox.clone(), None);
         let caller = Caller { connection, uid, peer_to_peer: true, unix_fds };
         self.read(caller, reader, &outbox).await;
-        outbox.disconnect();
+        part(&stream, &bin).await;
     }
 
     /// Reads calls to the end of the connection. A message is read only when there are slots for it, its
@@ -106,6 +125,21 @@ impl Peers {
             }
             tokio::task::yield_now().await;
         }
+    }
+}
+
+/// Ends a connection. Nothing can be sent over it from now on; what is unread is taken out of it before it is closed, where
+/// nobody waits. A uid whose closings don't come to an end keeps its connections, which are counted, until they do.
+async fn part(stream: &UnixStream, bin: &Bin) {
+    shut_down(stream);
+    while ioctl_fionread(stream).is_ok_and(|unread| unread > 0) {
+        if bin.has_room() {
+            match bin.empty(stream) {
+                Ok(()) => return,
+                Err(error) => tracing::warn!(%error, "no thread for what is left in a connection"),
+            }
+        }
+        sleep(PAUSE).await;
     }
 }
 

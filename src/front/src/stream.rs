@@ -202,7 +202,7 @@ impl Reader {
         let stream = Arc::clone(&self.stream);
         let bin = &self.bin;
         if !bin.has_room() {
-            // Left in the socket: what is never received is closed by the kernel without waiting.
+            // Left in the socket until there is room for its closing.
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
         let (count, fds) =

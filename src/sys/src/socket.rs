@@ -11,6 +11,9 @@ use rustix::net::{SocketFlags, accept_with};
 
 use crate::pidfd::Pidfd;
 
+/// `SO_PASSRIGHTS` (include/uapi/asm-generic/socket.h): in the kernel from 6.16 on, not yet in the libc crate.
+const SO_PASSRIGHTS: libc::c_int = 83;
+
 /// Most supplementary groups that a process can have (`NGROUPS_MAX`).
 const MAX_GROUPS: usize = 65536;
 
@@ -43,6 +46,32 @@ pub enum PeerPidfd {
 pub fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(rustix::io::retry_on_intr(|| accept_with(&listener, flags))?)
+}
+
+/// May peers send descriptors over this socket? What a listener accepts begins as the listener is, so that a peer can be kept
+/// from it until somebody is there to take them: descriptors in messages that nobody reads are closed with the socket, which
+/// may take as long as their sender likes. `false` if the kernel has no such setting (before 6.16): peers always may then.
+///
+/// # Errors
+/// Those of `setsockopt(2)`.
+pub fn set_pass_rights(socket: impl AsFd, pass: bool) -> io::Result<bool> {
+    let value = libc::c_int::from(pass);
+    let length = libc::socklen_t::try_from(size_of_val(&value)).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the kernel reads `length` bytes of a value that lives until the call returns.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PASSRIGHTS,
+            (&raw const value).cast(),
+            length,
+        )
+    };
+    match Errno::result(result) {
+        Ok(_) => Ok(true),
+        Err(Errno::ENOPROTOOPT) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// `SO_PEERCRED`.
@@ -110,6 +139,26 @@ mod tests {
     use super::*;
 
     use std::os::unix::net::{UnixListener, UnixStream};
+
+    #[test]
+    fn a_peer_sends_descriptors_when_it_may() {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(directory.path().join("socket")).unwrap();
+        let has_setting = set_pass_rights(&listener, false).unwrap();
+        let stream = UnixStream::connect(directory.path().join("socket")).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let send = || {
+            let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+            let fds = [listener.as_fd()];
+            assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&fds)));
+            let flags = rustix::net::SendFlags::NOSIGNAL;
+            rustix::net::sendmsg(&stream, &[io::IoSlice::new(b"x")], &mut control, flags)
+        };
+        assert_eq!(send().is_err(), has_setting);
+        assert_eq!(set_pass_rights(&accepted, true).unwrap(), has_setting);
+        assert_eq!(send(), Ok(1));
+    }
 
     #[test]
     fn both_ends_of_a_pair_are_this_process() {
