@@ -17,6 +17,7 @@ mod ops;
 mod pool;
 mod reconcile;
 mod record;
+mod refused;
 mod registry;
 mod sandbox;
 mod server;

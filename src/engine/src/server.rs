@@ -3,7 +3,7 @@
 //! It never runs an operation itself and never waits for anything but epoll.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
 };
 
@@ -25,6 +25,7 @@ use crate::{
     events,
     link::{Incoming, Link},
     ops::{self, check::Descriptors},
+    refused::Refused,
     watch::Target,
 };
 
@@ -36,6 +37,7 @@ pub struct Server {
     engine: Arc<Engine>,
     control: Channel,
     listeners: Vec<OwnedFd>,
+    refused: Refused,
 }
 
 /// Why the loop ended.
@@ -62,7 +64,8 @@ impl Server {
         for helper in engine.mapper.processes() {
             engine.watches.borrow(helper, EpollFlags::EPOLLIN, Target::Helper)?;
         }
-        Ok(Self { engine, control, listeners })
+        let refused = Refused::new(&listeners)?;
+        Ok(Self { engine, control, listeners, refused })
     }
 
     /// Tells the supervisor.
@@ -276,22 +279,28 @@ impl Server {
     }
 
     fn accepted(&self, connection: OwnedFd) {
-        let peer = match Peer::of(connection.as_fd()) {
+        match self.announcement(connection.as_fd()) {
+            Some(message) => self.engine.send(FrontKind::Socket, &message, vec![connection]),
+            None => self.refused.put_away(connection),
+        }
+    }
+
+    /// What the socket front is told of a connection; `None` if it is not served.
+    fn announcement(&self, connection: BorrowedFd<'_>) -> Option<FromEngine> {
+        let peer = match Peer::of(connection) {
             Ok(peer) => peer,
             Err(error) => {
                 tracing::info!(%error, "a connection is not served");
-                return;
+                return None;
             }
         };
         if self.engine.front_uids.contains(&peer.uid()) {
             tracing::error!(uid = peer.uid().0, "a front's account connects to the broker; refused");
-            return;
+            return None;
         }
         let (uid, pid) = (peer.uid().0, peer.pid());
-        if let Ok(caller) = self.introduce(FrontKind::Socket, peer) {
-            let message = FromEngine::Connected { connection: caller.connection, uid, pid };
-            self.engine.send(FrontKind::Socket, &message, vec![connection]);
-        }
+        let caller = self.introduce(FrontKind::Socket, peer).ok()?;
+        Some(FromEngine::Connected { connection: caller.connection, uid, pid })
     }
 
     fn connection_ended(&self, caller: &Caller, how: Ended) {
