@@ -222,6 +222,28 @@ fn all_processes_killed_at_once_and_started_again(lab: &Lab) {
     checker::assert_empty(lab);
 }
 
+fn a_front_that_dies_takes_no_grant_with_it(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let (busy, empty) = (client.create("busy", Options::new()).unwrap(), client.create("empty", Options::new()).unwrap());
+    let inside = user.sleeper();
+    client.attach(&busy.path, &inside.pidfd, Options::new()).unwrap();
+    broker.kill(broker.fronts()[0]);
+    let second = client_again(&user, &broker);
+    assert!(!client.answers());
+    assert!(inside.is_alive());
+    assert_eq!(second.names(), ["busy", "empty"]);
+    checker::assert_in_order(lab);
+    // Their caller can take them over; what nobody takes over ends with its last process.
+    second.call::<_, ()>(&empty.path, GRANT, "Adopt", &Options::new().lifetime("connection").0).unwrap();
+    drop(inside);
+    wait_until("the other one ends with its last process", || second.names() == ["empty"]);
+    drop(second);
+    broker.settle();
+    checker::assert_empty(lab);
+}
+
 fn killed_under_load_at_any_time(lab: &Lab) {
     let mut broker = lab.broker();
     let bystander = Bystander::new(lab, &broker);
@@ -281,6 +303,7 @@ crate::tests![
     killed_at_every_step_of_setting_limits,
     every_process_of_the_broker_may_be_killed,
     all_processes_killed_at_once_and_started_again,
+    a_front_that_dies_takes_no_grant_with_it,
     killed_under_load_at_any_time,
     the_children_end_when_the_supervisor_is_killed,
 ];
