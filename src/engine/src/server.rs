@@ -3,8 +3,9 @@
 //! It never runs an operation itself and never waits for anything but epoll.
 
 use std::{
+    collections::HashSet,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use cgrant_policy::{HostUid, Request};
@@ -38,6 +39,8 @@ pub struct Server {
     control: Channel,
     listeners: Vec<OwnedFd>,
     refused: Refused,
+    /// What happened to grants and waits in the pool's queues.
+    events: Arc<Mutex<HashSet<Target>>>,
 }
 
 /// Why the loop ended.
@@ -65,7 +68,7 @@ impl Server {
             engine.watches.borrow(helper, EpollFlags::EPOLLIN, Target::Helper)?;
         }
         let refused = Refused::new(&listeners)?;
-        Ok(Self { engine, control, listeners, refused })
+        Ok(Self { engine, control, listeners, refused, events: Arc::default() })
     }
 
     /// Tells the supervisor.
@@ -144,7 +147,7 @@ impl Server {
         self.front_ended(kind);
         let link = Link::new(kind, channel)?;
         let watch = self.engine.watches.borrow(link.descriptor(), EpollFlags::EPOLLIN, Target::Link(kind))?;
-        let mut links = self.engine.links.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut links = self.engine.links.write().unwrap_or_else(PoisonError::into_inner);
         links.insert(kind, Arc::new(Linked { link, watch }));
         Ok(())
     }
@@ -152,7 +155,7 @@ impl Server {
     /// A front is gone, and with it its connections. It was not their callers' wish.
     fn front_ended(&self, kind: FrontKind) {
         let linked =
-            self.engine.links.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&kind);
+            self.engine.links.write().unwrap_or_else(PoisonError::into_inner).remove(&kind);
         let Some(linked) = linked else { return };
         self.engine.watches.forget(linked.link.descriptor(), linked.watch);
         let gone = self.engine.connections().remove_all(kind);
@@ -164,7 +167,7 @@ impl Server {
 
     fn link(&self, kind: FrontKind, flags: EpollFlags) {
         let linked =
-            self.engine.links.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(&kind).cloned();
+            self.engine.links.read().unwrap_or_else(PoisonError::into_inner).get(&kind).cloned();
         let Some(linked) = linked else { return };
         if flags.contains(EpollFlags::EPOLLOUT)
             && !linked.link.flush()
@@ -313,10 +316,20 @@ impl Server {
         }
     }
 
+    /// Queues what happened to a grant, unless the same waits in the queue already: a holder can make things happen thousands
+    /// of times while its account's operations are slow, and each only means "look".
     fn grant_event(&self, id: cgrant_wire::GrantId, target: Target) {
         let Some(account) = events::account(&self.engine, id) else { return };
-        let engine = Arc::clone(&self.engine);
-        self.submit_or_warn(account, Box::new(move || events::happened(&engine, id, &target)));
+        if !lock(&self.events).insert(target.clone()) {
+            return;
+        }
+        let (engine, events) = (Arc::clone(&self.engine), Arc::clone(&self.events));
+        let job = Box::new(move || {
+            // First, so that what happens from now on is looked at again.
+            lock(&events).remove(&target);
+            events::happened(&engine, id, &target);
+        });
+        self.submit_or_warn(account, job);
     }
 
     fn submit_or_warn(&self, account: HostUid, job: crate::pool::Job) {
@@ -345,4 +358,8 @@ impl Server {
         };
         self.tell_supervisor(&message);
     }
+}
+
+fn lock(events: &Mutex<HashSet<Target>>) -> MutexGuard<'_, HashSet<Target>> {
+    events.lock().unwrap_or_else(PoisonError::into_inner)
 }

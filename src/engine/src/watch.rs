@@ -21,7 +21,7 @@ use nix::sys::{
 const BATCH: usize = 64;
 
 /// What a descriptor or file that became ready means.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Target {
     /// The supervisor spoke.
     Control,
