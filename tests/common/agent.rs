@@ -19,7 +19,8 @@ use nix::{
     unistd::{Gid, Uid, setgroups, setresgid, setresuid},
 };
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
 };
 
 /// Becomes the user that the arguments after `--agent` name, and executes a program or plays a role.
@@ -28,7 +29,8 @@ use rustix::net::{
 pub fn main(arguments: &[OsString]) -> ExitCode {
     let text = |at: usize| arguments[at].to_str().unwrap();
     let (uid, gid) = (text(1).parse().unwrap(), text(2).parse().unwrap());
-    let groups: Vec<Gid> = text(3).split(',').filter(|g| !g.is_empty()).map(|g| Gid::from_raw(g.parse().unwrap())).collect();
+    let groups: Vec<Gid> =
+        text(3).split(',').filter(|g| !g.is_empty()).map(|g| Gid::from_raw(g.parse().unwrap())).collect();
     // A new uid takes every capability with it.
     setgroups(&groups).unwrap();
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
@@ -185,7 +187,8 @@ fn serve_files(socket: &UnixStream) {
         }
         let line = String::from_utf8(buffer[..length].to_vec()).unwrap();
         let mut parts = line.splitn(3, '\t');
-        let (verb, path, argument) = (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap_or(""));
+        let (verb, path, argument) =
+            (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap_or(""));
         let result: std::io::Result<String> = match verb {
             "read" => fs::read_to_string(path),
             "write" => fs::OpenOptions::new()
@@ -243,7 +246,8 @@ pub fn tell(socket: &UnixStream, line: &str, fds: &[BorrowedFd<'_>]) {
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(fds)));
     }
     let text = format!("{line}\n");
-    rustix::net::sendmsg(socket, &[IoSlice::new(text.as_bytes())], &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+    rustix::net::sendmsg(socket, &[IoSlice::new(text.as_bytes())], &mut ancillary, SendFlags::NOSIGNAL)
+        .unwrap();
 }
 
 /// Receives a line with its descriptors; `None` at the end.
@@ -251,8 +255,13 @@ pub fn hear(socket: &UnixStream) -> Option<(String, Vec<OwnedFd>)> {
     let mut text = vec![0; 65536];
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received =
-        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut text)], &mut ancillary, RecvFlags::CMSG_CLOEXEC).ok()?;
+    let received = rustix::net::recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut text)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )
+    .ok()?;
     if received.bytes == 0 {
         return None;
     }

@@ -104,7 +104,9 @@ impl Setup {
                         let _ = child.kill();
                         let _ = child.wait();
                         let text = fs::read(&self.log).unwrap();
-                        return Err(String::from_utf8_lossy(&text[usize::try_from(before).unwrap()..]).into_owned());
+                        return Err(
+                            String::from_utf8_lossy(&text[usize::try_from(before).unwrap()..]).into_owned()
+                        );
                     }
                 }
             }
@@ -130,7 +132,11 @@ impl Broker {
     pub fn processes(&self) -> Vec<(u32, String)> {
         let mut all = vec![self.pid];
         all.extend(harness::descendants_of(self.pid));
-        all.into_iter().map(|pid| (pid, fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned())).collect()
+        all.into_iter()
+            .map(|pid| {
+                (pid, fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned())
+            })
+            .collect()
     }
 
     /// The pid of the engine's main process.
@@ -138,7 +144,8 @@ impl Broker {
         let children = harness::descendants_of(self.pid);
         let is_engine = |pid: &u32| {
             let executable = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-            executable.file_name().is_some_and(|name| name == "cgrant-engine") && parent(*pid) == Some(self.pid)
+            executable.file_name().is_some_and(|name| name == "cgrant-engine")
+                && parent(*pid) == Some(self.pid)
         };
         children.into_iter().find(is_engine).expect("no engine runs")
     }
@@ -169,7 +176,9 @@ impl Broker {
         let is_brokers = |pid: &u32| {
             let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
             program.parent() == self.setup.program.parent()
-                && ["cgrant-engine", "cgrant-front"].iter().any(|name| program.file_name().is_some_and(|file| file == *name))
+                && ["cgrant-engine", "cgrant-front"]
+                    .iter()
+                    .any(|name| program.file_name().is_some_and(|file| file == *name))
         };
         wait_until("the broker's processes are gone", || {
             !harness::descendants().iter().any(|pid| all.contains(pid) || is_brokers(pid))

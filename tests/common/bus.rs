@@ -13,8 +13,8 @@ use std::{
 use futures_util::StreamExt;
 use serde::{Serialize, de::DeserializeOwned};
 use zbus::{
-    Connection, DynamicType, Fd, MessageStream, OwnedFd as BusFd, OwnedObjectPath, OwnedVariant, Type, Variant,
-    connection::Builder,
+    Connection, DynamicType, Fd, MessageStream, OwnedFd as BusFd, OwnedObjectPath, OwnedVariant, Type,
+    Variant, connection::Builder,
 };
 
 use super::{PATIENCE, Process};
@@ -44,7 +44,11 @@ impl Refused {
     pub fn is(&self, name: &str, words: &str) -> &Self {
         assert_eq!(self.name, name, "{self:?}");
         assert!(self.message.contains(words), "the sentence does not say {words:?}: {:?}", self.message);
-        assert!(!self.message.ends_with('.') && !self.message.contains('\n'), "not one sentence: {:?}", self.message);
+        assert!(
+            !self.message.ends_with('.') && !self.message.contains('\n'),
+            "not one sentence: {:?}",
+            self.message
+        );
         self
     }
 
@@ -92,7 +96,8 @@ impl Options {
     }
 
     pub fn limits(self, limits: &[(&str, &str)]) -> Self {
-        let limits: HashMap<String, String> = limits.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let limits: HashMap<String, String> =
+            limits.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         self.with("limits", limits)
     }
 }
@@ -158,10 +163,13 @@ impl Client {
         B: Serialize + DynamicType,
         R: DeserializeOwned + Type,
     {
-        let call = self.connection.call_method(self.destination.as_deref(), path, Some(interface), method, body);
+        let call =
+            self.connection.call_method(self.destination.as_deref(), path, Some(interface), method, body);
         let answer = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, call).await });
         match answer.unwrap_or_else(|_| panic!("{method} was not answered in time")) {
-            Ok(message) => Ok(message.body().deserialize().unwrap_or_else(|error| panic!("answer of {method}: {error}"))),
+            Ok(message) => {
+                Ok(message.body().deserialize().unwrap_or_else(|error| panic!("answer of {method}: {error}")))
+            }
             Err(zbus::Error::MethodError(name, _, message)) => {
                 let name = name.as_str();
                 let name = name.strip_prefix("org.cgrant.Error.").unwrap_or(name).to_owned();
@@ -175,9 +183,17 @@ impl Client {
             // zbus takes the errors of the D-Bus specification apart by itself.
             Err(zbus::Error::FDO(error)) => {
                 let message = zbus::DBusError::description(&*error).unwrap_or_default().to_owned();
-                Err(Refused { name: zbus::DBusError::name(&*error).to_string(), message, details: HashMap::new() })
+                Err(Refused {
+                    name: zbus::DBusError::name(&*error).to_string(),
+                    message,
+                    details: HashMap::new(),
+                })
             }
-            Err(error) => Err(Refused { name: "disconnected".into(), message: error.to_string(), details: HashMap::new() }),
+            Err(error) => Err(Refused {
+                name: "disconnected".into(),
+                message: error.to_string(),
+                details: HashMap::new(),
+            }),
         }
     }
 

@@ -40,7 +40,9 @@ pub fn bases(host: &Host, instance: &str) -> Places {
         let mut level = vec![tree.root.clone()];
         for _ in 0..4 {
             let below: Vec<PathBuf> = level.iter().flat_map(|dir| subdirectories(dir)).collect();
-            let base = below.iter().find(|dir| dir.file_name().is_some_and(|n| names.iter().any(|name| n == name.as_str())));
+            let base = below
+                .iter()
+                .find(|dir| dir.file_name().is_some_and(|n| names.iter().any(|name| n == name.as_str())));
             if let Some(base) = base {
                 found.insert(tree.name.clone(), base.clone());
                 break;
@@ -113,12 +115,15 @@ pub fn grants_in_kernel(lab: &Lab) -> BTreeMap<(u32, String), Places> {
 /// If the kernel has none.
 pub fn places(lab: &Lab, account: u32, name: &str) -> Places {
     let all = grants_in_kernel(lab);
-    all.get(&(account, name.to_owned())).unwrap_or_else(|| panic!("the kernel has no grant {account}/{name}: {:?}", all.keys())).clone()
+    all.get(&(account, name.to_owned()))
+        .unwrap_or_else(|| panic!("the kernel has no grant {account}/{name}: {:?}", all.keys()))
+        .clone()
 }
 
 /// The grant's directory in the hierarchy that has the controller.
 pub fn place(lab: &Lab, account: u32, name: &str, controller: &str) -> PathBuf {
-    let tree = lab.host.with(controller).unwrap_or_else(|| panic!("this host has no controller {controller}"));
+    let tree =
+        lab.host.with(controller).unwrap_or_else(|| panic!("this host has no controller {controller}"));
     places(lab, account, name).remove(&tree.name).unwrap_or_else(|| panic!("no cgroup in {}", tree.name))
 }
 
@@ -169,7 +174,9 @@ pub fn audit(lab: &Lab) -> Vec<String> {
             with_range.push(format!("{id} {} {} {account}", range["uid"], range["count"]));
         }
         match kernel.get(&(account, name.clone())) {
-            None => complaints.push(format!("grant {id} {account}/{name} is on record and not in the kernel")),
+            None => {
+                complaints.push(format!("grant {id} {account}/{name} is on record and not in the kernel"))
+            }
             Some(places) => complaints.extend(compare(lab, record, places)),
         }
         recorded.insert((account, name));
@@ -205,7 +212,11 @@ fn compare(lab: &Lab, record: &Value, places: &Places) -> Vec<String> {
         let payload = fs::metadata(place.join("payload"));
         match payload {
             Ok(payload) if Some(payload.ino()) == record["cgroup_id"].as_u64() => {}
-            other => complaints.push(format!("payload of {id}: record says {}, kernel {:?}", record["cgroup_id"], other.map(|m| m.ino()))),
+            other => complaints.push(format!(
+                "payload of {id}: record says {}, kernel {:?}",
+                record["cgroup_id"],
+                other.map(|m| m.ino())
+            )),
         }
     }
     for pair in record["limits"].as_array().unwrap() {

@@ -18,8 +18,8 @@ use cgrant_wire::{
     boot::{EngineBoot, FromChild, FrontKind, LogTarget, ToChild},
 };
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
 };
 
 use super::Lab;
@@ -38,7 +38,8 @@ pub struct LoneEngine {
 }
 
 fn pair() -> (Pair, OwnedFd) {
-    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     sockopt::set_socket_timeout(&ours, sockopt::Timeout::Recv, Some(Duration::from_secs(20))).unwrap();
     (Pair(ours), theirs)
 }
@@ -63,7 +64,9 @@ impl Pair {
         let mut bytes = vec![0; 64 * 1024];
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(17))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received = recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC).ok()?;
+        let received =
+            recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+                .ok()?;
         if received.bytes == 0 {
             return None;
         }
@@ -148,7 +151,9 @@ impl LoneEngine {
     pub fn connected(&self) -> (ConnectionId, u32, OwnedFd) {
         loop {
             match self.socket_front.receive::<FromEngine>() {
-                Some((FromEngine::Connected { connection, uid, .. }, mut fds)) => return (connection, uid, fds.remove(0)),
+                Some((FromEngine::Connected { connection, uid, .. }, mut fds)) => {
+                    return (connection, uid, fds.remove(0));
+                }
                 Some(_) => {}
                 None => panic!("no connection was announced"),
             }
@@ -156,7 +161,13 @@ impl LoneEngine {
     }
 
     /// Sends an operation over a front's link and waits for its answer.
-    pub fn ask(&mut self, front: FrontKind, connection: ConnectionId, op: Op, fds: &[BorrowedFd<'_>]) -> Result<(Answer, Vec<OwnedFd>), Refusal> {
+    pub fn ask(
+        &mut self,
+        front: FrontKind,
+        connection: ConnectionId,
+        op: Op,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(Answer, Vec<OwnedFd>), Refusal> {
         self.requests += 1;
         let id = RequestId(self.requests);
         let link = self.link(front);

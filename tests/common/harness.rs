@@ -139,7 +139,8 @@ fn gather_programs() -> PathBuf {
     let elsewhere = std::env::var("CGRANT_TEST_BIN").ok().map(PathBuf::from);
     for (name, path) in built {
         let source = elsewhere.as_ref().map_or_else(|| PathBuf::from(path), |place| place.join(name));
-        fs::copy(&source, directory.join(name)).unwrap_or_else(|error| panic!("{}: {error}", source.display()));
+        fs::copy(&source, directory.join(name))
+            .unwrap_or_else(|error| panic!("{}: {error}", source.display()));
     }
     fs::copy("/proc/self/exe", directory.join("tests")).unwrap();
     directory
@@ -176,7 +177,9 @@ pub fn descendants_of(parent: u32) -> Vec<u32> {
 fn processes() -> Vec<(u32, u32)> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
         let Some((_, rest)) = stat.rsplit_once(") ") else { continue };
         let fields: Vec<&str> = rest.split(' ').collect();

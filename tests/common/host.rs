@@ -48,7 +48,10 @@ impl Host {
         // mounted again: a second mount would change the options of the first.
         let detached = (!v2).then(detached_cgroup2);
         if let Some(fd) = &detached {
-            trees.push(Tree { name: "cgroup2".into(), root: format!("/proc/self/fd/{}", fd.as_raw_fd()).into() });
+            trees.push(Tree {
+                name: "cgroup2".into(),
+                root: format!("/proc/self/fd/{}", fd.as_raw_fd()).into(),
+            });
         }
         Self { kind, systemd: Path::new("/run/systemd/system").exists(), trees, _cgroup2: detached }
     }
@@ -60,7 +63,10 @@ impl Host {
 
     /// The tree that has a controller.
     pub fn with(&self, controller: &str) -> Option<&Tree> {
-        let v1 = self.trees.iter().find(|tree| tree.name != "cgroup2" && tree.name.split(',').any(|c| c == controller));
+        let v1 = self
+            .trees
+            .iter()
+            .find(|tree| tree.name != "cgroup2" && tree.name.split(',').any(|c| c == controller));
         v1.or_else(|| {
             let controllers = fs::read_to_string(self.cgroup2().root.join("cgroup.controllers")).unwrap();
             controllers.split_whitespace().any(|c| c == controller).then(|| self.cgroup2())

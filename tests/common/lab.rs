@@ -139,14 +139,20 @@ impl Lab {
         // What is on its way out (a helper that reads the end of its socket) may take a moment.
         await_absence(2, || !harness::descendants().is_empty());
         for pid in harness::descendants() {
-            let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().replace('\0', " ");
+            let command =
+                fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().replace('\0', " ");
             leaks.push(format!("process {pid}: {command}"));
         }
         leaks.extend(self.leaks_of_instance());
         // Others work on the machine too; what is the broker's or the test's has its name in it.
         let ours = |mount: &String| mount.contains("cgrant") && !self.mounts.contains(mount);
         leaks.extend(checker::mounts().into_iter().filter(ours).map(|m| format!("mount {m}")));
-        leaks.extend(checker::links().into_iter().filter(|l| !self.links.contains(l)).map(|l| format!("interface {l}")));
+        leaks.extend(
+            checker::links()
+                .into_iter()
+                .filter(|l| !self.links.contains(l))
+                .map(|l| format!("interface {l}")),
+        );
         leaks
     }
 
@@ -156,8 +162,14 @@ impl Lab {
         // A scope without processes is removed by systemd, on v1 when its agent has told it.
         let cgroups = || !checker::cgroups_of_instance(&self.host, &self.instance).is_empty();
         await_absence(if self.host.systemd { 15 } else { 0 }, cgroups);
-        leaks.extend(checker::cgroups_of_instance(&self.host, &self.instance).into_iter().map(|p| format!("cgroup {}", p.display())));
-        leaks.extend(checker::records(self).iter().map(|r| format!("record of grant {} {}", r["name"], r["id"])));
+        leaks.extend(
+            checker::cgroups_of_instance(&self.host, &self.instance)
+                .into_iter()
+                .map(|p| format!("cgroup {}", p.display())),
+        );
+        leaks.extend(
+            checker::records(self).iter().map(|r| format!("record of grant {} {}", r["name"], r["id"])),
+        );
         leaks.extend(checker::live_ranges(self).into_iter().map(|r| format!("range in use: {r}")));
         leaks
     }

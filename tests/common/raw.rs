@@ -62,7 +62,8 @@ impl Raw {
     pub fn message(&mut self) -> Option<Vec<u8>> {
         let mut head = [0; 16];
         self.0.read_exact(&mut head).ok()?;
-        let number = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]) as usize;
+        let number =
+            |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]) as usize;
         let (body, fields) = (number(4), number(12));
         let mut rest = vec![0; fields.next_multiple_of(8) + body];
         self.0.read_exact(&mut rest).ok()?;
@@ -71,7 +72,14 @@ impl Raw {
 }
 
 /// A method call with a string body, little-endian, laid out by hand. `interface` may be left out.
-pub fn method_call(serial: u32, path: &str, interface: Option<&str>, member: &str, signature: &str, body: &[u8]) -> Vec<u8> {
+pub fn method_call(
+    serial: u32,
+    path: &str,
+    interface: Option<&str>,
+    member: &str,
+    signature: &str,
+    body: &[u8],
+) -> Vec<u8> {
     let mut fields = Vec::new();
     field(&mut fields, 1, b'o', path);
     if let Some(interface) = interface {

@@ -102,7 +102,9 @@ impl User {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut command = Command::new("nsenter");
-        command.arg(format!("--user=/proc/{}/ns/user", namespace.pid)).args([format!("-S{id}"), format!("-G{id}")]);
+        command
+            .arg(format!("--user=/proc/{}/ns/user", namespace.pid))
+            .args([format!("-S{id}"), format!("-G{id}")]);
         command.arg(self.programs.join("tests")).arg("--role").args(role);
         command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
         let process = Process::start(&mut command, Some(ours));

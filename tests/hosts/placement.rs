@@ -7,7 +7,8 @@ use crate::common::{Kind, Lab, Options, User, bus::MANAGER_PATH, checker, harnes
 
 fn run(program: &str, arguments: &[&str]) -> (bool, String) {
     let output = Command::new(program).args(arguments).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     (output.status.success(), text)
 }
 
@@ -25,15 +26,27 @@ fn the_tree_is_where_this_kind_of_host_wants_it(lab: &Lab) {
     let grant = client.create("here", Options::new()).unwrap();
     let bases = checker::bases(&lab.host, &lab.instance);
     for tree in &lab.host.trees {
-        let base = bases.get(&tree.name).unwrap_or_else(|| panic!("the instance has no tree in {}", tree.name));
+        let base =
+            bases.get(&tree.name).unwrap_or_else(|| panic!("the instance has no tree in {}", tree.name));
         let below = base.strip_prefix(&tree.root).unwrap();
         let depth = below.components().count();
         // systemd has cgroup2 (hybrid: without controllers) and name=systemd in its hand; the others are free.
-        let systemds = lab.host.systemd && (tree.name == "cgroup2" && lab.host.kind != Kind::V1 || tree.name == "name=systemd");
+        let systemds = lab.host.systemd
+            && (tree.name == "cgroup2" && lab.host.kind != Kind::V1 || tree.name == "name=systemd");
         if systemds {
-            assert!(below.ends_with(format!("cgrant-{}.scope", lab.instance)), "{}: {}", tree.name, below.display());
+            assert!(
+                below.ends_with(format!("cgrant-{}.scope", lab.instance)),
+                "{}: {}",
+                tree.name,
+                below.display()
+            );
         } else if !lab.host.systemd {
-            assert_eq!((depth, below.to_str().unwrap()), (1, format!("cgrant-{}", lab.instance).as_str()), "{}", tree.name);
+            assert_eq!(
+                (depth, below.to_str().unwrap()),
+                (1, format!("cgrant-{}", lab.instance).as_str()),
+                "{}",
+                tree.name
+            );
         }
     }
     checker::assert_in_order(lab);
@@ -43,7 +56,10 @@ fn the_tree_is_where_this_kind_of_host_wants_it(lab: &Lab) {
     let there = fs::read_to_string(cgroup2.join("payload/cgroup.controllers")).unwrap();
     let top = fs::read_to_string(bases["cgroup2"].join("cgroup.controllers")).unwrap();
     for controller in top.split_whitespace() {
-        assert!(there.split_whitespace().any(|c| c == controller), "{controller} does not reach the payload: {there}");
+        assert!(
+            there.split_whitespace().any(|c| c == controller),
+            "{controller} does not reach the payload: {there}"
+        );
     }
     if lab.host.kind == Kind::V2 {
         for controller in ["cpu", "cpuset", "io", "memory", "pids"] {
@@ -57,14 +73,20 @@ fn the_scope_outlives_the_broker_and_ends_with_the_last_grant(lab: &Lab) {
     let mut broker = lab.broker();
     let user = lab.user();
     let client = user.client(broker.socket());
-    let grant = client.create("scoped", Options::new().lifetime("persistent").limits(&[("pids.max", "44")])).unwrap();
+    let grant =
+        client.create("scoped", Options::new().lifetime("persistent").limits(&[("pids.max", "44")])).unwrap();
     let sleeper = user.sleeper();
     client.attach(&grant.path, &sleeper.pidfd, Options::new()).unwrap();
     let before = sleeper.cgroups();
     if lab.host.systemd {
         let scope = format!("cgrant-{}.scope", lab.instance);
         let shown = systemctl(&["show", "-p", "ActiveState,Delegate,TasksMax", &scope]);
-        assert!(shown.contains("ActiveState=active") && shown.contains("Delegate=yes") && shown.contains("TasksMax=infinity"), "{shown}");
+        assert!(
+            shown.contains("ActiveState=active")
+                && shown.contains("Delegate=yes")
+                && shown.contains("TasksMax=infinity"),
+            "{shown}"
+        );
         // What systemd does to its units must not reach into the scope.
         systemctl(&["daemon-reload"]);
         systemctl(&["set-property", "--runtime", &scope, "CPUWeight=200"]);
@@ -86,7 +108,9 @@ fn the_scope_outlives_the_broker_and_ends_with_the_last_grant(lab: &Lab) {
         let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
         program.file_name().is_some_and(|name| name.to_str().unwrap().starts_with("cgrant"))
     };
-    wait_until("the broker's processes are gone, a keeper too", || !harness::descendants().iter().any(is_brokers));
+    wait_until("the broker's processes are gone, a keeper too", || {
+        !harness::descendants().iter().any(is_brokers)
+    });
 }
 
 fn the_keeper_may_die(lab: &Lab) {
@@ -114,7 +138,10 @@ fn the_keeper_may_die(lab: &Lab) {
 fn the_packaged_broker_serves_the_system_bus(lab: &Lab) {
     // Only where the image is ours: the virtual machines, into which the package's files were installed.
     if std::env::var_os("CGRANT_TEST_INSTALLED").is_none() {
-        assert!(!Path::new("/usr/lib/systemd/system/cgrantd.service").exists() || !lab.host.systemd, "an installed broker is in the way of the tests");
+        assert!(
+            !Path::new("/usr/lib/systemd/system/cgrantd.service").exists() || !lab.host.systemd,
+            "an installed broker is in the way of the tests"
+        );
         return;
     }
     let by_hand = (!lab.host.systemd).then(|| Command::new("cgrantd").arg("--foreground").spawn().unwrap());
@@ -127,9 +154,14 @@ fn the_packaged_broker_serves_the_system_bus(lab: &Lab) {
     let user = User::new(5, &[], &lab.scratch, &lab.programs);
     let call = |words: &[&str]| {
         let mut command = user.command("busctl");
-        command.args(["--system", "call", "org.cgrant.Broker1", MANAGER_PATH, "org.cgrant.Broker1.Manager"]).args(words);
+        command
+            .args(["--system", "call", "org.cgrant.Broker1", MANAGER_PATH, "org.cgrant.Broker1.Manager"])
+            .args(words);
         let output = command.output().unwrap();
-        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr),
+        )
     };
     wait_until("the name is on the system bus", || call(&["ListRanges"]).0);
     let (done, said) = call(&["CreateGrant", "sa{sv}", "pkg", "1", "lifetime", "s", "persistent"]);
@@ -137,12 +169,17 @@ fn the_packaged_broker_serves_the_system_bus(lab: &Lab) {
     let output = user.cgrant(Path::new("/run/cgrant/public/bus"), &["grant", "list"]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("pkg"), "{output:?}");
     let sleeper = user.sleeper();
-    let attach = user.cgrant(Path::new("/run/cgrant/public/bus"), &["grant", "attach", "pkg", &sleeper.pid.to_string()]);
+    let attach = user
+        .cgrant(Path::new("/run/cgrant/public/bus"), &["grant", "attach", "pkg", &sleeper.pid.to_string()]);
     assert!(attach.status.success(), "{attach:?}");
     if lab.host.systemd {
         // Its fronts have the accounts that sysusers made; the service's cgroup holds nothing but the broker.
         let control = systemctl(&["show", "-p", "ControlGroup", "--value", "cgrantd.service"]);
-        assert!(!sleeper.cgroups().iter().any(|(_, path)| path.contains(control.trim())), "{:?}", sleeper.cgroups());
+        assert!(
+            !sleeper.cgroups().iter().any(|(_, path)| path.contains(control.trim())),
+            "{:?}",
+            sleeper.cgroups()
+        );
         systemctl(&["restart", "cgrantd.service"]);
         assert!(sleeper.is_alive(), "a restart of the service killed what ran in a grant");
         systemctl(&["stop", "cgrantd.service"]);
@@ -161,7 +198,9 @@ fn the_packaged_broker_serves_the_system_bus(lab: &Lab) {
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         assert!(broker.wait().unwrap().success());
     }
-    wait_until("the packaged broker's tree is gone", || checker::cgroups_of_instance(&lab.host, "default").is_empty());
+    wait_until("the packaged broker's tree is gone", || {
+        checker::cgroups_of_instance(&lab.host, "default").is_empty()
+    });
 }
 
 crate::tests![

@@ -73,14 +73,18 @@ fn only_the_callers_own_processes(lab: &Lab) {
     let grant = client.create("own", Options::new()).unwrap();
     let refuse = |process: &Process| {
         let before = process.cgroups();
-        client.attach(&grant.path, &process.pidfd, Options::new()).unwrap_err().is("NotAuthorized", "not yours");
+        client
+            .attach(&grant.path, &process.pidfd, Options::new())
+            .unwrap_err()
+            .is("NotAuthorized", "not yours");
         assert_eq!(process.cgroups(), before);
     };
     refuse(&other.sleeper());
     refuse(&lab.root().sleeper());
     // A setuid program in the middle of its work: one of its uids is root's.
     let mixed = |arguments: &[&str]| {
-        let process = Process::of(Command::new("setpriv").args(arguments).args(["--clear-groups", "sleep", "1000"]));
+        let process =
+            Process::of(Command::new("setpriv").args(arguments).args(["--clear-groups", "sleep", "1000"]));
         wait_until("sleep runs", || process.command_name() == "sleep");
         process
     };
@@ -115,7 +119,10 @@ fn descriptors_that_are_no_living_process(lab: &Lab) {
         client.create("s", Options::new().fd("stage", fd)).unwrap_err().is("InvalidDescriptor", "pidfd");
     }
     client.create("h", Options::new().lifetime("process")).unwrap_err();
-    client.create("h", Options::new().lifetime("process").fd("holder", &dead.pidfd)).unwrap_err().is("NoSuchProcess", "");
+    client
+        .create("h", Options::new().lifetime("process").fd("holder", &dead.pidfd))
+        .unwrap_err()
+        .is("NoSuchProcess", "");
     assert_eq!(client.names(), ["fds"]);
     checker::assert_in_order(lab);
 }
@@ -155,15 +162,21 @@ fn a_tree_is_attached_whole(lab: &Lab) {
     }
     // A tree with a process of somebody else's in it: all or none.
     let second = client.create("second", Options::new()).unwrap();
-    let mixed = Process::of(
-        Command::new("setpriv").arg(format!("--reuid={}", user.uid)).args(["--clear-groups", "--inh-caps=-all", "sleep", "1000"]),
-    );
+    let mixed = Process::of(Command::new("setpriv").arg(format!("--reuid={}", user.uid)).args([
+        "--clear-groups",
+        "--inh-caps=-all",
+        "sleep",
+        "1000",
+    ]));
     let root = Process::of(Command::new("sh").args([
         "-c",
         &format!("setpriv --reuid={0} --regid={0} --clear-groups sh -c 'sleep 1000 & wait' & wait", user.uid),
     ]));
     wait_until("the tree is there", || crate::common::harness::descendants_of(root.pid).len() == 2);
-    client.attach(&second.path, &root.pidfd, Options::new().with("tree", true)).unwrap_err().is("NotAuthorized", "");
+    client
+        .attach(&second.path, &root.pidfd, Options::new().with("tree", true))
+        .unwrap_err()
+        .is("NotAuthorized", "");
     assert!(client.processes(&second.path).is_empty());
     drop(mixed);
     checker::assert_in_order(lab);
@@ -213,7 +226,8 @@ fn processes_of(uid: u32) -> Vec<u32> {
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { continue };
-        let is_dead = status.lines().any(|line| line.starts_with("State:\tZ") || line.starts_with("State:\tX"));
+        let is_dead =
+            status.lines().any(|line| line.starts_with("State:\tZ") || line.starts_with("State:\tX"));
         if !is_dead && status.lines().any(|line| line.starts_with(&format!("Uid:\t{uid}\t"))) {
             found.push(pid);
         }
@@ -230,7 +244,10 @@ fn nothing_leaves_a_grant_through_another(lab: &Lab) {
     let inside = user.sleeper();
     client.attach(&tight.path, &inside.pidfd, Options::new()).unwrap();
     client.attach(&loose.path, &inside.pidfd, Options::new()).unwrap_err().is("NotAuthorized", "leaves");
-    client.create("third", Options::new().no_range().fd("stage", &inside.pidfd)).unwrap_err().is("NotAuthorized", "");
+    client
+        .create("third", Options::new().no_range().fd("stage", &inside.pidfd))
+        .unwrap_err()
+        .is("NotAuthorized", "");
     assert!(is_inside(inside.pid, &user, "tight"));
     // Nor as a member of a tree whose root is outside.
     let tree = user.spawn("sh", &["-c", "(sleep 1000; :) & wait"]);
@@ -242,7 +259,10 @@ fn nothing_leaves_a_grant_through_another(lab: &Lab) {
     )
     .unwrap();
     client.attach(&tight.path, &child_fd, Options::new()).unwrap();
-    client.attach(&loose.path, &tree.pidfd, Options::new().with("tree", true)).unwrap_err().is("NotAuthorized", "");
+    client
+        .attach(&loose.path, &tree.pidfd, Options::new().with("tree", true))
+        .unwrap_err()
+        .is("NotAuthorized", "");
     assert!(is_inside(child, &user, "tight"), "{:?}", cgroups_of(child));
     assert!(!is_touched(tree.pid, &user, "loose"));
     let _ = Kind::V1;

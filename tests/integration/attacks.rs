@@ -164,6 +164,7 @@ fn descriptors_that_nobody_reads_hold_up_nobody(lab: &Lab) {
 
 crate::tests![
     descriptors_that_nobody_reads_hold_up_nobody,
-    a_shared_group_moves_nobody,    the_ids_in_a_users_namespace_are_no_accounts,
+    a_shared_group_moves_nobody,
+    the_ids_in_a_users_namespace_are_no_accounts,
     root_in_a_users_namespace_is_not_root,
 ];

@@ -102,8 +102,14 @@ fn malformed_messages_end_the_connection(lab: &Lab) {
         ("a path that is none", method_call(1, "no/path", Some(MANAGER), "ListRanges", "", &[])),
         ("a member that is none", method_call(1, PATH, Some(MANAGER), "List Ranges", "", &[])),
         ("a signature that is none", method_call(1, PATH, Some(MANAGER), "GetGrant", "a{", &[0; 8])),
-        ("a body shorter than its string", method_call(1, PATH, Some(MANAGER), "ForgetRange", "s", &[255, 0, 0, 0, b'a', 0])),
-        ("a string that is no UTF-8", method_call(1, PATH, Some(MANAGER), "ForgetRange", "s", &string(b"a\xff"))),
+        (
+            "a body shorter than its string",
+            method_call(1, PATH, Some(MANAGER), "ForgetRange", "s", &[255, 0, 0, 0, b'a', 0]),
+        ),
+        (
+            "a string that is no UTF-8",
+            method_call(1, PATH, Some(MANAGER), "ForgetRange", "s", &string(b"a\xff")),
+        ),
         ("arrays nested deep", method_call(1, PATH, Some(MANAGER), "GetGrant", &"a".repeat(200), &[0; 8])),
         ("zeroes", vec![0; 4096]),
         ("noise", (0..4096_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect()),
@@ -206,16 +212,30 @@ fn unknown_things_are_answered_with_the_usual_errors(lab: &Lab) {
     assert!(interface.starts_with("org.freedesktop.DBus.Error.Unknown"), "{interface}");
     let object = name(client.call("/org/cgrant/Nowhere", MANAGER, "ListRanges", &()));
     assert!(object.starts_with("org.freedesktop.DBus.Error.Unknown"), "{object}");
-    let grant = name(client.call("/org/cgrant/Broker1/grant/0123456789abcdef", "org.cgrant.Broker1.Cgroup", "Freeze", &()));
+    let grant = name(client.call(
+        "/org/cgrant/Broker1/grant/0123456789abcdef",
+        "org.cgrant.Broker1.Cgroup",
+        "Freeze",
+        &(),
+    ));
     assert_eq!(grant, "NoSuchGrant");
     for odd in ["0", "0123456789ABCDEF", "0123456789abcdef0", "zzzzzzzzzzzzzzzz"] {
         let path = format!("/org/cgrant/Broker1/grant/{odd}");
         let said = name(client.call(&path, "org.cgrant.Broker1.Cgroup", "Freeze", &()));
-        assert!(said == "NoSuchGrant" || said.starts_with("org.freedesktop.DBus.Error.Unknown"), "{odd}: {said}");
+        assert!(
+            said == "NoSuchGrant" || said.starts_with("org.freedesktop.DBus.Error.Unknown"),
+            "{odd}: {said}"
+        );
     }
     let arguments = name(client.manager("ForgetRange", &(1_u32, 2_u32)));
-    assert!(arguments == "org.freedesktop.DBus.Error.InvalidArgs" || arguments == "InvalidArgument", "{arguments}");
-    client.create("x", Options::new().with("lifetyme", "persistent")).unwrap_err().is("InvalidArgument", "lifetyme");
+    assert!(
+        arguments == "org.freedesktop.DBus.Error.InvalidArgs" || arguments == "InvalidArgument",
+        "{arguments}"
+    );
+    client
+        .create("x", Options::new().with("lifetyme", "persistent"))
+        .unwrap_err()
+        .is("InvalidArgument", "lifetyme");
     client.create("x", Options::new().with("lifetime", 5_u32)).unwrap_err().is("InvalidArgument", "lifetime");
     client.create("x", Options::new().lifetime("eternal")).unwrap_err().is("InvalidArgument", "lifetime");
     client.create("x", Options::new().key(&"k".repeat(129))).unwrap_err().is("InvalidArgument", "key");

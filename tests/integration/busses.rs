@@ -45,7 +45,11 @@ fn dbus_send_speaks_peer_to_peer(lab: &Lab) {
     let grant = client.create("sent", Options::new()).unwrap();
     let ranges = send(&["org.cgrant.Broker1.Manager.ListRanges"]);
     assert!(ranges.contains(&format!("uint32 {}", grant.uid)) && ranges.contains("\"sent\""), "{ranges}");
-    let instance = send(&["org.freedesktop.DBus.Properties.Get", "string:org.cgrant.Broker1.Manager", "string:Instance"]);
+    let instance = send(&[
+        "org.freedesktop.DBus.Properties.Get",
+        "string:org.cgrant.Broker1.Manager",
+        "string:Instance",
+    ]);
     assert!(instance.contains(&lab.instance), "{instance}");
     assert!(send(&["org.freedesktop.DBus.Peer.Ping"]).contains("method return"));
 }
@@ -61,18 +65,34 @@ fn gdbus_and_busctl_speak_peer_to_peer(lab: &Lab) {
     };
     let seen = gdbus(&["introspect", "--dest", "x.y", "--object-path", MANAGER_PATH]);
     assert!(seen.contains("interface org.cgrant.Broker1.Manager") && seen.contains("CreateGrant"), "{seen}");
-    let listed = gdbus(&["call", "--dest", "x.y", "--object-path", MANAGER_PATH, "--method", "org.cgrant.Broker1.Manager.ListGrants", "{}"]);
+    let listed = gdbus(&[
+        "call",
+        "--dest",
+        "x.y",
+        "--object-path",
+        MANAGER_PATH,
+        "--method",
+        "org.cgrant.Broker1.Manager.ListGrants",
+        "{}",
+    ]);
     assert!(listed.contains("(@a(osu) [],)"), "{listed}");
     let busctl = |words: &[&str]| {
         let mut command = user.command("busctl");
         command.arg(format!("--address={address}")).args(words);
         output(&mut command)
     };
-    let rows = busctl(&["call", "org.cgrant.Broker1", MANAGER_PATH, "org.cgrant.Broker1.Manager", "ListRanges"]);
+    let rows =
+        busctl(&["call", "org.cgrant.Broker1", MANAGER_PATH, "org.cgrant.Broker1.Manager", "ListRanges"]);
     assert_eq!(rows.trim(), "a(uuuss) 0");
     let seen = busctl(&["introspect", "org.cgrant.Broker1", MANAGER_PATH]);
     assert!(seen.contains(".CreateGrant") && seen.contains(".GrantRemoved"), "{seen}");
-    let instance = busctl(&["get-property", "org.cgrant.Broker1", MANAGER_PATH, "org.cgrant.Broker1.Manager", "Instance"]);
+    let instance = busctl(&[
+        "get-property",
+        "org.cgrant.Broker1",
+        MANAGER_PATH,
+        "org.cgrant.Broker1.Manager",
+        "Instance",
+    ]);
     assert_eq!(instance.trim(), format!("s \"{}\"", lab.instance));
 }
 
@@ -100,7 +120,11 @@ impl Daemon {
         .replace("<allow receive_type=\"*\"/>", "");
         fs::write(&config, text).unwrap();
         let mut command = Command::new("dbus-daemon");
-        command.arg(format!("--config-file={}", config.display())).args(["--nofork", "--nopidfile", "--print-address=1"]);
+        command.arg(format!("--config-file={}", config.display())).args([
+            "--nofork",
+            "--nopidfile",
+            "--print-address=1",
+        ]);
         let log = fs::OpenOptions::new().create(true).append(true).open(lab.scratch.join("log")).unwrap();
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut line = String::new();
@@ -140,13 +164,20 @@ fn a_real_bus_carries_the_same_objects(lab: &Lab) {
     };
     wait_until("the name is on the bus", || busctl(&["introspect", &name, MANAGER_PATH]).status.success());
     let call = |method: &str, arguments: &[&str]| {
-        let words = [&["call", &name, MANAGER_PATH, "org.cgrant.Broker1.Manager", method], arguments].concat();
+        let words =
+            [&["call", &name, MANAGER_PATH, "org.cgrant.Broker1.Manager", method], arguments].concat();
         let output = busctl(&words);
-        (output.status.success(), format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
+        (
+            output.status.success(),
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)),
+        )
     };
     // Who calls is what the bus daemon says.
     let (done, said) = call("GetUsage", &["a{sv}", "0"]);
-    assert!(done && said.contains(&format!("u\" {}", user.uid)) || said.contains(&format!(" {} ", user.uid)), "{said}");
+    assert!(
+        done && said.contains(&format!("u\" {}", user.uid)) || said.contains(&format!(" {} ", user.uid)),
+        "{said}"
+    );
     let (done, said) = call("CreateGrant", &["sa{sv}", "bus", "1", "lifetime", "s", "persistent"]);
     assert!(done && said.contains("/org/cgrant/Broker1/grant/"), "{said}");
     checker::assert_in_order(lab);
@@ -159,7 +190,16 @@ fn a_real_bus_carries_the_same_objects(lab: &Lab) {
     // Somebody else on the bus.
     let mut command = stranger.command("busctl");
     command.arg(format!("--address={}", daemon.address));
-    command.args(["call", &name, MANAGER_PATH, "org.cgrant.Broker1.Manager", "GetGrant", "sa{sv}", "bus", "0"]);
+    command.args([
+        "call",
+        &name,
+        MANAGER_PATH,
+        "org.cgrant.Broker1.Manager",
+        "GetGrant",
+        "sa{sv}",
+        "bus",
+        "0",
+    ]);
     assert!(!command.output().unwrap().status.success());
     let mut gdbus = user.command("gdbus");
     gdbus.args(["introspect", "--address", &daemon.address, "--dest", &name, "--object-path", MANAGER_PATH]);
@@ -208,16 +248,31 @@ fn shape(xml: &str) -> Shape {
     for interface in node.interfaces() {
         let mut lines = Vec::new();
         for method in interface.methods() {
-            let arguments: Vec<String> = method.args().iter().map(|a| format!("{:?} {} {:?}", a.direction(), a.ty(), a.name())).collect();
+            let arguments: Vec<String> = method
+                .args()
+                .iter()
+                .map(|a| format!("{:?} {} {:?}", a.direction(), a.ty(), a.name()))
+                .collect();
             lines.push(format!("method {}({})", method.name(), arguments.join(", ")));
         }
         for signal in interface.signals() {
-            let arguments: Vec<String> = signal.args().iter().map(|a| format!("{} {:?}", a.ty(), a.name())).collect();
+            let arguments: Vec<String> =
+                signal.args().iter().map(|a| format!("{} {:?}", a.ty(), a.name())).collect();
             lines.push(format!("signal {}({})", signal.name(), arguments.join(", ")));
         }
         for property in interface.properties() {
-            let changes = property.annotations().iter().map(|a| format!("{}={}", a.name(), a.value())).collect::<Vec<_>>();
-            lines.push(format!("property {} {} {:?} {}", property.name(), property.ty(), property.access(), changes.join(" ")));
+            let changes = property
+                .annotations()
+                .iter()
+                .map(|a| format!("{}={}", a.name(), a.value()))
+                .collect::<Vec<_>>();
+            lines.push(format!(
+                "property {} {} {:?} {}",
+                property.name(),
+                property.ty(),
+                property.access(),
+                changes.join(" ")
+            ));
         }
         lines.sort();
         shape.insert(interface.name().to_string(), lines);
@@ -240,7 +295,12 @@ fn what_runs_is_what_the_contract_says(lab: &Lab) {
     for (name, lines) in &promised {
         assert_eq!(running.get(name), Some(lines), "{name}: what runs and the contract differ");
     }
-    assert_eq!(running.len(), promised.len(), "interfaces that the contract does not have: {:?}", running.keys());
+    assert_eq!(
+        running.len(),
+        promised.len(),
+        "interfaces that the contract does not have: {:?}",
+        running.keys()
+    );
     // The path from the root is there to be walked.
     let mut path = String::from("/");
     for part in ["org", "cgrant", "Broker1"] {

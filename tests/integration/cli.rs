@@ -35,7 +35,11 @@ fn fails(user: &User, lab: &Lab, arguments: &[&str], code: i32) -> String {
 fn every_verb_on_a_grant(lab: &Lab) {
     let broker = lab.broker();
     let user = lab.user_in(&[31_000, 31_001]);
-    done(&user, lab, &["grant", "create", "job", "--memory", "64M", "--pids", "40", "--limit", "cpu.max=50%"]);
+    done(
+        &user,
+        lab,
+        &["grant", "create", "job", "--memory", "64M", "--pids", "40", "--limit", "cpu.max=50%"],
+    );
     checker::assert_in_order(lab);
     let list = json(&user, lab, &["grant", "list"]);
     assert!(list.to_string().contains("\"job\""), "{list}");
@@ -111,7 +115,20 @@ fn run(lab: &Lab, user: &User, arguments: &[&str]) -> Output {
 fn run_puts_a_command_into_namespaces_of_its_own(lab: &Lab) {
     let broker = lab.broker();
     let user = lab.user_in(&[31_000]);
-    let output = run(lab, &user, &["--hostname", "box", "--pids", "50", "--", "sh", "-c", "id -u; id -g; echo $$; hostname; cat /proc/self/uid_map /proc/self/setgroups"]);
+    let output = run(
+        lab,
+        &user,
+        &[
+            "--hostname",
+            "box",
+            "--pids",
+            "50",
+            "--",
+            "sh",
+            "-c",
+            "id -u; id -g; echo $$; hostname; cat /proc/self/uid_map /proc/self/setgroups",
+        ],
+    );
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     let printed = String::from_utf8(output.stdout).unwrap();
     let lines: Vec<&str> = printed.lines().collect();
@@ -120,7 +137,11 @@ fn run_puts_a_command_into_namespaces_of_its_own(lab: &Lab) {
     assert_eq!((map[0], map[2]), ("0", "65536"), "{printed}");
     assert_eq!(lines[5], "allow");
     // Every kind of namespace is another one than the caller's.
-    let output = run(lab, &user, &["--", "sh", "-c", "for n in user mnt pid net ipc uts cgroup; do readlink /proc/self/ns/$n; done"]);
+    let output = run(
+        lab,
+        &user,
+        &["--", "sh", "-c", "for n in user mnt pid net ipc uts cgroup; do readlink /proc/self/ns/$n; done"],
+    );
     let inside = String::from_utf8(output.stdout).unwrap();
     assert_eq!(inside.lines().count(), 7, "{inside}");
     for (kind, line) in ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"].iter().zip(inside.lines()) {
@@ -146,7 +167,8 @@ fn run_passes_status_streams_and_environment(lab: &Lab) {
         let output = run(lab, &user, &arguments);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", text(&output));
     }
-    let output = run(lab, &user, &["--env", "COLOUR=green", "--", "sh", "-c", "echo out; echo err >&2; echo $COLOUR"]);
+    let output =
+        run(lab, &user, &["--env", "COLOUR=green", "--", "sh", "-c", "echo out; echo err >&2; echo $COLOUR"]);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "out\ngreen\n");
     assert!(String::from_utf8_lossy(&output.stderr).contains("err"));
     broker.settle();
@@ -198,10 +220,18 @@ fn a_running_container_survives_the_brokers_death_and_ends_with_its_command(lab:
     command.args(["run", "--name", "long", "--", "sleep", "1000"]);
     command.env("CGRANT_SOCKET", broker.socket()).stdout(std::process::Stdio::null());
     let mut client = Process::of(&mut command);
-    let cgroup2 = || checker::grants_in_kernel(lab).get(&(user.uid, "long".to_owned())).and_then(|p| Some(p.get("cgroup2")?.join("payload")));
-    let sleeps = || cgroup2().is_some_and(|payload| checker::members(&payload).iter().any(|pid| {
-        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "sleep")
-    }));
+    let cgroup2 = || {
+        checker::grants_in_kernel(lab)
+            .get(&(user.uid, "long".to_owned()))
+            .and_then(|p| Some(p.get("cgroup2")?.join("payload")))
+    };
+    let sleeps = || {
+        cgroup2().is_some_and(|payload| {
+            checker::members(&payload).iter().any(|pid| {
+                fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "sleep")
+            })
+        })
+    };
     wait_until("the command runs", sleeps);
     broker.kill_everything();
     assert!(sleeps(), "the command died with the broker");
@@ -222,7 +252,8 @@ fn run_killed_hard_leaves_nothing(lab: &Lab) {
     command.stdout(std::process::Stdio::null());
     let mut client = Process::of(&mut command);
     wait_until("the command runs", || {
-        checker::grants_in_kernel(lab).get(&(user.uid, "victim".to_owned()))
+        checker::grants_in_kernel(lab)
+            .get(&(user.uid, "victim".to_owned()))
             .and_then(|places| places.get("cgroup2"))
             .is_some_and(|place| !checker::members(&place.join("payload")).is_empty())
     });

@@ -111,13 +111,26 @@ fn check_config_and_print_config(lab: &Lab) {
 }
 
 fn wrong_command_lines_end_with_2(lab: &Lab) {
-    for arguments in [&["--instance", "Bad Name"] as &[&str], &["--bus", "session"], &["--nonsense"], &["argument"]] {
+    for arguments in
+        [&["--instance", "Bad Name"] as &[&str], &["--bus", "session"], &["--nonsense"], &["argument"]]
+    {
         let output = cgrantd(lab, arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
     }
     let output = cgrantd(lab, &["--help"]);
     assert_eq!(output.status.code(), Some(0));
-    for option in ["--instance", "--config-dir", "--state-dir", "--runtime-dir", "--socket", "--bus", "--cgmanager-socket", "--foreground", "--check-config", "--print-config"] {
+    for option in [
+        "--instance",
+        "--config-dir",
+        "--state-dir",
+        "--runtime-dir",
+        "--socket",
+        "--bus",
+        "--cgmanager-socket",
+        "--foreground",
+        "--check-config",
+        "--print-config",
+    ] {
         assert!(text(&output.stdout).contains(option), "{option} is not in --help");
     }
     assert!(text(&cgrantd(lab, &["--version"]).stdout).starts_with("cgrantd "));
@@ -127,7 +140,11 @@ fn no_process_has_more_rights_than_it_needs(lab: &Lab) {
     let broker = lab.broker();
     let status = |pid: u32, key: &str| -> String {
         let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        text.lines().find_map(|line| line.strip_prefix(&format!("{key}:"))).unwrap_or_default().trim().to_owned()
+        text.lines()
+            .find_map(|line| line.strip_prefix(&format!("{key}:")))
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
     };
     let capabilities = |pid: u32, set: &str| u64::from_str_radix(&status(pid, set), 16).unwrap();
     for front in broker.fronts() {
@@ -148,7 +165,9 @@ fn no_process_has_more_rights_than_it_needs(lab: &Lab) {
             let target = fs::read_link(entry.path()).unwrap_or_default();
             let target = target.to_str().unwrap();
             let is_log = target == lab.scratch.join("log").to_str().unwrap() || target == "/dev/null";
-            let allowed = target.starts_with("socket:") || target.starts_with("anon_inode:") || target.starts_with("pipe:");
+            let allowed = target.starts_with("socket:")
+                || target.starts_with("anon_inode:")
+                || target.starts_with("pipe:");
             assert!(allowed || is_log, "a front has {target} open");
         }
     }
@@ -156,10 +175,21 @@ fn no_process_has_more_rights_than_it_needs(lab: &Lab) {
     let all = (1_u64 << 41) - 1;
     let effective = capabilities(engine, "CapEff");
     assert_ne!(effective & all, all, "the engine keeps every capability");
-    for (name, bit) in [("net_admin", 12), ("sys_module", 16), ("sys_boot", 22), ("sys_time", 25), ("mknod", 27), ("bpf", 39)] {
+    for (name, bit) in [
+        ("net_admin", 12),
+        ("sys_module", 16),
+        ("sys_boot", 22),
+        ("sys_time", 25),
+        ("mknod", 27),
+        ("bpf", 39),
+    ] {
         assert_eq!(effective >> bit & 1, 0, "the engine keeps CAP_{name}");
     }
-    assert_eq!(capabilities(engine, "CapBnd") & !capabilities(engine, "CapPrm"), 0, "it can't get more again");
+    assert_eq!(
+        capabilities(engine, "CapBnd") & !capabilities(engine, "CapPrm"),
+        0,
+        "it can't get more again"
+    );
     assert_eq!(status(engine, "NoNewPrivs"), "1");
     assert_eq!(status(engine, "Seccomp"), "2");
 }
@@ -205,7 +235,9 @@ fn nothing_stays_in_the_kernel_after_the_last_grant(lab: &Lab) {
     client.release(&grant.path, false).unwrap();
     drop(client);
     assert_eq!(broker.stop(), 0);
-    wait_until("the instance's cgroups are gone", || checker::cgroups_of_instance(&lab.host, &lab.instance).is_empty());
+    wait_until("the instance's cgroups are gone", || {
+        checker::cgroups_of_instance(&lab.host, &lab.instance).is_empty()
+    });
 }
 
 crate::tests![

@@ -4,8 +4,10 @@
 use std::time::Duration;
 
 use crate::common::{
-    Broker, Client, Grant, Lab, Options, Process, User, bus::Refused, checker,
+    Broker, Client, Grant, Lab, Options, Process, User,
     bus::GRANT,
+    bus::Refused,
+    checker,
     harness::{descendants, descendants_of},
     wait_until,
 };
@@ -45,7 +47,9 @@ impl Bystander {
     fn new(lab: &Lab, broker: &Broker) -> Self {
         let user = lab.user();
         let client = user.client(broker.socket());
-        let grant = client.create("stays", Options::new().lifetime("persistent").limits(&[("pids.max", "33")])).unwrap();
+        let grant = client
+            .create("stays", Options::new().lifetime("persistent").limits(&[("pids.max", "33")]))
+            .unwrap();
         let running = user.sleeper();
         client.attach(&grant.path, &running.pidfd, Options::new()).unwrap();
         Self { user, running, path: grant.path }
@@ -55,7 +59,10 @@ impl Bystander {
         assert!(self.running.is_alive(), "{when}: what ran in a grant was killed");
         let places = checker::places(lab, self.user.uid, "stays");
         for (tree, place) in &places {
-            assert!(checker::members(place).contains(&self.running.pid), "{when}: it is not in its grant in {tree}");
+            assert!(
+                checker::members(place).contains(&self.running.pid),
+                "{when}: it is not in its grant in {tree}"
+            );
         }
     }
 
@@ -72,7 +79,8 @@ fn killed_at_every_step_of_creating(lab: &Lab) {
     let (stage, (_ns, namespace)) = (user.sleeper(), user.userns());
     broker.order_fault("count");
     let grant = ask(&client, &stage, &namespace).unwrap();
-    let steps: Vec<String> = broker.fault_steps().into_iter().filter(|step| step.starts_with("create")).collect();
+    let steps: Vec<String> =
+        broker.fault_steps().into_iter().filter(|step| step.starts_with("create")).collect();
     assert!(steps.len() >= 6, "{steps:?}");
     client.release(&grant.path, true).unwrap();
     for (number, step) in steps.iter().enumerate() {
@@ -115,7 +123,8 @@ fn killed_at_every_step_of_releasing(lab: &Lab) {
     let grant = client.create("crash", Options::new().lifetime("persistent")).unwrap();
     broker.order_fault("count");
     client.release(&grant.path, true).unwrap();
-    let steps: Vec<String> = broker.fault_steps().into_iter().filter(|step| step.starts_with("release")).collect();
+    let steps: Vec<String> =
+        broker.fault_steps().into_iter().filter(|step| step.starts_with("release")).collect();
     assert!(steps.len() >= 4, "{steps:?}");
     for (number, step) in steps.iter().enumerate() {
         let client = client_again(&user, &broker);
@@ -140,11 +149,14 @@ fn killed_at_every_step_of_setting_limits(lab: &Lab) {
     let broker = lab.broker();
     let user = lab.user();
     let client = user.client(broker.socket());
-    let grant = client.create("limits", Options::new().lifetime("persistent").limits(&[("pids.max", "60")])).unwrap();
+    let grant =
+        client.create("limits", Options::new().lifetime("persistent").limits(&[("pids.max", "60")])).unwrap();
     for number in 1..=2 {
         let client = client_again(&user, &broker);
         broker.order_fault(&format!("die:{number}"));
-        client.set_limits(&grant.path, &[("pids.max", "10"), ("memory.max", "32M")]).expect_err("the engine died");
+        client
+            .set_limits(&grant.path, &[("pids.max", "10"), ("memory.max", "32M")])
+            .expect_err("the engine died");
         let client = client_again(&user, &broker);
         broker.fault_steps();
         // The old ones or the new ones, both in record and kernel: the audit compares.
@@ -179,7 +191,11 @@ fn every_process_of_the_broker_may_be_killed(lab: &Lab) {
         checker::assert_in_order(lab);
         bystander.check(lab, &name);
     }
-    assert!(killed.iter().any(|n| n.starts_with("cgrant-engine")) && killed.iter().any(|n| n.starts_with("cgrant-front")), "{killed:?}");
+    assert!(
+        killed.iter().any(|n| n.starts_with("cgrant-engine"))
+            && killed.iter().any(|n| n.starts_with("cgrant-front")),
+        "{killed:?}"
+    );
     bystander.release(&broker);
     checker::assert_empty(lab);
 }
@@ -192,7 +208,8 @@ fn all_processes_killed_at_once_and_started_again(lab: &Lab) {
         let client = client_again(&user, &broker);
         // One of each lifetime.
         let mut holder = user.sleeper();
-        let kept = client.create("kept", Options::new().lifetime("process").fd("holder", &holder.pidfd)).unwrap();
+        let kept =
+            client.create("kept", Options::new().lifetime("process").fd("holder", &holder.pidfd)).unwrap();
         let running = client.create("running", Options::new()).unwrap();
         let inside = user.sleeper();
         client.attach(&running.path, &inside.pidfd, Options::new()).unwrap();
@@ -216,7 +233,9 @@ fn all_processes_killed_at_once_and_started_again(lab: &Lab) {
         // The connection did not end by the caller's wish: the grant lives until its last process ends.
         assert_eq!(client.property::<String>(&running.path, GRANT, "Lifetime"), "populated");
         drop(inside);
-        wait_until("a grant without holder ends with its last process", || !client.names().contains(&"running".to_owned()));
+        wait_until("a grant without holder ends with its last process", || {
+            !client.names().contains(&"running".to_owned())
+        });
     }
     bystander.release(&broker);
     checker::assert_empty(lab);
@@ -226,7 +245,8 @@ fn a_front_that_dies_takes_no_grant_with_it(lab: &Lab) {
     let broker = lab.broker();
     let user = lab.user();
     let client = user.client(broker.socket());
-    let (busy, empty) = (client.create("busy", Options::new()).unwrap(), client.create("empty", Options::new()).unwrap());
+    let (busy, empty) =
+        (client.create("busy", Options::new()).unwrap(), client.create("empty", Options::new()).unwrap());
     let inside = user.sleeper();
     client.attach(&busy.path, &inside.pidfd, Options::new()).unwrap();
     broker.kill(broker.fronts()[0]);
@@ -261,7 +281,10 @@ fn killed_under_load_at_any_time(lab: &Lab) {
             })
         };
         for number in 0.. {
-            let result = client.create(&format!("l{number}"), Options::new().lifetime("persistent").key(&format!("{round}-{number}")));
+            let result = client.create(
+                &format!("l{number}"),
+                Options::new().lifetime("persistent").key(&format!("{round}-{number}")),
+            );
             let Ok(grant) = result else { break };
             if number % 2 == 0 && client.release(&grant.path, false).is_err() {
                 break;
@@ -288,7 +311,9 @@ fn the_children_end_when_the_supervisor_is_killed(lab: &Lab) {
     let children = descendants_of(broker.pid);
     broker.kill(broker.pid);
     // They see the end of their control socket; nobody kills them.
-    wait_until("engine and fronts end by themselves", || !descendants().iter().any(|pid| children.contains(pid)));
+    wait_until("engine and fronts end by themselves", || {
+        !descendants().iter().any(|pid| children.contains(pid))
+    });
     bystander.check(lab, "supervisor killed");
     broker.kill_everything();
     broker.start_again();

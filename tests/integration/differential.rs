@@ -1,6 +1,8 @@
 //! Limits against another implementation: set with ours and read with cgroups-rs, and the reverse.
 
-use cgroups_rs::fs::{MaxValue, cpu::CpuController, cpuset::CpuSetController, memory::MemController, pid::PidController};
+use cgroups_rs::fs::{
+    MaxValue, cpu::CpuController, cpuset::CpuSetController, memory::MemController, pid::PidController,
+};
 
 use crate::common::{Client, Grant, Host, Lab, Options, checker};
 
@@ -76,7 +78,9 @@ fn set_with_ours_read_with_theirs(lab: &Lab) {
     }
     set("pids.max", "max");
     assert_eq!(theirs.pids.get_pid_max().unwrap(), MaxValue::Max);
-    for (value, quota, period) in [("50000 100000", 50_000, 100_000), ("150%", 150_000, 100_000), ("20000 40000", 20_000, 40_000)] {
+    for (value, quota, period) in
+        [("50000 100000", 50_000, 100_000), ("150%", 150_000, 100_000), ("20000 40000", 20_000, 40_000)]
+    {
         set("cpu.max", value);
         assert_eq!((theirs.cpu.cfs_quota().unwrap(), theirs.cpu.cfs_period().unwrap()), (quota, period));
     }

@@ -16,7 +16,9 @@ fn out_of_memory_is_signalled(lab: &Lab) {
     let client = user.client(broker.socket());
     let stranger = lab.user().client(broker.socket());
     stranger.names();
-    let grant = client.create("oom", Options::new().limits(&[("memory.max", "32M"), ("memory.swap.max", "0")])).unwrap();
+    let grant = client
+        .create("oom", Options::new().limits(&[("memory.max", "32M"), ("memory.swap.max", "0")]))
+        .unwrap();
     let (mut watch, mut others) = (client.watch(), stranger.watch());
     let (mut eater, _, _) = user.agent(&["eat", "96"]);
     client.attach(&grant.path, &eater.pidfd, Options::new()).unwrap();
@@ -25,7 +27,10 @@ fn out_of_memory_is_signalled(lab: &Lab) {
     let (path, kills) = client.signal::<u64>(&mut watch, "Oom", SOON).expect("no Oom signal");
     assert_eq!(path, grant.path);
     assert!(kills >= 1);
-    assert!(stranger.signal::<u64>(&mut others, "Oom", Duration::from_millis(300)).is_none(), "another account was told");
+    assert!(
+        stranger.signal::<u64>(&mut others, "Oom", Duration::from_millis(300)).is_none(),
+        "another account was told"
+    );
 }
 
 fn pressure_is_signalled_to_who_asked(lab: &Lab) {
@@ -43,7 +48,10 @@ fn pressure_is_signalled_to_who_asked(lab: &Lab) {
     }
     let (path, resource) = client.signal::<String>(&mut watch, "Pressure", SOON).expect("no Pressure signal");
     assert_eq!((path.as_str(), resource.as_str()), (grant.path.as_str(), "cpu"));
-    client.create("bad", Options::new().with("pressure", vec!["heat".to_owned()])).unwrap_err().is("InvalidArgument", "pressure");
+    client
+        .create("bad", Options::new().with("pressure", vec!["heat".to_owned()]))
+        .unwrap_err()
+        .is("InvalidArgument", "pressure");
 }
 
 fn properties_say_when_they_change(lab: &Lab) {
@@ -53,7 +61,10 @@ fn properties_say_when_they_change(lab: &Lab) {
     let grant = client.create("props", Options::new()).unwrap();
     let mut watch = client.watch();
     let mut next = |what: &str| -> Changed {
-        client.signal(&mut watch, "PropertiesChanged", SOON).unwrap_or_else(|| panic!("no change of {what}")).1
+        client
+            .signal(&mut watch, "PropertiesChanged", SOON)
+            .unwrap_or_else(|| panic!("no change of {what}"))
+            .1
     };
     client.set_limits(&grant.path, &[("pids.max", "15")]).unwrap();
     let (interface, changed, _) = next("limits");
@@ -85,17 +96,23 @@ fn grants_are_announced_to_their_account_and_to_root(lab: &Lab) {
     let (mut own, mut all, mut none) = (second.watch(), root.watch(), stranger.watch());
     let grant = client.create("news", Options::new()).unwrap();
     for (listener, watch) in [(&second, &mut own), (&root, &mut all)] {
-        let (_, (path, name, account)) =
-            listener.signal::<(OwnedObjectPath, String, u32)>(watch, "GrantAdded", SOON).expect("no GrantAdded");
+        let (_, (path, name, account)) = listener
+            .signal::<(OwnedObjectPath, String, u32)>(watch, "GrantAdded", SOON)
+            .expect("no GrantAdded");
         assert_eq!((path.as_str(), name.as_str(), account), (grant.path.as_str(), "news", user.uid));
     }
     client.release(&grant.path, false).unwrap();
     for (listener, watch) in [(&second, &mut own), (&root, &mut all)] {
-        let (_, (_, name, _, reason)) =
-            listener.signal::<(OwnedObjectPath, String, u32, String)>(watch, "GrantRemoved", SOON).expect("no GrantRemoved");
+        let (_, (_, name, _, reason)) = listener
+            .signal::<(OwnedObjectPath, String, u32, String)>(watch, "GrantRemoved", SOON)
+            .expect("no GrantRemoved");
         assert_eq!((name.as_str(), reason.as_str()), ("news", "released"));
     }
-    let told = stranger.signal::<(OwnedObjectPath, String, u32)>(&mut none, "GrantAdded", Duration::from_millis(300));
+    let told = stranger.signal::<(OwnedObjectPath, String, u32)>(
+        &mut none,
+        "GrantAdded",
+        Duration::from_millis(300),
+    );
     assert!(told.is_none(), "another account was told");
     checker::assert_empty(lab);
 }

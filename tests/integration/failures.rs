@@ -39,7 +39,8 @@ fn each_step_of_a_request_fails_in_turn(lab: &Lab) {
     broker.order_fault("count");
     let (grant, _process) = request.all_of_it("whole");
     let grant = grant.unwrap();
-    let steps: Vec<String> = broker.fault_steps().into_iter().filter(|step| step.starts_with("create")).collect();
+    let steps: Vec<String> =
+        broker.fault_steps().into_iter().filter(|step| step.starts_with("create")).collect();
     assert!(steps.len() >= 6, "{steps:?}");
     request.client.release(&grant.path, true).unwrap();
     checker::assert_empty(lab);
@@ -73,7 +74,10 @@ fn a_refused_change_of_limits_changes_nothing(lab: &Lab) {
     let client = lab.user().client(broker.socket());
     let grant = client.create("limits", Options::new().limits(&[("pids.max", "60")])).unwrap();
     broker.order_fault("fail:1");
-    client.set_limits(&grant.path, &[("pids.max", "10"), ("memory.max", "32M")]).unwrap_err().is("KernelRefused", "set limits");
+    client
+        .set_limits(&grant.path, &[("pids.max", "10"), ("memory.max", "32M")])
+        .unwrap_err()
+        .is("KernelRefused", "set limits");
     broker.fault_steps();
     assert_eq!(client.value(&grant.path, "pids.max"), "60");
     assert_eq!(client.value(&grant.path, "memory.max"), "max");
@@ -108,7 +112,8 @@ impl Full {
     fn at(place: PathBuf) -> Self {
         fs::create_dir_all(&place).unwrap();
         let options = "size=64k,mode=700";
-        nix::mount::mount(Some("tmpfs"), &place, Some("tmpfs"), nix::mount::MsFlags::empty(), Some(options)).unwrap();
+        nix::mount::mount(Some("tmpfs"), &place, Some("tmpfs"), nix::mount::MsFlags::empty(), Some(options))
+            .unwrap();
         Self { place }
     }
 

@@ -10,8 +10,8 @@ use std::{
 };
 
 use cgrant_wire::{
-    Answer, Attach, AttachTarget, BusClient, ConnectionId, CreateGrant, FdIndex, GrantId, Holder, Op, RangeRequest,
-    RefusalCode, RequestId, ToEngine, boot::FrontKind,
+    Answer, Attach, AttachTarget, BusClient, ConnectionId, CreateGrant, FdIndex, GrantId, Holder, Op,
+    RangeRequest, RefusalCode, RequestId, ToEngine, boot::FrontKind,
 };
 
 use crate::common::{Lab, Process, checker, front::LoneEngine};
@@ -79,7 +79,8 @@ fn victim(lab: &Lab, engine: &mut LoneEngine) -> Victim {
     let (answer, _) = engine.ask(SOCKET, connection, Op::CreateGrant(wish), &[]).unwrap();
     let Answer::Created(created) = answer else { panic!("{answer:?}") };
     let sleeper = user.sleeper();
-    let attach = Attach { grant: created.grant.id, pidfd: FdIndex(0), target: AttachTarget::Payload, tree: false };
+    let attach =
+        Attach { grant: created.grant.id, pidfd: FdIndex(0), target: AttachTarget::Payload, tree: false };
     engine.ask(SOCKET, connection, Op::Attach(attach), &[sleeper.pidfd.as_fd()]).unwrap();
     Victim { connection, grant: created.grant.id, uid, process: sleeper, _client: (process, stream, socket) }
 }
@@ -116,7 +117,9 @@ fn numbers_that_were_not_given_to_this_front(lab: &Lab) {
         }
     }
     for front in [SOCKET, BUS] {
-        let refusal = engine.ask(front, ConnectionId(999), Op::CreateGrant(create("x", Holder::Persistent)), &[]).unwrap_err();
+        let refusal = engine
+            .ask(front, ConnectionId(999), Op::CreateGrant(create("x", Holder::Persistent)), &[])
+            .unwrap_err();
         assert_eq!(refusal.code, RefusalCode::NotAuthorized);
     }
     unharmed(lab, &victim);
@@ -138,7 +141,9 @@ fn a_real_connection_of_another_account(lab: &Lab) {
         assert!(codes.contains(&refusal.code), "{op:?}: {refusal:?}");
         // Nothing says whether the grant exists.
         let guess = GrantId(victim.grant.0 ^ 1);
-        let missing = engine.ask(SOCKET, connection, every_operation(guess, victim.uid)[number].0.clone(), &fds).unwrap_err();
+        let missing = engine
+            .ask(SOCKET, connection, every_operation(guess, victim.uid)[number].0.clone(), &fds)
+            .unwrap_err();
         assert_eq!(missing.code, refusal.code, "{op:?} tells a grant that is there from one that is not");
     }
     unharmed(lab, &victim);
@@ -175,7 +180,8 @@ fn descriptors_prove_nothing_about_the_caller(lab: &Lab) {
     let (connection, _, _socket) = engine.connected();
     // A connection to a socket that root listens on: asked who its peer is, the kernel says uid 0.
     let listener = std::os::unix::net::UnixListener::bind(lab.scratch.join("roots")).unwrap();
-    fs::set_permissions(lab.scratch.join("roots"), std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    fs::set_permissions(lab.scratch.join("roots"), std::os::unix::fs::PermissionsExt::from_mode(0o666))
+        .unwrap();
     let (_process, to_root) = attacker.connect(&lab.scratch.join("roots"));
     let _accepted = listener.accept().unwrap();
     let peer = rustix::net::sockopt::socket_peercred(&to_root).unwrap();
@@ -200,15 +206,25 @@ fn descriptors_prove_nothing_about_the_caller(lab: &Lab) {
         }
         let refusal = engine.ask(SOCKET, connection, Op::BrokerInfo, &[*fd]).unwrap_err();
         assert_eq!(refusal.code, RefusalCode::InvalidDescriptor, "{what} beside BrokerInfo");
-        let refusal = engine.ask(SOCKET, connection, Op::CreateGrant(create("x", Holder::Persistent)), &[*fd]).unwrap_err();
+        let refusal = engine
+            .ask(SOCKET, connection, Op::CreateGrant(create("x", Holder::Persistent)), &[*fd])
+            .unwrap_err();
         assert_eq!(refusal.code, RefusalCode::InvalidDescriptor, "{what} that the request does not name");
         if *what != "a process of its own" {
-            let refusal = engine.ask(SOCKET, connection, Op::CreateGrant(create("x", Holder::Process(FdIndex(0)))), &[*fd]).unwrap_err();
-            assert!([RefusalCode::InvalidDescriptor, RefusalCode::NotAuthorized].contains(&refusal.code), "{what} as holder: {refusal:?}");
+            let refusal = engine
+                .ask(SOCKET, connection, Op::CreateGrant(create("x", Holder::Process(FdIndex(0)))), &[*fd])
+                .unwrap_err();
+            assert!(
+                [RefusalCode::InvalidDescriptor, RefusalCode::NotAuthorized].contains(&refusal.code),
+                "{what} as holder: {refusal:?}"
+            );
             let mut wish = create("x", Holder::Persistent);
             wish.stage = Some(FdIndex(0));
             let refusal = engine.ask(SOCKET, connection, Op::CreateGrant(wish), &[*fd]).unwrap_err();
-            assert!([RefusalCode::InvalidDescriptor, RefusalCode::NotAuthorized].contains(&refusal.code), "{what} as stage: {refusal:?}");
+            assert!(
+                [RefusalCode::InvalidDescriptor, RefusalCode::NotAuthorized].contains(&refusal.code),
+                "{what} as stage: {refusal:?}"
+            );
         }
         if *what != "a namespace" {
             let mut wish = create("x", Holder::Persistent);
@@ -220,11 +236,13 @@ fn descriptors_prove_nothing_about_the_caller(lab: &Lab) {
     // Indexes: past the end, the same twice.
     let mut wish = create("x", Holder::Process(FdIndex(0)));
     wish.stage = Some(FdIndex(0));
-    let refusal = engine.ask(SOCKET, connection, Op::CreateGrant(wish), &[sleeper.pidfd.as_fd()]).unwrap_err();
+    let refusal =
+        engine.ask(SOCKET, connection, Op::CreateGrant(wish), &[sleeper.pidfd.as_fd()]).unwrap_err();
     assert_eq!(refusal.code, RefusalCode::InvalidDescriptor);
     for index in [1, 15, 16, 255] {
         let wish = create("x", Holder::Process(FdIndex(index)));
-        let refusal = engine.ask(SOCKET, connection, Op::CreateGrant(wish), &[sleeper.pidfd.as_fd()]).unwrap_err();
+        let refusal =
+            engine.ask(SOCKET, connection, Op::CreateGrant(wish), &[sleeper.pidfd.as_fd()]).unwrap_err();
         assert_eq!(refusal.code, RefusalCode::InvalidDescriptor, "index {index}");
     }
     unharmed(lab, &victim);
@@ -241,8 +259,11 @@ fn only_the_bus_front_introduces_clients_of_the_bus(lab: &Lab) {
     assert_eq!(refusal.code, RefusalCode::NotAuthorized);
     // What the bus front introduces is bound to it.
     engine.link(BUS).send(&ToEngine::BusClient { id: RequestId(901), client: client(victim.uid) }, &[]);
-    let Ok((Answer::Connection(number), _)) = engine.answer(BUS, RequestId(901)) else { panic!("not introduced") };
-    let refusal = engine.ask(SOCKET, number, Op::Release { grant: victim.grant, kill: true }, &[]).unwrap_err();
+    let Ok((Answer::Connection(number), _)) = engine.answer(BUS, RequestId(901)) else {
+        panic!("not introduced")
+    };
+    let refusal =
+        engine.ask(SOCKET, number, Op::Release { grant: victim.grant, kill: true }, &[]).unwrap_err();
     assert_eq!(refusal.code, RefusalCode::NotAuthorized);
     unharmed(lab, &victim);
     engine.ask(BUS, number, Op::Release { grant: victim.grant, kill: true }, &[]).unwrap();

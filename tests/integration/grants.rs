@@ -5,8 +5,9 @@ use std::{collections::HashMap, fs, os::fd::AsFd, os::unix::fs::MetadataExt, tim
 use zbus::{OwnedObjectPath, OwnedVariant};
 
 use crate::common::{
-    Client, Lab, Options, checker,
+    Client, Lab, Options,
     bus::{CGROUP, GRANT, IDS},
+    checker,
     lab::POOL,
     wait_until,
 };
@@ -37,10 +38,14 @@ fn created_has_cgroups_and_ids_and_is_gone_after_release(lab: &Lab) {
     assert_eq!(owner("payload/cgroup.procs"), (user.uid, grant.gid, 0o664));
     assert_eq!((owner("monitor").0, owner("monitor/cgroup.procs").0), (0, user.uid));
     assert_eq!(owner("children").0, 0);
-    assert_eq!(rustix::fs::fstat(&grant.payload).unwrap().st_ino, fs::metadata(cgroup2.join("payload")).unwrap().ino());
+    assert_eq!(
+        rustix::fs::fstat(&grant.payload).unwrap().st_ino,
+        fs::metadata(cgroup2.join("payload")).unwrap().ino()
+    );
     // In v1 hierarchies everything stays root's: delegation is not safe there.
     for (tree, place) in checker::places(lab, user.uid, "web").iter().filter(|(tree, _)| *tree != "cgroup2") {
-        for directory in [place.clone(), place.join("payload"), place.join("monitor"), place.join("children")] {
+        for directory in [place.clone(), place.join("payload"), place.join("monitor"), place.join("children")]
+        {
             assert_eq!(fs::metadata(&directory).unwrap().uid(), 0, "{tree}: {}", directory.display());
             assert_eq!(fs::metadata(directory.join("tasks")).unwrap().uid(), 0, "{tree}");
         }
@@ -79,10 +84,14 @@ fn another_users_grant_is_as_if_it_were_not_there(lab: &Lab) {
     assert_ne!(theirs.uid, grant.uid);
     // Root sees both.
     let root = lab.root().client(broker.socket());
-    let rows: Vec<(OwnedObjectPath, String, u32)> = root.manager("ListGrants", &Options::new().with("all", true).0).unwrap();
+    let rows: Vec<(OwnedObjectPath, String, u32)> =
+        root.manager("ListGrants", &Options::new().with("all", true).0).unwrap();
     assert_eq!(rows.len(), 2);
     let all = Options::new().with("all", true).0;
-    stranger.manager::<_, Vec<(OwnedObjectPath, String, u32)>>("ListGrants", &all).unwrap_err().is("NotAuthorized", "");
+    stranger
+        .manager::<_, Vec<(OwnedObjectPath, String, u32)>>("ListGrants", &all)
+        .unwrap_err()
+        .is("NotAuthorized", "");
     checker::assert_in_order(lab);
 }
 
@@ -116,9 +125,16 @@ fn a_grant_of_a_process_ends_with_it(lab: &Lab) {
     std::thread::sleep(Duration::from_millis(50));
     assert!(inside.is_alive(), "the connection's end is not the holder's");
     holder.kill();
-    let ended = watcher.signal::<(OwnedObjectPath, String, u32, String)>(&mut watch, "GrantRemoved", Duration::from_secs(20));
+    let ended = watcher.signal::<(OwnedObjectPath, String, u32, String)>(
+        &mut watch,
+        "GrantRemoved",
+        Duration::from_secs(20),
+    );
     let (_, (path, name, account, reason)) = ended.expect("no GrantRemoved");
-    assert_eq!((path.as_str(), name.as_str(), account, reason.as_str()), (grant.path.as_str(), "held", user.uid, "holder-died"));
+    assert_eq!(
+        (path.as_str(), name.as_str(), account, reason.as_str()),
+        (grant.path.as_str(), "held", user.uid, "holder-died")
+    );
     assert_eq!(inside.wait_signal(), Some(9));
     checker::assert_empty(lab);
 }
@@ -127,7 +143,8 @@ fn a_persistent_grant_stays_until_it_is_released(lab: &Lab) {
     let mut broker = lab.broker();
     let user = lab.user();
     let client = user.client(broker.socket());
-    let grant = client.create("stays", Options::new().lifetime("persistent").limits(&[("pids.max", "77")])).unwrap();
+    let grant =
+        client.create("stays", Options::new().lifetime("persistent").limits(&[("pids.max", "77")])).unwrap();
     drop(client);
     assert_eq!(broker.stop(), 0);
     checker::assert_in_order(lab);
@@ -155,7 +172,8 @@ fn a_reboot_ends_all_but_persistent_grants(lab: &Lab) {
     let mut records = 0;
     for directory in [lab.state_dir().join("grants"), lab.runtime_dir().join("state/grants")] {
         for file in std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
-            let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+            let mut record: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
             record["boot"] = OTHER_BOOT.into();
             std::fs::write(&file, record.to_string()).unwrap();
             records += 1;
@@ -172,7 +190,8 @@ fn a_reboot_ends_all_but_persistent_grants(lab: &Lab) {
     assert_eq!(client.value(&kept.path, "pids.max"), "77");
     assert_eq!(client.property::<u32>(&kept.path, IDS, "Uid"), kept.uid);
     checker::assert_in_order(lab);
-    let again = client.create("kept", Options::new().lifetime("persistent").key("k").limits(&limits)).unwrap();
+    let again =
+        client.create("kept", Options::new().lifetime("persistent").key("k").limits(&limits)).unwrap();
     assert_eq!(again.path, kept.path, "the key survives too");
     client.release(&kept.path, false).unwrap();
     checker::assert_empty(lab);
@@ -198,7 +217,10 @@ fn adopt_changes_what_ends_a_grant(lab: &Lab) {
     assert_eq!(second.names(), ["adopted"], "nor does the process");
     let foreign = lab.user().sleeper();
     let foreign = Options::new().lifetime("process").fd("holder", &foreign.pidfd);
-    second.call::<_, ()>(&grant.path, GRANT, "Adopt", &foreign.0).unwrap_err().is("NotAuthorized", "not yours");
+    second
+        .call::<_, ()>(&grant.path, GRANT, "Adopt", &foreign.0)
+        .unwrap_err()
+        .is("NotAuthorized", "not yours");
     drop(second);
     broker.settle();
     checker::assert_empty(lab);
@@ -220,7 +242,10 @@ fn a_repeated_request_with_its_key_gives_the_same_grant(lab: &Lab) {
     let theirs = stranger.create("once", Options::new().key("k-1").lifetime("persistent")).unwrap();
     assert_ne!(theirs.id, again.id);
     // The same key for another request is a mistake of the caller's.
-    client.create("twice", Options::new().key("k-1").lifetime("persistent")).unwrap_err().is("InvalidArgument", "k-1");
+    client
+        .create("twice", Options::new().key("k-1").lifetime("persistent"))
+        .unwrap_err()
+        .is("InvalidArgument", "k-1");
     // Without the key the name is taken.
     client.create("once", Options::new()).unwrap_err().is("GrantExists", "once");
     checker::assert_in_order(lab);
@@ -335,14 +360,30 @@ fn names_of_every_byte_are_taken_or_refused(lab: &Lab) {
         }
     }
     let long = "a".repeat(64);
-    for name in ["A", "-a", "_a", ".", "..", "a/b", "../../x", "é", "tasks", "notify_on_release", "release_agent", &long] {
+    for name in [
+        "A",
+        "-a",
+        "_a",
+        ".",
+        "..",
+        "a/b",
+        "../../x",
+        "é",
+        "tasks",
+        "notify_on_release",
+        "release_agent",
+        &long,
+    ] {
         client.create(name, Options::new().no_range()).unwrap_err().is("InvalidName", "");
     }
     let longest = "a".repeat(63);
     let grant = client.create(&longest, Options::new().no_range()).unwrap();
     client.release(&grant.path, false).unwrap();
     // Without a name the broker makes one up, each time another.
-    let (one, two) = (client.create("", Options::new().no_range()).unwrap(), client.create("", Options::new().no_range()).unwrap());
+    let (one, two) = (
+        client.create("", Options::new().no_range()).unwrap(),
+        client.create("", Options::new().no_range()).unwrap(),
+    );
     assert_ne!(one.path, two.path);
     assert_eq!(client.names().len(), 2);
     checker::assert_in_order(lab);
@@ -358,7 +399,20 @@ fn cgroups_below_the_payload(lab: &Lab) {
     make("a/b").unwrap();
     make("a").unwrap_err().is("CgroupExists", "a");
     make("x/y").unwrap_err().is("NoSuchCgroup", "x");
-    for path in ["", "/", "a//b", "/a", "a/", "..", "a/../../..", "cgroup.procs", "tasks", "memory.max", "a\nb", ".cgrant"] {
+    for path in [
+        "",
+        "/",
+        "a//b",
+        "/a",
+        "a/",
+        "..",
+        "a/../../..",
+        "cgroup.procs",
+        "tasks",
+        "memory.max",
+        "a\nb",
+        ".cgrant",
+    ] {
         make(path).unwrap_err().is("InvalidName", "");
     }
     let list: Vec<String> = client.cgroup(&grant.path, "ListCgroups", &()).unwrap();
@@ -369,7 +423,10 @@ fn cgroups_below_the_payload(lab: &Lab) {
     let opened: zbus::OwnedFd = client.cgroup(&grant.path, "OpenCgroup", &"a/b").unwrap();
     let flags = rustix::fs::fcntl_getfl(opened.as_fd()).unwrap();
     assert!(flags.contains(rustix::fs::OFlags::PATH), "a descriptor without rights of its own");
-    client.cgroup::<_, zbus::OwnedFd>(&grant.path, "OpenCgroup", &"none").unwrap_err().is("NoSuchCgroup", "none");
+    client
+        .cgroup::<_, zbus::OwnedFd>(&grant.path, "OpenCgroup", &"none")
+        .unwrap_err()
+        .is("NoSuchCgroup", "none");
     client.cgroup::<_, ()>(&grant.path, "RemoveCgroup", &"a").unwrap_err().is("Busy", "");
     client.cgroup::<_, ()>(&grant.path, "RemoveCgroup", &"a/b").unwrap();
     client.cgroup::<_, ()>(&grant.path, "RemoveCgroup", &"a/b").unwrap_err().is("NoSuchCgroup", "");

@@ -21,7 +21,8 @@ fn an_idle_broker_makes_no_system_call(lab: &Lab) {
     let user = lab.user();
     let client = user.client(broker.socket());
     // With a client that is connected and a grant that lives and is watched for everything there is.
-    let wanted = Options::new().with("pressure", vec!["cpu".to_owned(), "memory".to_owned(), "io".to_owned()]);
+    let wanted =
+        Options::new().with("pressure", vec!["cpu".to_owned(), "memory".to_owned(), "io".to_owned()]);
     let grant = client.create("quiet", wanted).unwrap();
     let sleeper = user.sleeper();
     client.attach(&grant.path, &sleeper.pidfd, Options::new()).unwrap();
@@ -35,7 +36,8 @@ fn an_idle_broker_makes_no_system_call(lab: &Lab) {
     for (pid, _) in &processes {
         command.args(["-p", &pid.to_string()]);
     }
-    let mut tracer = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut tracer =
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     // Each thread shows the call that it waits in as soon as it is traced.
     wait_until("strace is attached", || {
         fs::read_to_string(&output).is_ok_and(|text| text.lines().count() >= processes.len())

@@ -10,7 +10,9 @@ fn memory_is_limited_and_the_limit_can_be_changed_live(lab: &Lab) {
     let broker = lab.broker();
     let user = lab.user();
     let client = user.client(broker.socket());
-    let grant = client.create("mem", Options::new().limits(&[("memory.max", "48M"), ("memory.swap.max", "0")])).unwrap();
+    let grant = client
+        .create("mem", Options::new().limits(&[("memory.max", "48M"), ("memory.swap.max", "0")]))
+        .unwrap();
     assert_eq!(client.value(&grant.path, "memory.max"), "50331648");
     let eat = |megabytes: &str| -> (Process, Option<String>) {
         let (eater, _, _) = user.agent(&["eat", megabytes]);
@@ -103,7 +105,10 @@ fn what_v1_cannot_express_is_unsupported_with_the_reason(lab: &Lab) {
     let result = client.set_limits(&grant.path, &[("memory.high", "64M")]);
     if lab.host.is_v1("memory") {
         result.unwrap_err().is("Unsupported", "memory.high");
-        client.create("high2", Options::new().limits(&[("memory.high", "64M")])).unwrap_err().is("Unsupported", "memory.high");
+        client
+            .create("high2", Options::new().limits(&[("memory.high", "64M")]))
+            .unwrap_err()
+            .is("Unsupported", "memory.high");
         assert_eq!(client.names(), ["high"], "nothing is left of what was refused");
     } else {
         result.unwrap();
@@ -142,7 +147,10 @@ fn wrong_values_are_refused_and_change_nothing(lab: &Lab) {
     for (key, value) in wrong {
         let result = client.set_limits(&grant.path, &[("pids.max", "7"), (key, value)]);
         let refused = result.err().unwrap_or_else(|| panic!("{key:?}={value:?} was taken"));
-        assert!(["InvalidArgument", "InvalidName"].contains(&refused.name.as_str()), "{key:?}={value:?}: {refused:?}");
+        assert!(
+            ["InvalidArgument", "InvalidName"].contains(&refused.name.as_str()),
+            "{key:?}={value:?}: {refused:?}"
+        );
         assert_eq!(client.value(&grant.path, "pids.max"), "50", "after {key:?}={value:?}");
     }
     // Well-formed, but no such CPU here: the kernel's word.
@@ -152,7 +160,10 @@ fn wrong_values_are_refused_and_change_nothing(lab: &Lab) {
     checker::assert_in_order(lab);
     // A raw file that no rule lists.
     client.set_limits(&grant.path, &[("memory.min", "1M")]).unwrap_err().is("NotAuthorized", "memory.min");
-    client.set_limits(&grant.path, &[("hugetlb.3MB.max", "1M")]).unwrap_err().is("NotAuthorized", "hugetlb.3MB.max");
+    client
+        .set_limits(&grant.path, &[("hugetlb.3MB.max", "1M")])
+        .unwrap_err()
+        .is("NotAuthorized", "hugetlb.3MB.max");
     client.set_limits(&grant.path, &[("cgroup.procs", "1")]).unwrap_err();
     client.set_limits(&grant.path, &[("devices.allow", "a")]).unwrap_err();
 }
@@ -200,7 +211,8 @@ fn kill_ends_everything_in_it_and_keeps_the_grant(lab: &Lab) {
     let user = lab.user();
     let client = user.client(broker.socket());
     let grant = client.create("kill", Options::new()).unwrap();
-    let mut tree = user.spawn("sh", &["-c", "trap '' TERM INT HUP; (sleep 1000; :) & (sleep 1000; :) & wait; wait"]);
+    let mut tree =
+        user.spawn("sh", &["-c", "trap '' TERM INT HUP; (sleep 1000; :) & (sleep 1000; :) & wait; wait"]);
     wait_until("its children run", || crate::common::harness::descendants_of(tree.pid).len() >= 4);
     assert!(client.attach(&grant.path, &tree.pidfd, Options::new().with("tree", true)).unwrap() >= 5);
     let mut stage = user.sleeper();
@@ -225,7 +237,8 @@ fn figures_are_there(lab: &Lab) {
     let grant = client.create("figures", Options::new()).unwrap();
     let busy = user.spawn("sh", &["-c", "while :; do :; done"]);
     client.attach(&grant.path, &busy.pidfd, Options::new()).unwrap();
-    let number = |key: &str| client.stat(&grant.path).get(key).and_then(|v: &OwnedVariant| u64::try_from(v).ok());
+    let number =
+        |key: &str| client.stat(&grant.path).get(key).and_then(|v: &OwnedVariant| u64::try_from(v).ok());
     wait_until("CPU time is counted", || number("cpu-usage-usec").is_some_and(|n| n > 10_000));
     assert_eq!(number("pids-current"), Some(1));
     assert!(number("memory-current").is_some());

@@ -2,6 +2,9 @@
 //!
 //! One module one idea. Those that `tests/hosts.rs` lists run on every kind of host too.
 
+// The scratch directories are the tests' own.
+#![allow(clippy::disallowed_methods)]
+
 // What only the tests of every kind of host use is dead here.
 #[allow(dead_code)]
 #[path = "../common/mod.rs"]

@@ -30,7 +30,8 @@ fn quotas_are_met_with_figures(lab: &Lab) {
     let stopped = (0..60).find_map(|n| make(&format!("n{n}")).err());
     stopped.expect("60 cgroups with a quota of 40").is("QuotaExceeded", "");
     checker::assert_in_order(lab);
-    let (_, rule, rows): (u32, String, Vec<(String, u64, u64)>) = client.manager("GetUsage", &Options::new().0).unwrap();
+    let (_, rule, rows): (u32, String, Vec<(String, u64, u64)>) =
+        client.manager("GetUsage", &Options::new().0).unwrap();
     assert!(rule.contains("few"), "{rule}");
     assert!(rows.contains(&("grants".into(), 1, 2)), "{rows:?}");
     assert!(rows.contains(&("ids".into(), 131_072, 131_072)), "{rows:?}");
@@ -61,7 +62,10 @@ fn rules_by_uid_and_by_the_groups_of_the_connection(lab: &Lab) {
 
 fn who_may_not_connect_is_not_served(lab: &Lab) {
     let (friend, banned) = (lab.user(), lab.user());
-    lab.write_policy(&format!("[[rule]]\nname = \"out\"\nuids = [{}]\n[rule.access]\nconnect = \"deny\"\n", banned.uid));
+    lab.write_policy(&format!(
+        "[[rule]]\nname = \"out\"\nuids = [{}]\n[rule.access]\nconnect = \"deny\"\n",
+        banned.uid
+    ));
     let broker = lab.broker();
     let (_process, stream) = banned.connect(broker.socket());
     assert!(crate::common::raw::Raw::new(stream).is_closed(), "the connection stays open");
@@ -69,13 +73,21 @@ fn who_may_not_connect_is_not_served(lab: &Lab) {
 }
 
 fn ceilings_hold_for_every_grant(lab: &Lab) {
-    lab.write_policy("[[rule]]\nname = \"small\"\n[rule.grant-ceiling]\n\"memory.max\" = \"64M\"\n\"pids.max\" = \"50\"\n");
+    lab.write_policy(
+        "[[rule]]\nname = \"small\"\n[rule.grant-ceiling]\n\"memory.max\" = \"64M\"\n\"pids.max\" = \"50\"\n",
+    );
     let broker = lab.broker();
     let client = lab.user().client(broker.socket());
     let grant = client.create("low", Options::new()).unwrap();
-    assert_eq!(client.value(&grant.path, "memory.max"), "67108864", "without a limit of its own it gets the ceiling");
+    assert_eq!(
+        client.value(&grant.path, "memory.max"),
+        "67108864",
+        "without a limit of its own it gets the ceiling"
+    );
     client.set_limits(&grant.path, &[("pids.max", "20")]).unwrap();
-    for (key, value) in [("memory.max", "65M"), ("memory.max", "max"), ("pids.max", "51"), ("pids.max", "max")] {
+    for (key, value) in
+        [("memory.max", "65M"), ("memory.max", "max"), ("pids.max", "51"), ("pids.max", "max")]
+    {
         let refused = client.set_limits(&grant.path, &[(key, value)]).unwrap_err();
         assert!(["QuotaExceeded", "NotAuthorized"].contains(&refused.name.as_str()), "{refused:?}");
     }

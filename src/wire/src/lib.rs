@@ -14,5 +14,8 @@ pub mod refusal;
 pub use engine::{BusClient, ConnectionId, Event, FromEngine, GrantChange, RequestId, ToEngine};
 pub use frame::{FrameError, MAX_FDS, MAX_INLINE, MAX_MESSAGE, decode, encode};
 pub use grant::{EndReason, GrantId, GrantInfo, Hierarchy, Lifetime, Range, Stat};
-pub use op::{Answer, Attach, AttachTarget, BrokerInfo, CreateGrant, Created, FdIndex, Holder, Op, RangeRequest, RangeInfo, Usage, UsageRow};
+pub use op::{
+    Answer, Attach, AttachTarget, BrokerInfo, CreateGrant, Created, FdIndex, Holder, Op, RangeInfo,
+    RangeRequest, Usage, UsageRow,
+};
 pub use refusal::{Refusal, RefusalCode};
