@@ -11,6 +11,8 @@ mod common;
 
 #[path = "integration/attach.rs"]
 mod attach;
+#[path = "integration/attacks.rs"]
+mod attacks;
 #[path = "integration/busses.rs"]
 mod busses;
 #[path = "integration/differential.rs"]
@@ -30,6 +32,7 @@ mod placement;
 // emulated machines are slow.
 const ELSEWHERE: &[&str] = &[
     "attach::only_the_callers_own_processes",
+    "attacks::descriptors_that_nobody_reads_hold_up_nobody",
     "grants::a_range_belongs_to_account_and_name_and_to_nobody_else",
     "grants::a_repeated_request_with_its_key_gives_the_same_grant",
     "grants::adopt_changes_what_ends_a_grant",
@@ -45,6 +48,7 @@ fn main() -> std::process::ExitCode {
         grants::TESTS,
         limits::TESTS,
         attach::TESTS,
+        attacks::TESTS,
         holders::TESTS,
         events::TESTS,
         placement::TESTS,

@@ -162,9 +162,123 @@ fn descriptors_that_nobody_reads_hold_up_nobody(lab: &Lab) {
     });
 }
 
+// What the holder can set in the cgroups that it makes is all that the kernel has there: partitions of CPUs, protected memory,
+// threads apart, no limits. None of it may reach above the payload or into a neighbour's, or keep the broker from its work.
+fn what_a_holder_sets_below_its_payload_stays_there(lab: &Lab) {
+    let broker = lab.broker();
+    let (user, neighbour) = (lab.user(), lab.user());
+    let client = user.client(broker.socket());
+    let limits = Options::new().limits(&[("memory.max", "64M"), ("pids.max", "30")]);
+    let grant = client.create("wild", limits).unwrap();
+    let beside = neighbour.client(broker.socket());
+    beside.create("beside", Options::new()).unwrap();
+    let payload = checker::places(lab, user.uid, "wild")["cgroup2"].join("payload");
+    if payload.starts_with("/proc") {
+        // No path leads a holder there on this host.
+        client.release(&grant.path, true).unwrap();
+        return;
+    }
+    let root = User::new(grant.uid, &[], &lab.scratch, &lab.programs);
+    let (inside, _, _) = root.agent(&["files"]);
+    for (_, place) in checker::places(lab, user.uid, "wild") {
+        fs::write(place.join("payload/cgroup.procs"), inside.pid.to_string()).unwrap();
+    }
+    let outside_before = files(lab, &user, &neighbour);
+
+    // Controllers are handed down, by a payload that holds no process itself.
+    for name in ["init", "a", "a/b", "t"] {
+        assert_eq!(inside.try_file("mkdir", &payload.join(name), ""), "ok ", "{name}");
+    }
+    assert_eq!(inside.try_file("write", &payload.join("init/cgroup.procs"), "0"), "ok ");
+    let controllers = fs::read_to_string(payload.join("cgroup.controllers")).unwrap();
+    for controller in controllers.split_whitespace() {
+        for part in ["", "a"] {
+            let answer = inside.try_file(
+                "write",
+                &payload.join(part).join("cgroup.subtree_control"),
+                &format!("+{controller}"),
+            );
+            assert_eq!(answer, "ok ", "{controller} in {part:?}");
+        }
+    }
+    // The last value of a partition that the kernel takes is "root".
+    let values = ["0", "max", "isolated", "root", "10000", "threaded"];
+    // Not where it sits itself: it would run out of memory.
+    for part in ["a", "a/b", "t"] {
+        for file in
+            fs::read_dir(payload.join(part)).unwrap().flatten().filter(|f| f.file_type().unwrap().is_file())
+        {
+            let name = file.file_name().into_string().unwrap();
+            // Its own death, and where it is, are tried by others.
+            if matches!(name.as_str(), "cgroup.kill" | "cgroup.procs" | "cgroup.threads" | "cgroup.freeze") {
+                continue;
+            }
+            for value in values {
+                inside.try_file("write", &file.path(), value);
+            }
+        }
+    }
+    inside.try_file("write", &payload.join("t/cgroup.type"), "threaded");
+    assert_eq!(inside.try_file("write", &payload.join("a/cgroup.freeze"), "1"), "ok ");
+    assert_eq!(files(lab, &user, &neighbour), outside_before);
+
+    // The broker does its work all the same.
+    assert_eq!(client.value(&grant.path, "memory.max"), "67108864");
+    assert_eq!(client.value(&grant.path, "pids.max"), "30");
+    assert_eq!(client.processes(&grant.path), [inside.pid]);
+    client.set_limits(&grant.path, &[("pids.max", "20"), ("memory.max", "48M")]).unwrap();
+    client.stat(&grant.path);
+    client.cgroup::<_, ()>(&grant.path, "Freeze", &()).unwrap();
+    client.cgroup::<_, ()>(&grant.path, "Thaw", &()).unwrap();
+    client.cgroup::<_, ()>(&grant.path, "Kill", &()).unwrap();
+    assert!(client.processes(&grant.path).is_empty());
+    checker::assert_in_order(lab);
+    client.release(&grant.path, false).unwrap();
+}
+
+// What the cgroups above the payload and beside it say that a holder could want to change.
+fn files(lab: &Lab, user: &User, neighbour: &User) -> Vec<(String, String)> {
+    let (own, other) =
+        (checker::places(lab, user.uid, "wild"), checker::places(lab, neighbour.uid, "beside"));
+    let mut found = Vec::new();
+    for (tree, place) in &own {
+        let beside = &other[tree];
+        for directory in
+            [place.parent().unwrap(), place, &place.join("payload"), beside, &beside.join("payload")]
+        {
+            for file in
+                fs::read_dir(directory).unwrap().flatten().filter(|f| f.file_type().unwrap().is_file())
+            {
+                let name = file.file_name().into_string().unwrap();
+                // Settings, not figures; what a payload's own file says of its cgroups is the holder's.
+                let setting = [
+                    ".max",
+                    ".min",
+                    ".low",
+                    ".high",
+                    ".weight",
+                    ".cpus",
+                    ".mems",
+                    ".partition",
+                    ".effective",
+                    ".freeze",
+                ];
+                let is_setting = setting.iter().any(|end| name.ends_with(end)) && name != "cgroup.freeze";
+                if let (true, Ok(text)) = (is_setting, fs::read_to_string(file.path())) {
+                    found.push((file.path().display().to_string(), text));
+                }
+            }
+        }
+    }
+    assert!(!found.is_empty());
+    found.sort();
+    found
+}
+
 crate::tests![
     descriptors_that_nobody_reads_hold_up_nobody,
     a_shared_group_moves_nobody,
+    what_a_holder_sets_below_its_payload_stays_there,
     the_ids_in_a_users_namespace_are_no_accounts,
     root_in_a_users_namespace_is_not_root,
 ];
