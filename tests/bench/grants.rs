@@ -1,6 +1,6 @@
 //! A grant of cgroup and ids with the map written, and its release: beside the bare system calls, and with others present.
 
-use std::{cell::RefCell, os::fd::OwnedFd};
+use std::{cell::RefCell, os::fd::OwnedFd, time::Duration};
 
 use crate::{
     Bench,
@@ -8,6 +8,7 @@ use crate::{
     common::{Broker, Options, Process, User},
     floor::Floor,
     sample::{self, Case, Parts, time},
+    size::{self, Activity},
 };
 
 /// How many grants are there already, in the second table.
@@ -55,6 +56,7 @@ fn beside_the_floor(bench: &Bench, broker: &Broker) {
         floor
     };
     let namespaces = Namespaces::new(&bench.user);
+    let before = size::activity(broker);
     let mut cases = [
         Case::new("bare system calls", || by_hand(&floor, &namespaces)),
         Case::new("broker", || by_broker(&caller, &namespaces)),
@@ -65,6 +67,7 @@ fn beside_the_floor(bench: &Bench, broker: &Broker) {
     });
     sample::print("Grant of a cgroup in every hierarchy and 65536 ids, mapped; one open connection", &rows);
     println!("bare system calls: {}", floor.describe());
+    print_processor_time(&before, &size::activity(broker), 2 * (bench.runs + 1));
     let median = |row: usize, idle: bool| {
         let samples = if idle { &rows[row].idle } else { &rows[row].hot };
         sample::quantile(samples, 0.5).map_or(0.0, sample::milliseconds)
@@ -75,6 +78,18 @@ fn beside_the_floor(bench: &Bench, broker: &Broker) {
         over(true),
         over(false)
     );
+}
+
+// Steadier than the clock where other work runs.
+fn print_processor_time(before: &[Activity], after: &[Activity], grants: usize) {
+    let parts = before.iter().zip(after).map(|(before, after)| {
+        let time = Duration::from_nanos(after.nanoseconds - before.nanoseconds) / u32::try_from(grants).unwrap();
+        (&after.name, sample::milliseconds(time))
+    });
+    let parts: Vec<(&String, f64)> = parts.collect();
+    let sum: f64 = parts.iter().map(|(_, time)| time).sum();
+    let parts: Vec<String> = parts.iter().map(|(name, time)| format!("{name} {time:.3}")).collect();
+    println!("the broker's processor time for one grant and release: {sum:.3} ({})", parts.join(", "));
 }
 
 fn by_hand(floor: &Floor, namespaces: &Namespaces<'_>) -> Parts {
@@ -91,14 +106,13 @@ fn by_broker(caller: &Caller, namespaces: &Namespaces<'_>) -> Parts {
 }
 
 fn with_others_present(bench: &Bench, broker: &Broker) {
-    let keeper = Caller::new(&bench.user, broker.socket());
     let caller = Caller::new(&bench.user, broker.socket());
     let namespaces = Namespaces::new(&bench.user);
     let mut present = Vec::new();
     let mut rows = Vec::new();
     for number in PRESENT {
         while present.len() < number {
-            present.push(keeper.create(Options::new()).1);
+            present.push(caller.create(Options::new()).1);
         }
         let mut cases = [Case::new(format!("{number} grants of the account present"), || {
             by_broker(&caller, &namespaces)
@@ -111,6 +125,6 @@ fn with_others_present(bench: &Bench, broker: &Broker) {
         &rows,
     );
     for grant in present {
-        keeper.release(&grant);
+        caller.release(&grant);
     }
 }

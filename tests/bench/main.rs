@@ -31,6 +31,11 @@ use std::{
     process::ExitCode,
 };
 
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
+};
+
 use common::{Lab, User, agent};
 
 /// What every part works with.
@@ -53,8 +58,8 @@ const PARTS: [Part; 4] = [
 ];
 
 fn main() -> ExitCode {
-    if let Some(arguments) = agent::requested() {
-        return agent::main(&arguments);
+    if let Some(end) = agent::requested() {
+        return end;
     }
     if let Some(view) = runner::requested() {
         return runner::main(&view);
@@ -66,10 +71,12 @@ fn main() -> ExitCode {
         eprintln!("BENCH_ONLY: there is no part {unknown:?}; there are grant, run, size, wakeups");
         return ExitCode::from(2);
     }
+    enter_own_mounts();
     let programs = gather_programs();
     let lab = Lab::new(&programs);
     let user = lab.user();
     write_settings(&lab, &user);
+    mount_volatile_directories(&lab);
     let runs = std::env::var("RUNS").ok().and_then(|text| text.parse().ok()).unwrap_or(30);
     let bench = Bench { lab, user, runs };
     header(&bench);
@@ -78,6 +85,9 @@ fn main() -> ExitCode {
             measure(&bench);
         }
     }));
+    for place in volatile_directories(&bench.lab) {
+        umount2(&place, MntFlags::MNT_DETACH).unwrap();
+    }
     let leaks = if result.is_ok() { bench.lab.leaks() } else { Vec::new() };
     bench.lab.clean();
     fs::remove_dir_all(&programs).unwrap();
@@ -103,6 +113,24 @@ fn header(bench: &Bench) {
         "idle: {} ms pause before each sample; hot: back to back; all of one table in turns",
         sample::PAUSE.as_millis()
     );
+}
+
+// What is mounted from here on is seen by this program and its children only, and is gone with them.
+fn enter_own_mounts() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+}
+
+fn volatile_directories(lab: &Lab) -> [PathBuf; 2] {
+    [lab.runtime_dir(), lab.scratch.join("ids-live")]
+}
+
+// What a broker has in /run is in memory on an ordinary machine; a scratch directory in /tmp may be on a disk.
+fn mount_volatile_directories(lab: &Lab) {
+    for place in volatile_directories(lab) {
+        fs::create_dir(&place).unwrap();
+        mount(Some("bench"), &place, Some("tmpfs"), MsFlags::empty(), Some("mode=0755")).unwrap();
+    }
 }
 
 // The release programs in a directory that every user can reach, and this one for its agents.
@@ -135,5 +163,6 @@ fn write_settings(lab: &Lab, user: &User) {
     // Clear of systemd's range for containers below it and of the broker's usual pool above.
     let large = format!("{}-{}", 0x7000_0000_u32, 0x77ff_ffff_u32);
     assert!(text.contains(&small), "{text}");
-    fs::write(path, text.replace(&small, &large)).unwrap();
+    let accounts = format!("[accounts]\nbus-front = \"{}\"\n", size::BUS_FRONT);
+    fs::write(path, text.replace(&small, &large) + &accounts).unwrap();
 }

@@ -1,11 +1,17 @@
 //! What the broker takes while it does nothing: memory, and processor time that it should not take at all.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
 
 use crate::{
     Bench,
     caller::Caller,
-    common::{Broker, Options},
+    common::{Broker, Lab, Options},
 };
 
 /// How many grants there are in the second measurement.
@@ -13,9 +19,63 @@ const GRANTS: usize = 1000;
 /// How long the idle broker is watched.
 const WATCHED: Duration = Duration::from_secs(10);
 
+/// The account of the bus front, which a bus daemon lets in only if `/etc/passwd` knows it. Debian always has this one.
+pub const BUS_FRONT: &str = "backup";
+
+/// A bus of the benchmark's own.
+struct Bus {
+    daemon: Child,
+    address: String,
+}
+
+impl Bus {
+    /// Starts one, if the bus daemon is installed.
+    fn start(lab: &Lab) -> Option<Self> {
+        let (socket, config) = (lab.scratch.join("bus"), lab.scratch.join("bus.conf"));
+        let rules = ["user", "own", "send_destination", "receive_sender"].map(|what| format!("<allow {what}=\"*\"/>"));
+        let text = format!(
+            "<busconfig><type>bench</type><listen>unix:path={}</listen><auth>EXTERNAL</auth>\
+             <policy context=\"default\">{}</policy></busconfig>",
+            socket.display(),
+            rules.concat()
+        );
+        fs::write(&config, text).unwrap();
+        let mut command = Command::new("dbus-daemon");
+        command.arg("--config-file").arg(&config).args(["--nofork", "--nopidfile", "--print-address=1"]);
+        let mut daemon = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().ok()?;
+        let mut line = String::new();
+        BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
+        Some(Self { daemon, address: format!("unix:path={}", socket.display()) })
+    }
+}
+
+impl Drop for Bus {
+    fn drop(&mut self) {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+/// All that a broker is made of: with both fronts, if there is a bus for one.
+fn whole_broker(bench: &Bench) -> (Option<Bus>, Broker) {
+    let bus = Bus::start(&bench.lab);
+    let setup = bench.lab.setup();
+    let broker = match &bus {
+        Some(bus) => setup.bus(&bus.address).start(),
+        None => setup.start(),
+    };
+    // Until everything is settled after the start.
+    std::thread::sleep(Duration::from_secs(1));
+    (bus, broker)
+}
+
 /// The part `size`.
 pub fn measure_memory(bench: &Bench) {
-    let broker = bench.lab.broker();
+    let (bus, broker) = whole_broker(bench);
+    if bus.is_none() {
+        println!("\nabsent: dbus-daemon, and with it the bus front");
+    }
     println!("\nMemory of the broker's processes (kB)");
     println!("{:52}|{:>10} {:>10}", "", "RSS", "PSS");
     let idle = print_memory(&broker, "idle");
@@ -50,7 +110,7 @@ fn print_memory(broker: &Broker, when: &str) -> (u64, u64) {
 
 /// The part `wakeups`.
 pub fn measure_wakeups(bench: &Bench) {
-    let broker = bench.lab.broker();
+    let (_bus, broker) = whole_broker(bench);
     let caller = Caller::new(&bench.user, broker.socket());
     let (_, grant) = caller.create(Options::new());
     // Threads that were started for the call end first.
@@ -68,15 +128,16 @@ pub fn measure_wakeups(bench: &Bench) {
 }
 
 /// What a process has done so far.
-struct Activity {
-    name: String,
+pub struct Activity {
+    pub name: String,
     /// How often its threads were put on a processor.
-    switches: u64,
-    nanoseconds: u64,
+    pub switches: u64,
+    /// On a processor.
+    pub nanoseconds: u64,
 }
 
-// The third and first number of schedstat: turns on a processor, and time there. No system call goes without a turn.
-fn activity(broker: &Broker) -> Vec<Activity> {
+/// The third and first number of schedstat: turns on a processor, and time there. No system call goes without a turn.
+pub fn activity(broker: &Broker) -> Vec<Activity> {
     let of = |(pid, name): (u32, String)| {
         let mut activity = Activity { name, switches: 0, nanoseconds: 0 };
         for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {

@@ -1,6 +1,7 @@
 //! The engine's parts together, and what every operation needs: looking a grant up, deciding, recording, telling.
 
 use std::{
+    cell::RefCell,
     collections::HashMap,
     os::fd::{AsFd, OwnedFd},
     path::Path,
@@ -69,6 +70,22 @@ pub struct Engine {
     pub(crate) registry: Mutex<Registry>,
     pub(crate) connections: Mutex<Connections>,
     pub(crate) links: RwLock<HashMap<FrontKind, Arc<Linked>>>,
+}
+
+thread_local! {
+    /// What the operation of this thread has told and is not sent yet; `None` outside of operations.
+    static HELD: RefCell<Option<Vec<Event>>> = const { RefCell::new(None) };
+}
+
+/// Sends what was held when the operation is over, however it ended.
+struct Held<'a>(&'a Engine);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        for event in HELD.take().into_iter().flatten() {
+            self.0.tell_now(event);
+        }
+    }
 }
 
 /// What an operation comes to: an answer and the descriptors that it names.
@@ -218,8 +235,30 @@ impl Engine {
         }
     }
 
-    /// Tells both fronts what happened.
+    /// Runs an operation and its answer. What it tells goes to the fronts after the answer: nobody waits for the signals of
+    /// others, of whom there may be many.
+    pub fn answer_first(&self, operation: impl FnOnce()) {
+        HELD.set(Some(Vec::new()));
+        let held = Held(self);
+        operation();
+        drop(held);
+    }
+
+    /// Tells both fronts what happened; after the answer, in an operation.
     pub fn tell(&self, event: Event) {
+        let event = HELD.with_borrow_mut(|held| match held {
+            Some(events) => {
+                events.push(event);
+                None
+            }
+            None => Some(event),
+        });
+        if let Some(event) = event {
+            self.tell_now(event);
+        }
+    }
+
+    fn tell_now(&self, event: Event) {
         let message = FromEngine::Event(event);
         for front in [FrontKind::Socket, FrontKind::Bus] {
             self.send(front, &message, Vec::new());

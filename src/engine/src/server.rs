@@ -154,8 +154,7 @@ impl Server {
 
     /// A front is gone, and with it its connections. It was not their callers' wish.
     fn front_ended(&self, kind: FrontKind) {
-        let linked =
-            self.engine.links.write().unwrap_or_else(PoisonError::into_inner).remove(&kind);
+        let linked = self.engine.links.write().unwrap_or_else(PoisonError::into_inner).remove(&kind);
         let Some(linked) = linked else { return };
         self.engine.watches.forget(linked.link.descriptor(), linked.watch);
         let gone = self.engine.connections().remove_all(kind);
@@ -166,8 +165,7 @@ impl Server {
     }
 
     fn link(&self, kind: FrontKind, flags: EpollFlags) {
-        let linked =
-            self.engine.links.read().unwrap_or_else(PoisonError::into_inner).get(&kind).cloned();
+        let linked = self.engine.links.read().unwrap_or_else(PoisonError::into_inner).get(&kind).cloned();
         let Some(linked) = linked else { return };
         if flags.contains(EpollFlags::EPOLLOUT)
             && !linked.link.flush()
@@ -221,13 +219,16 @@ impl Server {
         self.engine.connections().request_begins(charged);
         let engine = Arc::clone(&self.engine);
         let job = Box::new(move || {
-            // A panic must not leave the caller without an answer.
-            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                ops::perform(&engine, &caller, op, fds)
-            }));
-            let outcome = outcome.unwrap_or_else(|_| Err(ops::check::internal("a fault in an operation")));
-            engine.connections().request_ends(charged);
-            engine.answer(front, id, outcome);
+            engine.answer_first(|| {
+                // A panic must not leave the caller without an answer.
+                let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    ops::perform(&engine, &caller, op, fds)
+                }));
+                let outcome =
+                    outcome.unwrap_or_else(|_| Err(ops::check::internal("a fault in an operation")));
+                engine.connections().request_ends(charged);
+                engine.answer(front, id, outcome);
+            });
         });
         if let Err(full) = self.engine.pool.submit(account.0, job) {
             self.engine.connections().request_ends(charged);
