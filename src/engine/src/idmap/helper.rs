@@ -4,7 +4,8 @@
 //! **How a map is written.** `/proc/PID/uid_map` needs a process in the namespace. The helper makes one, the *member*,
 //! which joins the shown namespace and ends at once. The helper then writes through the zombie's `/proc`
 //! directory, which it opened before the member joined, and reaps it last. The pid can't come to name another
-//! process before that, and the directory never does.
+//! process before that, and the directory never does. While there is nothing to do the next member is made: a fork
+//! takes longer than all the rest.
 //!
 //! **What an attacker could want, and why it can't have it.** The attacker made the namespace and has every
 //! capability in it, over the member too from the moment when it joins.
@@ -76,11 +77,19 @@ struct Pending {
     given_up: bool,
 }
 
+/// A member that waits to be told where to go.
+struct Ready {
+    member: Pidfd,
+    directory: Dir,
+    gate: Channel,
+}
+
 struct Helper<'a> {
     channel: &'a Channel,
     spare: Spare,
     host: NsId,
     pending: Vec<Pending>,
+    ready: Option<Ready>,
 }
 
 /// What makes a helper, of either kind, one that nobody can reach: not dumpable, only the descriptor that it serves,
@@ -107,12 +116,16 @@ impl<'a> Helper<'a> {
         // maps of ids other than one's own, and the member becomes its account with them. SYS_PTRACE: to see the member's
         // /proc directory where proc is mounted with hidepid. SETFCAP is only asked for where uid 0 is mapped.
         seclude(channel, &[C::CAP_SYS_ADMIN, C::CAP_SETUID, C::CAP_SETGID, C::CAP_SYS_PTRACE])?;
-        Ok(Self { channel, spare, host: UsernsFd::own()?.id()?, pending: Vec::new() })
+        Ok(Self { channel, spare, host: UsernsFd::own()?.id()?, pending: Vec::new(), ready: None })
     }
 
     /// Serves until the engine is gone. Members that are left die with the kernel's help: nobody writes for them.
     fn run(mut self) -> i32 {
         loop {
+            if self.ready.is_none() && self.pending.iter().all(|pending| pending.given_up) {
+                // If it can't be had now, the request that needs it will say so.
+                self.ready = Ready::new(self.spare).ok();
+            }
             let (has_request, ended) = match self.wait() {
                 Ok(ready) => ready,
                 Err(_) => return 1,
@@ -121,7 +134,12 @@ impl<'a> Helper<'a> {
             if has_request {
                 match self.channel.receive() {
                     Ok(Some(received)) => self.begin(received),
-                    Ok(None) => return 0,
+                    Ok(None) => {
+                        if let Some(Ready { member, gate, .. }) = self.ready.take() {
+                            dismiss(gate, &member);
+                        }
+                        return 0;
+                    }
                     Err(_) => (),
                 }
             }
@@ -182,30 +200,18 @@ impl<'a> Helper<'a> {
         }
     }
 
-    fn send_member(&self, request: MapRequest, namespace: OwnedFd) -> Result<(Pidfd, Dir), MapRefusal> {
+    fn send_member(&mut self, request: MapRequest, namespace: OwnedFd) -> Result<(Pidfd, Dir), MapRefusal> {
         if self.pending.len() >= MAX_MEMBERS {
             return Err(MapRefusal::TooMany);
         }
         let namespace = UsernsFd::from_fd(namespace).map_err(|_| MapRefusal::NotAUserNamespace)?;
         self.check(&namespace, request.owner)?;
-        let (gate, open_gate) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-            .map_err(|errno| MapRefusal::kernel(Step::Fork, errno))?;
-        let spare = self.spare;
-        let child = Clone3::new().spawn(|| member(&gate, &namespace, spare));
-        let child = child.map_err(|error| MapRefusal::io(Step::Fork, &error))?;
-        // While the member waits at the gate it is ours alone; its directory stays its own for good.
-        let directory = Dir::open(Path::new(&format!("/proc/{}", child.pid)));
-        match directory {
-            Ok(directory) => {
-                drop(open_gate);
-                Ok((child.pidfd, directory))
-            }
-            Err(error) => {
-                let _ = child.pidfd.send_signal(cgrant_sys::pidfd::Signal::KILL);
-                let _ = child.pidfd.wait();
-                Err(MapRefusal::io(Step::Fork, &error))
-            }
+        if let Some(sent) = self.ready.take().and_then(|ready| ready.send(&namespace)) {
+            return Ok(sent);
         }
+        // None was there, or somebody (root, by hand) has ended it.
+        let fresh = Ready::new(self.spare).map_err(|error| MapRefusal::io(Step::Fork, &error))?;
+        fresh.send(&namespace).ok_or(MapRefusal::Interfered)
     }
 
     /// Is this a namespace that the owner may have a map in?
@@ -224,6 +230,40 @@ impl<'a> Helper<'a> {
             uid => Err(MapRefusal::OthersNamespace(uid)),
         }
     }
+}
+
+impl Ready {
+    fn new(spare: Spare) -> std::io::Result<Self> {
+        let (gate, far) = cgrant_sys::seqpacket::pair()?;
+        let child = Clone3::new().spawn(|| member(far, spare))?;
+        // While the member waits at the gate it is ours alone; its directory stays its own for good.
+        match Dir::open(Path::new(&format!("/proc/{}", child.pid))) {
+            Ok(directory) => Ok(Self { member: child.pidfd, directory, gate }),
+            Err(error) => {
+                dismiss(gate, &child.pidfd);
+                Err(error)
+            }
+        }
+    }
+
+    /// Sends it into a namespace; `None` if it is gone.
+    fn send(self, namespace: &UsernsFd) -> Option<(Pidfd, Dir)> {
+        let Self { member, directory, gate } = self;
+        match gate.send(&[1], &[namespace.as_fd()]) {
+            Ok(()) => Some((member, directory)),
+            Err(_) => {
+                dismiss(gate, &member);
+                None
+            }
+        }
+    }
+}
+
+/// Lets a member that has not been sent anywhere end, and reaps it. It ends by itself when its gate is gone; the right
+/// to kill what has another uid is one that the helper does without.
+fn dismiss(gate: Channel, member: &Pidfd) {
+    drop(gate);
+    let _ = member.wait();
 }
 
 impl Pending {
@@ -287,19 +327,23 @@ impl MapRefusal {
 }
 
 /// The whole life of a member. It runs in a copy of the helper.
-fn member(gate: &OwnedFd, namespace: &UsernsFd, spare: Spare) -> i32 {
-    if prepare(gate, namespace, spare).is_err() {
+fn member(gate: Channel, spare: Spare) -> i32 {
+    if prepare(&gate, spare).is_err() {
         return UNPREPARED;
     }
+    // The end of the channel is the end of the helper.
+    let Ok(Some(Received { mut fds, .. })) = gate.receive() else { return UNPREPARED };
+    drop(gate);
+    let Some(Ok(namespace)) = fds.pop().map(UsernsFd::from_fd) else { return UNPREPARED };
     match namespace.enter() {
         Ok(()) => 0,
         Err(error) => error.raw_os_error().unwrap_or(UNPREPARED),
     }
 }
 
-/// Gives up all but the one capability that joining asks for, and every descriptor but the two.
-fn prepare(gate: &OwnedFd, namespace: &UsernsFd, spare: Spare) -> std::io::Result<()> {
-    privilege::close_fds_from(0, &[gate.as_raw_fd(), namespace.as_fd().as_raw_fd()])?;
+/// Gives up all but the one capability that joining asks for, and every descriptor but the gate.
+fn prepare(gate: &Channel, spare: Spare) -> std::io::Result<()> {
+    privilege::close_fds_from(0, &[gate.as_fd().as_raw_fd()])?;
     set_keep_capabilities(true)?;
     privilege::become_account(spare.0, spare.0)?;
     let join = CapabilitySets {
@@ -309,10 +353,7 @@ fn prepare(gate: &OwnedFd, namespace: &UsernsFd, spare: Spare) -> std::io::Resul
     };
     set_capabilities(None, join)?;
     // Changing the uid made it what fs.suid_dumpable says.
-    privilege::set_dumpable(false)?;
-    // The gate opens when the helper closes its end; nothing is ever written.
-    rustix::io::retry_on_intr(|| rustix::io::read(gate, &mut [0; 1]))?;
-    Ok(())
+    privilege::set_dumpable(false)
 }
 
 #[cfg(test)]
@@ -331,7 +372,8 @@ mod tests {
     fn answered(bytes: &[u8], fds: Vec<OwnedFd>) -> Option<MapAnswer> {
         let (channel, _other) = seqpacket::pair().unwrap();
         let host = UsernsFd::own().unwrap().id().unwrap();
-        let mut helper = Helper { channel: &channel, spare: Spare(1), host, pending: Vec::new() };
+        let mut helper =
+            Helper { channel: &channel, spare: Spare(1), host, pending: Vec::new(), ready: None };
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         helper.begin(Received { bytes: bytes.to_vec(), fds: std::iter::once(writer).chain(fds).collect() });
         let mut answer = [0; 512];
