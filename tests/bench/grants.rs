@@ -83,7 +83,8 @@ fn beside_the_floor(bench: &Bench, broker: &Broker) {
 // Steadier than the clock where other work runs.
 fn print_processor_time(before: &[Activity], after: &[Activity], grants: usize) {
     let parts = before.iter().zip(after).map(|(before, after)| {
-        let time = Duration::from_nanos(after.nanoseconds - before.nanoseconds) / u32::try_from(grants).unwrap();
+        let time =
+            Duration::from_nanos(after.nanoseconds - before.nanoseconds) / u32::try_from(grants).unwrap();
         (&after.name, sample::milliseconds(time))
     });
     let parts: Vec<(&String, f64)> = parts.collect();

@@ -32,7 +32,8 @@ impl Bus {
     /// Starts one, if the bus daemon is installed.
     fn start(lab: &Lab) -> Option<Self> {
         let (socket, config) = (lab.scratch.join("bus"), lab.scratch.join("bus.conf"));
-        let rules = ["user", "own", "send_destination", "receive_sender"].map(|what| format!("<allow {what}=\"*\"/>"));
+        let rules = ["user", "own", "send_destination", "receive_sender"]
+            .map(|what| format!("<allow {what}=\"*\"/>"));
         let text = format!(
             "<busconfig><type>bench</type><listen>unix:path={}</listen><auth>EXTERNAL</auth>\
              <policy context=\"default\">{}</policy></busconfig>",

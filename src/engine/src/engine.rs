@@ -169,7 +169,10 @@ impl Engine {
         let rule = self.decide(caller, request)?;
         let (uid, pid, request, account) =
             (caller.uid.0, caller.pid.unwrap_or(0), verb(request), owner(caller, request).0);
-        tracing::info!(target: "decision", uid, pid, request, account, about, rule, allowed = true);
+        tracing::info!(
+            target: "decision", uid, pid, request, account, about, rule, allowed = true,
+            "uid {uid} may {request} {about}"
+        );
         Ok(())
     }
 
@@ -178,7 +181,10 @@ impl Engine {
         let (uid, pid) = (caller.uid.0, caller.pid.unwrap_or(0));
         let (about, reason) = (shortened(about), shortened(&refusal.message));
         let (rule, error) = (refusal.rule.as_deref().unwrap_or("built-in"), refusal.code);
-        tracing::info!(target: "decision", uid, pid, request, about, rule, allowed = false, ?error, reason);
+        tracing::info!(
+            target: "decision", uid, pid, request, about, rule, allowed = false, ?error, reason,
+            "uid {uid} may not {request} {about}: {reason}"
+        );
     }
 
     /// As [`authorize`](Self::authorize), silent when the answer is yes: for what happens with every call.
@@ -267,13 +273,19 @@ impl Engine {
 
     /// Tells that a grant was made.
     pub fn tell_added(&self, grant: GrantInfo) {
-        tracing::info!(target: "grant", grant = %grant.id, name = grant.name, account = grant.account, "granted");
+        tracing::info!(
+            target: "grant", grant = %grant.id, name = grant.name, account = grant.account,
+            "granted {} to uid {}", grant.name, grant.account
+        );
         self.tell(Event::Added { grant });
     }
 
     /// Tells that a grant has ended.
     pub fn tell_ended(&self, grant: &Grant, reason: EndReason) {
-        tracing::info!(target: "grant", grant = %grant.id, name = %grant.name, account = grant.account.0, ?reason, "ended");
+        tracing::info!(
+            target: "grant", grant = %grant.id, name = %grant.name, account = grant.account.0, ?reason,
+            "ended {} of uid {}", grant.name, grant.account
+        );
         self.tell(Event::Ended {
             grant: grant.id,
             name: grant.name.to_string(),
