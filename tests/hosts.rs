@@ -33,6 +33,8 @@ mod placement;
 const ELSEWHERE: &[&str] = &[
     "attach::only_the_callers_own_processes",
     "attacks::descriptors_that_nobody_reads_hold_up_nobody",
+    "busses::the_bus_may_go_and_come_back",
+    "busses::what_runs_is_what_the_contract_says",
     "grants::a_range_belongs_to_account_and_name_and_to_nobody_else",
     "grants::a_repeated_request_with_its_key_gives_the_same_grant",
     "grants::adopt_changes_what_ends_a_grant",
