@@ -18,8 +18,8 @@ use crate::{descriptor::close_aside, memfd};
 
 /// Longest message that is sent inside a datagram, in bytes.
 pub const MAX_INLINE: usize = 32 * 1024;
-/// Longest message at all, in bytes.
-pub const MAX_MESSAGE: usize = 1024 * 1024;
+/// Longest message at all, in bytes: root's list of twenty thousand grants, each with its place in ten hierarchies.
+pub const MAX_MESSAGE: usize = 32 * 1024 * 1024;
 /// Most descriptors beside one message.
 pub const MAX_FDS: usize = 16;
 /// The whole datagram of a message that lies in the memory file beside it.
