@@ -103,6 +103,24 @@ impl Dir {
         Ok(Self(self.step(name.as_ref(), OPEN_DIR, Mode::empty())?))
     }
 
+    /// Opens a directory below it, by the names on the way there, in one call. None of them may be a link or a mount.
+    ///
+    /// # Errors
+    /// As [`Dir::open_dir`]; `EINVAL` also without a name.
+    pub fn open_below<N: AsRef<OsStr>>(&self, names: &[N]) -> io::Result<Self> {
+        let mut path = OsString::new();
+        for name in names {
+            if !path.is_empty() {
+                path.push("/");
+            }
+            path.push(component(name.as_ref())?);
+        }
+        if path.is_empty() {
+            return Err(Errno::INVAL.into());
+        }
+        Ok(Self(self.resolve(&path, OPEN_DIR, Mode::empty())?))
+    }
+
     /// Makes a directory (mode `mode` less the umask) and opens it.
     ///
     /// # Errors
@@ -351,10 +369,14 @@ impl Dir {
     }
 
     fn step(&self, name: &OsStr, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
-        let name = component(name)?;
+        self.resolve(component(name)?, flags, mode)
+    }
+
+    /// `path` is made of nothing but checked components.
+    fn resolve(&self, path: &OsStr, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
         // EAGAIN: the kernel could not rule out a race with a rename, and asks for another try (openat2(2)).
         for _ in 0..16 {
-            match openat2(&self.0, name, flags, mode, STEP) {
+            match openat2(&self.0, path, flags, mode, STEP) {
                 Err(Errno::AGAIN | Errno::INTR) => (),
                 other => return other,
             }
@@ -508,6 +530,23 @@ mod tests {
         dir.remove_file("to-dir").unwrap();
         assert!(dir.exists("d").unwrap());
         assert_eq!(errno(dir.remove_dir("to-root")), Some(Errno::NOTDIR));
+    }
+
+    #[test]
+    fn several_names_are_as_safe_as_one() {
+        let (directory, dir) = scratch();
+        let path = directory.path();
+        std::fs::create_dir_all(path.join("a/b/c")).unwrap();
+        std::os::unix::fs::symlink("b", path.join("a/link")).unwrap();
+        let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path.join("a/b/c")).unwrap());
+        assert_eq!(dir.open_below(&["a", "b", "c"]).unwrap().inode().unwrap(), inode);
+        assert_eq!(errno(dir.open_below(&["a", "link", "c"])), Some(Errno::LOOP));
+        assert_eq!(errno(dir.open_below(&["a", "none", "c"])), Some(Errno::NOENT));
+        for bad in [&["a", "..", "a"][..], &["a/b"], &["", "a"], &["/"], &[]] {
+            assert_eq!(errno(dir.open_below(bad)), Some(Errno::INVAL), "{bad:?}");
+        }
+        let proc = Dir::open(Path::new("/")).unwrap();
+        assert_eq!(errno(proc.open_below(&["proc", "self"])), Some(Errno::XDEV));
     }
 
     #[test]

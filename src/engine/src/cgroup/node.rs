@@ -71,6 +71,16 @@ impl Node {
         }
     }
 
+    /// A cgroup below it, by the names on the way there, if it is there.
+    pub fn below(&self, names: &[String]) -> Result<Option<Self>, CgroupError> {
+        let path = || self.path_of(names.join("/"));
+        match self.dir.open_below(names) {
+            Ok(dir) => Ok(Some(Self::new(dir, path()))),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(CgroupError::kernel("to open", path())(error)),
+        }
+    }
+
     /// Makes a cgroup in it; `Ok(None)` if there is one of this name already.
     pub fn make(&self, name: impl AsRef<OsStr>) -> Result<Option<Self>, CgroupError> {
         let name = name.as_ref();

@@ -241,16 +241,7 @@ impl Tree {
 
     /// A grant's cgroup in a hierarchy, if it is there. Without names: the account's node.
     pub(super) fn node(&self, hierarchy: &Hierarchy, grant: &GrantPath) -> Result<Option<Node>, CgroupError> {
-        let mut names = below_base(grant).into_iter();
-        let Some(first) = names.next() else { return Ok(None) };
-        let Some(mut node) = hierarchy.base.child(first)? else { return Ok(None) };
-        for name in names {
-            match node.child(name)? {
-                Some(next) => node = next,
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(node))
+        hierarchy.base.below(&below_base(grant))
     }
 
     /// A part of a grant in a hierarchy, if it is there.
@@ -260,10 +251,9 @@ impl Tree {
         grant: &GrantPath,
         part: &str,
     ) -> Result<Option<Node>, CgroupError> {
-        match self.node(hierarchy, grant)? {
-            Some(node) => node.child(part),
-            None => Ok(None),
-        }
+        let mut names = below_base(grant);
+        names.push(part.to_owned());
+        hierarchy.base.below(&names)
     }
 
     /// A part of a grant that has to be there.
