@@ -145,7 +145,10 @@ impl Lab {
         }
         leaks.extend(self.leaks_of_instance());
         // Others work on the machine too; what is the broker's or the test's has its name in it.
-        let ours = |mount: &String| mount.contains("cgrant") && !self.mounts.contains(mount);
+        let scratch = self.scratch.to_str().unwrap();
+        let ours = |mount: &String| {
+            (mount.contains(scratch) || mount.contains(&self.instance)) && !self.mounts.contains(mount)
+        };
         leaks.extend(checker::mounts().into_iter().filter(ours).map(|m| format!("mount {m}")));
         leaks.extend(
             checker::links()
