@@ -18,8 +18,9 @@ use rustix::net::RecvFlags;
 
 /// Closings of one uid that may be under way.
 const MAX_UNFINISHED: usize = 4;
-/// Closings of what came over a bus, whoever sent it: the bus daemon does not say.
-const MAX_UNFINISHED_OF_BUS: usize = 256;
+/// Closings of what came over a bus, whoever sent it: the bus daemon does not say. Far fewer than the tasks that the broker may
+/// have altogether (systemd's `TasksMax`), so that clients of a bus can't keep the engine from starting a thread.
+const MAX_UNFINISHED_OF_BUS: usize = 32;
 
 /// How much is read at once of what is thrown away.
 const SCRATCH: usize = 4096;
@@ -42,7 +43,8 @@ impl Castoffs {
         Bin { castoffs: self.clone(), uid, most: MAX_UNFINISHED }
     }
 
-    /// The part of a bus. The daemon closes its own copies first, so whoever wants to hang us hangs it.
+    /// The part of a bus. Its clients share one connection: whoever makes all of these wait stops the others' calls over the bus,
+    /// though nobody's over the broker's own socket.
     pub fn of_bus() -> Bin {
         Bin { castoffs: Self::default(), uid: u32::MAX, most: MAX_UNFINISHED_OF_BUS }
     }
