@@ -14,7 +14,7 @@ use cgrant_wire::{
     RangeRequest, RefusalCode, RequestId, ToEngine, boot::FrontKind,
 };
 
-use crate::common::{Lab, Process, checker, front::LoneEngine};
+use crate::common::{Lab, Process, User, checker, front::LoneEngine};
 
 const SOCKET: FrontKind = FrontKind::Socket;
 const BUS: FrontKind = FrontKind::Bus;
@@ -258,12 +258,21 @@ fn only_the_bus_front_introduces_clients_of_the_bus(lab: &Lab) {
     let refusal = engine.answer(SOCKET, RequestId(900)).unwrap_err();
     assert_eq!(refusal.code, RefusalCode::NotAuthorized);
     // What the bus front introduces is bound to it.
-    engine.link(BUS).send(&ToEngine::BusClient { id: RequestId(901), client: client(victim.uid) }, &[]);
+    let process = User::new(victim.uid, &[], &lab.scratch, &lab.programs).sleeper();
+    let introduce = ToEngine::BusClient { id: RequestId(901), client: client(victim.uid) };
+    engine.link(BUS).send(&introduce, &[process.pidfd.as_fd()]);
     let Ok((Answer::Connection(number), _)) = engine.answer(BUS, RequestId(901)) else {
         panic!("not introduced")
     };
     let refusal =
         engine.ask(SOCKET, number, Op::Release { grant: victim.grant, kill: true }, &[]).unwrap_err();
+    assert_eq!(refusal.code, RefusalCode::NotAuthorized);
+    // Of a process that nobody can name it is not known whether it lies in the grant.
+    engine.link(BUS).send(&ToEngine::BusClient { id: RequestId(902), client: client(victim.uid) }, &[]);
+    let Ok((Answer::Connection(unknown), _)) = engine.answer(BUS, RequestId(902)) else {
+        panic!("not introduced")
+    };
+    let refusal = engine.ask(BUS, unknown, Op::Release { grant: victim.grant, kill: true }, &[]).unwrap_err();
     assert_eq!(refusal.code, RefusalCode::NotAuthorized);
     unharmed(lab, &victim);
     engine.ask(BUS, number, Op::Release { grant: victim.grant, kill: true }, &[]).unwrap();

@@ -73,10 +73,11 @@ fn maker_around(engine: &Engine, process: &Pidfd, uid: HostUid) -> io::Result<Op
 /// # Errors
 /// [`RefusalCode::NotAuthorized`].
 pub fn must_be_outside(engine: &Engine, caller: &Caller, what: &str) -> Result<(), Refusal> {
-    let now = match caller.process.as_ref().map(|process| grant_around(engine, process)) {
-        None => None,
+    let around = caller.process.as_ref().map(|process| grant_around(engine, process));
+    let now = match around {
         Some(Ok(around)) => around,
-        Some(Err(_)) => {
+        // Without a process: it had ended when a bus was asked about it, or the bus does not tell.
+        Some(Err(_)) | None => {
             return Err(Refusal::new(
                 RefusalCode::NotAuthorized,
                 format!(
