@@ -1,7 +1,7 @@
 //! The keeper: the one process that the scope always has.
 
 use std::{
-    io,
+    io::{self, Read, Write},
     os::unix::process::CommandExt,
     process::{Child, Command, ExitCode, Stdio},
 };
@@ -37,14 +37,15 @@ fn spawn(command: &mut Command) -> io::Result<Starting> {
     let child = command
         .env_clear()
         .current_dir("/")
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
     Ok(Starting { child: Some(child) })
 }
 
-/// A keeper that is killed again unless [`Starting::settled`] is called.
+/// A keeper that is killed again unless [`Starting::settled`] is called; and that ends by itself if this program is
+/// killed before, because it waits for a word on its standard input.
 #[derive(Debug)]
 pub struct Starting {
     child: Option<Child>,
@@ -66,11 +67,13 @@ impl Starting {
     /// # Errors
     /// `ESRCH` if it has ended already.
     pub fn settled(mut self) -> io::Result<Pidfd> {
-        let child = self.child.take().ok_or(rustix::io::Errno::SRCH)?;
+        let child = self.child.as_mut().ok_or(rustix::io::Errno::SRCH)?;
         let pidfd = Pidfd::open(child.id())?;
         if !pidfd.is_alive()? {
             return Err(rustix::io::Errno::SRCH.into());
         }
+        child.stdin.take().ok_or(rustix::io::Errno::SRCH)?.write_all(&[0])?;
+        self.child = None;
         Ok(pidfd)
     }
 }
@@ -84,12 +87,16 @@ impl Drop for Starting {
     }
 }
 
-/// The role `keep`: sleeps until SIGTERM, which systemd sends when the scope is stopped.
+/// The role `keep`: waits for the word that it sits where it belongs, then sleeps until SIGTERM, which systemd sends when
+/// the scope is stopped.
 pub fn keep() -> ExitCode {
     // Out of the session of whoever started the broker, so that the end of a terminal is not its end.
     let _ = rustix::process::setsid();
     let _ = rustix::thread::set_name(c"cgrant-keeper");
     if SigSet::all().thread_set_mask().is_err() {
+        return ExitCode::FAILURE;
+    }
+    if io::stdin().read_exact(&mut [0]).is_err() {
         return ExitCode::FAILURE;
     }
     let mut end = SigSet::empty();
