@@ -26,7 +26,7 @@ pub use user::{Process, User};
 use std::time::{Duration, Instant};
 
 /// How long anything may take before it counts as never. Emulated machines are slow.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Waits until `condition` holds.
 ///
