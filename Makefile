@@ -28,7 +28,7 @@ endif
 DEPS_BUILD := gcc libc6-dev ca-certificates
 DEPS_DEMO := util-linux procps
 DEPS_CHECK := busybox-static dbus e2fsprogs iproute2 libglib2.0-bin mmdebstrap procps qemu-system-x86 strace systemd uidmap util-linux
-DEPS_BENCH := bubblewrap busybox-static crun lxc runc uidmap util-linux
+DEPS_BENCH := bubblewrap busybox-static crun dbus lxc runc uidmap util-linux
 
 .PHONY: all rust demo check check-unit check-integration check-vm bench lint install install-files clean
 .PHONY: deps-build deps-demo deps-check deps-bench

@@ -82,12 +82,16 @@ fn beside_the_floor(bench: &Bench, broker: &Broker) {
 
 // Steadier than the clock where other work runs.
 fn print_processor_time(before: &[Activity], after: &[Activity], grants: usize) {
-    let parts = before.iter().zip(after).map(|(before, after)| {
+    // A process that came or went meanwhile (the map helper makes one for each map) has no figure.
+    let both = before
+        .iter()
+        .filter_map(|before| Some((before, after.iter().find(|after| after.pid == before.pid)?)));
+    let parts = both.map(|(before, after)| {
         let time =
             Duration::from_nanos(after.nanoseconds - before.nanoseconds) / u32::try_from(grants).unwrap();
         (&after.name, sample::milliseconds(time))
     });
-    let parts: Vec<(&String, f64)> = parts.collect();
+    let parts: Vec<(&String, f64)> = parts.filter(|(_, time)| *time > 0.0).collect();
     let sum: f64 = parts.iter().map(|(_, time)| time).sum();
     let parts: Vec<String> = parts.iter().map(|(name, time)| format!("{name} {time:.3}")).collect();
     println!("the broker's processor time for one grant and release: {sum:.3} ({})", parts.join(", "));

@@ -130,6 +130,7 @@ pub fn measure_wakeups(bench: &Bench) {
 
 /// What a process has done so far.
 pub struct Activity {
+    pub pid: u32,
     pub name: String,
     /// How often its threads were put on a processor.
     pub switches: u64,
@@ -140,7 +141,7 @@ pub struct Activity {
 /// The third and first number of schedstat: turns on a processor, and time there. No system call goes without a turn.
 pub fn activity(broker: &Broker) -> Vec<Activity> {
     let of = |(pid, name): (u32, String)| {
-        let mut activity = Activity { name, switches: 0, nanoseconds: 0 };
+        let mut activity = Activity { pid, name, switches: 0, nanoseconds: 0 };
         for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
             let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
             let numbers: Vec<u64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
