@@ -241,6 +241,21 @@ fn all_processes_killed_at_once_and_started_again(lab: &Lab) {
     checker::assert_empty(lab);
 }
 
+fn an_empty_grant_whose_connection_broke_ends_after_its_grace(lab: &Lab) {
+    let mut broker = lab.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    client.create("orphan", Options::new()).unwrap();
+    broker.kill_everything();
+    broker.start_again();
+    drop(client);
+    let client = client_again(&user, &broker);
+    // Long enough for its maker to come back and take it again.
+    assert!(client.names().contains(&"orphan".to_owned()), "it had no grace");
+    wait_until("an empty grant without holder ends", || !client.names().contains(&"orphan".to_owned()));
+    checker::assert_empty(lab);
+}
+
 fn a_front_that_dies_takes_no_grant_with_it(lab: &Lab) {
     let broker = lab.broker();
     let user = lab.user();
@@ -328,6 +343,7 @@ crate::tests![
     killed_at_every_step_of_setting_limits,
     every_process_of_the_broker_may_be_killed,
     all_processes_killed_at_once_and_started_again,
+    an_empty_grant_whose_connection_broke_ends_after_its_grace,
     a_front_that_dies_takes_no_grant_with_it,
     killed_under_load_at_any_time,
     the_children_end_when_the_supervisor_is_killed,
