@@ -216,7 +216,7 @@ pub fn remove_cgroup(engine: &Engine, caller: &Arc<Caller>, id: GrantId, path: &
 /// Unties a range from its name.
 ///
 /// # Errors
-/// [`RefusalCode::InvalidName`], [`RefusalCode::Busy`] while a grant has it mapped.
+/// [`RefusalCode::InvalidName`], or that the account has no such range. A grant that uses it keeps it until it ends.
 pub fn forget_range(engine: &Engine, caller: &Arc<Caller>, name: &str) -> Outcome {
     let name = GrantName::new(name).map_err(|error| check::bad_name(&error))?;
     engine.authorize(
