@@ -81,6 +81,25 @@ pub struct FrontBoot {
     pub log: LogTarget,
 }
 
+/// What the network helper needs to start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetBoot {
+    /// Name of the instance.
+    pub instance: String,
+    /// Its end of the pair with the engine.
+    pub engine: FdIndex,
+    /// A directory of its own in the run directory, for the files of its name servers; mode 0711.
+    pub directory: FdIndex,
+    /// That directory's path, which name servers are told.
+    pub path: String,
+    /// Uid and gid of its processes that need no privilege: name servers, the proxy for `[::1]`.
+    pub uid: u32,
+    /// Their gid.
+    pub gid: u32,
+    /// Where the log goes.
+    pub log: LogTarget,
+}
+
 /// From the supervisor to a child.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToChild {
@@ -88,6 +107,10 @@ pub enum ToChild {
     Engine(EngineBoot),
     /// First message to a front.
     Front(FrontBoot),
+    /// First message to the network helper.
+    Net(NetBoot),
+    /// To the engine: the network helper was started; the engine's end of the pair comes beside it.
+    NetStarted,
     /// To the engine: a front was started; the engine's end of the pair comes beside it.
     FrontStarted(FrontKind),
     /// To the engine: read the configuration again.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     grant::{EndReason, GrantId, GrantInfo, Lifetime},
+    link::{LinkEnd, LinkInfo},
     op::{Answer, Op},
     refusal::Refusal,
 };
@@ -70,6 +71,8 @@ pub enum GrantChange {
     Populated(bool),
     /// What ends it.
     Lifetime(Lifetime),
+    /// Links, all of them as they are now.
+    Links(Vec<LinkInfo>),
 }
 
 /// Something happened. Sent to both fronts; a front passes it on to callers of the account and to root only.
@@ -99,6 +102,26 @@ pub enum Event {
         account: u32,
         /// How.
         change: GrantChange,
+    },
+    /// A grant got a link after it was made.
+    LinkAdded {
+        /// The grant.
+        grant: GrantId,
+        /// Whose.
+        account: u32,
+        /// The link.
+        link: LinkInfo,
+    },
+    /// A grant that lives on has lost a link.
+    LinkRemoved {
+        /// The grant.
+        grant: GrantId,
+        /// Whose.
+        account: u32,
+        /// The link's name in it.
+        name: String,
+        /// Why.
+        reason: LinkEnd,
     },
     /// The kernel killed processes of a grant for want of memory.
     Oom {

@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::link::LinkInfo;
+
 /// The identity of a grant on this host: a random number that is never used again. Written as 16 hex digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct GrantId(pub u64);
@@ -102,6 +104,8 @@ pub struct GrantInfo {
     pub cgroup_id: u64,
     /// Where its payload is.
     pub hierarchies: Vec<Hierarchy>,
+    /// Its links.
+    pub links: Vec<LinkInfo>,
 }
 
 /// What a grant uses now. A figure the host's kernel does not give is `None`.

@@ -8,12 +8,17 @@ pub mod boot;
 pub mod engine;
 pub mod frame;
 pub mod grant;
+pub mod link;
+pub mod net;
 pub mod op;
 pub mod refusal;
 
 pub use engine::{BusClient, ConnectionId, Event, FromEngine, GrantChange, RequestId, ToEngine};
 pub use frame::{FrameError, MAX_FDS, MAX_INLINE, MAX_MESSAGE, decode, encode};
 pub use grant::{EndReason, GrantId, GrantInfo, Hierarchy, Lifetime, Range, Stat};
+pub use link::{
+    Address, BridgeInfo, LinkEnd, LinkInfo, LinkKind, LinkRequest, Mac, PublishedPort, Transport,
+};
 pub use op::{
     Answer, Attach, AttachTarget, BrokerInfo, CreateGrant, Created, FdIndex, Holder, Op, RangeInfo,
     RangeRequest, Usage, UsageRow,

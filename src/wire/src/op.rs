@@ -2,7 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::grant::{GrantId, GrantInfo, Range, Stat};
+use crate::{
+    grant::{GrantId, GrantInfo, Range, Stat},
+    link::{BridgeInfo, LinkInfo, LinkRequest, PublishedPort},
+    net::Finding,
+};
 
 /// Position of a descriptor among those that came beside the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +63,8 @@ pub struct CreateGrant {
     pub limits: Vec<(String, String)>,
     /// Resources (`cpu`, `memory`, `io`) whose pressure shall be signalled.
     pub pressure: Vec<String>,
+    /// Links.
+    pub links: Vec<LinkRequest>,
 }
 
 /// Processes to be attached.
@@ -184,6 +190,42 @@ pub enum Op {
         /// Kill what is left in it? Otherwise a populated grant is [`crate::RefusalCode::Busy`].
         kill: bool,
     },
+    /// Adds a link to a grant.
+    AddLink {
+        /// To which grant.
+        grant: GrantId,
+        /// The link.
+        link: LinkRequest,
+    },
+    /// Removes a link of a grant.
+    RemoveLink {
+        /// Of which grant.
+        grant: GrantId,
+        /// The link's name in it.
+        name: String,
+    },
+    /// Gives a link more published ports: all of them, or none.
+    PublishPorts {
+        /// Of which grant.
+        grant: GrantId,
+        /// The link's name in it.
+        name: String,
+        /// The ports.
+        ports: Vec<PublishedPort>,
+    },
+    /// Takes published ports back. One that is not published is no error.
+    UnpublishPorts {
+        /// Of which grant.
+        grant: GrantId,
+        /// The link's name in it.
+        name: String,
+        /// The ports.
+        ports: Vec<PublishedPort>,
+    },
+    /// The bridges that the caller may have links on.
+    ListBridges,
+    /// What stands in the way of links on this host.
+    ExamineNetwork,
     /// The ranges that belong to the account.
     ListRanges,
     /// Unties a range from its name, so that unnamed grants of the account may use it.
@@ -202,6 +244,8 @@ pub struct Created {
     pub new: bool,
     /// An `O_PATH` descriptor of the payload's cgroup2 directory.
     pub payload: FdIndex,
+    /// The descriptors of taps, by the names of their links.
+    pub taps: Vec<(String, FdIndex)>,
 }
 
 /// What a broker is and can do.
@@ -283,6 +327,12 @@ pub enum Answer {
     Cgroup(FdIndex),
     /// To [`Op::Attach`]: how many processes were attached.
     Attached(u32),
+    /// To [`Op::AddLink`]: the link, and a tap's descriptor.
+    Link(LinkInfo, Option<FdIndex>),
+    /// To [`Op::ListBridges`].
+    Bridges(Vec<BridgeInfo>),
+    /// To [`Op::ExamineNetwork`].
+    Findings(Vec<Finding>),
     /// To [`Op::ListRanges`].
     Ranges(Vec<RangeInfo>),
     /// To [`crate::ToEngine::BusClient`].

@@ -29,6 +29,14 @@ pub enum RefusalCode {
     Busy,
     /// This host's kernel, or this hierarchy, cannot do it.
     Unsupported,
+    /// The grant has no such link.
+    NoSuchLink,
+    /// The grant has a link of this name, or the namespace a device of it.
+    LinkExists,
+    /// No such bridge, or policy does not let the caller see it.
+    NoSuchBridge,
+    /// The port, or the address, is in use: the message says by what, as far as the caller may know.
+    AddressInUse,
     /// No range of that size is free.
     NoFreeRange,
     /// The kernel refused a value or an operation; the message has its words.
