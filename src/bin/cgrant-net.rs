@@ -1,0 +1,7 @@
+//! See the crate cgrant-net.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cgrant_net::main()
+}

@@ -1,0 +1,1 @@
+//! Router advertisements on the broker's own bridges.

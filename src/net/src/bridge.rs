@@ -1,0 +1,1 @@
+//! Bridges of the broker's own: made with the first link, removed with the last.

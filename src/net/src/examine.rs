@@ -1,0 +1,1 @@
+//! What stands in the way of links on this host: rows for `doctor`.

@@ -1,0 +1,1 @@
+//! Why an order was not carried out, in words for the caller.

@@ -1,0 +1,1 @@
+//! The nftables tables of an instance.

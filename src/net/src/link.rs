@@ -1,0 +1,1 @@
+//! One link: the transaction that makes it, and its undo.

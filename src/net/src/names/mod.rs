@@ -1,0 +1,1 @@
+//! Name servers: one dnsmasq a bridge, confined.

@@ -1,0 +1,1 @@
+//! Sockets that hold published ports.

@@ -1,0 +1,1 @@
+//! The unprivileged proxy that serves published ports on `[::1]`.

@@ -1,0 +1,1 @@
+//! What the helper gives up before it takes an order.

@@ -1,0 +1,1 @@
+//! What the helper knows of what it made.

@@ -1,0 +1,1 @@
+//! Networks that clash with none of the host's.

@@ -1,0 +1,1 @@
+//! Kernel settings that links need, with the old values remembered.
