@@ -84,6 +84,7 @@ impl Grant {
             created: live.record.created,
             cgroup_id: live.record.cgroup_id,
             hierarchies: live.hierarchies.clone(),
+            links: Vec::new(),
         }
     }
 }

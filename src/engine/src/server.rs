@@ -136,7 +136,8 @@ impl Server {
                 }
                 Ok(ToChild::Reload) => self.reload(),
                 Ok(ToChild::Stop) => return Ok(Some(End::Stopped)),
-                Ok(ToChild::Engine(_) | ToChild::Front(_)) | Err(_) => {
+                Ok(ToChild::Engine(_) | ToChild::Front(_) | ToChild::Net(_) | ToChild::NetStarted)
+                | Err(_) => {
                     tracing::error!("the supervisor sent a message that has no place here");
                 }
             }

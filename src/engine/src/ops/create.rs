@@ -332,5 +332,8 @@ impl Undo<'_> {
 
 fn created(engine: &Engine, grant: &Arc<Grant>, new: bool) -> Outcome {
     let payload = engine.tree.open_payload(&grant.path)?;
-    Ok((Answer::Created(Created { grant: grant.info(), new, payload: FdIndex(0) }), vec![payload]))
+    Ok((
+        Answer::Created(Created { grant: grant.info(), new, payload: FdIndex(0), taps: Vec::new() }),
+        vec![payload],
+    ))
 }

@@ -42,12 +42,18 @@ fn grant_of(op: &Op) -> Option<GrantId> {
         | Op::RemoveCgroup { grant, .. }
         | Op::ListCgroups { grant }
         | Op::OpenCgroup { grant, .. }
+        | Op::AddLink { grant, .. }
+        | Op::RemoveLink { grant, .. }
+        | Op::PublishPorts { grant, .. }
+        | Op::UnpublishPorts { grant, .. }
         | Op::Release { grant, .. } => Some(*grant),
         Op::BrokerInfo
         | Op::Usage { .. }
         | Op::CreateGrant(_)
         | Op::ListGrants { .. }
         | Op::FindGrant { .. }
+        | Op::ListBridges
+        | Op::ExamineNetwork
         | Op::ListRanges
         | Op::ForgetRange { .. } => None,
     }
@@ -76,6 +82,12 @@ fn words(engine: &Engine, op: &Op) -> (&'static str, String) {
         Op::ListCgroups { .. } => "list cgroups",
         Op::OpenCgroup { .. } => "open cgroup",
         Op::Release { .. } => "release",
+        Op::AddLink { .. } => "add link",
+        Op::RemoveLink { .. } => "remove link",
+        Op::PublishPorts { .. } => "publish ports",
+        Op::UnpublishPorts { .. } => "unpublish ports",
+        Op::ListBridges => "list bridges",
+        Op::ExamineNetwork => "examine network",
         Op::ListRanges => "list ranges",
         Op::ForgetRange { .. } => "forget range",
     };
@@ -148,6 +160,12 @@ fn without_descriptors(engine: &Engine, caller: &Arc<Caller>, op: Op) -> Outcome
         Op::ListCgroups { grant } => query::list_cgroups(engine, caller, grant),
         Op::OpenCgroup { grant, path } => query::open_cgroup(engine, caller, grant, &path),
         Op::Release { grant, kill } => release::release(engine, caller, grant, kill),
+        Op::AddLink { .. }
+        | Op::RemoveLink { .. }
+        | Op::PublishPorts { .. }
+        | Op::UnpublishPorts { .. }
+        | Op::ListBridges
+        | Op::ExamineNetwork => Err(Refusal::new(RefusalCode::Unsupported, "links are not there yet")),
         Op::CreateGrant(_) | Op::Attach(_) | Op::Adopt { .. } => {
             Err(Refusal::new(RefusalCode::InvalidDescriptor, "this operation needs a descriptor"))
         }

@@ -175,7 +175,9 @@ impl Player {
                 Some((ToChild::FrontStarted(kind), _)) => {
                     note(&format!("{} front-started {kind:?}", self.role))
                 }
-                Some((ToChild::Engine(_) | ToChild::Front(_), _)) => panic!("booted twice"),
+                Some((ToChild::Engine(_) | ToChild::Front(_) | ToChild::Net(_) | ToChild::NetStarted, _)) => {
+                    panic!("booted twice")
+                }
             }
         }
     }
