@@ -3,6 +3,8 @@
 //! Every child gets one end of a SEQPACKET pair as descriptor 3 ([`CONTROL_FD`]). The first message to it
 //! is its boot message with the descriptors it needs; it answers [`FromChild::Ready`] when it serves.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::op::FdIndex;
@@ -96,6 +98,10 @@ pub struct NetBoot {
     pub uid: u32,
     /// Their gid.
     pub gid: u32,
+    /// The domain of containers' names, without a dot at either end.
+    pub domain: String,
+    /// Servers that are asked for all other names; the host's own if empty.
+    pub dns: Vec<IpAddr>,
     /// Where the log goes.
     pub log: LogTarget,
 }
