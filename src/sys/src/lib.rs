@@ -12,6 +12,7 @@ pub mod keyring;
 pub mod memfd;
 pub mod mount;
 pub mod namespace;
+pub mod netlink;
 pub mod pidfd;
 pub mod privilege;
 pub mod process;
@@ -19,6 +20,7 @@ pub mod seccomp;
 pub mod seqpacket;
 pub mod signals;
 pub mod socket;
+pub mod tap;
 
 mod descriptor;
 

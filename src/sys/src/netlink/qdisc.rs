@@ -1,0 +1,144 @@
+//! Queueing disciplines: how fast a device may send.
+
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    tc::{TcAttribute, TcHandle, TcMessage, TcOption},
+};
+
+use super::{
+    NetlinkError, Result, Route,
+    attribute::{attributes, text, u32_at},
+};
+
+/// `struct tcmsg`: family, padding, index, handle, parent, info.
+const HEADER: usize = 20;
+const INDEX: usize = 4;
+const HANDLE: usize = 8;
+const PARENT: usize = 12;
+
+/// `TCA_TBF_*`, `include/uapi/linux/pkt_sched.h`.
+mod kind {
+    pub const PARMS: u16 = 1;
+    pub const RATE64: u16 = 4;
+    pub const BURST: u16 = 6;
+}
+
+/// `TC_LINKLAYER_ETHERNET`: lengths count as they are, and no table of them is needed.
+const ETHERNET: u8 = 1;
+
+/// A queueing discipline of a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QdiscState {
+    /// Index of the device.
+    pub ifindex: u32,
+    /// Its kind: `tbf`, `noqueue` …
+    pub kind: String,
+    /// Its number on the device.
+    pub handle: u32,
+    /// That of its parent; `0xffff_ffff` for the root.
+    pub parent: u32,
+    /// Of a `tbf`, its rate in bytes a second.
+    pub rate: Option<u64>,
+}
+
+impl Route {
+    /// Lets a device send at most `rate` bytes a second: `burst` bytes at once after a pause, and keeping `limit` bytes
+    /// that have to wait. Replaces the limit that was there.
+    ///
+    /// A packet longer than `burst` is never sent, so it is to be larger than the device's MTU and its header. (Longer
+    /// ones that the kernel is to cut are cut before.)
+    ///
+    /// # Errors
+    /// [`NetlinkError`]; `ENOENT` if the kernel has no `tbf`, `EINVAL` for a rate of 0.
+    pub fn add_tbf(&self, ifindex: u32, rate: u64, burst: u32, limit: u32) -> Result<()> {
+        let parameters = tbf_parameters(rate, limit);
+        let mut options = vec![(kind::PARMS, parameters), (kind::BURST, burst.to_ne_bytes().to_vec())];
+        if rate > u64::from(u32::MAX) {
+            options.push((kind::RATE64, rate.to_ne_bytes().to_vec()));
+        }
+        let options =
+            options.into_iter().map(|(kind, value)| TcOption::Other(DefaultNla::new(kind, value))).collect();
+        let action = "limit what a network device sends";
+        let mut message = TcMessage::with_index(signed(action, ifindex)?);
+        message.header.parent = TcHandle::ROOT;
+        message.attributes = vec![TcAttribute::Kind("tbf".to_owned()), TcAttribute::Options(options)];
+        let message = RouteNetlinkMessage::NewQueueDiscipline(message);
+        self.socket.act(action, message, NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Removes the limit, or whatever else was put at the root. -> was there anything?
+    ///
+    /// # Errors
+    /// [`NetlinkError`] but that there is nothing.
+    pub fn remove_qdisc(&self, ifindex: u32) -> Result<bool> {
+        let action = "lift the limit on what a network device sends";
+        let mut message = TcMessage::with_index(signed(action, ifindex)?);
+        message.header.parent = TcHandle::ROOT;
+        match self.socket.act(action, RouteNetlinkMessage::DelQueueDiscipline(message), 0) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_absent() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All queueing disciplines that are not built in at devices.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub fn qdiscs(&self) -> Result<Vec<QdiscState>> {
+        let message = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
+        self.socket
+            .list("list the queueing disciplines", &message, |answer| QdiscState::parse(answer.payload))
+    }
+}
+
+fn signed(action: &'static str, ifindex: u32) -> Result<i32> {
+    i32::try_from(ifindex).map_err(|_| NetlinkError::Unacceptable { action, what: "the device's index" })
+}
+
+/// `struct tc_tbf_qopt`: the rate, no peak rate, the limit, and two times that the kernel works out itself.
+fn tbf_parameters(rate: u64, limit: u32) -> Vec<u8> {
+    // struct tc_ratespec: log2 of the table's cells, link layer, overhead, alignment, least length, rate.
+    let mut ratespec = [0; 12];
+    ratespec[1] = ETHERNET;
+    let rate = u32::try_from(rate).unwrap_or(u32::MAX).to_ne_bytes();
+    ratespec[8..].copy_from_slice(&rate);
+    [&ratespec[..], &[0; 12], &limit.to_ne_bytes(), &[0; 8]].concat()
+}
+
+impl QdiscState {
+    fn parse(payload: &[u8]) -> Option<Self> {
+        let mut qdisc = Self {
+            ifindex: u32_at(payload, INDEX)?,
+            kind: String::new(),
+            handle: u32_at(payload, HANDLE)?,
+            parent: u32_at(payload, PARENT)?,
+            rate: None,
+        };
+        let mut options: &[u8] = &[];
+        for (kind, value) in attributes(payload.get(HEADER..)?) {
+            match kind {
+                libc::TCA_KIND => qdisc.kind = text(value),
+                libc::TCA_OPTIONS => options = value,
+                _ => (),
+            }
+        }
+        if qdisc.kind == "tbf" {
+            qdisc.rate = tbf_rate(options);
+        }
+        Some(qdisc)
+    }
+}
+
+fn tbf_rate(options: &[u8]) -> Option<u64> {
+    let mut rate = None;
+    for (kind, value) in attributes(options) {
+        match kind {
+            kind::PARMS => rate = rate.or(u32_at(value, 8).map(u64::from)),
+            kind::RATE64 => rate = value.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes)),
+            _ => (),
+        }
+    }
+    rate
+}
