@@ -1,4 +1,5 @@
-//! The broker's own configuration, `cgrantd.toml`: where ids come from and under which accounts the fronts run.
+//! The broker's own configuration, `cgrantd.toml`: where ids and addresses come from, and under which accounts the
+//! unprivileged processes run.
 
 use std::{fmt, path::PathBuf};
 
@@ -7,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use crate::{
     diagnostic::{FileError, read, text},
     ids::IdSpan,
+    network::NetworkConfig,
 };
 
 /// How many ids a block of the pool has; a block belongs to one account only.
@@ -20,6 +22,8 @@ pub struct Config {
     pub ids: IdsConfig,
     /// Accounts of the broker's processes without privilege.
     pub accounts: AccountsConfig,
+    /// Addresses and bridges of links.
+    pub network: NetworkConfig,
 }
 
 /// `[ids]`. The record is one per host: every instance must be given the same.
@@ -42,6 +46,8 @@ pub struct AccountsConfig {
     pub socket_front: AccountName,
     /// Account of the front that speaks with the bus daemon.
     pub bus_front: AccountName,
+    /// Account of the network helper's processes that need no privilege: name servers, the proxy for `[::1]`.
+    pub net: AccountName,
 }
 
 /// Spans that don't overlap, sorted, with at least two whole blocks: the first is the broker's own.
@@ -157,6 +163,7 @@ impl Default for AccountsConfig {
         Self {
             socket_front: AccountName("cgrant-socket".to_owned()),
             bus_front: AccountName("cgrant-bus".to_owned()),
+            net: AccountName("cgrant-net".to_owned()),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The decision. Every request of every caller passes [`judge`], and nothing else decides about rights.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use crate::{
     ids::HostUid,
     limit::{LimitKey, LimitValue},
@@ -52,6 +54,24 @@ pub enum Request<'a> {
         /// Which file.
         key: &'a RawKey,
     },
+    /// A link more in a grant that is there.
+    AddLink {
+        /// The grant's account.
+        owner: HostUid,
+        /// The link.
+        link: NewLink<'a>,
+    },
+    /// Ports of the host's that lead to a link.
+    Publish {
+        /// The grant's account.
+        owner: HostUid,
+        /// Those that are not published yet.
+        ports: &'a [HostPort],
+    },
+    /// The bridges that the caller may have links on.
+    ListBridges,
+    /// What stands in the way of links on this host.
+    ExamineNetwork,
     /// The list of everybody's grants.
     ListAll,
     /// An account's usage, quotas and ranges.
@@ -74,6 +94,36 @@ pub struct NewGrant<'a> {
     pub persistent: bool,
     /// For how many resources pressure is to be watched.
     pub pressure: usize,
+    /// Its links.
+    pub links: &'a [NewLink<'a>],
+}
+
+/// A link that is asked for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NewLink<'a> {
+    /// The bridge's name.
+    pub bridge: &'a str,
+    /// The IPv4 address that it must have.
+    pub address4: Option<Ipv4Addr>,
+    /// The IPv6 address that it must have.
+    pub address6: Option<Ipv6Addr>,
+    /// Most that it may send, in bits a second; no limit if 0.
+    pub upload: u64,
+    /// Most that is sent to it, in bits a second; no limit if 0.
+    pub download: u64,
+    /// Its VLAN; none if 0.
+    pub vlan: u16,
+    /// The host's ports that lead to it.
+    pub ports: &'a [HostPort],
+}
+
+/// A port of the host's that is to be published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostPort {
+    /// On which of the host's addresses; on all if `None`.
+    pub address: Option<IpAddr>,
+    /// Which port.
+    pub port: u16,
 }
 
 /// What is done with a grant.
@@ -97,6 +147,10 @@ pub enum Verb {
     Cgroup,
     /// Ends it.
     Release,
+    /// Removes a link.
+    RemoveLink,
+    /// Takes published ports back.
+    Unpublish,
     /// Unties a range from its name.
     ForgetRange,
 }
@@ -118,6 +172,12 @@ pub struct UsageNow {
     pub ids: u64,
     /// Notices about pressure.
     pub pressure_watches: u64,
+    /// Links.
+    pub links: u64,
+    /// Ports of the host's that lead to them.
+    pub published_ports: u64,
+    /// Addresses that are kept for them.
+    pub addresses: u64,
 }
 
 /// A right that polkit may be asked about.
@@ -131,6 +191,8 @@ pub enum Action {
     SetLimits,
     /// A value written into a file of the kernel's.
     WriteRaw,
+    /// A link.
+    AddLink,
 }
 
 impl Action {
@@ -141,6 +203,7 @@ impl Action {
             Self::CreatePersistentGrant => "org.cgrant.broker1.create-persistent-grant",
             Self::SetLimits => "org.cgrant.broker1.set-limits",
             Self::WriteRaw => "org.cgrant.broker1.write-raw",
+            Self::AddLink => "org.cgrant.broker1.add-link",
         }
     }
 }
@@ -173,6 +236,8 @@ pub enum DenialCode {
     QuotaExceeded,
     /// The object is another account's; the caller is told what it would be told if there were no such object.
     NotVisible,
+    /// The bridge is none of those that the caller may use, or there is none of this name.
+    NoSuchBridge,
 }
 
 /// Why a request was denied.
@@ -208,6 +273,9 @@ pub fn judge(policy: &Policy, caller: &Caller, request: &Request<'_>, usage: &Us
         Request::SetLimits { owner, limits } => set_limits(rules, caller, *owner, limits),
         Request::ReadRaw { owner, key } => read_raw(rules, caller, *owner, key),
         Request::WriteRaw { owner, key } => write_raw(rules, caller, *owner, key),
+        Request::AddLink { owner, link } => add_link(rules, caller, *owner, link, usage),
+        Request::Publish { owner, ports } => publish(rules, caller, *owner, ports, usage),
+        Request::ListBridges | Request::ExamineNetwork => Ok(None),
         Request::ListAll => root_only(rules, caller, "list the grants of other accounts"),
         Request::UsageOf { account } if *account == caller.uid => Ok(None),
         Request::UsageOf { .. } => root_only(rules, caller, "see the usage of other accounts"),
@@ -237,16 +305,25 @@ pub enum Resource {
     Ids,
     /// Notices about pressure.
     PressureWatches,
+    /// Links.
+    Links,
+    /// Ports of the host's that lead to them.
+    PublishedPorts,
+    /// Addresses that are kept for them.
+    Addresses,
 }
 
 impl Resource {
     /// All of them, in the order in which usage is shown.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::Grants,
         Self::PersistentGrants,
         Self::Cgroups,
         Self::Ids,
         Self::PressureWatches,
+        Self::Links,
+        Self::PublishedPorts,
+        Self::Addresses,
         Self::Connections,
         Self::Requests,
     ];
@@ -261,6 +338,9 @@ impl Resource {
             Self::Cgroups => "cgroups",
             Self::Ids => "ids",
             Self::PressureWatches => "pressure-watches",
+            Self::Links => "links",
+            Self::PublishedPorts => "published-ports",
+            Self::Addresses => "addresses",
         }
     }
 
@@ -274,6 +354,9 @@ impl Resource {
             Self::Cgroups => (quotas.cgroups, usage.cgroups),
             Self::Ids => (quotas.ids, usage.ids),
             Self::PressureWatches => (quotas.pressure_watches, usage.pressure_watches),
+            Self::Links => (quotas.links, usage.links),
+            Self::PublishedPorts => (quotas.published_ports, usage.published_ports),
+            Self::Addresses => (quotas.addresses, usage.addresses),
         }
     }
 
@@ -288,6 +371,11 @@ impl Resource {
             Self::Cgroups => "remove cgroups or release grants that are not needed",
             Self::Ids => "ask for fewer ids, or untie the range of a name that is not needed any more",
             Self::PressureWatches => "make grants without pressure notices, or release some that have them",
+            Self::Links => "remove links that are not needed; `cgrant link list` shows them",
+            Self::PublishedPorts => {
+                "take back published ports that are not needed; `cgrant link list` shows them"
+            }
+            Self::Addresses => "remove links that are not needed; their addresses are used again then",
         }
     }
 }
@@ -330,7 +418,96 @@ fn create_grant(rules: &Ruling, caller: &Caller, grant: &NewGrant<'_>, usage: &U
     let watches = u64::try_from(grant.pressure).unwrap_or(u64::MAX);
     within(rules, Resource::PressureWatches, watches, usage)?;
     ceilings(rules, caller, grant.limits)?;
+    // The right to a grant with links holds the right to a grant; a lasting one asks for more than links do.
+    let link = links(rules, grant.links, usage)?;
+    Ok(if grant.persistent { ask.or(link) } else { link.or(ask) })
+}
+
+fn add_link(
+    rules: &Ruling,
+    caller: &Caller,
+    owner: HostUid,
+    link: &NewLink<'_>,
+    usage: &UsageNow,
+) -> Outcome {
+    authority(rules, caller, owner)?;
+    links(rules, std::slice::from_ref(link), usage)
+}
+
+/// Links that all come to be, or none.
+fn links(rules: &Ruling, links: &[NewLink<'_>], usage: &UsageNow) -> Outcome {
+    if links.is_empty() {
+        return Ok(None);
+    }
+    let ask = access(rules, rules.access.link, Action::AddLink, "have links")?;
+    let count = |length: usize| u64::try_from(length).unwrap_or(u64::MAX);
+    within(rules, Resource::Links, count(links.len()), usage)?;
+    within(rules, Resource::PublishedPorts, count(links.iter().map(|link| link.ports.len()).sum()), usage)?;
+    // Whether new addresses are needed only the record of them knows, which holds that quota itself.
+    at_most(rules, Resource::Addresses.name(), rules.quotas.addresses, count(links.len()))?;
+    links.iter().try_for_each(|link| one_link(rules, link))?;
     Ok(ask)
+}
+
+fn one_link(rules: &Ruling, link: &NewLink<'_>) -> Result<(), Box<Denial>> {
+    let network = &rules.network;
+    if !network.bridges.iter().any(|bridge| bridge.as_str() == link.bridge) {
+        let mut denial =
+            denied(rules, format!("there is no bridge {:?} that this account may use", link.bridge));
+        denial.code = DenialCode::NoSuchBridge;
+        return Err(denial.hinted("Manager.ListBridges tells which there are"));
+    }
+    let fixed = link.address4.map(IpAddr::V4).into_iter().chain(link.address6.map(IpAddr::V6));
+    for address in fixed {
+        if !network.fixed_addresses.iter().any(|net| net.0.contains(&address)) {
+            return Err(denied(
+                rules,
+                format!("policy does not let this account choose the address {address}"),
+            )
+            .hinted(
+                "ask without an address; an administrator can add it to network.fixed-addresses of the rule",
+            ));
+        }
+    }
+    if link.vlan != 0 && !network.vlans.iter().any(|span| span.contains(link.vlan)) {
+        return Err(denied(rules, format!("policy does not let this account into VLAN {}", link.vlan))
+            .hinted("an administrator can add it to network.vlans of the rule"));
+    }
+    rate(rules, "max-upload", network.max_upload, link.upload)?;
+    rate(rules, "max-download", network.max_download, link.download)?;
+    host_ports(rules, link.ports)
+}
+
+/// A link without a limit gets policy's.
+fn rate(rules: &Ruling, name: &str, most: u64, asked: u64) -> Result<(), Box<Denial>> {
+    if most != 0 && asked > most {
+        at_most(rules, name, most, asked)?;
+    }
+    Ok(())
+}
+
+fn publish(rules: &Ruling, caller: &Caller, owner: HostUid, ports: &[HostPort], usage: &UsageNow) -> Outcome {
+    authority(rules, caller, owner)?;
+    let ask = access(rules, rules.access.link, Action::AddLink, "have links")?;
+    within(rules, Resource::PublishedPorts, u64::try_from(ports.len()).unwrap_or(u64::MAX), usage)?;
+    host_ports(rules, ports)?;
+    Ok(ask)
+}
+
+fn host_ports(rules: &Ruling, ports: &[HostPort]) -> Result<(), Box<Denial>> {
+    for HostPort { address, port } in ports {
+        if !rules.network.may_publish(*address, *port) {
+            let place = address.map_or_else(String::new, |address| format!(" on {address}"));
+            let all = if address.is_none() && !rules.network.port_addresses.is_empty() {
+                " on all addresses"
+            } else {
+                ""
+            };
+            return Err(denied(rules, format!("policy does not let this account publish port {port}{place}{all}"))
+                .hinted("choose another port; an administrator can add it to network.ports and network.port-addresses of the rule"));
+        }
+    }
+    Ok(())
 }
 
 fn persist(rules: &Ruling, usage: &UsageNow) -> Outcome {
@@ -486,7 +663,14 @@ mod tests {
     }
 
     fn plain() -> NewGrant<'static> {
-        NewGrant { ids: Some(65536), limits: &[], setgroups: true, persistent: false, pressure: 0 }
+        NewGrant {
+            ids: Some(65536),
+            limits: &[],
+            setgroups: true,
+            persistent: false,
+            pressure: 0,
+            links: &[],
+        }
     }
 
     fn denial(policy: &Policy, uid: u32, request: &Request<'_>, usage: &UsageNow) -> Denial {
@@ -522,7 +706,17 @@ mod tests {
         }
     }
 
-    fn on_others(owner: HostUid, key: &RawKey) -> [Request<'_>; 9] {
+    const LINK: NewLink<'static> = NewLink {
+        bridge: "default",
+        address4: None,
+        address6: None,
+        upload: 0,
+        download: 0,
+        vlan: 0,
+        ports: &[],
+    };
+
+    fn on_others(owner: HostUid, key: &RawKey) -> [Request<'_>; 13] {
         let verb = |verb| Request::UseGrant { owner, verb };
         [
             verb(Verb::Read),
@@ -534,7 +728,69 @@ mod tests {
             Request::SetLimits { owner, limits: &[] },
             Request::ReadRaw { owner, key },
             Request::WriteRaw { owner, key },
+            verb(Verb::RemoveLink),
+            verb(Verb::Unpublish),
+            Request::AddLink { owner, link: LINK },
+            Request::Publish { owner, ports: &[] },
         ]
+    }
+
+    #[test]
+    fn links_are_as_policy_says() {
+        let policy = with(
+            r#"
+[rule.network]
+bridges = ["default", "lan"]
+fixed-addresses = ["10.0.0.0/8", "fd00::/8"]
+ports = [443, "1024-65535"]
+max-upload = "10M"
+vlans = ["100-199"]
+"#,
+        );
+        let link = |link: NewLink<'_>| {
+            let owner = HostUid(PERSON);
+            let add =
+                judge(&policy, &caller(PERSON), &Request::AddLink { owner, link }, &UsageNow::default());
+            let links = [link];
+            let create = Request::CreateGrant(NewGrant { links: &links, ..plain() });
+            let create = judge(&policy, &caller(PERSON), &create, &UsageNow::default());
+            assert_eq!(add, create, "one way for both");
+            match add {
+                Verdict::Allow { .. } => None,
+                Verdict::Deny(denial) => Some(denial.code),
+                Verdict::Ask { .. } => panic!("asked"),
+            }
+        };
+        let port = |port| [HostPort { address: None, port }];
+        let refused = Some(DenialCode::NotAuthorized);
+        assert_eq!(link(LINK), None);
+        assert_eq!(link(NewLink { bridge: "lan", vlan: 150, ..LINK }), None);
+        assert_eq!(link(NewLink { bridge: "account", ..LINK }), Some(DenialCode::NoSuchBridge));
+        assert_eq!(link(NewLink { vlan: 200, ..LINK }), refused);
+        assert_eq!(link(NewLink { address4: Some(Ipv4Addr::new(10, 1, 2, 3)), ..LINK }), None);
+        assert_eq!(link(NewLink { address4: Some(Ipv4Addr::new(11, 1, 2, 3)), ..LINK }), refused);
+        assert_eq!(link(NewLink { address6: Some(Ipv6Addr::LOCALHOST), ..LINK }), refused);
+        assert_eq!(link(NewLink { upload: 10_000_000, download: u64::MAX, ..LINK }), None);
+        assert_eq!(link(NewLink { upload: 10_000_001, ..LINK }), Some(DenialCode::QuotaExceeded));
+        assert_eq!(link(NewLink { ports: &port(443), ..LINK }), None);
+        assert_eq!(link(NewLink { ports: &port(80), ..LINK }), refused);
+        let rules = &policy.ruling(&caller(PERSON)).network;
+        assert_eq!((rules.upload(0), rules.upload(5), rules.download(0)), (10_000_000, 5, 0));
+    }
+
+    #[test]
+    fn people_publish_ports_above_1023_and_only_where_policy_says() {
+        let owner = HostUid(PERSON);
+        let allowed = |policy: &Policy, address: Option<&str>, port| {
+            let address = address.map(|address| address.parse().unwrap());
+            allowed(policy, PERSON, &Request::Publish { owner, ports: &[HostPort { address, port }] })
+        };
+        let built_in = Policy::built_in().unwrap();
+        assert!(allowed(&built_in, None, 1024) && allowed(&built_in, Some("::1"), 65535));
+        assert!(!allowed(&built_in, None, 1023) && !allowed(&built_in, Some("127.0.0.1"), 1));
+        let local = with("network.port-addresses = [\"127.0.0.0/8\", \"::1/128\"]\n");
+        assert!(allowed(&local, Some("127.0.0.5"), 8080) && allowed(&local, Some("::1"), 8080));
+        assert!(!allowed(&local, None, 8080) && !allowed(&local, Some("192.0.2.1"), 8080));
     }
 
     #[test]
@@ -568,9 +824,11 @@ mod tests {
     #[test]
     fn every_quota_is_held() {
         let policy = with(
-            "[rule.quota]\nconnections = 1\nrequests = 1\ngrants = 1\npersistent-grants = 0\ncgroups = 1\ncgroup-depth = 2\nids = 70000\nids-per-grant = 65536\npressure-watches = 2\n",
+            "[rule.quota]\nconnections = 1\nrequests = 1\ngrants = 1\npersistent-grants = 0\ncgroups = 1\ncgroup-depth = 2\nids = 70000\nids-per-grant = 65536\npressure-watches = 2\nlinks = 2\npublished-ports = 2\naddresses = 1\n",
         );
         let owner = HostUid(PERSON);
+        let ports = [HostPort { address: None, port: 8080 }; 3];
+        let (full, pair) = (UsageNow { links: 2, published_ports: 2, ..UsageNow::default() }, [LINK, LINK]);
         let one = UsageNow { connections: 1, requests: 1, grants: 1, cgroups: 1, ..UsageNow::default() };
         let none = UsageNow::default();
         let requests = [
@@ -584,6 +842,10 @@ mod tests {
             (Request::CreateGrant(NewGrant { pressure: 3, ..plain() }), none, "pressure-watches"),
             (Request::CreateCgroup { owner, depth: 1 }, one, "cgroups"),
             (Request::CreateCgroup { owner, depth: 3 }, none, "cgroup-depth"),
+            (Request::AddLink { owner, link: LINK }, full, "links"),
+            (Request::Publish { owner, ports: &ports[..1] }, full, "published-ports"),
+            (Request::Publish { owner, ports: &ports }, none, "published-ports"),
+            (Request::CreateGrant(NewGrant { links: &pair, ..plain() }), none, "addresses"),
         ];
         for (request, usage, name) in requests {
             let denial = denial(&policy, PERSON, &request, &usage);
@@ -616,6 +878,12 @@ mod tests {
             ),
             ("access.limits = \"ask\"\n", Request::SetLimits { owner, limits: &[] }, Action::SetLimits),
             ("access.raw-write = \"ask\"\n", Request::WriteRaw { owner, key: &key }, Action::WriteRaw),
+            ("access.link = \"ask\"\n", Request::AddLink { owner, link: LINK }, Action::AddLink),
+            (
+                "access.link = \"ask\"\n",
+                Request::CreateGrant(NewGrant { links: &[LINK], ..plain() }),
+                Action::AddLink,
+            ),
         ] {
             let verdict = judge(&with(text), &caller(PERSON), &request, &UsageNow::default());
             assert_eq!(verdict, ask(action), "{text}");
@@ -676,6 +944,8 @@ mod tests {
             Verb::Kill,
             Verb::Cgroup,
             Verb::Release,
+            Verb::RemoveLink,
+            Verb::Unpublish,
             Verb::ForgetRange,
         ])
     }

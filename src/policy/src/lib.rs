@@ -8,6 +8,7 @@ pub mod ids;
 pub mod judge;
 pub mod limit;
 pub mod name;
+pub mod network;
 mod policy;
 pub mod raw;
 mod rule;
@@ -16,10 +17,17 @@ pub use config::{BLOCK, Config, Pool, PoolError};
 pub use diagnostic::FileError;
 pub use ids::{HostGid, HostUid, IdRange, IdSpan, NsGid, NsUid, SpanError};
 pub use judge::{
-    Action, Denial, DenialCode, NewGrant, Request, Resource, UsageNow, Verb, Verdict, judge, usage_rows,
+    Action, Denial, DenialCode, HostPort, NewGrant, NewLink, Request, Resource, UsageNow, Verb, Verdict,
+    judge, usage_rows,
 };
 pub use limit::{Bytes, CpuList, CpuQuota, HugePageSize, IoLimit, LimitError, LimitKey, LimitValue};
 pub use name::{CgroupName, CgroupPath, GrantName, GrantPath, NameError};
+pub use network::{
+    ACCOUNT_BRIDGE, BridgeConfig, BridgeName, DEFAULT_BRIDGE, FIRST_HOST, MAX_MTU, MIN_MTU, Net,
+    NetworkConfig, Range4,
+};
 pub use policy::{BUILT_IN, Caller, Policy, Ruling, Source};
 pub use raw::{Key, RawKey, RawValue, Setting, SettingError};
-pub use rule::{Access, AccessRules, Ceilings, Door, Quotas, RawRules};
+pub use rule::{
+    Access, AccessRules, Ceilings, Door, NetworkRules, PortSpan, Quotas, RawRules, Span, VlanSpan,
+};

@@ -6,7 +6,7 @@ use crate::{
     diagnostic::FileError,
     ids::{HostGid, HostUid},
     limit::{LimitKey, LimitValue},
-    rule::{AccessRules, Ceilings, PolicyFile, Quotas, RawRules, Rule},
+    rule::{AccessRules, Ceilings, NetworkRules, PolicyFile, Quotas, RawRules, Rule},
 };
 
 /// The text of the built-in policy.
@@ -63,6 +63,8 @@ pub struct Ruling {
     pub account_ceilings: Ceilings,
     /// Files of the kernel's.
     pub raw: RawRules,
+    /// What links may be like.
+    pub network: NetworkRules,
 }
 
 impl Policy {
@@ -169,6 +171,7 @@ impl Entry {
             grant_ceilings: or_base(matches.grant_ceiling.as_ref(), base.grant_ceiling.as_ref()),
             account_ceilings: or_base(matches.account_ceiling.as_ref(), base.account_ceiling.as_ref()),
             raw: matches.raw.over(&base.raw).ok_or_else(incomplete)?,
+            network: matches.network.over(&base.network).ok_or_else(incomplete)?,
         };
         Ok(Self { matches, ruling })
     }
@@ -312,6 +315,11 @@ quota.grants = 5
             ),
             ("[[rule]]\nname = \"x\"\nraw.write = [\"memory.max\"]\n", (3, 14), "is a limit"),
             ("[[rule]]\nname = \"x\"\nraw.read = [\"../x\"]\n", (3, 13), "neither a limit"),
+            ("[[rule]]\nname = \"x\"\nnetwork.ports = [80, \"9-5\"]\n", (3, 22), "from 1 to 65535"),
+            ("[[rule]]\nname = \"x\"\nnetwork.vlans = [4095]\n", (3, 18), "from 1 to 4094"),
+            ("[[rule]]\nname = \"x\"\nnetwork.max-upload = \"7k\"\n", (3, 22), "bits a second"),
+            ("[[rule]]\nname = \"x\"\nnetwork.bridges = [\"A\"]\n", (3, 20), "lower-case"),
+            ("[[rule]]\nname = \"x\"\nnetwork.fixed-addresses = [\"10.0.0.1/8\"]\n", (3, 28), "begins at"),
             ("[[rule]]\nname = \"x\"\nname = \"y\"\n", (3, 1), "duplicate"),
             ("[[rules]]\nname = \"x\"\n", (1, 3), "unknown field `rules`"),
         ] {

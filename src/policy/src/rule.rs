@@ -1,6 +1,6 @@
 //! The rules of policy as they stand in files: whom a rule is for, and what it gives.
 
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeSet, fmt, net::IpAddr, str::FromStr};
 
 use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
@@ -9,6 +9,7 @@ use crate::{
     diagnostic::{FileError, read, text},
     ids::{HostGid, IdSpan},
     limit::{LimitKey, LimitValue},
+    network::{BridgeName, Net},
     raw::{Key, RawKey},
 };
 
@@ -42,6 +43,8 @@ pub(crate) struct Rule {
     pub(crate) account_ceiling: Option<Ceilings>,
     #[serde(default)]
     pub(crate) raw: RawText,
+    #[serde(default)]
+    pub(crate) network: NetworkText,
     /// Gids of `groups`, put in by whoever reads the group file.
     #[serde(skip)]
     pub(crate) resolved: BTreeSet<HostGid>,
@@ -107,6 +110,8 @@ table! {
         raw_write: Access = Access,
         /// To setgroups(2) in user namespaces.
         setgroups: Door = Door,
+        /// To links.
+        link: Access = Access,
     }
 }
 
@@ -131,6 +136,12 @@ table! {
         ids_per_grant: u64 = Bounded<4_294_967_295>,
         /// Notices about pressure.
         pressure_watches: u64 = Bounded<65_536>,
+        /// Links in all grants.
+        links: u64 = Bounded<65_536>,
+        /// Ports of the host's that lead to links.
+        published_ports: u64 = Bounded<65_536>,
+        /// Addresses that are kept for the account's links, in use or not.
+        addresses: u64 = Bounded<65_536>,
     }
 }
 
@@ -141,6 +152,145 @@ table! {
         read: BTreeSet<RawKey> = RawReadKeys,
         /// May be written, and read.
         write: BTreeSet<RawKey> = RawWriteKeys,
+    }
+}
+
+table! {
+    /// What links may be like.
+    NetworkRules, NetworkText {
+        /// Bridges that links may be on, the first unless the caller says which.
+        bridges: Vec<BridgeName> = Vec<BridgeName>,
+        /// Networks in which the caller may choose its address.
+        fixed_addresses: Vec<Net> = Vec<Net>,
+        /// Ports of the host's that may be published.
+        ports: Vec<PortSpan> = Vec<PortSpan>,
+        /// Networks of the host's addresses on which they may be; any and all of them if empty.
+        port_addresses: Vec<Net> = Vec<Net>,
+        /// Most that a link may send, in bits a second; no limit if 0.
+        max_upload: u64 = Rate,
+        /// Most that is sent to a link, in bits a second; no limit if 0.
+        max_download: u64 = Rate,
+        /// Do the account's links reach those of other accounts on their bridge, and are reached by them?
+        open: bool = bool,
+        /// VLANs that links on an administrator's bridge may be in.
+        vlans: Vec<VlanSpan> = Vec<VlanSpan>,
+    }
+}
+
+impl NetworkRules {
+    /// May the host's port be published on this address, or on all if `None`?
+    pub fn may_publish(&self, address: Option<IpAddr>, port: u16) -> bool {
+        let on_address = self.port_addresses.is_empty()
+            || address.is_some_and(|address| self.port_addresses.iter().any(|net| net.0.contains(&address)));
+        on_address && self.ports.iter().any(|span| span.contains(port))
+    }
+
+    /// The limit that a link gets for which this one is asked.
+    pub fn upload(&self, asked: u64) -> u64 {
+        if asked == 0 { self.max_upload } else { asked }
+    }
+
+    /// As [`upload`](Self::upload), the other way.
+    pub fn download(&self, asked: u64) -> u64 {
+        if asked == 0 { self.max_download } else { asked }
+    }
+}
+
+/// `8080` or `"1024-65535"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span<const LAST: u16> {
+    first: u16,
+    last: u16,
+}
+
+/// Ports of the host's.
+pub type PortSpan = Span<65_535>;
+/// Numbers of VLANs (IEEE 802.1Q: 4095 is reserved).
+pub type VlanSpan = Span<4094>;
+
+impl<const LAST: u16> Span<LAST> {
+    /// Is the number in it?
+    pub fn contains(self, number: u16) -> bool {
+        (self.first..=self.last).contains(&number)
+    }
+}
+
+impl<const LAST: u16> FromStr for Span<LAST> {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse::<u16>().ok().filter(|number| (1..=LAST).contains(number));
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        match (number(first), number(last)) {
+            (Some(first), Some(last)) if first <= last => Ok(Self { first, last }),
+            _ => Err(format!("expected a number from 1 to {LAST}, or FIRST-LAST")),
+        }
+    }
+}
+
+impl<'de, const LAST: u16> Deserialize<'de> for Span<LAST> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Visitor<const LAST: u16>;
+        impl<const LAST: u16> de::Visitor<'_> for Visitor<LAST> {
+            type Value = Span<LAST>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a number from 1 to {LAST}, or \"FIRST-LAST\"")
+            }
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Self::Value, E> {
+                number.to_string().parse().map_err(E::custom)
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        from.deserialize_any(Visitor)
+    }
+}
+
+/// Bits a second: a number, or a text such as `"100M"`, 1000-based. 0 for no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rate(u64);
+
+/// Less would not carry the smallest packets of a working connection.
+const MIN_RATE: u64 = 8_000;
+
+impl FromStr for Rate {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (digits, factor) = match text.as_bytes().last() {
+            Some(b'k') => (text.get(..text.len() - 1), 1_000),
+            Some(b'M') => (text.get(..text.len() - 1), 1_000_000),
+            Some(b'G') => (text.get(..text.len() - 1), 1_000_000_000),
+            _ => (Some(text), 1),
+        };
+        let number = digits.and_then(|digits| digits.parse::<u64>().ok());
+        let rate = number.and_then(|number| number.checked_mul(factor));
+        let fits = rate.filter(|rate| *rate == 0 || *rate >= MIN_RATE);
+        fits.map(Self).ok_or("expected bits a second, as in \"100M\", from 8k on, or 0 for no limit")
+    }
+}
+
+impl From<Rate> for u64 {
+    fn from(rate: Rate) -> Self {
+        rate.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Rate;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bits a second, as in \"100M\"")
+            }
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Rate, E> {
+                number.to_string().parse().map_err(E::custom)
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Rate, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        from.deserialize_any(Visitor)
     }
 }
 
