@@ -5,26 +5,28 @@
 
 use std::os::fd::OwnedFd;
 
-use cgrant_proto::names::{CGROUP, GRANT, MANAGER};
+use cgrant_proto::names::{CGROUP, GRANT, LINKS, MANAGER};
 use cgrant_wire::{
-    Attach, AttachTarget, ConnectionId, CreateGrant, GrantId, Holder, Op, RangeRequest, Refusal, RefusalCode,
+    Attach, AttachTarget, ConnectionId, CreateGrant, GrantId, Holder, LinkKind, Op, RangeRequest, Refusal,
+    RefusalCode,
 };
 use zbus::{Message, OwnedFd as BodyFd, message::Flags};
 
 use crate::{
     contract::{Contract, DRIVER, INTROSPECTABLE, OBJECT_MANAGER, PEER, PROPERTIES},
     fault::Fault,
+    network::{ports, request},
     object::{self, Object},
     options::{Descriptors, MAX_TEXT, Options, Pairs, Texts, printable},
     view::View,
 };
 
-/// Longest name of a grant that is passed on; what names may be is the engine's to say.
-const MAX_NAME: usize = 255;
+/// Longest name of a grant or a link that is passed on; what names may be is the engine's to say.
+pub const MAX_NAME: usize = 255;
 /// Longest idempotency key, in bytes.
 const MAX_KEY: usize = 128;
 /// Longest word of an option that has a few fixed ones.
-const MAX_WORD: usize = 32;
+pub const MAX_WORD: usize = 32;
 
 /// Who calls, as the engine introduced the connection.
 #[derive(Debug, Clone, Copy)]
@@ -175,6 +177,7 @@ impl Request<'_> {
             (_, MANAGER) => self.manager(member),
             (Object::Grant(grant), GRANT) => self.grant(grant, member),
             (Object::Grant(grant), CGROUP) => self.cgroup(grant, member),
+            (Object::Grant(grant), LINKS) => self.links(grant, member),
             _ => Err(Self::no_method(member)),
         }
     }
@@ -319,6 +322,8 @@ impl Request<'_> {
                 options.finish()?;
                 Ok(ask(Op::Usage { account }, View::Usage))
             }
+            "ListBridges" => Ok(ask(Op::ListBridges, View::Bridges)),
+            "ExamineNetwork" => Ok(ask(Op::ExamineNetwork, View::Findings)),
             "ListRanges" => Ok(ask(Op::ListRanges, View::Ranges)),
             "ForgetRange" => {
                 let name = at_most("name", self.body()?, MAX_NAME)?;
@@ -341,6 +346,13 @@ impl Request<'_> {
             stage: options.fd("stage")?.map(|fd| fds.add(fd)),
             limits: options.pairs("limits")?.unwrap_or_default().0,
             pressure: options.texts("pressure")?.unwrap_or_default().0,
+            links: options
+                .links("links")?
+                .unwrap_or_default()
+                .0
+                .into_iter()
+                .map(|link| request(link, &mut fds))
+                .collect::<Result<_, Fault>>()?,
         });
         options.finish()?;
         if let Op::CreateGrant(CreateGrant { range: None, userns: Some(_), .. }) = op {
@@ -393,6 +405,35 @@ impl Request<'_> {
             _ => return Err(Self::no_method(member)),
         };
         Ok(ask(op, view))
+    }
+
+    fn links(&self, grant: GrantId, member: &str) -> Result<Action, Fault> {
+        match member {
+            "AddLink" => {
+                let options: Options<true> = self.body()?;
+                let mut fds = Descriptors::default();
+                let link = request(options, &mut fds)?;
+                if link.kind == LinkKind::Tap {
+                    self.needs_fds()?;
+                }
+                Ok(ask_with(Op::AddLink { grant, link }, fds, View::Linked))
+            }
+            "RemoveLink" => {
+                let name = at_most("name", self.body()?, MAX_NAME)?;
+                Ok(ask(Op::RemoveLink { grant, name }, View::Done))
+            }
+            "PublishPorts" => {
+                let (name, Texts(texts)): (String, Texts) = self.body()?;
+                let (name, ports) = (at_most("name", name, MAX_NAME)?, ports(&texts)?);
+                Ok(ask(Op::PublishPorts { grant, name, ports }, View::Done))
+            }
+            "UnpublishPorts" => {
+                let (name, Texts(texts)): (String, Texts) = self.body()?;
+                let (name, ports) = (at_most("name", name, MAX_NAME)?, ports(&texts)?);
+                Ok(ask(Op::UnpublishPorts { grant, name, ports }, View::Done))
+            }
+            _ => Err(Self::no_method(member)),
+        }
     }
 
     fn path(&self) -> Result<String, Fault> {

@@ -1,7 +1,7 @@
 //! Descriptors that callers send and that no operation takes: put away without touching them, closed where nobody waits.
 //!
 //! An attacker wants the front to wait. Closing a file of a FUSE file system waits for its server, which may be the sender,
-//! for as long as it likes; not even SIGKILL ends that. So of what arrives only pidfds and user namespaces are kept. Anything
+//! for as long as it likes; not even SIGKILL ends that. So of what arrives only pidfds, user and network namespaces are kept. Anything
 //! else is handed to a thread that closes it, and an empty event descriptor takes its place, which the engine then refuses
 //! by name. The threads that have not finished are counted to the uid; past a few it is served no more until they have.
 
@@ -119,7 +119,8 @@ impl Bin {
 
 fn is_taken_by_operations(fd: &OwnedFd) -> bool {
     kind_of(fd).is_ok_and(|name| {
-        name == "anon_inode:[pidfd]" || name.split_once(":[").is_some_and(|(kind, _)| kind == "user")
+        name == "anon_inode:[pidfd]"
+            || name.split_once(":[").is_some_and(|(kind, _)| matches!(kind, "user" | "net"))
     })
 }
 
@@ -150,12 +151,15 @@ mod tests {
         let pidfd =
             rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty());
         let file = std::fs::File::open("/proc/self/status").unwrap();
-        let user = std::fs::File::open("/proc/self/ns/user").unwrap();
-        let sifted = bin.sift(vec![pidfd.unwrap(), file.into(), user.into()]).unwrap();
+        let [user, net, mnt] = ["user", "net", "mnt"]
+            .map(|kind| std::fs::File::open(format!("/proc/self/ns/{kind}")).unwrap().into());
+        let sifted = bin.sift(vec![pidfd.unwrap(), file.into(), user, net, mnt]).unwrap();
         let names: Vec<String> = sifted.iter().map(|fd| kind_of(fd).unwrap()).collect();
         assert_eq!(names[0], "anon_inode:[pidfd]");
         assert_eq!(names[1], "anon_inode:[eventfd]");
         assert!(names[2].starts_with("user:["));
+        assert!(names[3].starts_with("net:["));
+        assert_eq!(names[4], "anon_inode:[eventfd]");
     }
 
     #[test]

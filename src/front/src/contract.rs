@@ -8,10 +8,11 @@ use crate::object::Object;
 /// Introspection, properties, and what else is in no file of ours.
 const STANDARD: &str = include_str!("standard.xml");
 /// The broker's own interfaces.
-pub const OWN: [&str; 4] = [
+pub const OWN: [&str; 5] = [
     include_str!("../../../dbus/org.cgrant.Broker1.Manager.xml"),
     include_str!("../../../dbus/org.cgrant.Broker1.Grant.xml"),
     include_str!("../../../dbus/org.cgrant.Broker1.Cgroup.xml"),
+    include_str!("../../../dbus/org.cgrant.Broker1.Links.xml"),
     include_str!("../../../dbus/org.cgrant.Broker1.Ids.xml"),
 ];
 
@@ -90,13 +91,13 @@ impl Contract {
 
     /// Names of the interfaces of an object; `ids` if it is a grant that has some.
     pub fn interfaces_of(object: Object, ids: bool) -> &'static [&'static str] {
-        use cgrant_proto::names::{CGROUP, GRANT, IDS, MANAGER};
+        use cgrant_proto::names::{CGROUP, GRANT, IDS, LINKS, MANAGER};
         match object {
             Object::Above(_) | Object::Grants => &[INTROSPECTABLE, PEER],
             Object::Driver => &[DRIVER, INTROSPECTABLE, PEER],
             Object::Manager => &[MANAGER, OBJECT_MANAGER, PROPERTIES, INTROSPECTABLE, PEER],
-            Object::Grant(_) if ids => &[GRANT, CGROUP, IDS, PROPERTIES, INTROSPECTABLE, PEER],
-            Object::Grant(_) => &[GRANT, CGROUP, PROPERTIES, INTROSPECTABLE, PEER],
+            Object::Grant(_) if ids => &[GRANT, CGROUP, LINKS, IDS, PROPERTIES, INTROSPECTABLE, PEER],
+            Object::Grant(_) => &[GRANT, CGROUP, LINKS, PROPERTIES, INTROSPECTABLE, PEER],
         }
     }
 
@@ -178,6 +179,7 @@ mod tests {
             ("org.cgrant.Broker1.Manager", "ListRanges", ""),
             ("org.cgrant.Broker1.Cgroup", "Attach", "ha{sv}"),
             ("org.cgrant.Broker1.Cgroup", "SetLimits", "a{ss}"),
+            ("org.cgrant.Broker1.Links", "PublishPorts", "sas"),
             (PROPERTIES, "Set", "ssv"),
             (DRIVER, "Hello", ""),
         ] {

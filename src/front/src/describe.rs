@@ -2,8 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use cgrant_proto::names::{CGROUP, GRANT, IDS, MANAGER};
-use cgrant_wire::{BrokerInfo, EndReason, GrantInfo, Lifetime, Stat};
+use cgrant_proto::{
+    Port, Transport,
+    names::{CGROUP, GRANT, IDS, LINKS, MANAGER},
+};
+use cgrant_wire::{
+    Address, BridgeInfo, BrokerInfo, EndReason, GrantInfo, Lifetime, LinkEnd, LinkInfo, LinkKind,
+    PublishedPort, Stat,
+};
 use zbus::Variant;
 
 /// Properties of one interface.
@@ -34,6 +40,7 @@ pub fn grant<'a>(info: &'a GrantInfo, interface: &str) -> Option<Properties<'a>>
                 ),
             ),
         ])),
+        LINKS => Some(BTreeMap::from([("Links", links(&info.links))])),
         IDS => info.range.map(|range| {
             BTreeMap::from([
                 ("Uid", Variant::from(range.uid)),
@@ -47,7 +54,7 @@ pub fn grant<'a>(info: &'a GrantInfo, interface: &str) -> Option<Properties<'a>>
 
 /// All interfaces of a grant that have properties, with them.
 pub fn whole_grant(info: &GrantInfo) -> BTreeMap<&'static str, Properties<'_>> {
-    [GRANT, CGROUP, IDS].into_iter().filter_map(|name| Some((name, grant(info, name)?))).collect()
+    [GRANT, CGROUP, LINKS, IDS].into_iter().filter_map(|name| Some((name, grant(info, name)?))).collect()
 }
 
 /// The properties of the broker, of its interface `interface`; `None` if that has none.
@@ -70,6 +77,76 @@ pub fn broker<'a>(info: &'a BrokerInfo, interface: &str) -> Option<Properties<'a
             ),
         ])
     })
+}
+
+/// Links, in the order of their names.
+pub fn links(links: &[LinkInfo]) -> Variant<'_> {
+    let mut links: Vec<&LinkInfo> = links.iter().collect();
+    links.sort_by(|a, b| a.name.cmp(&b.name));
+    Variant::new(links.into_iter().map(link).collect::<Vec<_>>())
+}
+
+/// A link; what does not apply is left out.
+pub fn link(info: &LinkInfo) -> Properties<'_> {
+    let mut link = Properties::from([
+        ("name", Variant::from(info.name.as_str())),
+        ("kind", Variant::from(kind(info.kind))),
+        ("bridge", Variant::from(info.bridge.as_str())),
+        ("host-name", Variant::from(info.host_name.as_str())),
+        ("mac", Variant::from(info.mac.to_string())),
+        ("ports", Variant::new(info.ports.iter().map(|port| port_text(*port)).collect::<Vec<_>>())),
+    ]);
+    let addresses = [
+        ("address4", info.address4.map(with_prefix)),
+        ("address6", info.address6.map(with_prefix)),
+        ("gateway4", info.gateway4.map(|address| address.to_string())),
+        ("gateway6", info.gateway6.map(|address| address.to_string())),
+    ];
+    link.extend(addresses.into_iter().filter_map(|(key, text)| Some((key, Variant::from(text?)))));
+    let numbers = [("ifindex", info.ifindex), ("mtu", info.mtu), ("queue-length", info.queue_length)];
+    link.extend(numbers.into_iter().filter(|(_, n)| *n != 0).map(|(key, n)| (key, Variant::from(n))));
+    let rates = [("upload", info.upload), ("download", info.download)];
+    link.extend(rates.into_iter().filter(|(_, n)| *n != 0).map(|(key, n)| (key, Variant::from(n))));
+    if info.vlan != 0 {
+        link.insert("vlan", Variant::from(info.vlan));
+    }
+    if !info.dns.is_empty() {
+        link.insert("dns", Variant::new(info.dns.iter().map(ToString::to_string).collect::<Vec<_>>()));
+    }
+    link
+}
+
+/// A bridge that the caller may have links on.
+pub fn bridge(info: &BridgeInfo) -> Properties<'_> {
+    let mut bridge = Properties::from([
+        ("name", Variant::from(info.name.as_str())),
+        ("device", Variant::from(info.device.as_str())),
+        ("managed", Variant::from(info.managed)),
+        ("links", Variant::from(info.links)),
+    ]);
+    let subnets = [("subnet4", info.subnet4.map(with_prefix)), ("subnet6", info.subnet6.map(with_prefix))];
+    bridge.extend(subnets.into_iter().filter_map(|(key, text)| Some((key, Variant::from(text?)))));
+    bridge
+}
+
+fn with_prefix<A: std::fmt::Display>(Address { address, prefix }: Address<A>) -> String {
+    format!("{address}/{prefix}")
+}
+
+const fn kind(kind: LinkKind) -> &'static str {
+    match kind {
+        LinkKind::Veth => "veth",
+        LinkKind::Tap => "tap",
+    }
+}
+
+fn port_text(port: PublishedPort) -> String {
+    let PublishedPort { address, host, container, transport } = port;
+    let transport = match transport {
+        cgrant_wire::Transport::Tcp => Transport::Tcp,
+        cgrant_wire::Transport::Udp => Transport::Udp,
+    };
+    Port { address, host, container, transport }.to_string()
 }
 
 /// The figures of a grant; one that the kernel does not give is left out.
@@ -134,14 +211,51 @@ pub const fn reason(reason: EndReason) -> &'static str {
     }
 }
 
+/// Why a link is no more, in the contract's word.
+pub const fn link_end(reason: LinkEnd) -> &'static str {
+    match reason {
+        LinkEnd::Removed => "removed",
+        LinkEnd::FarEndGone => "far-end-gone",
+        LinkEnd::Lost => "lost",
+    }
+}
+
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use cgrant_wire::{GrantId, Hierarchy, Range};
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+pub mod tests {
+    use cgrant_wire::{GrantId, Hierarchy, Mac, Range};
     use zbus_xml::Node;
 
     use super::*;
     use crate::contract::OWN;
+
+    /// A link with everything that one can have.
+    pub fn link(name: &str) -> LinkInfo {
+        LinkInfo {
+            name: name.to_owned(),
+            kind: LinkKind::Veth,
+            bridge: "default".to_owned(),
+            host_name: "cgv0123456789".to_owned(),
+            ifindex: 7,
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            address4: Some(Address { address: [10, 1, 2, 16].into(), prefix: 22 }),
+            address6: Some(Address { address: "fd00::10".parse().unwrap(), prefix: 64 }),
+            gateway4: Some([10, 1, 2, 1].into()),
+            gateway6: Some("fd00::1".parse().unwrap()),
+            dns: vec![[10, 1, 2, 2].into()],
+            mtu: 1500,
+            queue_length: 1000,
+            upload: 1_000_000,
+            download: 2_000_000,
+            vlan: 12,
+            ports: vec![PublishedPort {
+                address: Some("::1".parse().unwrap()),
+                host: 8080,
+                container: 80,
+                transport: cgrant_wire::Transport::Udp,
+            }],
+        }
+    }
 
     /// Name and signature of each property that the contract has for an interface.
     fn contract(name: &str) -> BTreeMap<String, String> {
@@ -178,15 +292,19 @@ mod tests {
             created: 0,
             cgroup_id: 7,
             hierarchies: vec![Hierarchy { name: "cgroup2".to_owned(), path: "/x".to_owned() }],
+            links: vec![link("eth0")],
         };
-        for name in [GRANT, CGROUP, IDS] {
+        for name in [GRANT, CGROUP, LINKS, IDS] {
             assert_eq!(served(&grant(&info, name).unwrap()), contract(name), "{name}");
         }
         info.hierarchies.clear();
-        assert_eq!(served(&grant(&info, CGROUP).unwrap()), contract(CGROUP), "empty lists keep their type");
+        info.links.clear();
+        for name in [CGROUP, LINKS] {
+            assert_eq!(served(&grant(&info, name).unwrap()), contract(name), "empty lists keep their type");
+        }
         info.range = None;
         assert!(grant(&info, IDS).is_none());
-        assert_eq!(whole_grant(&info).len(), 2);
+        assert_eq!(whole_grant(&info).len(), 3);
         let info = BrokerInfo {
             version: String::new(),
             instance: String::new(),
@@ -197,6 +315,50 @@ mod tests {
             account: 0,
         };
         assert_eq!(served(&broker(&info, MANAGER).unwrap()), contract(MANAGER));
+    }
+
+    #[test]
+    fn a_link_is_described_by_what_applies() {
+        let types = |link: &Properties<'_>| -> Vec<_> {
+            link.iter().map(|(key, value)| format!("{key} {}", value.value_signature())).collect()
+        };
+        let whole = link("eth0");
+        let full = super::link(&whole);
+        assert_eq!(
+            types(&full).join(", "),
+            "address4 s, address6 s, bridge s, dns as, download t, gateway4 s, gateway6 s, host-name s, \
+             ifindex u, kind s, mac s, mtu u, name s, ports as, queue-length u, upload t, vlan q"
+        );
+        assert_eq!(full["address4"], Variant::new("10.1.2.16/22"));
+        assert_eq!(full["mac"], Variant::new("02:00:00:00:00:01"));
+        assert_eq!(full["ports"], Variant::new(vec!["[::1]:8080:80/udp"]));
+        let bare = LinkInfo {
+            address4: None,
+            address6: None,
+            gateway4: None,
+            gateway6: None,
+            ifindex: 0,
+            dns: Vec::new(),
+            mtu: 0,
+            queue_length: 0,
+            upload: 0,
+            download: 0,
+            vlan: 0,
+            ports: Vec::new(),
+            ..link("eth0")
+        };
+        assert_eq!(
+            types(&super::link(&bare)).join(", "),
+            "bridge s, host-name s, kind s, mac s, name s, ports as"
+        );
+    }
+
+    #[test]
+    fn links_are_in_the_order_of_their_names() {
+        let both = [link("eth1"), link("eth0")];
+        let Variant::Array(list) = links(&both) else { panic!("no list") };
+        let text = list.iter().map(|link| format!("{link}")).collect::<Vec<_>>();
+        assert!(text[0].contains("eth0") && text[1].contains("eth1"), "{text:?}");
     }
 
     #[test]

@@ -19,6 +19,9 @@ use crate::fault::Fault;
 const MAX_OPTIONS: usize = 16;
 /// Most elements of a list or dictionary of texts.
 pub const MAX_ENTRIES: usize = 64;
+/// Most links of one request. With them a request has at most 15 descriptors, and its answer 13: fewer than a message between
+/// the broker's processes may have ([`cgrant_wire::MAX_FDS`]).
+const MAX_LINKS: usize = 12;
 /// Longest text at all, in bytes.
 pub const MAX_TEXT: usize = 4096;
 
@@ -30,33 +33,43 @@ pub struct Texts(pub Vec<String>);
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Pairs(pub Vec<(String, String)>);
 
-/// The value of an option.
+/// A list of options (`aa{sv}`), one for each link. They have no such list in turn.
+#[derive(Debug, Default)]
+pub struct Links(pub Vec<Options<true>>);
+
+/// The value of an option; `INNER` of one that is in a list itself.
 #[derive(Debug)]
-enum Value {
+enum Value<const INNER: bool> {
     Flag(bool),
     Number(u32),
+    Long(u64),
+    Short(u16),
     Text(String),
     Texts(Texts),
     Pairs(Pairs),
+    Links(Links),
     Fd(OwnedFd),
 }
 
-impl Value {
+impl<const INNER: bool> Value<INNER> {
     const fn signature(&self) -> &'static str {
         match self {
             Self::Flag(_) => "b",
             Self::Number(_) => "u",
+            Self::Long(_) => "t",
+            Self::Short(_) => "q",
             Self::Text(_) => "s",
             Self::Texts(_) => "as",
             Self::Pairs(_) => "a{ss}",
+            Self::Links(_) => "aa{sv}",
             Self::Fd(_) => "h",
         }
     }
 }
 
-/// Options (`a{sv}`), no key twice.
+/// Options (`a{sv}`), no key twice; `INNER` of those that are in a list of another's.
 #[derive(Debug, Default)]
-pub struct Options(Vec<(String, Value)>);
+pub struct Options<const INNER: bool = false>(Vec<(String, Value<INNER>)>);
 
 /// The descriptors that go with an operation, by their position.
 #[derive(Debug, Default)]
@@ -92,12 +105,18 @@ macro_rules! take {
     )*};
 }
 
-impl Options {
+impl<const INNER: bool> Options<INNER> {
     take! {
         /// Takes the option `key` of type `b`.
         flag: Flag => bool,
         /// Takes the option `key` of type `u`.
         number: Number => u32,
+        /// Takes the option `key` of type `t`.
+        long: Long => u64,
+        /// Takes the option `key` of type `q`.
+        short: Short => u16,
+        /// Takes the option `key` of type `aa{sv}`.
+        links: Links => Links,
         /// Takes the option `key` of type `as`.
         texts: Texts => Texts,
         /// Takes the option `key` of type `a{ss}`.
@@ -132,7 +151,7 @@ impl Options {
         }
     }
 
-    fn take(&mut self, key: &str) -> Option<Value> {
+    fn take(&mut self, key: &str) -> Option<Value<INNER>> {
         let position = self.0.iter().position(|(name, _)| name == key)?;
         Some(self.0.swap_remove(position).1)
     }
@@ -160,7 +179,11 @@ impl Type for Pairs {
     const SIGNATURE: &'static Signature = <HashMap<String, String>>::SIGNATURE;
 }
 
-impl Type for Options {
+impl Type for Links {
+    const SIGNATURE: &'static Signature = <Vec<HashMap<String, Variant<'static>>>>::SIGNATURE;
+}
+
+impl<const INNER: bool> Type for Options<INNER> {
     const SIGNATURE: &'static Signature = <HashMap<String, Variant<'static>>>::SIGNATURE;
 }
 
@@ -225,19 +248,46 @@ impl<'de> Deserialize<'de> for Pairs {
     }
 }
 
-impl<'de> Deserialize<'de> for Options {
+impl<'de> Deserialize<'de> for Links {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct OptionsVisitor;
+        struct LinksVisitor;
 
-        impl<'de> Visitor<'de> for OptionsVisitor {
-            type Value = Options;
+        impl<'de> Visitor<'de> for LinksVisitor {
+            type Value = Links;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of links")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Links, A::Error> {
+                let mut links = Vec::new();
+                while let Some(link) = seq.next_element()? {
+                    if links.len() == MAX_LINKS {
+                        return Err(A::Error::custom(format_args!("more than {MAX_LINKS} links")));
+                    }
+                    links.push(link);
+                }
+                Ok(Links(links))
+            }
+        }
+
+        deserializer.deserialize_seq(LinksVisitor)
+    }
+}
+
+impl<'de, const INNER: bool> Deserialize<'de> for Options<INNER> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OptionsVisitor<const INNER: bool>;
+
+        impl<'de, const INNER: bool> Visitor<'de> for OptionsVisitor<INNER> {
+            type Value = Options<INNER>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("options")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Options, A::Error> {
-                let mut options: Vec<(String, Value)> = Vec::new();
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Options<INNER>, A::Error> {
+                let mut options: Vec<(String, Value<INNER>)> = Vec::new();
                 while let Some(key) = map.next_key::<String>()? {
                     if options.len() == MAX_OPTIONS {
                         return Err(A::Error::custom(format_args!("more than {MAX_OPTIONS} options")));
@@ -247,7 +297,7 @@ impl<'de> Deserialize<'de> for Options {
                         return Err(A::Error::custom(format_args!("{name}: the option is there twice")));
                     }
                     let value = map
-                        .next_value::<Value>()
+                        .next_value::<Value<INNER>>()
                         .map_err(|error| A::Error::custom(format_args!("{name}: {error}")))?;
                     options.push((key, value));
                 }
@@ -255,34 +305,37 @@ impl<'de> Deserialize<'de> for Options {
             }
         }
 
-        deserializer.deserialize_map(OptionsVisitor)
+        deserializer.deserialize_map(OptionsVisitor::<INNER>)
     }
 }
 
-impl Type for Value {
+impl<const INNER: bool> Type for Value<INNER> {
     const SIGNATURE: &'static Signature = <Variant<'static>>::SIGNATURE;
 }
 
-impl<'de> Deserialize<'de> for Value {
+impl<'de, const INNER: bool> Deserialize<'de> for Value<INNER> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct ValueVisitor;
+        struct ValueVisitor<const INNER: bool>;
 
-        impl<'de> Visitor<'de> for ValueVisitor {
-            type Value = Value;
+        impl<'de, const INNER: bool> Visitor<'de> for ValueVisitor<INNER> {
+            type Value = Value<INNER>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("the value of an option")
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value<INNER>, A::Error> {
                 let missing = || A::Error::custom("no value");
                 let signature: Signature = seq.next_element()?.ok_or_else(missing)?;
                 match signature.to_string().as_str() {
                     "b" => seq.next_element()?.ok_or_else(missing).map(Value::Flag),
                     "u" => seq.next_element()?.ok_or_else(missing).map(Value::Number),
+                    "t" => seq.next_element()?.ok_or_else(missing).map(Value::Long),
+                    "q" => seq.next_element()?.ok_or_else(missing).map(Value::Short),
                     "s" => bounded(seq.next_element()?.ok_or_else(missing)?).map(Value::Text),
                     "as" => seq.next_element()?.ok_or_else(missing).map(Value::Texts),
                     "a{ss}" => seq.next_element()?.ok_or_else(missing).map(Value::Pairs),
+                    "aa{sv}" if !INNER => seq.next_element()?.ok_or_else(missing).map(Value::Links),
                     "h" => {
                         let fd: zbus::OwnedFd = seq.next_element()?.ok_or_else(missing)?;
                         Ok(Value::Fd(fd.into()))
@@ -293,7 +346,7 @@ impl<'de> Deserialize<'de> for Value {
         }
 
         // The name and fields by which zbus knows that a variant is read.
-        deserializer.deserialize_struct("Variant", &["signature", "value"], ValueVisitor)
+        deserializer.deserialize_struct("Variant", &["signature", "value"], ValueVisitor::<INNER>)
     }
 }
 
@@ -328,6 +381,9 @@ mod tests {
         let mut options = decode(&BTreeMap::from([
             ("flag", Variant::new(true)),
             ("number", Variant::new(7u32)),
+            ("long", Variant::new(8u64)),
+            ("short", Variant::new(9u16)),
+            ("links", Variant::new(vec![BTreeMap::from([("name", Variant::new("eth0"))])])),
             ("text", Variant::new("word")),
             ("texts", Variant::new(vec!["a", "b"])),
             ("pairs", Variant::new(HashMap::from([("k", "v")]))),
@@ -336,6 +392,12 @@ mod tests {
         .unwrap();
         assert_eq!(options.flag("flag").unwrap(), Some(true));
         assert_eq!(options.number("number").unwrap(), Some(7));
+        assert_eq!(options.long("long").unwrap(), Some(8));
+        assert_eq!(options.short("short").unwrap(), Some(9));
+        let Links(mut links) = options.links("links").unwrap().unwrap();
+        let mut link = links.pop().unwrap();
+        assert_eq!(link.text("name", 4).unwrap().as_deref(), Some("eth0"));
+        link.finish().unwrap();
         assert_eq!(options.text("text", 4).unwrap().as_deref(), Some("word"));
         assert_eq!(options.texts("texts").unwrap().unwrap().0, ["a", "b"]);
         assert_eq!(options.pairs("pairs").unwrap().unwrap().0, [("k".to_owned(), "v".to_owned())]);
@@ -354,7 +416,7 @@ mod tests {
         assert_eq!(problem(unknown.finish()).0, "range-count");
         let mut long = decode(&one(Variant::new("12345"))).unwrap();
         assert_eq!(problem(long.text("range-count", 4).map(drop)).1, "range-count: longer than 4 bytes");
-        for value in [Variant::new(1u64), Variant::new(vec![1u8; 1000]), Variant::new(Variant::new(1u32))] {
+        for value in [Variant::new(1i64), Variant::new(vec![1u8; 1000]), Variant::new(Variant::new(1u32))] {
             let error = decode(&one(value)).unwrap_err().to_string();
             assert!(error.contains("range-count: no option is of type"), "{error}");
         }
@@ -368,6 +430,13 @@ mod tests {
         let texts = vec!["x"; MAX_ENTRIES + 1];
         let error = decode(&BTreeMap::from([("t", Variant::new(texts))])).unwrap_err().to_string();
         assert!(error.contains("t: a list has more than 64 entries"), "{error}");
+        let link = || BTreeMap::from([("name", Variant::new("eth0"))]);
+        let links = |count| (0..count).map(|_| link()).collect::<Vec<_>>();
+        let error = decode(&BTreeMap::from([("l", Variant::new(links(13)))])).unwrap_err().to_string();
+        assert!(error.contains("l: more than 12 links"), "{error}");
+        let inner = vec![BTreeMap::from([("links", Variant::new(links(1)))])];
+        let error = decode(&BTreeMap::from([("l", Variant::new(inner))])).unwrap_err().to_string();
+        assert!(error.contains("links: no option is of type aa{sv}"), "{error}");
         let long = "x".repeat(MAX_TEXT + 1);
         for value in [Variant::new(long.as_str()), Variant::new(HashMap::from([("k", long.as_str())]))] {
             let error = decode(&BTreeMap::from([("t", value)])).unwrap_err().to_string();
@@ -405,6 +474,7 @@ mod tests {
             bytes.truncate(200);
             let data = Data::new(bytes, Context::new(LE, 0));
             let _ = data.deserialize::<Options>();
+            let _ = data.deserialize::<Links>();
             let _ = data.deserialize::<Pairs>();
             let _ = data.deserialize::<Texts>();
         }

@@ -5,7 +5,7 @@
 
 use std::{cell::RefCell, collections::BTreeMap};
 
-use cgrant_proto::names::{CGROUP, GRANT, IDS, MANAGER, MANAGER_PATH};
+use cgrant_proto::names::{CGROUP, GRANT, IDS, LINKS, MANAGER, MANAGER_PATH};
 use cgrant_wire::{ConnectionId, Event, GrantChange};
 use serde::Serialize;
 use zbus::{DynamicType, Message, ObjectPath, Variant};
@@ -88,6 +88,8 @@ const fn account_of(event: &Event) -> u32 {
         Event::Added { grant } => grant.account,
         Event::Ended { account, .. }
         | Event::Changed { account, .. }
+        | Event::LinkAdded { account, .. }
+        | Event::LinkRemoved { account, .. }
         | Event::Oom { account, .. }
         | Event::Pressure { account, .. } => *account,
     }
@@ -131,7 +133,7 @@ fn signals(event: &Event, destination: Option<&str>) -> zbus::Result<Vec<Message
                     MANAGER_PATH,
                     OBJECT_MANAGER,
                     "InterfacesRemoved",
-                    &(&object, [GRANT, CGROUP, IDS].as_slice()),
+                    &(&object, [GRANT, CGROUP, LINKS, IDS].as_slice()),
                 )?,
             ])
         }
@@ -140,6 +142,14 @@ fn signals(event: &Event, destination: Option<&str>) -> zbus::Result<Vec<Message
             let changed = BTreeMap::from([(name, value)]);
             let body = (interface, changed, [].as_slice() as &[&str]);
             Ok(vec![to.signal(&path_of(*grant), PROPERTIES, "PropertiesChanged", &body)?])
+        }
+        Event::LinkAdded { grant, link, .. } => {
+            let body = (link.name.as_str(), describe::link(link));
+            Ok(vec![to.signal(&path_of(*grant), LINKS, "LinkAdded", &body)?])
+        }
+        Event::LinkRemoved { grant, name, reason, .. } => {
+            let body = (name.as_str(), describe::link_end(*reason));
+            Ok(vec![to.signal(&path_of(*grant), LINKS, "LinkRemoved", &body)?])
         }
         Event::Oom { grant, kills, .. } => Ok(vec![to.signal(&path_of(*grant), CGROUP, "Oom", kills)?]),
         Event::Pressure { grant, resource, .. } => {
@@ -154,6 +164,7 @@ fn property(change: &GrantChange) -> (&'static str, &'static str, Variant<'_>) {
         GrantChange::Frozen(frozen) => (CGROUP, "Frozen", Variant::from(*frozen)),
         GrantChange::Populated(populated) => (CGROUP, "Populated", Variant::from(*populated)),
         GrantChange::Lifetime(lifetime) => (GRANT, "Lifetime", Variant::from(describe::lifetime(*lifetime))),
+        GrantChange::Links(links) => (LINKS, "Links", describe::links(links)),
     }
 }
 
@@ -178,11 +189,11 @@ impl Destination<'_> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
-    use cgrant_wire::{EndReason, GrantId, GrantInfo, Lifetime, Range};
+    use cgrant_wire::{EndReason, GrantId, GrantInfo, Lifetime, LinkEnd, Range};
     use zbus_xml::Node;
 
     use super::*;
-    use crate::contract::OWN;
+    use crate::{contract::OWN, describe::tests::link};
 
     /// Signature of a signal in the contract.
     fn contract(interface: &str, signal: &str) -> String {
@@ -212,8 +223,10 @@ mod tests {
             created: 1,
             cgroup_id: 2,
             hierarchies: Vec::new(),
+            links: vec![link("eth0")],
         };
         let change = |change| Event::Changed { grant, account: 1000, change };
+        let removed = |reason| Event::LinkRemoved { grant, account: 1000, name: "eth0".to_owned(), reason };
         let events = [
             (Event::Added { grant: info }, 2),
             (Event::Ended { grant, name: "web".to_owned(), account: 1000, reason: EndReason::HolderDied }, 3),
@@ -221,6 +234,10 @@ mod tests {
             (change(GrantChange::Frozen(true)), 1),
             (change(GrantChange::Populated(true)), 1),
             (change(GrantChange::Lifetime(Lifetime::Persistent)), 1),
+            (change(GrantChange::Links(Vec::new())), 1),
+            (change(GrantChange::Links(vec![link("eth0")])), 1),
+            (Event::LinkAdded { grant, account: 1000, link: link("eth1") }, 1),
+            (removed(LinkEnd::FarEndGone), 1),
             (Event::Oom { grant, account: 1000, kills: 1 }, 1),
             (Event::Pressure { grant, account: 1000, resource: "cpu".to_owned() }, 1),
         ];

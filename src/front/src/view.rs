@@ -28,6 +28,12 @@ pub enum View {
     Usage,
     /// `ListRanges`.
     Ranges,
+    /// `ListBridges`.
+    Bridges,
+    /// `ExamineNetwork`.
+    Findings,
+    /// `AddLink`.
+    Linked,
     /// `Attach`.
     Attached,
     /// `GetValues`.
@@ -95,6 +101,22 @@ impl View {
                     })
                     .collect::<Vec<_>>(),
             ),
+            (Self::Bridges, Answer::Bridges(bridges)) => {
+                reply.build(&bridges.iter().map(describe::bridge).collect::<Vec<_>>())
+            }
+            (Self::Findings, Answer::Findings(findings)) => reply.build(
+                &findings
+                    .iter()
+                    .map(|row| (row.subject.as_str(), row.good, row.found.as_str(), row.remedy.as_str()))
+                    .collect::<Vec<_>>(),
+            ),
+            (Self::Linked, Answer::Link(info, tap)) => {
+                let mut link = describe::link(info);
+                if let Some(tap) = tap {
+                    link.insert("tap", Variant::from(descriptor(fds, *tap)?));
+                }
+                reply.build(&link)
+            }
             (Self::Attached, Answer::Attached(count)) => reply.build(count),
             (Self::Values, Answer::Values(values)) => reply.build(&describe::dictionary(values)),
             (Self::Stat, Answer::Stat(stat)) => reply.build(&describe::stat(stat)),
@@ -151,16 +173,23 @@ fn descriptor(fds: &[OwnedFd], index: FdIndex) -> Result<Fd<'_>, Fault> {
     fds.get(usize::from(index.0)).map(Fd::from).ok_or_else(unexpected)
 }
 
-type CreatedBody<'a> = (ObjectPath<'static>, BTreeMap<&'static str, Variant<'static>>, Fd<'a>);
+type CreatedBody<'a> = (ObjectPath<'static>, describe::Properties<'a>, Fd<'a>);
 
-fn created_body<'a>(created: &Created, fds: &'a [OwnedFd]) -> Result<CreatedBody<'a>, Fault> {
+fn created_body<'a>(created: &'a Created, fds: &'a [OwnedFd]) -> Result<CreatedBody<'a>, Fault> {
     let info = &created.grant;
-    let mut result =
+    let mut result: describe::Properties<'a> =
         BTreeMap::from([("new", Variant::from(created.new)), ("id", Variant::from(info.id.to_string()))]);
     if let Some(range) = info.range {
         result.insert("uid", Variant::from(range.uid));
         result.insert("gid", Variant::from(range.gid));
         result.insert("count", Variant::from(range.count));
+    }
+    if !info.links.is_empty() {
+        result.insert("links", describe::links(&info.links));
+    }
+    if !created.taps.is_empty() {
+        let taps = created.taps.iter().map(|(name, tap)| Ok((name.as_str(), descriptor(fds, *tap)?)));
+        result.insert("taps", Variant::from(taps.collect::<Result<BTreeMap<_, _>, Fault>>()?));
     }
     Ok((path(info)?, result, descriptor(fds, created.payload)?))
 }
@@ -194,9 +223,9 @@ fn properties_of<'a>(answer: &'a Answer, interface: &str) -> Result<describe::Pr
             properties => Ok(properties.unwrap_or_default()),
         };
     }
-    use cgrant_proto::names::{CGROUP, GRANT, MANAGER};
+    use cgrant_proto::names::{CGROUP, GRANT, LINKS, MANAGER};
     let mut all = describe::Properties::new();
-    for name in [MANAGER, GRANT, CGROUP, IDS] {
+    for name in [MANAGER, GRANT, CGROUP, LINKS, IDS] {
         all.extend(interface_of(answer, name)?.unwrap_or_default());
     }
     Ok(all)

@@ -15,16 +15,16 @@ use std::{
 };
 
 use cgrant_proto::{
-    Account, AdoptGrant, AttachTo, CgroupProxy, Code, CreateGrant, Error, GrantProxy, IdsProxy, Lifetime,
-    ListGrants, ManagerProxy, ReleaseGrant, Target,
+    Account, AddLink, AdoptGrant, AttachTo, CgroupProxy, Code, CreateGrant, Error, GrantProxy, IdsProxy,
+    Lifetime, LinksProxy, ListGrants, ManagerProxy, ReleaseGrant, Target,
 };
 use cgrant_wire::{
     Attach, AttachTarget, CreateGrant as CreateOp, EndReason, Event, FdIndex, GrantChange, GrantId, Holder,
-    Op, RangeRequest,
+    LinkEnd, LinkKind, LinkRequest, Op, PublishedPort, RangeRequest, Transport,
 };
 use futures_util::StreamExt;
 use support::{
-    FRONT_UID, Front, GRANT, GRANT_PATH, block_on, client, eventually, grant, read_to_end, refusal,
+    FRONT_UID, Front, GRANT, GRANT_PATH, block_on, client, eventually, grant, link, read_to_end, refusal,
 };
 use zbus::{Connection, Fd, Message, MessageStream, OwnedVariant, Variant, message::Flags};
 
@@ -66,7 +66,11 @@ fn every_method_of_the_manager_is_its_operation() {
             .userns(file.as_fd())
             .stage(file.as_fd())
             .limits(&limits)
-            .pressure(&["cpu"]);
+            .pressure(&["cpu"])
+            .links(vec![
+                AddLink::new().netns(file.as_fd()).ports(&["8080:80".parse().unwrap()]),
+                AddLink::new().tap().name("tap0"),
+            ]);
         let (path, result, payload) = manager.create_grant("web", &options).await.unwrap();
         assert_eq!(path.as_str(), GRANT_PATH);
         assert_eq!(
@@ -75,9 +79,11 @@ fn every_method_of_the_manager_is_its_operation() {
         );
         assert_eq!(result.id.as_deref(), Some("00c0ffee00c0ffee"));
         assert!(rustix::fs::fstat(&payload).is_ok());
+        assert_eq!(result.links.unwrap()[0].text("address4"), Some("10.1.2.16/22"));
+        assert!(rustix::fs::fstat(&result.taps.unwrap()["tap0"]).is_ok());
         let seen = front.seen();
         assert_eq!(seen.len(), 1);
-        assert_eq!((seen[0].connection, seen[0].fds), (number, 3));
+        assert_eq!((seen[0].connection, seen[0].fds), (number, 4));
         let holder = Holder::Process(FdIndex(0));
         let range = Some(RangeRequest { count: 1000, named: false, setgroups: false });
         let expected = CreateOp {
@@ -89,6 +95,10 @@ fn every_method_of_the_manager_is_its_operation() {
             stage: Some(FdIndex(2)),
             limits: limits.to_vec(),
             pressure: vec!["cpu".to_owned()],
+            links: vec![
+                LinkRequest { netns: Some(FdIndex(3)), ports: vec![port("8080:80")], ..plain_link() },
+                LinkRequest { kind: LinkKind::Tap, name: "tap0".to_owned(), ..plain_link() },
+            ],
         };
         assert_eq!(seen[0].op, Op::CreateGrant(expected));
 
@@ -111,6 +121,14 @@ fn every_method_of_the_manager_is_its_operation() {
         let ranges = manager.list_ranges().await.unwrap();
         assert_eq!(ranges, [(1, 2, 3, "web".to_owned(), "00c0ffee00c0ffee".to_owned())]);
         manager.forget_range("web").await.unwrap();
+        let bridges = manager.list_bridges().await.unwrap();
+        assert_eq!(
+            (bridges[0].text("name"), bridges[0].text("subnet4")),
+            (Some("default"), Some("10.1.0.0/22"))
+        );
+        let text = |text: &str| text.to_owned();
+        let finding = (text("nft"), false, text("not there"), text("install nftables"));
+        assert_eq!(manager.examine_network().await.unwrap(), [finding]);
         let ops: Vec<_> = front.seen().into_iter().map(|seen| seen.op).collect();
         assert_eq!(
             ops,
@@ -120,6 +138,8 @@ fn every_method_of_the_manager_is_its_operation() {
                 Op::Usage { account: None },
                 Op::ListRanges,
                 Op::ForgetRange { name: "web".to_owned() },
+                Op::ListBridges,
+                Op::ExamineNetwork,
             ]
         );
         assert_eq!(manager.version().await.unwrap(), "1.2.3");
@@ -187,6 +207,154 @@ fn every_method_of_a_grant_is_its_operation() {
         assert!(cgroup.populated().await.unwrap());
         let ids = IdsProxy::new(&connection, GRANT_PATH).await.unwrap();
         assert_eq!(ids.uid().await.unwrap(), 200_000);
+    });
+}
+
+fn plain_link() -> LinkRequest {
+    LinkRequest {
+        kind: LinkKind::Veth,
+        netns: None,
+        name: String::new(),
+        bridge: String::new(),
+        address4: None,
+        address6: None,
+        configure: true,
+        mtu: 0,
+        queue_length: 0,
+        upload: 0,
+        download: 0,
+        vlan: 0,
+        ports: Vec::new(),
+    }
+}
+
+fn port(text: &str) -> PublishedPort {
+    let cgrant_proto::Port { address, host, container, transport } = text.parse().unwrap();
+    let transport = match transport {
+        cgrant_proto::Transport::Tcp => Transport::Tcp,
+        cgrant_proto::Transport::Udp => Transport::Udp,
+    };
+    PublishedPort { address, host, container, transport }
+}
+
+#[test]
+fn every_method_of_the_links_is_its_operation() {
+    let front = Front::socket();
+    block_on(async {
+        let (connection, _) = client(&front, 1000).await;
+        let links = LinksProxy::new(&connection, GRANT_PATH).await.unwrap();
+        let net = File::open("/proc/self/ns/net").unwrap();
+        let full = AddLink::new()
+            .netns(net.as_fd())
+            .name("eth0")
+            .bridge("lan")
+            .address4([10, 0, 0, 9].into())
+            .address6("fd00::9".parse().unwrap())
+            .configure(false)
+            .mtu(9000)
+            .queue_length(500)
+            .upload(10_000_000_000)
+            .download(1)
+            .vlan(12)
+            .ports(&["[::1]:53:5353/udp".parse().unwrap()]);
+        let made = links.add_link(&full).await.unwrap();
+        assert_eq!((made.text("name"), made.entries().contains_key("tap")), (Some("eth0"), false));
+        let tap = links.add_link(&AddLink::new().tap()).await.unwrap();
+        assert!(matches!(*tap.entries()["tap"], Variant::Fd(_)));
+        links.remove_link("eth0").await.unwrap();
+        let ports = ["80:80".to_owned(), "127.0.0.1:81:81/udp".to_owned()];
+        links.publish_ports("eth0", &ports).await.unwrap();
+        links.unpublish_ports("eth0", &ports[..1]).await.unwrap();
+        let full = LinkRequest {
+            kind: LinkKind::Veth,
+            netns: Some(FdIndex(0)),
+            name: "eth0".to_owned(),
+            bridge: "lan".to_owned(),
+            address4: Some([10, 0, 0, 9].into()),
+            address6: Some("fd00::9".parse().unwrap()),
+            configure: false,
+            mtu: 9000,
+            queue_length: 500,
+            upload: 10_000_000_000,
+            download: 1,
+            vlan: 12,
+            ports: vec![port("[::1]:53:5353/udp")],
+        };
+        let (grant, name) = (GRANT, "eth0".to_owned());
+        let ports = ports.map(|text| port(&text)).to_vec();
+        let seen = front.seen();
+        assert_eq!(seen[0].fds, 1);
+        assert_eq!(
+            seen.into_iter().map(|seen| seen.op).collect::<Vec<_>>(),
+            [
+                Op::AddLink { grant, link: full },
+                Op::AddLink { grant, link: LinkRequest { kind: LinkKind::Tap, ..plain_link() } },
+                Op::RemoveLink { grant, name: name.clone() },
+                Op::PublishPorts { grant, name: name.clone(), ports: ports.clone() },
+                Op::UnpublishPorts { grant, name, ports: ports[..1].to_vec() },
+            ]
+        );
+        assert_eq!(links.links().await.unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn a_link_that_makes_no_sense_does_not_reach_the_engine() {
+    let front = Front::socket();
+    block_on(async {
+        let (connection, _) = client(&front, 1000).await;
+        let net =
+            || Variant::Fd(Fd::from(std::os::fd::OwnedFd::from(File::open("/proc/self/ns/net").unwrap())));
+        for (options, says) in [
+            (vec![], "netns: a veth pair needs the network namespace of its far end"),
+            (vec![("kind", Variant::new("tap")), ("netns", net())], "netns: means nothing with kind \"tap\""),
+            (vec![("kind", Variant::new("tun"))], "kind: neither \"veth\" nor \"tap\""),
+            (vec![("netns", net()), ("address4", Variant::new("fd00::1"))], "address4: not an IPv4 address"),
+            (vec![("netns", net()), ("address6", Variant::new("10.0.0.1"))], "address6: not an IPv6 address"),
+            (vec![("netns", net()), ("vlan", Variant::new(1u32))], "vlan: not of type u"),
+            (vec![("netns", net()), ("nonsense", Variant::new(1u32))], "nonsense: no such option"),
+            (
+                vec![("netns", net()), ("ports", Variant::new(vec!["0:80"]))],
+                "ports: a port is a number from 1 to 65535",
+            ),
+        ] {
+            let options: HashMap<_, _> = options.into_iter().collect();
+            let result = call(&connection, GRANT_PATH, None, "AddLink", &options).await;
+            let Error::Refused(got) = Error::from(result.unwrap_err()) else { panic!() };
+            assert_eq!((got.code, got.message.as_str()), (Code::InvalidArgument, says));
+        }
+        let links =
+            HashMap::from([("links", Variant::new(vec![HashMap::from([("mtu", Variant::new(1u32))])]))]);
+        let result = call(&connection, MANAGER_PATH, None, "CreateGrant", &("web", links)).await;
+        assert_eq!(
+            Error::from(result.unwrap_err()).to_string(),
+            "netns: a veth pair needs the network namespace of its far end"
+        );
+        let result = call(&connection, GRANT_PATH, None, "PublishPorts", &("eth0", vec!["80"])).await;
+        assert!(Error::from(result.unwrap_err()).to_string().contains("ports: a published port is written"));
+        assert_eq!(front.seen(), [], "nothing of it reached the engine");
+    });
+}
+
+#[test]
+fn a_request_has_no_more_descriptors_than_the_engine_takes() {
+    let front = Front::socket();
+    block_on(async {
+        let (connection, _) = client(&front, 1000).await;
+        let manager = ManagerProxy::new(&connection).await.unwrap();
+        let file = File::open("/proc/self/ns/net").unwrap();
+        let with = |count| {
+            CreateGrant::new()
+                .lifetime(Lifetime::Process(file.as_fd()))
+                .userns(file.as_fd())
+                .stage(file.as_fd())
+                .links((0..count).map(|_| AddLink::new().netns(file.as_fd())).collect())
+        };
+        manager.create_grant("web", &with(12)).await.unwrap();
+        assert_eq!(front.seen()[0].fds, 15);
+        let error = manager.create_grant("web", &with(13)).await.unwrap_err();
+        assert!(error.to_string().contains("links: more than 12 links"), "{error}");
+        manager.list_ranges().await.unwrap();
     });
 }
 
@@ -323,7 +491,7 @@ fn introspection_and_properties_are_the_contract() {
         let managed: HashMap<zbus::OwnedObjectPath, HashMap<String, HashMap<String, OwnedVariant>>> =
             reply.body().deserialize().unwrap();
         assert_eq!(managed.len(), 1);
-        assert_eq!(managed.values().next().unwrap().len(), 3);
+        assert_eq!(managed.values().next().unwrap().len(), 4);
     });
 }
 
@@ -360,6 +528,11 @@ fn every_method_of_the_contract_is_there() {
                         .iter()
                         .filter(|arg| arg.direction() == Some(zbus_xml::ArgDirection::In))
                         .map(|arg| argument(&arg.ty().to_string()))
+                        .map(|argument| match method.name().as_str() {
+                            // Options that are all left out make no link.
+                            "AddLink" => Variant::new(HashMap::from([("kind", Variant::new("tap"))])),
+                            _ => argument,
+                        })
                         .collect();
                     let reply = if inputs.is_empty() {
                         call(&connection, object, Some(&name), &method.name(), &()).await
@@ -384,8 +557,8 @@ fn every_method_of_the_contract_is_there() {
                 }
             }
         }
-        assert_eq!(calls, 20);
-        assert!(front.seen_count() >= 20);
+        assert_eq!(calls, 26);
+        assert!(front.seen_count() >= 26);
     });
 }
 
@@ -427,6 +600,9 @@ fn signals_go_to_the_account_and_to_root() {
         let account = 1000;
         front.event(Event::Added { grant: grant() });
         front.event(Event::Changed { grant: GRANT, account, change: GrantChange::Frozen(true) });
+        front.event(Event::LinkAdded { grant: GRANT, account, link: link("eth1") });
+        let (name, reason) = ("eth1".to_owned(), LinkEnd::FarEndGone);
+        front.event(Event::LinkRemoved { grant: GRANT, account, name, reason });
         front.event(Event::Oom { grant: GRANT, account, kills: 3 });
         front.event(Event::Pressure { grant: GRANT, account, resource: "io".to_owned() });
         front.event(Event::Ended { grant: GRANT, name: "web".to_owned(), account, reason: EndReason::Empty });
@@ -438,6 +614,8 @@ fn signals_go_to_the_account_and_to_root() {
             "GrantAdded",
             "InterfacesAdded",
             "PropertiesChanged",
+            "LinkAdded",
+            "LinkRemoved",
             "Oom",
             "Pressure",
             "Ended",

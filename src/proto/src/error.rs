@@ -53,6 +53,14 @@ codes! {
     NoSuchCgroup,
     /// There is a cgroup of this name.
     CgroupExists,
+    /// The grant has no such link.
+    NoSuchLink,
+    /// The grant has a link of this name, or the namespace a device of it.
+    LinkExists,
+    /// No such bridge, or policy does not let the caller see it.
+    NoSuchBridge,
+    /// The port, or the address, is in use.
+    AddressInUse,
     /// Something is in use: processes are left, or another request on the object is under way.
     Busy,
     /// This host's kernel, or this hierarchy, cannot do it.

@@ -4,13 +4,19 @@
 //! descriptors that it passes on, no privilege, no state.
 
 pub mod connect;
+pub mod description;
 pub mod error;
 pub mod names;
 pub mod options;
+pub mod port;
 pub mod proxy;
 
 pub use connect::{Endpoint, connect};
+pub use description::Description;
 pub use error::{Code, Error, Refusal};
 pub use names::grant_path;
-pub use options::{Account, AdoptGrant, AttachTo, CreateGrant, Lifetime, ListGrants, ReleaseGrant, Target};
-pub use proxy::{CgroupProxy, CreateResult, GrantProxy, IdsProxy, ManagerProxy};
+pub use options::{
+    Account, AddLink, AdoptGrant, AttachTo, CreateGrant, Lifetime, ListGrants, ReleaseGrant, Target,
+};
+pub use port::{BadPort, Port, Transport};
+pub use proxy::{CgroupProxy, CreateResult, GrantProxy, IdsProxy, LinksProxy, ManagerProxy};

@@ -16,6 +16,8 @@ pub const GRANT: &str = "org.cgrant.Broker1.Grant";
 pub const CGROUP: &str = "org.cgrant.Broker1.Cgroup";
 /// Interface of a grant's ids; a grant without ids does not have it.
 pub const IDS: &str = "org.cgrant.Broker1.Ids";
+/// Interface of a grant's links.
+pub const LINKS: &str = "org.cgrant.Broker1.Links";
 /// What every error name of the broker starts with.
 pub const ERROR_PREFIX: &str = "org.cgrant.Error.";
 /// Socket of the instance `default`, which is also the broker's socket inside a container.

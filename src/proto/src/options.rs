@@ -2,11 +2,14 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    net::{Ipv4Addr, Ipv6Addr},
     os::fd::BorrowedFd,
 };
 
 use serde::{Serialize, Serializer};
 use zbus::{Fd, Signature, Type, Variant};
+
+use crate::port::Port;
 
 type Entries<'a> = BTreeMap<&'static str, Variant<'a>>;
 
@@ -58,6 +61,8 @@ options! {
     AdoptGrant
     /// Options of `Cgroup.Attach`.
     AttachTo
+    /// Options of `Links.AddLink`, and of each link of `Manager.CreateGrant`.
+    AddLink
 }
 
 /// What ends a grant.
@@ -156,6 +161,93 @@ impl<'a> CreateGrant<'a> {
     #[must_use]
     pub fn pressure(self, resources: &[&'a str]) -> Self {
         self.with("pressure", resources.to_vec())
+    }
+
+    /// Links, which come to be with the grant.
+    #[must_use]
+    pub fn links(self, links: Vec<AddLink<'a>>) -> Self {
+        let links: Vec<Entries<'a>> = links.into_iter().map(|link| link.0).collect();
+        self.with("links", links)
+    }
+}
+
+impl<'a> AddLink<'a> {
+    /// The network namespace that the far end is born in.
+    #[must_use]
+    pub fn netns(self, namespace: BorrowedFd<'a>) -> Self {
+        self.with("netns", Fd::from(namespace))
+    }
+
+    /// A tap, whose descriptor the caller gets, instead of a veth pair.
+    #[must_use]
+    pub fn tap(self) -> Self {
+        self.with("kind", "tap")
+    }
+
+    /// Its name; the first free of `eth0`, `eth1` … by default.
+    #[must_use]
+    pub fn name(self, name: &'a str) -> Self {
+        self.with("name", name)
+    }
+
+    /// The bridge that it is on; policy's first by default.
+    #[must_use]
+    pub fn bridge(self, bridge: &'a str) -> Self {
+        self.with("bridge", bridge)
+    }
+
+    /// A fixed IPv4 address.
+    #[must_use]
+    pub fn address4(self, address: Ipv4Addr) -> Self {
+        self.with("address4", address.to_string())
+    }
+
+    /// A fixed IPv6 address.
+    #[must_use]
+    pub fn address6(self, address: Ipv6Addr) -> Self {
+        self.with("address6", address.to_string())
+    }
+
+    /// Are addresses and routes set? They are by default; otherwise the payload asks by DHCP.
+    #[must_use]
+    pub fn configure(self, configure: bool) -> Self {
+        self.with("configure", configure)
+    }
+
+    /// Largest packet, in bytes.
+    #[must_use]
+    pub fn mtu(self, bytes: u32) -> Self {
+        self.with("mtu", bytes)
+    }
+
+    /// Length of the transmit queue, in packets.
+    #[must_use]
+    pub fn queue_length(self, packets: u32) -> Self {
+        self.with("queue-length", packets)
+    }
+
+    /// Most that the container may send, in bits a second.
+    #[must_use]
+    pub fn upload(self, bits: u64) -> Self {
+        self.with("upload", bits)
+    }
+
+    /// Most that is sent to the container, in bits a second.
+    #[must_use]
+    pub fn download(self, bits: u64) -> Self {
+        self.with("download", bits)
+    }
+
+    /// VLAN id on a bridge that knows VLANs.
+    #[must_use]
+    pub fn vlan(self, id: u16) -> Self {
+        self.with("vlan", id)
+    }
+
+    /// Ports to publish.
+    #[must_use]
+    pub fn ports(self, ports: &[Port]) -> Self {
+        self.with("ports", ports.iter().map(ToString::to_string).collect::<Vec<_>>())
     }
 }
 

@@ -1,16 +1,17 @@
-//! Proxies of the four interfaces, as `dbus/*.xml` describes them. The documentation of each method is there.
+//! Proxies of the interfaces, as `dbus/*.xml` describes them. The documentation of each method is there.
 
 use std::collections::HashMap;
 
 use zbus::{DeserializeDict, Fd, OwnedFd, OwnedObjectPath, OwnedVariant, Type, proxy};
 
 use crate::{
+    description::Description,
     error::Error,
-    options::{Account, AdoptGrant, AttachTo, CreateGrant, ListGrants, ReleaseGrant},
+    options::{Account, AddLink, AdoptGrant, AttachTo, CreateGrant, ListGrants, ReleaseGrant},
 };
 
 /// What `CreateGrant` tells beside the object and the descriptor. Keys that a later broker adds are ignored.
-#[derive(Debug, Clone, Default, PartialEq, Eq, DeserializeDict, Type)]
+#[derive(Debug, Default, PartialEq, DeserializeDict, Type)]
 #[zbus(signature = "a{sv}")]
 pub struct CreateResult {
     /// Was it made now, or before, by a request with the same key?
@@ -23,6 +24,10 @@ pub struct CreateResult {
     pub gid: Option<u32>,
     /// How many ids, if it has a range.
     pub count: Option<u32>,
+    /// Its links, if there are any.
+    pub links: Option<Vec<Description>>,
+    /// Descriptors of taps, by the names of their links.
+    pub taps: Option<HashMap<String, OwnedFd>>,
 }
 
 /// The broker.
@@ -47,6 +52,12 @@ pub trait Manager {
 
     /// Account, rule, and rows of resource, used, quota.
     fn get_usage(&self, options: &Account<'_>) -> Result<(u32, String, Vec<(String, u64, u64)>), Error>;
+
+    /// The bridges that the caller may have links on.
+    fn list_bridges(&self) -> Result<Vec<Description>, Error>;
+
+    /// What may stand in the way of links: subject, is it good, what was found, what to do.
+    fn examine_network(&self) -> Result<Vec<(String, bool, String, String)>, Error>;
 
     /// The account's ranges: first uid, first gid, count, name or "", id of the grant or "".
     fn list_ranges(&self) -> Result<Vec<(u32, u32, u32, String, String)>, Error>;
@@ -201,6 +212,38 @@ pub trait Cgroup {
     /// Hierarchy and path, one entry a hierarchy.
     #[zbus(property(emits_changed_signal = "const"))]
     fn hierarchies(&self) -> Result<Vec<(String, String)>, Error>;
+}
+
+/// The links of a grant.
+#[proxy(
+    interface = "org.cgrant.Broker1.Links",
+    default_service = "org.cgrant.Broker1",
+    assume_defaults = false
+)]
+pub trait Links {
+    /// Adds a link.
+    fn add_link(&self, options: &AddLink<'_>) -> Result<Description, Error>;
+
+    /// Removes a link.
+    fn remove_link(&self, name: &str) -> Result<(), Error>;
+
+    /// Publishes more ports: all of them, or none.
+    fn publish_ports(&self, name: &str, ports: &[String]) -> Result<(), Error>;
+
+    /// Takes published ports back.
+    fn unpublish_ports(&self, name: &str, ports: &[String]) -> Result<(), Error>;
+
+    /// A link was added after the grant was made.
+    #[zbus(signal)]
+    fn link_added(&self, name: String, link: Description) -> zbus::Result<()>;
+
+    /// A link is gone and the grant lives on.
+    #[zbus(signal)]
+    fn link_removed(&self, name: String, reason: String) -> zbus::Result<()>;
+
+    /// The links, in the order of their names.
+    #[zbus(property)]
+    fn links(&self) -> Result<Vec<HashMap<String, OwnedVariant>>, Error>;
 }
 
 /// The ids of a grant.

@@ -11,9 +11,9 @@ use std::{
 };
 
 use cgrant_proto::{
-    Account, AdoptGrant, AttachTo, CgroupProxy, CreateGrant, GrantProxy, IdsProxy, ListGrants, ManagerProxy,
-    ReleaseGrant,
-    names::{CGROUP, GRANT, IDS, MANAGER, MANAGER_PATH, grant_path},
+    Account, AddLink, AdoptGrant, AttachTo, CgroupProxy, CreateGrant, GrantProxy, IdsProxy, LinksProxy,
+    ListGrants, ManagerProxy, ReleaseGrant,
+    names::{CGROUP, GRANT, IDS, LINKS, MANAGER, MANAGER_PATH, grant_path},
 };
 use futures_util::StreamExt;
 use zbus::{
@@ -63,6 +63,22 @@ fn contract() -> BTreeMap<String, Interface> {
     interfaces
 }
 
+fn null() -> Fd<'static> {
+    Fd::from(std::os::fd::OwnedFd::from(File::open("/dev/null").unwrap()))
+}
+
+/// Keys of several results, and one that this library does not know.
+fn dictionary() -> HashMap<&'static str, Variant<'static>> {
+    let link = HashMap::from([("name", Variant::new("eth0"))]);
+    HashMap::from([
+        ("count", Variant::new(7u32)),
+        ("name", Variant::new("eth0")),
+        ("links", Variant::new(vec![link])),
+        ("taps", Variant::new(HashMap::from([("tap0", null())]))),
+        ("later", Variant::new("x")),
+    ])
+}
+
 /// Some value of a single complete type.
 fn value(signature: &str) -> Variant<'static> {
     match signature {
@@ -71,13 +87,15 @@ fn value(signature: &str) -> Variant<'static> {
         "t" => Variant::new(7u64),
         "b" => Variant::new(true),
         "o" => Variant::new(ObjectPath::try_from(grant_path("0123456789abcdef")).unwrap()),
-        "h" => Variant::Fd(Fd::from(std::os::fd::OwnedFd::from(File::open("/dev/null").unwrap()))),
+        "h" => Variant::Fd(null()),
         "as" => Variant::new(vec!["text"]),
         "au" => Variant::new(vec![7u32]),
         "a{ss}" => Variant::new(HashMap::from([("key", "value")])),
-        "a{sv}" => Variant::new(HashMap::from([("count", Variant::new(7u32)), ("later", Variant::new("x"))])),
+        "a{sv}" => Variant::new(dictionary()),
+        "aa{sv}" => Variant::new(vec![dictionary()]),
         "a(ss)" => Variant::new(vec![("one", "two")]),
         "a(sbs)" => Variant::new(vec![("one", true, "two")]),
+        "a(sbss)" => Variant::new(vec![("one", true, "two", "three")]),
         "a(stt)" => Variant::new(vec![("one", 1u64, 2u64)]),
         "a(osu)" => {
             Variant::new(vec![(ObjectPath::try_from(grant_path("0123456789abcdef")).unwrap(), "one", 2u32)])
@@ -178,9 +196,13 @@ async fn proxies_and_xml_are_one_contract() {
     let (grant, result, _) =
         manager.create_grant("x", &CreateGrant::new().userns(file.as_fd())).await.unwrap();
     assert_eq!((grant.as_str(), result.count, result.uid), (path.as_str(), Some(7), None));
+    assert_eq!(result.links.unwrap()[0].text("name"), Some("eth0"));
+    assert!(result.taps.unwrap().contains_key("tap0"));
     manager.list_grants(&ListGrants::new()).await.unwrap();
     manager.get_grant("x", &Account::new()).await.unwrap();
     manager.get_usage(&Account::new()).await.unwrap();
+    assert_eq!(manager.list_bridges().await.unwrap()[0].text("name"), Some("eth0"));
+    manager.examine_network().await.unwrap();
     manager.list_ranges().await.unwrap();
     manager.forget_range("x").await.unwrap();
 
@@ -197,6 +219,11 @@ async fn proxies_and_xml_are_one_contract() {
     cgroup.remove_cgroup("x").await.unwrap();
     cgroup.list_cgroups().await.unwrap();
     cgroup.open_cgroup("x").await.unwrap();
+    let links = LinksProxy::new(&connection, path.as_str()).await.unwrap();
+    assert_eq!(links.add_link(&AddLink::new().tap()).await.unwrap().text("name"), Some("eth0"));
+    links.remove_link("eth0").await.unwrap();
+    links.publish_ports("eth0", &[]).await.unwrap();
+    links.unpublish_ports("eth0", &[]).await.unwrap();
     let grant = GrantProxy::new(&connection, path.as_str()).await.unwrap();
     grant.adopt(&AdoptGrant::new()).await.unwrap();
 
@@ -205,14 +232,18 @@ async fn proxies_and_xml_are_one_contract() {
     let mut ended = grant.receive_ended().await.unwrap();
     let mut oom = cgroup.receive_oom().await.unwrap();
     let mut pressure = cgroup.receive_pressure().await.unwrap();
+    let mut link_added = links.receive_link_added().await.unwrap();
+    let mut link_removed = links.receive_link_removed().await.unwrap();
     grant.release(&ReleaseGrant::new()).await.unwrap();
     assert_eq!(added.next().await.unwrap().args().unwrap().account, 7);
     assert_eq!(removed.next().await.unwrap().args().unwrap().reason, "text");
     assert_eq!(ended.next().await.unwrap().args().unwrap().reason, "text");
     assert_eq!(oom.next().await.unwrap().args().unwrap().kills, 7);
     assert_eq!(pressure.next().await.unwrap().args().unwrap().resource, "text");
+    assert_eq!(link_added.next().await.unwrap().args().unwrap().link.text("name"), Some("eth0"));
+    assert_eq!(link_removed.next().await.unwrap().args().unwrap().reason, "text");
     let signals: usize = contract().values().map(|interface| interface.signals.len()).sum();
-    assert_eq!(signals, 5, "a signal that no proxy has");
+    assert_eq!(signals, 7, "a signal that no proxy has");
 
     properties(&connection, &path).await;
     let expected: BTreeSet<_> = contract()
@@ -224,7 +255,7 @@ async fn proxies_and_xml_are_one_contract() {
         .collect();
     assert_eq!(*called.lock().unwrap(), expected);
     assert!(
-        [MANAGER, GRANT, CGROUP, IDS]
+        [MANAGER, GRANT, CGROUP, LINKS, IDS]
             .iter()
             .all(|name| expected.iter().any(|(interface, _)| interface == name))
     );
@@ -245,6 +276,8 @@ async fn properties(connection: &Connection, path: &str) {
     cgroup.populated().await.unwrap();
     cgroup.cgroup_id().await.unwrap();
     cgroup.hierarchies().await.unwrap();
+    let links = LinksProxy::builder(connection).path(path).cache_properties(No).build().await.unwrap();
+    links.links().await.unwrap();
     let ids = IdsProxy::builder(connection).path(path).cache_properties(No).build().await.unwrap();
     ids.uid().await.unwrap();
     ids.gid().await.unwrap();

@@ -21,10 +21,11 @@ use std::{
 
 use cgrant_sys::{Channel, seqpacket};
 use cgrant_wire::{
-    Answer, BrokerInfo, BusClient, ConnectionId, Created, Event, FdIndex, FromEngine, GrantId, GrantInfo,
-    Hierarchy, Lifetime, Op, Range, RangeInfo, Refusal, RefusalCode, RequestId, Stat, ToEngine, Usage,
-    UsageRow,
+    Address, Answer, BridgeInfo, BrokerInfo, BusClient, ConnectionId, Created, Event, FdIndex, FromEngine,
+    GrantId, GrantInfo, Hierarchy, Lifetime, LinkInfo, LinkKind, Mac, Op, Range, RangeInfo, Refusal,
+    RefusalCode, RequestId, Stat, ToEngine, Usage, UsageRow,
     boot::{FromChild, FrontBoot, FrontKind, LogTarget, ToChild},
+    net::Finding,
 };
 
 /// How long anything in a test may take.
@@ -305,7 +306,7 @@ fn op_name(op: &Op) -> Option<&'static str> {
 fn send_answer(engine: &Channel, id: RequestId, result: Result<Answer, Refusal>) {
     let file = File::open("/").unwrap();
     let fds = match &result {
-        Ok(Answer::Created(_) | Answer::Cgroup(_)) => vec![file.as_fd()],
+        Ok(Answer::Created(_) | Answer::Cgroup(_) | Answer::Link(_, Some(_))) => vec![file.as_fd()],
         _ => Vec::new(),
     };
     // The front may have ended already.
@@ -329,6 +330,30 @@ pub fn grant() -> GrantInfo {
             name: "cgroup2".to_owned(),
             path: "/cgrant/u1000/web/payload".to_owned(),
         }],
+        links: vec![link("eth0")],
+    }
+}
+
+/// A link of it.
+pub fn link(name: &str) -> LinkInfo {
+    LinkInfo {
+        name: name.to_owned(),
+        kind: LinkKind::Veth,
+        bridge: "default".to_owned(),
+        host_name: "cgv0123456789".to_owned(),
+        ifindex: 7,
+        mac: Mac([2, 0, 0, 0, 0, 1]),
+        address4: Some(Address { address: [10, 1, 2, 16].into(), prefix: 22 }),
+        address6: None,
+        gateway4: Some([10, 1, 2, 1].into()),
+        gateway6: None,
+        dns: vec![[10, 1, 2, 2].into()],
+        mtu: 1500,
+        queue_length: 0,
+        upload: 0,
+        download: 0,
+        vlan: 0,
+        ports: Vec::new(),
     }
 }
 
@@ -349,7 +374,30 @@ pub fn answer(op: &Op, connection: ConnectionId) -> Answer {
             rule: "built-in any-user".to_owned(),
             rows: vec![UsageRow { resource: "grants".to_owned(), used: 1, quota: 16 }],
         }),
-        Op::CreateGrant(_) => Answer::Created(Created { grant: grant(), new: true, payload: FdIndex(0) }),
+        Op::CreateGrant(_) => Answer::Created(Created {
+            grant: grant(),
+            new: true,
+            payload: FdIndex(0),
+            taps: vec![("tap0".to_owned(), FdIndex(0))],
+        }),
+        Op::AddLink { link: request, .. } => match request.kind {
+            LinkKind::Veth => Answer::Link(link("eth0"), None),
+            LinkKind::Tap => Answer::Link(link("tap0"), Some(FdIndex(0))),
+        },
+        Op::ListBridges => Answer::Bridges(vec![BridgeInfo {
+            name: "default".to_owned(),
+            device: "cgrant0".to_owned(),
+            managed: true,
+            subnet4: Some(Address { address: [10, 1, 0, 0].into(), prefix: 22 }),
+            subnet6: None,
+            links: 1,
+        }]),
+        Op::ExamineNetwork => Answer::Findings(vec![Finding {
+            subject: "nft".to_owned(),
+            good: false,
+            found: "not there".to_owned(),
+            remedy: "install nftables".to_owned(),
+        }]),
         Op::ListGrants { .. } => Answer::Grants(vec![grant()]),
         Op::FindGrant { .. } | Op::Describe { .. } => Answer::Grant(grant()),
         Op::GetValues { keys, .. } => {
@@ -373,6 +421,9 @@ pub fn answer(op: &Op, connection: ConnectionId) -> Answer {
         | Op::Kill { .. }
         | Op::CreateCgroup { .. }
         | Op::RemoveCgroup { .. }
+        | Op::RemoveLink { .. }
+        | Op::PublishPorts { .. }
+        | Op::UnpublishPorts { .. }
         | Op::Release { .. } => {
             let _ = connection;
             Answer::Done
