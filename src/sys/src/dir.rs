@@ -193,19 +193,34 @@ impl Dir {
     /// Those of `openat2(2)`, `write(2)`, `fsync(2)`, `renameat(2)`: `ENOSPC`, `EROFS` … On an error the old file is as it was,
     /// except when the last `fsync` of the directory failed: then the new one is there, perhaps not for good.
     pub fn write_atomic(&self, file: impl AsRef<OsStr>, bytes: &[u8], durable: bool) -> io::Result<()> {
-        let file = component(file.as_ref())?;
+        self.replace(file.as_ref(), |unfinished| self.write_new(unfinished, bytes, durable))?;
+        if durable { self.sync() } else { Ok(()) }
+    }
+
+    /// Lets `write` make a file under another name, which then takes the place of `file`.
+    fn replace(&self, file: &OsStr, write: impl FnOnce(&OsStr) -> io::Result<()>) -> io::Result<()> {
+        let file = component(file)?;
         let mut unfinished = OsString::from(".");
         unfinished.push(file);
         unfinished.push(format!(".{:016x}{UNFINISHED}", crate::process::random_u64()?));
-        let result = self
-            .write_new(&unfinished, bytes, durable)
-            .and_then(|()| Ok(renameat(&self.0, unfinished.as_os_str(), &self.0, file)?));
-        if let Err(error) = result {
+        let result =
+            write(&unfinished).and_then(|()| Ok(renameat(&self.0, unfinished.as_os_str(), &self.0, file)?));
+        if result.is_err() {
             // Nothing more can be done about a file that can't be removed; `sweep` will meet it.
             let _ = self.remove_file(&unfinished);
-            return Err(error);
         }
-        if durable { self.sync() } else { Ok(()) }
+        result
+    }
+
+    /// As [`Dir::write_atomic`] without `durable`, but everybody may read the file (mode 0644), from the moment it has its name.
+    ///
+    /// # Errors
+    /// As [`Dir::write_atomic`], and those of `fchmod(2)`.
+    pub fn write_readable(&self, file: impl AsRef<OsStr>, bytes: &[u8]) -> io::Result<()> {
+        self.replace(file.as_ref(), |unfinished| {
+            self.write_new(unfinished, bytes, false)?;
+            self.chmod(unfinished, 0o644)
+        })
     }
 
     /// Puts the directory itself on the disk: the names that were made, changed and removed in it.

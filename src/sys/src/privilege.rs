@@ -10,7 +10,10 @@ use caps::CapSet;
 use nix::unistd::{Gid, Uid, getgroups, getresgid, getresuid, setgroups, setresgid, setresuid};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal};
-use rustix::thread::{CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, configure_capability_in_ambient_set, remove_capability_from_bounding_set,
+    set_capabilities,
+};
 
 pub use caps::Capability;
 
@@ -83,6 +86,24 @@ pub fn drop_capabilities(keep: &[Capability]) -> io::Result<()> {
         CapabilitySets { effective: had & kept, permitted: had & kept, inheritable: CapabilitySet::empty() };
     set_capabilities(None, left)?;
     if rustix::thread::capabilities(None)? == left { Ok(()) } else { Err(Errno::BUSY.into()) }
+}
+
+/// Keeps these of its permitted capabilities through `execve(2)` of a program that has none of its own, as an
+/// account that is not root (ambient capabilities, from kernel 4.3 on).
+///
+/// # Errors
+/// `EBUSY` with more than one thread; `EPERM` for one that the process does not have.
+pub fn keep_through_exec(keep: &[Capability]) -> io::Result<()> {
+    require_one_thread()?;
+    let had = rustix::thread::capabilities(None)?;
+    let kept = keep
+        .iter()
+        .fold(CapabilitySet::empty(), |kept, capability| kept | as_set(u32::from(capability.index())));
+    set_capabilities(None, CapabilitySets { inheritable: kept, ..had })?;
+    for capability in kept.iter() {
+        configure_capability_in_ambient_set(capability, true)?;
+    }
+    Ok(())
 }
 
 fn as_set(number: u32) -> CapabilitySet {

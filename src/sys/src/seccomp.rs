@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use std::io;
 
 use rustix::io::Errno;
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch,
+};
 
 use crate::privilege::require_one_thread;
 
@@ -102,6 +105,26 @@ pub fn apply(allowed: &[i64], otherwise: Action) -> Result<(), SeccompError> {
 pub fn hide_clone3() -> Result<(), SeccompError> {
     let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     install(SeccompFilter::new(rules, SeccompAction::Allow, errno(Errno::NOSYS), architecture()?)?)
+}
+
+/// From now on this process and its children can't make the calls in `refused`, nor netlink sockets but those for
+/// devices, addresses and routes, in addition to whatever else is filtered. For programs of others, whose
+/// calls are not known exactly. Sets no_new_privs.
+///
+/// # Errors
+/// [`SeccompError`].
+pub fn refuse(refused: &[i64]) -> Result<(), SeccompError> {
+    let netlink = |argument, operator, value: libc::c_int| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, u64::from(value.cast_unsigned()))
+    };
+    let other_netlink = SeccompRule::new(vec![
+        netlink(0, SeccompCmpOp::Eq, libc::AF_NETLINK)?,
+        netlink(2, SeccompCmpOp::Ne, libc::NETLINK_ROUTE)?,
+    ])?;
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        refused.iter().map(|number| (*number, Vec::new())).collect();
+    rules.insert(libc::SYS_socket, vec![other_netlink]);
+    install(SeccompFilter::new(rules, SeccompAction::Allow, errno(Errno::PERM), architecture()?)?)
 }
 
 fn install(filter: SeccompFilter) -> Result<(), SeccompError> {

@@ -33,3 +33,16 @@ pub fn reset() -> io::Result<()> {
     }
     Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)
 }
+
+/// Ignores a signal, in what is executed next as well until that has an action of its own.
+///
+/// # Errors
+/// `EINVAL` for a signal that can't be ignored.
+pub fn ignore(signal: nix::sys::signal::Signal) -> io::Result<()> {
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, sigaction};
+
+    let ignored = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    // SAFETY: no handler is set, so no code of this process can run at a bad moment.
+    unsafe { sigaction(signal, &ignored) }?;
+    Ok(())
+}

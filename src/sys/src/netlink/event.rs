@@ -34,7 +34,7 @@ const NETFILTER_HEADER: usize = 4;
 /// Something happened in the network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A device was made or changed; this is how it is now.
+    /// A device was made or changed; this is how it is now. Of one that is down not everything is told: not its alias.
     Link(LinkState),
     /// A device is gone; this is how it was.
     LinkGone(LinkState),
@@ -112,6 +112,7 @@ impl RouteEvents {
     ///
     /// # Errors
     /// Those of `recv(2)` but `EAGAIN` and `ENOBUFS`.
+    #[expect(clippy::should_implement_trait, reason = "an iterator that has ended has no more to come")]
     pub fn next(&mut self) -> io::Result<Option<Event>> {
         self.0.next(route_event, Event::Overrun)
     }
@@ -131,6 +132,7 @@ impl NftEvents {
     ///
     /// # Errors
     /// Those of `recv(2)` but `EAGAIN` and `ENOBUFS`.
+    #[expect(clippy::should_implement_trait, reason = "an iterator that has ended has no more to come")]
     pub fn next(&mut self) -> io::Result<Option<NftEvent>> {
         self.0.next(nft_event, NftEvent::Overrun)
     }

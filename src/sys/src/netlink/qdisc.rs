@@ -50,8 +50,12 @@ impl Route {
     /// ones that the kernel is to cut are cut before.)
     ///
     /// # Errors
-    /// [`NetlinkError`]; `ENOENT` if the kernel has no `tbf`, `EINVAL` for a rate of 0.
+    /// [`NetlinkError`]; `ENOENT` if the kernel has no `tbf`.
     pub fn add_tbf(&self, ifindex: u32, rate: u64, burst: u32, limit: u32) -> Result<()> {
+        let action = "limit what a network device sends";
+        if rate == 0 {
+            return Err(NetlinkError::Unacceptable { action, what: "a rate of 0" });
+        }
         let parameters = tbf_parameters(rate, limit);
         let mut options = vec![(kind::PARMS, parameters), (kind::BURST, burst.to_ne_bytes().to_vec())];
         if rate > u64::from(u32::MAX) {
@@ -59,7 +63,6 @@ impl Route {
         }
         let options =
             options.into_iter().map(|(kind, value)| TcOption::Other(DefaultNla::new(kind, value))).collect();
-        let action = "limit what a network device sends";
         let mut message = TcMessage::with_index(signed(action, ifindex)?);
         message.header.parent = TcHandle::ROOT;
         message.attributes = vec![TcAttribute::Kind("tbf".to_owned()), TcAttribute::Options(options)];

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod children;
+mod links;
 mod mounts;
 mod namespaces;
 mod peers;
@@ -23,9 +24,16 @@ fn main() -> ExitCode {
     if let Some(probe) = arguments.first().and_then(|argument| argument.strip_prefix("--probe=")) {
         return programs::probe(probe);
     }
-    let tests: Vec<Test> =
-        [children::TESTS, mounts::TESTS, namespaces::TESTS, peers::TESTS, programs::TESTS, rights::TESTS]
-            .concat();
+    let tests: Vec<Test> = [
+        children::TESTS,
+        links::TESTS,
+        mounts::TESTS,
+        namespaces::TESTS,
+        peers::TESTS,
+        programs::TESTS,
+        rights::TESTS,
+    ]
+    .concat();
     if arguments.iter().any(|argument| argument == "--list") {
         // What a test runner reads; there is no ignored test to list.
         if !arguments.iter().any(|argument| argument == "--ignored") {
