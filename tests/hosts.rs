@@ -25,8 +25,14 @@ mod grants;
 mod holders;
 #[path = "integration/limits.rs"]
 mod limits;
+#[path = "integration/links.rs"]
+mod links;
+#[path = "integration/links_attacks.rs"]
+mod links_attacks;
 #[path = "hosts/placement.rs"]
 mod placement;
+#[path = "hosts/vlans.rs"]
+mod vlans;
 
 // What the engine decides alike everywhere, before it touches the kernel: with the integration tests only, because
 // emulated machines are slow.
@@ -42,6 +48,8 @@ const ELSEWHERE: &[&str] = &[
     "grants::instances_run_side_by_side_and_share_the_record_of_ids",
     "grants::names_of_every_byte_are_taken_or_refused",
     "grants::sizes_of_ranges",
+    "links::a_tap_speaks_with_containers",
+    "links::links_come_and_go_while_a_grant_lives",
     "limits::wrong_values_are_refused_and_change_nothing",
 ];
 
@@ -56,6 +64,9 @@ fn main() -> std::process::ExitCode {
         placement::TESTS,
         busses::TESTS,
         differential::TESTS,
+        links::TESTS,
+        links_attacks::TESTS,
+        vlans::TESTS,
     ];
     common::harness::main_without(&tests, ELSEWHERE)
 }

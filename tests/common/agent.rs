@@ -23,6 +23,8 @@ use rustix::net::{
     SendFlags,
 };
 
+use super::node;
+
 /// Becomes the user that the arguments after `--agent` name, and executes a program or plays a role.
 ///
 /// `as UID GID GROUP,GROUP exec PROGRAM ARGUMENT…` or `as UID GID GROUP,GROUP role ROLE ARGUMENT…`
@@ -121,6 +123,8 @@ fn play(arguments: &[OsString]) -> ExitCode {
             let answers: Vec<String> = names.split(' ').map(|name| open_at(&fds[0], name)).collect();
             tell(&socket, &answers.join(" "), &[]);
         }
+        // A network namespace, and what is asked for in it.
+        ["node", kind] => return node::play(kind, socket),
         // Does to a file of the host what the test says, and answers with the kernel's words.
         ["files"] => {
             tell(&socket, "ok", &[]);

@@ -12,7 +12,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Lab, PATIENCE, checker, harness, wait_until};
+use super::{Lab, PATIENCE, checker, harness, network, wait_until};
 
 /// How a broker is to be started.
 #[derive(Clone)]
@@ -25,6 +25,8 @@ pub struct Setup {
     run_dir: PathBuf,
     log: PathBuf,
     bus: String,
+    // The process whose network and mount namespaces it is to have.
+    pub(super) inside: Option<u32>,
 }
 
 impl Setup {
@@ -49,6 +51,7 @@ impl Setup {
             run_dir: lab.runtime_dir().join("state"),
             log: lab.scratch.join("log"),
             bus: "none".into(),
+            inside: None,
         }
     }
 
@@ -71,7 +74,10 @@ impl Setup {
 
     /// The command, for tests that expect it to fail.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = match self.inside {
+            Some(pid) => network::enter(pid, self.program.as_os_str()),
+            None => Command::new(&self.program),
+        };
         command.args(&self.arguments).args(["--bus", &self.bus]).stdin(Stdio::null());
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         command
@@ -159,6 +165,21 @@ impl Broker {
         harness::descendants_of(self.pid).into_iter().filter(is_front).collect()
     }
 
+    /// The pid of the network helper's main process.
+    pub fn net(&self) -> u32 {
+        let is_net = |pid: &u32| {
+            let executable = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+            executable.file_name().is_some_and(|name| name == "cgrant-net") && parent(*pid) == Some(self.pid)
+        };
+        let mut found = None;
+        // One that died is started again soon.
+        wait_until("a network helper runs", || {
+            found = harness::descendants_of(self.pid).into_iter().find(is_net);
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
     /// Kills one of its processes as hard as can be.
     pub fn kill(&self, pid: u32) {
         kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
@@ -176,7 +197,7 @@ impl Broker {
         let is_brokers = |pid: &u32| {
             let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
             program.parent() == self.setup.program.parent()
-                && ["cgrant-engine", "cgrant-front"]
+                && ["cgrant-engine", "cgrant-front", "cgrant-net"]
                     .iter()
                     .any(|name| program.file_name().is_some_and(|file| file == *name))
         };
@@ -231,6 +252,22 @@ impl Broker {
     /// Did the ordered fault happen?
     pub fn fault_done(&self) -> bool {
         fs::read_to_string(self.setup.run_dir.join("fault")).is_ok_and(|text| text == "done")
+    }
+
+    /// The same for the network helper; its steps are its own.
+    pub fn order_net_fault(&self, order: &str) {
+        let _ = fs::remove_file(self.setup.run_dir.join("net/fault.log"));
+        fs::write(self.setup.run_dir.join("net/fault"), order).unwrap();
+    }
+
+    pub fn net_fault_steps(&self) -> Vec<String> {
+        let _ = fs::remove_file(self.setup.run_dir.join("net/fault"));
+        let text = fs::read_to_string(self.setup.run_dir.join("net/fault.log")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    pub fn net_fault_done(&self) -> bool {
+        fs::read_to_string(self.setup.run_dir.join("net/fault")).is_ok_and(|text| text == "done")
     }
 
     /// Waits until no grant is on record; for grants whose end is on its way.

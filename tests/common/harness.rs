@@ -133,6 +133,7 @@ fn gather_programs() -> PathBuf {
         ("cgrantd", env!("CARGO_BIN_EXE_cgrantd")),
         ("cgrant-engine", env!("CARGO_BIN_EXE_cgrant-engine")),
         ("cgrant-front", env!("CARGO_BIN_EXE_cgrant-front")),
+        ("cgrant-net", env!("CARGO_BIN_EXE_cgrant-net")),
         ("cgrant-scope", env!("CARGO_BIN_EXE_cgrant-scope")),
         ("cgrant", env!("CARGO_BIN_EXE_cgrant")),
     ];

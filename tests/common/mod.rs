@@ -9,10 +9,14 @@ pub mod agent;
 pub mod broker;
 pub mod bus;
 pub mod checker;
+pub mod dhcp6;
+pub mod frames;
 pub mod front;
 pub mod harness;
 pub mod host;
 pub mod lab;
+pub mod network;
+pub mod node;
 pub mod raw;
 pub mod user;
 
@@ -21,6 +25,8 @@ pub use bus::{Client, Grant, Options};
 pub use harness::Test;
 pub use host::{Host, Kind};
 pub use lab::Lab;
+pub use network::{Container, Link, Network};
+pub use node::Node;
 pub use user::{Process, User};
 
 use std::time::{Duration, Instant};

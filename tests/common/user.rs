@@ -53,7 +53,8 @@ impl User {
         command
     }
 
-    fn dropped(&self) -> Command {
+    /// A command to which the words of `agent::main` are added that say what is to be done as this user.
+    pub fn dropped(&self) -> Command {
         let groups: Vec<String> = self.groups.iter().map(ToString::to_string).collect();
         let mut command = Command::new(self.programs.join("tests"));
         command.args(["--agent", "as", &self.uid.to_string(), &self.gid.to_string(), &groups.join(",")]);

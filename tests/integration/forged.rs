@@ -10,8 +10,8 @@ use std::{
 };
 
 use cgrant_wire::{
-    Answer, Attach, AttachTarget, BusClient, ConnectionId, CreateGrant, FdIndex, GrantId, Holder, Op,
-    RangeRequest, RefusalCode, RequestId, ToEngine, boot::FrontKind,
+    Answer, Attach, AttachTarget, BusClient, ConnectionId, CreateGrant, FdIndex, GrantId, Holder, LinkKind,
+    LinkRequest, Op, RangeRequest, RefusalCode, RequestId, ToEngine, boot::FrontKind,
 };
 
 use crate::common::{Lab, Process, User, checker, front::LoneEngine};
@@ -29,6 +29,25 @@ fn create(name: &str, holder: Holder) -> CreateGrant {
         stage: None,
         limits: Vec::new(),
         pressure: Vec::new(),
+        links: Vec::new(),
+    }
+}
+
+fn link() -> LinkRequest {
+    LinkRequest {
+        kind: LinkKind::Veth,
+        netns: Some(FdIndex(0)),
+        name: String::new(),
+        bridge: String::new(),
+        address4: None,
+        address6: None,
+        configure: true,
+        mtu: 0,
+        queue_length: 0,
+        upload: 0,
+        download: 0,
+        vlan: 0,
+        ports: Vec::new(),
     }
 }
 
@@ -57,6 +76,10 @@ fn every_operation(grant: GrantId, account: u32) -> Vec<(Op, bool)> {
         (Op::RemoveCgroup { grant, path: "x".into() }, false),
         (Op::ListCgroups { grant }, false),
         (Op::OpenCgroup { grant, path: String::new() }, false),
+        (Op::AddLink { grant, link: link() }, true),
+        (Op::RemoveLink { grant, name: "eth0".into() }, false),
+        (Op::PublishPorts { grant, name: "eth0".into(), ports: Vec::new() }, false),
+        (Op::UnpublishPorts { grant, name: "eth0".into(), ports: Vec::new() }, false),
         (Op::Release { grant, kill: true }, false),
     ]
 }

@@ -25,6 +25,11 @@ mod grants;
 mod holders;
 mod idle;
 mod limits;
+mod links;
+mod links_attacks;
+mod links_bridges;
+mod links_callers;
+mod links_failures;
 mod policy;
 
 fn main() -> std::process::ExitCode {
@@ -45,5 +50,10 @@ fn main() -> std::process::ExitCode {
         cli::TESTS,
         differential::TESTS,
         idle::TESTS,
+        links::TESTS,
+        links_attacks::TESTS,
+        links_bridges::TESTS,
+        links_callers::TESTS,
+        links_failures::TESTS,
     ])
 }
