@@ -14,6 +14,8 @@ pub enum Step {
     UserNamespace,
     /// Opening that namespace, to show it to the broker.
     ShowUserNamespace,
+    /// Opening the network namespace, to show it to the broker.
+    ShowNetworkNamespace,
     /// The stage's answer from its parent.
     Proceed,
     /// clone3 into the payload with all other namespaces.
@@ -40,6 +42,8 @@ pub enum Step {
     Device,
     /// Making a link in `/dev`.
     DeviceLink,
+    /// Showing who answers for names, and the container's own name.
+    Names,
     /// Changing to the working directory.
     WorkingDirectory,
     /// Forking the command, under the reaper.
@@ -125,6 +129,7 @@ impl fmt::Display for StepFailure {
         match step {
             Step::UserNamespace => write!(f, "cannot make a user namespace"),
             Step::ShowUserNamespace => write!(f, "cannot open the new user namespace"),
+            Step::ShowNetworkNamespace => write!(f, "cannot open the new network namespace"),
             Step::Proceed => write!(f, "the launch stage was not told to go on"),
             Step::Clone => write!(f, "cannot make the container's first process"),
             Step::Process => write!(f, "cannot set {subject} of the container's first process"),
@@ -138,6 +143,7 @@ impl fmt::Display for StepFailure {
             Step::Mount => write!(f, "cannot mount {subject}"),
             Step::Device => write!(f, "cannot show the device {subject}"),
             Step::DeviceLink => write!(f, "cannot make the link {subject}"),
+            Step::Names => write!(f, "cannot show a {subject} of its own"),
             Step::WorkingDirectory => write!(f, "cannot enter the working directory {subject:?}"),
             Step::Fork => write!(f, "cannot start the command under the reaper"),
             Step::Execute => write!(f, "cannot execute {subject:?}"),

@@ -55,7 +55,7 @@ fn set_up(spec: &Prepared, placement: &Placement) -> Result<(), StepFailure> {
     let hostname = spec.hostname.as_ref().unwrap_or(&placement.hostname);
     rustix::system::sethostname(hostname.as_bytes()).at(Step::Hostname, hostname)?;
     loopback::up().at(Step::Loopback, "")?;
-    root.enter(placement.ids)
+    root.enter(hostname, placement)
 }
 
 /// Nothing of the launcher's surroundings stays: signal mask and dispositions, controlling terminal (with

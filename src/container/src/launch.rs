@@ -19,6 +19,7 @@ use crate::{
     container::{Container, Ending},
     failure::{LaunchError, StepFailure},
     message::{FromStage, receive, send},
+    network::Network,
     spec::LaunchSpec,
     stage,
 };
@@ -30,6 +31,8 @@ pub struct Placement {
     pub hostname: String,
     /// How many ids are mapped, from 0.
     pub ids: u32,
+    /// What it was given with its links, if it has any.
+    pub network: Option<Network>,
 }
 
 /// A launch whose stage has been forked.
@@ -37,6 +40,7 @@ pub struct Placement {
 pub struct Launch {
     channel: Channel,
     stage: OwnChild,
+    links: bool,
 }
 
 /// A launch whose stage is in its own user namespace and waits.
@@ -44,6 +48,7 @@ pub struct Launch {
 pub struct Staged {
     launch: Launch,
     namespace: OwnedFd,
+    network: Option<OwnedFd>,
     stage: Pidfd,
 }
 
@@ -64,10 +69,10 @@ impl Launch {
         let prepared = spec.prepare()?;
         let (channel, far) = seqpacket::pair().map_err(LaunchError::Stage)?;
         let child = Clone3::new().spawn(|| stage::run(&far, &prepared)).map_err(LaunchError::Stage)?;
-        Ok(Self { channel, stage: OwnChild(Some(child.pidfd)) })
+        Ok(Self { channel, stage: OwnChild(Some(child.pidfd)), links: spec.links })
     }
 
-    /// Waits for the stage's user namespace.
+    /// Waits for the stage's user namespace, and its network namespace if links are wanted.
     ///
     /// # Errors
     /// [`LaunchError::Step`] if the kernel refused it; [`LaunchError::Died`] if the stage did not live.
@@ -75,9 +80,16 @@ impl Launch {
         let (FromStage::UserNamespace, Some(namespace)) = self.next()? else {
             return Err(LaunchError::OutOfTurn);
         };
+        let network = match self.links {
+            true => match self.next()? {
+                (FromStage::NetworkNamespace, Some(network)) => Some(network),
+                _ => return Err(LaunchError::OutOfTurn),
+            },
+            false => None,
+        };
         let Some(stage) = &self.stage.0 else { return Err(LaunchError::OutOfTurn) };
         let stage = stage.try_clone().map_err(LaunchError::Stage)?;
-        Ok(Staged { launch: self, namespace, stage })
+        Ok(Staged { launch: self, namespace, network, stage })
     }
 
     /// The next message, if it is no failure.
@@ -96,6 +108,11 @@ impl Staged {
         self.namespace.as_fd()
     }
 
+    /// The network namespace, owned by that user namespace, if links are wanted.
+    pub fn network(&self) -> Option<BorrowedFd<'_>> {
+        self.network.as_ref().map(AsFd::as_fd)
+    }
+
     /// The pidfd of the stage, which the broker attaches to the grant.
     pub fn stage(&self) -> BorrowedFd<'_> {
         self.stage.as_fd()
@@ -108,8 +125,8 @@ impl Staged {
     /// [`LaunchError::Step`] with the step that failed, among them that the command cannot be executed;
     /// [`LaunchError::Died`] if a process was killed meanwhile, for instance for want of memory.
     pub fn start(self, payload: BorrowedFd<'_>, placement: &Placement) -> Result<Container, LaunchError> {
-        let Self { mut launch, namespace, stage: _ } = self;
-        drop(namespace);
+        let Self { mut launch, namespace, network, stage: _ } = self;
+        drop((namespace, network));
         send(&launch.channel, placement, Some(payload))?;
         let Heard { init, executing, failure } = Heard::until_end(&launch.channel)?;
         let stage = launch.stage.wait()?;

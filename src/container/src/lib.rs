@@ -15,6 +15,7 @@ mod init;
 mod launch;
 mod loopback;
 mod message;
+mod network;
 mod reaper;
 mod root;
 mod session;
@@ -28,6 +29,7 @@ pub use cgrant_sys::{
 pub use container::{Container, Disposition, Dispositions, Ending};
 pub use failure::{LaunchError, Step, StepFailure};
 pub use launch::{Launch, Placement, Staged};
+pub use network::Network;
 pub use session::{Session, SessionError};
 pub use spec::{Command, DEFAULT_PATH, LaunchSpec, Root, SpecError, check_hostname};
 pub use stage::try_namespaces;

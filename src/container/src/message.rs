@@ -14,6 +14,8 @@ use crate::failure::{LaunchError, StepFailure};
 pub(crate) enum FromStage {
     /// The stage is in a new user namespace, whose descriptor comes beside the message.
     UserNamespace,
+    /// Follows the first if links are wanted: the network namespace, made with the user namespace and owned by it.
+    NetworkNamespace,
     /// The first process exists; its pidfd comes beside the message.
     Init,
     /// Everything is set up; next comes execve. If it succeeds, the channel ends.
@@ -57,7 +59,7 @@ mod tests {
         let failure = StepFailure { step: Step::Mount, subject: "\u{fffd} \" x".into(), errno: 13 };
         send(&near, &FromStage::Failed(failure.clone()), None).unwrap();
         send(&near, &FromStage::UserNamespace, Some(std::io::stdin().as_fd())).unwrap();
-        send(&near, &Placement { hostname: "x".into(), ids: 7 }, None).unwrap();
+        send(&near, &Placement { hostname: "x".into(), ids: 7, network: None }, None).unwrap();
         let (message, fd) = receive(&far).unwrap().unwrap();
         assert_eq!((message, fd.is_none()), (FromStage::Failed(failure), true));
         let (message, fd) = receive(&far).unwrap().unwrap();

@@ -26,6 +26,8 @@ use rustix::{
 
 use crate::{
     failure::{At, Step, StepFailure},
+    launch::Placement,
+    network,
     spec::Root,
 };
 
@@ -81,14 +83,17 @@ impl NewRoot {
         Ok(Self { tree, place, name })
     }
 
-    /// Makes it the root of a namespace of `ids` ids, with everything mounted that belongs in it, and leaves
-    /// the host's tree.
-    pub(crate) fn enter(self, ids: u32) -> Result<(), StepFailure> {
+    /// Makes it the root of a namespace of this placement's ids, with everything mounted that belongs in it, and
+    /// leaves the host's tree.
+    pub(crate) fn enter(self, hostname: &str, placement: &Placement) -> Result<(), StepFailure> {
         move_mount(&self.tree, &self.place, Path::new("")).at(Step::EnterRoot, &self.name)?;
         self.mount_kernel_views()?;
-        self.mount_devices(ids)?;
+        self.mount_devices(placement.ids)?;
         self.mount("tmpfs", &[("mode", Some("0755"))], SAFE, "run")?;
         self.mount("tmpfs", &[("mode", Some("1777"))], SAFE, "tmp")?;
+        if let Some(given) = &placement.network {
+            network::show(&self.tree, given, hostname, placement.ids)?;
+        }
         pivot_root(&self.tree).at(Step::EnterRoot, &self.name)
     }
 

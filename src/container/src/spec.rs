@@ -56,6 +56,8 @@ pub struct LaunchSpec {
     pub reaper: bool,
     /// May its namespace call setgroups? Must be what the broker was asked for.
     pub setgroups: bool,
+    /// Shall its network namespace be there before the broker is asked, so that it can be given links?
+    pub links: bool,
 }
 
 /// Why a [`LaunchSpec`] cannot be launched.
@@ -102,6 +104,7 @@ pub(crate) struct Prepared {
     pub(crate) directory: CString,
     pub(crate) reaper: bool,
     pub(crate) setgroups: bool,
+    pub(crate) links: bool,
 }
 
 impl LaunchSpec {
@@ -126,6 +129,7 @@ impl LaunchSpec {
             directory: c_string("the working directory", self.command.directory.as_os_str())?,
             reaper: self.reaper,
             setgroups: self.setgroups,
+            links: self.links,
         })
     }
 }
@@ -200,6 +204,7 @@ mod tests {
             },
             reaper: true,
             setgroups: false,
+            links: false,
         }
     }
 

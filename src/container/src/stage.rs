@@ -25,7 +25,7 @@ use crate::{
     spec::Prepared,
 };
 
-/// The namespaces of a container, besides the user namespace that the stage is already in, and the cgroup
+/// The namespaces of a container, besides those of the stage itself, that is, the user namespace that the stage is already in, and the cgroup
 /// namespace, which must be made from inside the payload.
 const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
     .union(CloneFlags::CLONE_NEWPID)
@@ -45,18 +45,29 @@ fn launch(channel: &Channel, spec: &Prepared) -> Result<(), StepFailure> {
     // Whatever the launcher was started with beside its standard streams stays out of the container.
     cgrant_sys::privilege::close_fds_from(3, &[channel.as_fd().as_raw_fd()])
         .at(Step::Process, "descriptors")?;
-    show_user_namespace(channel)?;
+    show_namespaces(channel, spec.links)?;
     let (placement, payload) = wait_for_placement(channel)?;
-    let init = clone_into(&payload, || init::run(channel, spec, &placement))?;
+    let made = if spec.links { CloneFlags::CLONE_NEWNET } else { CloneFlags::empty() };
+    let init = clone_into(&payload, NAMESPACES - made, || init::run(channel, spec, &placement))?;
     told(send(channel, &FromStage::Init, Some(init.pidfd.as_fd())))
 }
 
-fn show_user_namespace(channel: &Channel) -> Result<(), StepFailure> {
-    nix::sched::unshare(CloneFlags::CLONE_NEWUSER).at(Step::UserNamespace, "")?;
-    let namespace =
-        rustix::fs::openat(CWD, "/proc/self/ns/user", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .at(Step::ShowUserNamespace, "")?;
-    told(send(channel, &FromStage::UserNamespace, Some(namespace.as_fd())))
+/// In one call the user namespace comes first, and owns the network namespace (user_namespaces(7)).
+fn show_namespaces(channel: &Channel, network: bool) -> Result<(), StepFailure> {
+    let network_too = if network { CloneFlags::CLONE_NEWNET } else { CloneFlags::empty() };
+    nix::sched::unshare(CloneFlags::CLONE_NEWUSER | network_too).at(Step::UserNamespace, "")?;
+    let namespace = own_namespace("user").at(Step::ShowUserNamespace, "")?;
+    told(send(channel, &FromStage::UserNamespace, Some(namespace.as_fd())))?;
+    if !network {
+        return Ok(());
+    }
+    let namespace = own_namespace("net").at(Step::ShowNetworkNamespace, "")?;
+    told(send(channel, &FromStage::NetworkNamespace, Some(namespace.as_fd())))
+}
+
+fn own_namespace(kind: &str) -> rustix::io::Result<OwnedFd> {
+    let path = format!("/proc/self/ns/{kind}");
+    rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// Waits for the launcher; while this blocks, the broker maps the ids and attaches this process.
@@ -68,8 +79,12 @@ fn wait_for_placement(channel: &Channel) -> Result<(Placement, OwnedFd), StepFai
 }
 
 /// CLONE_PARENT: the new process is the launcher's child, which can wait for it after this process is gone.
-fn clone_into(payload: &OwnedFd, main: impl FnOnce() -> i32) -> Result<Child, StepFailure> {
-    Clone3::new().flags(NAMESPACES).sibling().cgroup(payload.as_fd()).spawn(main).at(Step::Clone, "")
+fn clone_into(
+    payload: &OwnedFd,
+    namespaces: CloneFlags,
+    main: impl FnOnce() -> i32,
+) -> Result<Child, StepFailure> {
+    Clone3::new().flags(namespaces).sibling().cgroup(payload.as_fd()).spawn(main).at(Step::Clone, "")
 }
 
 /// A message that did not get through: the launcher is gone, and with it the reason to go on.

@@ -131,7 +131,7 @@ pub enum Incoming {
         socket: OwnedFd,
     },
     /// Something happened.
-    Event(cgrant_wire::Event),
+    Event(Box<cgrant_wire::Event>),
 }
 
 impl Engine {
@@ -218,7 +218,7 @@ impl Engine {
                     Ok(None)
                 }
             },
-            FromEngine::Event(event) => Ok(Some(Incoming::Event(event))),
+            FromEngine::Event(event) => Ok(Some(Incoming::Event(Box::new(event)))),
         }
     }
 }

@@ -3,15 +3,19 @@
 use std::{
     fs::{self, Permissions},
     io::{Read, Seek},
-    os::unix::fs::{PermissionsExt, chown, symlink},
+    os::{
+        fd::BorrowedFd,
+        unix::fs::{PermissionsExt, chown, symlink},
+    },
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use cgrant_container::{
-    Command, Container, Ending, Exit, Launch, LaunchError, LaunchSpec, Placement, Root, Signal, Step,
-    StepFailure,
+    Command, Container, Ending, Exit, Launch, LaunchError, LaunchSpec, Network, Placement, Root, Signal,
+    Staged, Step, StepFailure,
 };
+use cgrant_sys::namespace::{NetnsFd, UsernsFd};
 use rustix::process::{WaitOptions, wait};
 
 use crate::double::{BASE, Link};
@@ -45,6 +49,8 @@ pub const CASES: &[Case] = &[
     case("host_root_is_read_only", host_root_is_read_only),
     case("devices_and_temporary_places", devices_and_temporary_places),
     case("loopback_and_hostname", loopback_and_hostname),
+    case("links_need_a_namespace_that_can_be_shown", links_need_a_namespace_that_can_be_shown),
+    case("a_root_without_names_is_left_as_it_is", a_root_without_names_is_left_as_it_is),
     case("directory_root_under_a_closed_home", directory_root_under_a_closed_home),
     case("read_only_root", read_only_root),
     case("places_to_mount_on_must_be_there", places_to_mount_on_must_be_there),
@@ -103,15 +109,17 @@ impl Scene {
             },
             reaper: false,
             setgroups: self.setgroups,
+            links: false,
         }
     }
 
     fn try_launch(&self, spec: &LaunchSpec) -> Result<Container, LaunchError> {
         let staged = Launch::begin(spec)?.user_namespace()?;
         let payload = self.link.ask(&staged);
+        let network = staged.network().map(|network| given(&staged, network));
         staged.start(
             std::os::fd::AsFd::as_fd(&payload),
-            &Placement { hostname: "placed".into(), ids: self.ids },
+            &Placement { hostname: "placed".into(), ids: self.ids, network },
         )
     }
 
@@ -263,6 +271,55 @@ fn loopback_and_hostname(scene: &Scene) {
     assert!(text.starts_with("placed\n") && text.ends_with("\n0x9\n"), "{text}");
 }
 
+/// What a broker would give. The namespace has to be one of the shown user namespace's.
+fn given(staged: &Staged, network: BorrowedFd<'_>) -> Network {
+    let network = NetnsFd::from_fd(network.try_clone_to_owned().unwrap()).unwrap();
+    let owner = UsernsFd::from_fd(staged.namespace().try_clone_to_owned().unwrap()).unwrap();
+    assert_eq!(network.owner_userns().unwrap().id().unwrap(), owner.id().unwrap());
+    let address = |text: &str| text.parse().unwrap();
+    Network { dns: vec![address("10.0.0.2")], addresses: vec![address("10.0.0.16"), address("fd00::10")] }
+}
+
+fn links_need_a_namespace_that_can_be_shown(scene: &Scene) {
+    let etc = scene.directory.join("root/etc");
+    symlink("../run/nobody/made/this", etc.join("resolv.conf")).unwrap();
+    fs::write(etc.join("hosts"), "127.0.0.1 before\n").unwrap();
+    let mut spec = scene.spec(
+        "cat /etc/resolv.conf /etc/hosts /proc/sys/net/ipv4/ping_group_range; cat /sys/class/net/lo/flags
+         ls -A /run; echo more >> /etc/hosts",
+    );
+    spec.links = true;
+    let (ending, text) = scene.run(&spec);
+    assert_eq!(ending, Ending(Exit::Code(0)), "{text}");
+    assert_eq!(
+        text,
+        "nameserver 10.0.0.2\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
+         10.0.0.16\tplaced\nfd00::10\tplaced\n0\t65535\n0x9\n"
+    );
+    assert_eq!(fs::read_to_string(etc.join("hosts")).unwrap(), "127.0.0.1 before\n");
+    spec.root = Root::Host;
+    spec.command.argv = ["sh", "-c", "grep -c placed /etc/hosts"].map(Into::into).into();
+    assert_eq!(scene.run(&spec), (Ending(Exit::Code(0)), "2\n".to_owned()));
+}
+
+fn a_root_without_names_is_left_as_it_is(scene: &Scene) {
+    let root = scene.directory.join("home/root");
+    let mut spec = scene.spec("ls -A /etc; ls -A /run");
+    spec.links = true;
+    spec.root = Root::Directory { path: root.clone(), read_only: true };
+    assert_eq!(scene.run(&spec), (Ending(Exit::Code(0)), String::new()));
+    // A directory that is a link to one outside the root: looked up inside, where it is none.
+    fs::remove_dir(root.join("etc")).unwrap();
+    let outside = scene.directory.join("home/outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("hosts"), "untouched\n").unwrap();
+    symlink(&outside, root.join("etc")).unwrap();
+    assert_eq!(scene.run(&scene.spec("true")).0, Ending(Exit::Code(0)));
+    spec.command.argv = ["sh", "-ec", "[ ! -e /etc/hosts ]"].map(Into::into).into();
+    assert_eq!(scene.run(&spec), (Ending(Exit::Code(0)), String::new()));
+    assert_eq!(fs::read_to_string(outside.join("hosts")).unwrap(), "untouched\n");
+}
+
 fn directory_root_under_a_closed_home(scene: &Scene) {
     let mut spec = scene.spec("[ -d /etc ]; [ ! -e /home ]; busybox stat -c %U:%u /etc; if touch /etc/x 2>/dev/null; then exit 9; fi");
     spec.root = Root::Directory { path: scene.directory.join("home/root"), read_only: false };
@@ -337,7 +394,7 @@ fn a_dropped_launch_leaves_no_process(scene: &Scene) {
     let staged = Launch::begin(&scene.spec("true")).unwrap().user_namespace().unwrap();
     scene.link.ask(&staged);
     let wrong = cgrant_sys::mount::open_place(Path::new("/")).unwrap();
-    let placement = Placement { hostname: "x".into(), ids: 1 };
+    let placement = Placement { hostname: "x".into(), ids: 1, network: None };
     match staged.start(std::os::fd::AsFd::as_fd(&wrong), &placement) {
         Err(LaunchError::Step(StepFailure { step: Step::Clone, .. })) => {}
         other => panic!("{other:?}"),
