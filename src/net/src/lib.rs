@@ -4,6 +4,7 @@
 //! may have what. It has one thread, parses nothing that an account sends, and makes no system call while nothing happens.
 
 pub mod advert;
+mod backoff;
 mod boot;
 mod bridge;
 mod examine;
@@ -16,15 +17,20 @@ pub mod ports;
 pub mod proxy;
 mod restore;
 mod sandbox;
-mod server;
-mod state;
+mod serve;
+pub mod server;
+pub mod state;
 mod subnet;
 mod sysctl;
+mod tap;
 mod watch;
 
 use std::process::ExitCode;
 
 /// The program `cgrant-net`. Started by `cgrantd` only, with its end of the pair as descriptor 3.
 pub fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == proxy::ROLE) {
+        return proxy::run();
+    }
     boot::run()
 }

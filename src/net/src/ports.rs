@@ -1,1 +1,0 @@
-//! Sockets that hold published ports.

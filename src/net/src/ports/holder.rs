@@ -1,0 +1,231 @@
+//! The sockets of one published port: bound so that nobody else can have it, and not listening.
+//!
+//! A socket that is bound without `SO_REUSEADDR` keeps every other one from the port at an address that overlaps,
+//! whatever that one sets (net/ipv4/inet_connection_sock.c, `inet_csk_get_port`; net/ipv4/udp.c, `udp_lib_get_port`).
+//! The proxy's own socket at `[::1]` overlaps with the IPv6 holder, so both have `SO_REUSEADDR` for the moment in which it
+//! is bound and begins to listen. Listening also makes the kernel forget that the port could be shared, so that from then
+//! on it compares with each socket again. Who used that moment to listen is found afterwards; who only bound can't listen any more.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd, OwnedFd},
+};
+
+use cgrant_wire::Transport;
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, Shutdown, SocketFlags, SocketType, bind, listen, shutdown, socket_with, sockopt},
+};
+
+use super::conflict::{self, Occupant};
+
+/// Connections to `[::1]` that wait to be accepted.
+const BACKLOG: i32 = 128;
+/// Room for datagrams that nobody will read, in bytes; the kernel makes its least of it.
+const LEAST: usize = 1;
+
+/// A port of the host's that is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Binding {
+    /// The host's address; all, of both families, if `None`.
+    pub address: Option<IpAddr>,
+    /// The port.
+    pub port: u16,
+    /// What it carries.
+    pub transport: Transport,
+}
+
+/// Why a port is not held.
+#[derive(Debug)]
+pub enum Refused {
+    /// Somebody else has it, if it can be seen who.
+    Taken(Option<Occupant>),
+    /// The host has no such address.
+    NoSuchAddress,
+    /// The kernel refused for another reason.
+    Kernel(io::Error),
+}
+
+impl From<Errno> for Refused {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::ADDRINUSE => Self::Taken(None),
+            Errno::ADDRNOTAVAIL => Self::NoSuchAddress,
+            other => Self::Kernel(other.into()),
+        }
+    }
+}
+
+/// The sockets of a port. They end with it.
+#[derive(Debug)]
+pub struct Holder {
+    #[expect(dead_code, reason = "a socket holds its port by being there")]
+    holding: Vec<OwnedFd>,
+    /// What the proxy serves: a listening TCP socket or a UDP socket at `[::1]`.
+    loopback: Option<OwnedFd>,
+}
+
+impl Holder {
+    /// Binds the sockets of a port, all or none.
+    pub fn bind(binding: &Binding) -> Result<Self, Refused> {
+        let taken = |refused| match refused {
+            Refused::Taken(None) => Refused::Taken(conflict_of(binding)),
+            other => other,
+        };
+        Self::try_bind(binding).map_err(taken)
+    }
+
+    fn try_bind(binding: &Binding) -> Result<Self, Refused> {
+        let mut holding = Vec::new();
+        if let Some(address) = ipv4_of(binding) {
+            holding.push(hold(binding, address.into())?);
+        }
+        let Some(address) = ipv6_of(binding) else { return Ok(Self { holding, loopback: None }) };
+        if address.is_loopback() {
+            let loopback = serve(binding)?;
+            return Ok(Self { holding, loopback: Some(loopback) });
+        }
+        let holder = match hold(binding, address.into()) {
+            Ok(holder) => holder,
+            // A host that was started without IPv6.
+            Err(Refused::Kernel(error)) if has_no_ipv6(&error) && binding.address.is_none() => {
+                return Ok(Self { holding, loopback: None });
+            }
+            Err(refused) => return Err(refused),
+        };
+        let loopback = if address.is_unspecified() { beside(&holder, binding)? } else { None };
+        holding.push(holder);
+        Ok(Self { holding, loopback })
+    }
+
+    /// What the proxy serves at `[::1]`, if the port is published there.
+    pub fn loopback(&self) -> Option<&OwnedFd> {
+        self.loopback.as_ref()
+    }
+}
+
+fn ipv4_of(binding: &Binding) -> Option<Ipv4Addr> {
+    match binding.address {
+        None => Some(Ipv4Addr::UNSPECIFIED),
+        Some(IpAddr::V4(address)) => Some(address),
+        Some(IpAddr::V6(_)) => None,
+    }
+}
+
+fn ipv6_of(binding: &Binding) -> Option<Ipv6Addr> {
+    match binding.address {
+        None => Some(Ipv6Addr::UNSPECIFIED),
+        Some(IpAddr::V6(address)) => Some(address),
+        Some(IpAddr::V4(_)) => None,
+    }
+}
+
+fn has_no_ipv6(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())
+}
+
+/// A socket for addresses of one family only.
+fn open(binding: &Binding, address: IpAddr) -> Result<OwnedFd, Errno> {
+    let kind = match binding.transport {
+        Transport::Tcp => SocketType::STREAM,
+        Transport::Udp => SocketType::DGRAM,
+    };
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    Ok(socket)
+}
+
+/// A socket that holds the port at an address and does nothing else.
+fn hold(binding: &Binding, address: IpAddr) -> Result<OwnedFd, Refused> {
+    let place = SocketAddr::new(address, binding.port);
+    let socket = open(binding, address)?;
+    if binding.transport == Transport::Udp {
+        sockopt::set_socket_recv_buffer_size(&socket, LEAST)?;
+    }
+    match bind(&socket, &place) {
+        Err(Errno::ADDRINUSE) if binding.transport == Transport::Tcp && is_only_left_over(binding.port) => {
+            bind_over_rest(&socket, &place)?;
+        }
+        result => result?,
+    }
+    Ok(socket)
+}
+
+/// Do only connections have the port, perhaps of a server that has ended? A bound socket that does not
+/// listen can't be seen and keeps its port nevertheless, or can't listen any more.
+fn is_only_left_over(port: u16) -> bool {
+    let occupants = conflict::occupants(Transport::Tcp, port);
+    !occupants.is_empty() && occupants.iter().all(|occupant| !occupant.listens)
+}
+
+/// Binds as servers do, which what is left of a server's connections does not hinder. Having listened for
+/// an instant makes the kernel forget that the port may be shared; a connection that came in it is reset.
+fn bind_over_rest(socket: &OwnedFd, place: &SocketAddr) -> Result<(), Errno> {
+    sockopt::set_socket_reuseaddr(socket, true)?;
+    bind(socket, place)?;
+    listen(socket, 0)?;
+    shutdown(socket, Shutdown::Read)?;
+    sockopt::set_socket_reuseaddr(socket, false)
+}
+
+/// The proxy's socket at `[::1]`, beside nothing of ours.
+fn serve(binding: &Binding) -> Result<OwnedFd, Refused> {
+    let socket = open(binding, Ipv6Addr::LOCALHOST.into())?;
+    let place = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), binding.port);
+    if binding.transport == Transport::Tcp {
+        // As every server: what is left of its connections must not hinder it. A UDP socket that had it could be shared.
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        bind(&socket, &place)?;
+        listen(&socket, BACKLOG)?;
+    } else {
+        bind(&socket, &place)?;
+    }
+    Ok(socket)
+}
+
+/// The proxy's socket at `[::1]` beside our own holder of `[::]`; `None` where the host has no `::1`.
+fn beside(holder: &OwnedFd, binding: &Binding) -> Result<Option<OwnedFd>, Refused> {
+    let socket = open(binding, Ipv6Addr::LOCALHOST.into())?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_socket_reuseaddr(holder, true)?;
+    let bound = bind(&socket, &SocketAddr::new(Ipv6Addr::LOCALHOST.into(), binding.port))
+        .and_then(|()| if binding.transport == Transport::Tcp { listen(&socket, BACKLOG) } else { Ok(()) });
+    sockopt::set_socket_reuseaddr(holder, false)?;
+    match bound {
+        Err(Errno::ADDRNOTAVAIL) => return Ok(None),
+        result => result?,
+    }
+    if binding.transport == Transport::Udp {
+        sockopt::set_socket_reuseaddr(&socket, false)?;
+    }
+    match intruder(binding, [holder, &socket]) {
+        Some(intruder) => Err(Refused::Taken(Some(intruder))),
+        None => Ok(Some(socket)),
+    }
+}
+
+/// Somebody else's socket with an IPv6 address and our port: it came while sharing was possible.
+fn intruder(binding: &Binding, ours: [&OwnedFd; 2]) -> Option<Occupant> {
+    let ours = ours.map(|socket| rustix::fs::fstat(socket.as_fd()).map(|stat| stat.st_ino).ok());
+    let seen = match binding.transport {
+        Transport::Tcp => conflict::listeners(binding.port),
+        Transport::Udp => conflict::occupants(Transport::Udp, binding.port),
+    };
+    seen.into_iter().find(|socket| socket.address.is_ipv6() && !ours.contains(&Some(socket.inode)))
+}
+
+/// Whoever has the port, as far as it can be seen.
+fn conflict_of(binding: &Binding) -> Option<Occupant> {
+    conflict::occupants(binding.transport, binding.port)
+        .into_iter()
+        .find(|occupant| overlaps(binding.address, occupant.address.ip()))
+}
+
+fn overlaps(ours: Option<IpAddr>, theirs: IpAddr) -> bool {
+    // An IPv6 socket for all addresses may have the IPv4 ones too.
+    ours.is_none_or(|ours| ours == theirs || ours.is_unspecified() || theirs.is_unspecified())
+}

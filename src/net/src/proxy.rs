@@ -1,1 +1,0 @@
-//! The unprivileged proxy that serves published ports on `[::1]`.
