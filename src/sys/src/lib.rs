@@ -12,6 +12,7 @@ pub mod keyring;
 pub mod memfd;
 pub mod mount;
 pub mod namespace;
+pub mod ndisc;
 pub mod netlink;
 pub mod pidfd;
 pub mod privilege;

@@ -123,7 +123,8 @@ impl Route {
     /// Makes a bridge, down, with an address of its own. -> its index.
     ///
     /// Without spanning tree, and without snooping of multicasts: a port that pretends to be a multicast router could
-    /// otherwise keep neighbour discovery from the others.
+    /// otherwise keep neighbour discovery from the others. Without a link-local address of the kernel's choice: routing IPv6
+    /// needs one, but one that rules know and protect.
     ///
     /// # Errors
     /// [`NetlinkError`]; `EEXIST` if the name is taken.
@@ -156,9 +157,7 @@ impl Route {
                 LinkInfo::Data(InfoData::Bridge(settings)),
             ]),
         ];
-        let action = "make a bridge";
-        self.create(action, message)?;
-        self.finish(action, name, |index| self.set_alias(index, alias))
+        self.make(action, name, alias, message)
     }
 
     /// Deletes a device, of a veth both ends. -> was it there?
@@ -324,28 +323,20 @@ impl Route {
         self.socket.act(action, kind(message), 0)
     }
 
-    /// As `create`, and then what the kernel takes no notice of while it makes a device.
+    /// Makes a device, and does to it what the kernel takes no notice of while it makes one [tried]: its alias, and that it
+    /// has no link-local address. All or nothing. -> its index.
     fn make(&self, action: &'static str, name: &str, alias: &str, message: LinkMessage) -> Result<u32> {
-        self.create(action, message)?;
-        self.finish(action, name, |index| {
-            self.set_alias(index, alias)?;
-            self.set_without_link_local(index)
-        })
-    }
-
-    fn create(&self, action: &'static str, message: LinkMessage) -> Result<()> {
-        self.socket.act(action, RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
-    }
-
-    /// Finds what was just made, and does the rest to it; deletes it if that fails.
-    fn finish(&self, action: &'static str, name: &str, rest: impl FnOnce(u32) -> Result<()>) -> Result<u32> {
-        let made = self.link_by_name(name)?.ok_or(NetlinkError::Malformed { action })?;
-        if let Err(error) = rest(made.index) {
+        self.socket.act(action, RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)?;
+        let made = self.link_by_name(name)?;
+        // The far end's owner may be that quick.
+        let gone = || NetlinkError::Refused { action, errno: libc::ENODEV, reason: "deleted at once".into() };
+        let index = made.ok_or_else(gone)?.index;
+        let rest = self.set_alias(index, alias).and_then(|()| self.set_without_link_local(index));
+        if rest.is_err() {
             // The first error is the one to tell; whoever restores finds the device by its name.
-            let _ = self.delete_link(made.index);
-            return Err(error);
+            let _ = self.delete_link(index);
         }
-        Ok(made.index)
+        rest.map(|()| index)
     }
 }
 
