@@ -4,7 +4,7 @@
 //! measured in one run, in turns. Two ways: *idle*, with a pause before each sample, where the kernel's waits
 //! for RCU grace periods show, and *hot*, back to back.
 //!
-//! `BENCH_ONLY=grant,run,size,wakeups` runs some parts only, `RUNS=N` sets the number of samples. Needs root.
+//! `BENCH_ONLY=grant,run,links,size,wakeups` runs some parts only, `RUNS=N` sets the number of samples. Needs root.
 //! Everything that is made is removed.
 
 // What is removed whole are directories that this program made.
@@ -18,6 +18,7 @@ mod caller;
 mod floor;
 mod grants;
 mod launch;
+mod links;
 mod peers;
 mod runner;
 mod sample;
@@ -50,9 +51,10 @@ pub struct Bench {
 /// A part: its name for `BENCH_ONLY`, and what it does.
 type Part = (&'static str, fn(&Bench));
 
-const PARTS: [Part; 4] = [
+const PARTS: [Part; 5] = [
     ("grant", grants::measure),
     ("run", launch::measure),
+    ("links", links::measure),
     ("size", size::measure_memory),
     ("wakeups", size::measure_wakeups),
 ];
@@ -64,11 +66,14 @@ fn main() -> ExitCode {
     if let Some(view) = runner::requested() {
         return runner::main(&view);
     }
+    if let Some(words) = links::requested() {
+        return links::main(&words);
+    }
     assert!(rustix::process::geteuid().is_root(), "the benchmark needs root: it starts a broker");
     let only = std::env::var("BENCH_ONLY").unwrap_or_default();
     let only: Vec<&str> = only.split(',').filter(|name| !name.is_empty()).collect();
     if let Some(unknown) = only.iter().find(|name| !PARTS.iter().any(|(part, _)| part == *name)) {
-        eprintln!("BENCH_ONLY: there is no part {unknown:?}; there are grant, run, size, wakeups");
+        eprintln!("BENCH_ONLY: there is no part {unknown:?}; there are grant, run, links, size, wakeups");
         return ExitCode::from(2);
     }
     enter_own_mounts();

@@ -48,6 +48,8 @@ enum Ask {
     Close { what: u32 },
     Talk { carrier: Carrier, from: Option<SocketAddr>, to: SocketAddr, milliseconds: u64 },
     Flood { to: SocketAddr, packets: u32, size: u32 },
+    Echo { at: SocketAddr },
+    PingPong { to: SocketAddr, rounds: u32 },
     Listen { interface: String },
     Heard { what: u32 },
     Send { interface: String, frames: Vec<Vec<u8>> },
@@ -61,6 +63,7 @@ enum Tell {
     Text(String),
     Settings(BTreeMap<String, String>),
     Frames(Vec<Vec<u8>>),
+    Nanoseconds(Vec<u64>),
     Failed(String),
 }
 
@@ -218,6 +221,20 @@ impl Node {
     /// Sends UDP packets as fast as it can.
     pub fn flood(&self, to: &str, packets: u32, size: u32) {
         self.ask(&Ask::Flood { to: to.parse().unwrap(), packets, size });
+    }
+
+    /// Sends back what comes by TCP, for one caller after another.
+    pub fn echo(&self, at: &str) -> u32 {
+        self.thing(&Ask::Echo { at: at.parse().unwrap() }).unwrap()
+    }
+
+    /// How long each of so many words took to an echo and back, in nanoseconds; the error's name if it can't be reached.
+    pub fn ping_pong(&self, to: &str, rounds: u32) -> Result<Vec<u64>, String> {
+        match self.ask(&Ask::PingPong { to: to.parse().unwrap(), rounds }) {
+            Tell::Nanoseconds(all) => Ok(all),
+            Tell::Failed(why) => Err(why),
+            other => panic!("{other:?}"),
+        }
     }
 
     /// Hears from now on what comes in by an interface.
@@ -401,6 +418,12 @@ impl Things {
                 }
                 Tell::Done
             }
+            Ask::Echo { at } => {
+                let closed = Arc::new(Mutex::new(false));
+                serve_echo(TcpListener::bind(at)?, Arc::clone(&closed));
+                self.keep(Thing::Served(closed))
+            }
+            Ask::PingPong { to, rounds } => Tell::Nanoseconds(ping_pong(to, rounds)?),
             Ask::Listen { interface } => {
                 let (socket, address) = packet_socket(&interface)?;
                 nix::sys::socket::bind(socket.as_raw_fd(), &address)?;
@@ -478,6 +501,37 @@ fn serve_udp(socket: UdpSocket, closed: Arc<Mutex<bool>>) {
             }
         }
     });
+}
+
+fn serve_echo(listener: TcpListener, closed: Arc<Mutex<bool>>) {
+    listener.set_nonblocking(true).unwrap();
+    std::thread::spawn(move || {
+        while !*closed.lock().unwrap() {
+            await_input(&listener);
+            while let Ok((mut stream, _)) = listener.accept() {
+                stream.set_nonblocking(false).unwrap();
+                stream.set_nodelay(true).unwrap();
+                let mut word = [0; 64];
+                while let Ok(length @ 1..) = stream.read(&mut word) {
+                    let _ = stream.write_all(&word[..length]);
+                }
+            }
+        }
+    });
+}
+
+fn ping_pong(to: SocketAddr, rounds: u32) -> std::io::Result<Vec<u64>> {
+    let mut stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(3))?;
+    stream.set_nodelay(true)?;
+    let mut word = [7];
+    (0..rounds)
+        .map(|_| {
+            let start = Instant::now();
+            stream.write_all(&word)?;
+            stream.read_exact(&mut word)?;
+            Ok(u64::try_from(start.elapsed().as_nanos()).unwrap())
+        })
+        .collect()
 }
 
 fn await_input(socket: impl AsFd) {

@@ -483,13 +483,18 @@ fn the_command_line(lab: &Lab) {
     let network = Network::new(lab);
     let broker = network.broker();
     let user = lab.user();
-    let script = "mkdir www; echo served >www/index.html; exec busybox httpd -f -p 80 -h www";
-    let mut command = network.cgrant_command(
-        &user,
-        &broker,
-        &["run", "--name", "web", "--link", "-p", "8088:80", "--", "/bin/sh", "-c", script],
-    );
-    command.current_dir(&user.home).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    // Readable by everybody: root in the container is nobody whom a home lets in.
+    let pages = lab.scratch.join("www");
+    std::fs::create_dir(&pages).unwrap();
+    std::fs::write(pages.join("index.html"), "served\n").unwrap();
+    for (path, mode) in [(pages.clone(), 0o755), (pages.join("index.html"), 0o644)] {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    }
+    let words =
+        ["run", "--name", "web", "--link", "-p", "8088:80", "--", "busybox", "httpd", "-f", "-p", "80", "-h"];
+    let mut command =
+        network.cgrant_command(&user, &broker, &[&words[..], &[pages.to_str().unwrap()]].concat());
+    command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
     let mut web = crate::common::Process::of(&mut command);
     let fetch = |node: &Node, at: &str| {
         node.try_run(&["busybox", "timeout", "3", "busybox", "wget", "-qO-", &format!("http://{at}:8088/")])
