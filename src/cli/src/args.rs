@@ -2,8 +2,9 @@
 //!
 //! What names files and commands may be any bytes; what goes into D-Bus messages must be UTF-8.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, net::IpAddr, path::PathBuf};
 
+use cgrant_proto::Port;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::exit;
@@ -42,6 +43,7 @@ const EXAMPLES: &str = "\
 Examples:
   cgrant doctor                                      what this machine can and cannot do
   cgrant run --memory 512M -- make -j2               a command in a container, under a limit
+  cgrant run --link -p 8080:80 -- ./httpd            with a network, and a page for others to see
   cgrant grant create build --memory 2G --pids 500   a grant that stays, to be used by name";
 
 #[derive(Debug, Subcommand)]
@@ -49,6 +51,9 @@ pub(crate) enum Command {
     /// Makes, shows, changes and releases grants
     #[command(subcommand)]
     Grant(GrantCommand),
+    /// Adds, removes and lists the links of grants, publishes ports to them
+    #[command(subcommand)]
+    Link(LinkCommand),
     /// Shows and unties the ranges of ids that belong to you
     #[command(subcommand)]
     Range(RangeCommand),
@@ -185,6 +190,125 @@ Examples:
     /// Makes, removes and lists cgroups inside a grant
     #[command(subcommand)]
     Cgroup(CgroupCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LinkCommand {
+    /// Adds a link to a grant: an interface in a network namespace of yours, on a bridge
+    #[command(after_help = "\
+The namespace has to be owned by a user namespace of yours: that of a container, or what
+'unshare --user --map-root-user --net' makes.
+
+Examples:
+  cgrant link add web                              in the namespace of the grant's processes
+  cgrant link add web --bridge lan --vlan 12
+  cgrant link add web --netns 4711 -p 8080:80
+  cgrant link add web --netns /proc/4711/ns/net --upload 10M --download 100M")]
+    Add(Box<LinkAddArgs>),
+    /// Removes a link of a grant
+    #[command(after_help = "Example:\n  cgrant link remove web eth1")]
+    Remove {
+        #[command(flatten)]
+        grant: GrantName,
+        /// The link's name
+        link: String,
+    },
+    /// Lists links: those of one grant, or of all of yours
+    #[command(after_help = "\
+Examples:
+  cgrant link list
+  cgrant link list web --format json")]
+    List {
+        /// The grant's name
+        name: Option<String>,
+        /// Whose grant (root only)
+        #[arg(long, value_name = "UID", requires = "name")]
+        account: Option<u32>,
+    },
+    /// Publishes ports of the host's to a link: all of them, or none
+    #[command(after_help = "\
+A port is written [ADDRESS:]HOST:CONTAINER[/tcp|/udp], an IPv6 address in brackets; without an address
+it is published on all of the host's.
+
+Examples:
+  cgrant link publish web 8080:80
+  cgrant link publish web 127.0.0.1:5353:53/udp '[::1]:5353:53/udp' --link eth1")]
+    Publish(PublishArgs),
+    /// Takes published ports back
+    #[command(after_help = "Example:\n  cgrant link unpublish web 8080:80")]
+    Unpublish(PublishArgs),
+    /// Lists the bridges that you may have links on, the usual one first
+    #[command(after_help = "Example:\n  cgrant link bridges")]
+    Bridges,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LinkAddArgs {
+    #[command(flatten)]
+    pub(crate) grant: GrantName,
+    /// The network namespace: of a process, or a file; without this, that of the grant's processes
+    #[arg(long, value_name = "PID|PATH")]
+    pub(crate) netns: Option<OsString>,
+    /// The bridge that it is on; otherwise the first of 'cgrant link bridges'
+    #[arg(long)]
+    pub(crate) bridge: Option<String>,
+    /// Its name; otherwise the first free of eth0, eth1 …
+    #[arg(long = "as", value_name = "NAME")]
+    pub(crate) link: Option<String>,
+    #[command(flatten)]
+    pub(crate) ports: PortArgs,
+    #[command(flatten)]
+    pub(crate) properties: LinkArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PublishArgs {
+    #[command(flatten)]
+    pub(crate) grant: GrantName,
+    /// The ports
+    #[arg(required = true, value_name = "[ADDRESS:]HOST:CONTAINER[/udp]")]
+    pub(crate) ports: Vec<Port>,
+    /// To which link; a grant that has one only needs not say it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) link: Option<String>,
+}
+
+#[derive(Debug, Default, Args)]
+pub(crate) struct PortArgs {
+    /// A port of the host's that leads to it; may be given several times
+    #[arg(
+        short = 'p',
+        long = "publish",
+        value_name = "[ADDRESS:]HOST:CONTAINER[/udp]",
+        help_heading = "Link"
+    )]
+    pub(crate) publish: Vec<Port>,
+}
+
+/// What a link is like.
+#[derive(Debug, Default, Args)]
+pub(crate) struct LinkArgs {
+    /// A fixed address, IPv4 or IPv6; may be given once for each
+    #[arg(long, value_name = "ADDRESS", help_heading = "Link")]
+    pub(crate) address: Vec<IpAddr>,
+    /// Set no addresses and routes: what runs inside asks for them by DHCP
+    #[arg(long, help_heading = "Link")]
+    pub(crate) dhcp: bool,
+    /// Largest packet, in bytes
+    #[arg(long, value_name = "BYTES", help_heading = "Link", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) mtu: Option<u32>,
+    /// Length of its transmit queue, in packets
+    #[arg(long, value_name = "PACKETS", help_heading = "Link", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) queue_length: Option<u32>,
+    /// Most that it may send, in bits a second or with K, M, G (of 1000)
+    #[arg(long, value_name = "RATE", help_heading = "Link", value_parser = rate)]
+    pub(crate) upload: Option<u64>,
+    /// Most that is sent to it, in bits a second or with K, M, G (of 1000)
+    #[arg(long, value_name = "RATE", help_heading = "Link", value_parser = rate)]
+    pub(crate) download: Option<u64>,
+    /// VLAN, on a bridge that knows VLANs
+    #[arg(long, value_name = "ID", help_heading = "Link", value_parser = clap::value_parser!(u16).range(1..=4094))]
+    pub(crate) vlan: Option<u16>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -327,6 +451,20 @@ pub(crate) struct RunArgs {
     pub(crate) ids: IdArgs,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
+    /// Give it a network: an interface on this bridge, by default on the first of 'cgrant link bridges'
+    #[arg(
+        long,
+        value_name = "BRIDGE",
+        help_heading = "Link",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = ""
+    )]
+    pub(crate) link: Option<String>,
+    #[command(flatten)]
+    pub(crate) ports: PortArgs,
+    #[command(flatten)]
+    pub(crate) properties: LinkArgs,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
@@ -341,10 +479,15 @@ freezes the container. It has no controlling terminal: a shell in it has no job 
 The ids inside are not yours: files of your own belong to 'nobody' there, and must be open to others
 to be used. A root directory must have the directories proc sys dev run tmp to mount on.
 
+Without --link it has a loopback interface and nothing else; -p and what else is about a link imply
+--link. With it, /etc/resolv.conf and /etc/hosts are its own where the root has files of that name, and
+other containers of yours on the bridge reach it as NAME.cgrant.
+
 Examples:
   cgrant run -- id
   cgrant run --memory 256M --pids 50 -- sh -c 'hostname; ps ax'
   cgrant run --root ./busybox --init --hostname box -- /bin/sh
+  cgrant run --name web --link -p 8080:80 --root ./busybox -- /bin/httpd -f -h /www
   cgrant run --name ci --env PATH=/usr/bin:/bin --env LANG -- make test";
 
 #[derive(Debug, Subcommand)]
@@ -368,6 +511,24 @@ fn limit(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("a limit is written KEY=VALUE, as in memory.max=512M".to_owned()),
+    }
+}
+
+/// Bits a second.
+fn rate(text: &str) -> Result<u64, String> {
+    let power = match text.bytes().last() {
+        Some(b'K') => 3,
+        Some(b'M') => 6,
+        Some(b'G') => 9,
+        Some(b'T') => 12,
+        _ => 0,
+    };
+    let digits = if power == 0 { text } else { text.get(..text.len() - 1).unwrap_or_default() };
+    // The standard library would take a sign.
+    let digits = if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits } else { "" };
+    match digits.parse::<u64>().ok().and_then(|number| number.checked_mul(10_u64.pow(power))) {
+        Some(rate) if rate > 0 => Ok(rate),
+        _ => Err("a rate is a number of bits a second, as in 500K, 10M or 1G".to_owned()),
     }
 }
 
@@ -436,6 +597,46 @@ mod tests {
             assert!(error.to_string().contains("KEY=VALUE"), "{error}");
         }
         assert_eq!(parse(&["grant", "set", "x"]).unwrap_err().kind(), ErrorKind::MissingRequiredArgument);
+    }
+
+    #[test]
+    fn a_link_is_asked_for_with_or_without_its_bridge() {
+        let args = run(&["run", "--link", "id"]);
+        assert_eq!((args.link.as_deref(), &args.command[..]), (Some(""), &["id".into()][..]));
+        assert_eq!(run(&["run", "--link=lan", "id"]).link.as_deref(), Some("lan"));
+        assert_eq!(run(&["run", "id"]).link, None);
+        let args = run(&["run", "-p", "8080:80", "-p", "[::1]:53:53/udp", "--upload", "10M", "--", "id"]);
+        let ports: Vec<_> = args.ports.publish.iter().map(ToString::to_string).collect();
+        assert_eq!(ports, ["8080:80/tcp", "[::1]:53:53/udp"]);
+        assert_eq!(args.properties.upload, Some(10_000_000));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_link_is_said() {
+        for (words, says) in [
+            (["run", "-p", "80", "x"], "[ADDRESS:]HOST:CONTAINER"),
+            (["run", "-p", "0.0.0.0:80:80", "x"], "leave the address out"),
+            (["run", "--upload", "fast", "x"], "bits a second"),
+            (["run", "--vlan", "4095", "x"], "4094"),
+        ] {
+            let error = parse(&words).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ValueValidation);
+            assert!(error.to_string().contains(says), "{error}");
+        }
+        assert!(parse(&["link", "publish", "web"]).is_err());
+        assert!(parse(&["link", "list", "--account", "7"]).is_err());
+    }
+
+    #[test]
+    fn rates_are_of_1000() {
+        for (text, bits) in [("1", 1), ("500K", 500_000), ("2G", 2_000_000_000), ("1T", 1_000_000_000_000)] {
+            assert_eq!(rate(text), Ok(bits));
+        }
+        for wrong in
+            ["", "0", "K", "+1", "1.5M", "10m", "10KK", "99999999999999999999", "18446744073709551615K"]
+        {
+            assert!(rate(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

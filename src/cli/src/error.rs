@@ -20,6 +20,9 @@ pub(crate) enum Failure {
     /// A container was not launched.
     #[error("cannot run the command: {0}")]
     Launch(#[from] LaunchError),
+    /// A network namespace cannot be opened.
+    #[error("cannot open the network namespace {namespace:?}: {source}")]
+    Namespace { namespace: OsString, source: io::Error },
     /// A process that was named is not there.
     #[error("cannot name the process {pid} to the broker: {source}")]
     Process { pid: u32, source: io::Error },
@@ -50,7 +53,7 @@ impl Failure {
             Self::Broker { source: SessionError::Silent, .. } => exit::NO_BROKER,
             Self::Launch(LaunchError::Step(step)) => step.command_status().unwrap_or(exit::MACHINE),
             Self::Launch(LaunchError::Spec(_)) | Self::Usage(_) | Self::Endpoint { .. } => exit::USAGE,
-            Self::Process { .. } => exit::REFUSED,
+            Self::Process { .. } | Self::Namespace { .. } => exit::REFUSED,
             Self::Broker { .. } | Self::Launch(_) | Self::Machine { .. } | Self::Output(_) => exit::MACHINE,
         }
     }
@@ -103,6 +106,10 @@ fn broker_advice(error: &BrokerError) -> Option<String> {
         BrokerError::Refused(refusal) => match refusal.code {
             Code::NoSuchGrant => "'cgrant grant list' shows yours".to_owned(),
             Code::QuotaExceeded => "'cgrant usage' shows what you use".to_owned(),
+            Code::NoSuchLink => "'cgrant link list' shows yours".to_owned(),
+            Code::LinkExists => "give it another name with --as, or remove that one".to_owned(),
+            Code::NoSuchBridge => "'cgrant link bridges' shows those that you may use".to_owned(),
+            Code::AddressInUse => "choose another, or free that one".to_owned(),
             Code::Busy => "'cgrant grant ps' shows what is in it".to_owned(),
             Code::GrantExists => "choose another name, or release that one".to_owned(),
             Code::Internal => "the broker's log has the details".to_owned(),

@@ -71,6 +71,7 @@ fn carry_out(cli: Cli) -> Result<u8, Failure> {
     let client = Client { endpoint, format };
     match command {
         Command::Grant(command) => command::grant::run(&client, command),
+        Command::Link(command) => command::link::run(&client, command),
         Command::Range(command) => command::account::range(&client, command),
         Command::Usage(args) => command::account::usage(&client, &args),
         Command::Run(args) => command::run::run(&client, *args),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use cgrant_proto::Description;
 use serde_json::{Map, Number, Value};
 use zbus::{OwnedVariant, Variant};
 
@@ -35,6 +36,11 @@ pub(crate) fn properties(values: &HashMap<String, OwnedVariant>) -> Map<String, 
     values.iter().map(|(name, value)| (kebab(name), json(value))).collect()
 }
 
+/// What the broker says about a link or a bridge.
+pub(crate) fn description(description: &Description) -> Value {
+    Value::Object(description.entries().iter().map(|(key, value)| (key.clone(), json(value))).collect())
+}
+
 /// One cell: `yes` and `no`, lists with blanks, dictionaries as `key=value`, nothing for null.
 pub(crate) fn text(value: &Value) -> String {
     match value {
@@ -43,7 +49,9 @@ pub(crate) fn text(value: &Value) -> String {
         Value::Bool(false) => "no".to_owned(),
         Value::Number(number) => number.to_string(),
         Value::String(text) => text.clone(),
-        Value::Array(values) if values.iter().any(Value::is_array) => joined(values.iter().map(list), "; "),
+        Value::Array(values) if values.iter().any(|value| value.is_array() || value.is_object()) => {
+            joined(values.iter().map(list), "; ")
+        }
         Value::Array(values) => joined(values.iter().map(text), " "),
         Value::Object(map) => joined(map.iter().map(|(key, value)| format!("{key}={}", text(value))), " "),
     }
@@ -94,6 +102,8 @@ mod tests {
     fn values_become_cells() {
         assert_eq!(text(&serde_json::json!([["cgroup2", "/x"], ["memory", "/y"]])), "cgroup2 /x; memory /y");
         assert_eq!(text(&serde_json::json!({"a": 1, "b": [1, 2]})), "a=1 b=1 2");
+        let links = serde_json::json!([{"mtu": 1500, "name": "eth0"}, {"name": "eth1"}]);
+        assert_eq!(text(&links), "mtu=1500 name=eth0; name=eth1");
         assert_eq!(text(&serde_json::json!(false)), "no");
         assert_eq!(text(&Value::Null), "");
     }

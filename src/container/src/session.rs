@@ -5,10 +5,10 @@
 
 use std::{collections::HashMap, future::Future, io, time::Duration};
 
-use cgrant_proto::{CgroupProxy, Endpoint, Error, GrantProxy, ManagerProxy};
+use cgrant_proto::{CgroupProxy, Endpoint, Error, GrantProxy, LinksProxy, ManagerProxy};
 use zbus::{
     Connection, OwnedObjectPath, OwnedVariant, Proxy,
-    fdo::PropertiesProxy,
+    fdo::{ObjectManagerProxy, PropertiesProxy},
     names::InterfaceName,
     proxy::{Builder, CacheProperties, Defaults},
 };
@@ -91,6 +91,32 @@ impl Session {
     /// As [`Session::manager`].
     pub fn cgroup(&self, path: &OwnedObjectPath) -> Result<CgroupProxy<'static>, SessionError> {
         self.proxy(CgroupProxy::builder(&self.connection).path(path.clone()))
+    }
+
+    /// The links of a grant.
+    ///
+    /// # Errors
+    /// As [`Session::manager`].
+    pub fn links(&self, path: &OwnedObjectPath) -> Result<LinksProxy<'static>, SessionError> {
+        self.proxy(LinksProxy::builder(&self.connection).path(path.clone()))
+    }
+
+    /// The links of every grant that the caller may see (`aa{sv}`), in one call.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub fn all_links(&self) -> Result<HashMap<OwnedObjectPath, OwnedVariant>, SessionError> {
+        let manager = ObjectManagerProxy::builder(&self.connection)
+            .destination(cgrant_proto::names::BUS_NAME)
+            .path(cgrant_proto::names::MANAGER_PATH);
+        let proxy = self.proxy(manager)?;
+        let objects = self.call(async move { Ok(proxy.get_managed_objects().await?) })?;
+        let links = objects.into_iter().filter_map(|(path, interfaces)| {
+            let (_, mut properties) =
+                interfaces.into_iter().find(|(name, _)| name.as_str() == cgrant_proto::names::LINKS)?;
+            Some((path, properties.remove("Links")?))
+        });
+        Ok(links.collect())
     }
 
     /// All properties of one interface of an object, in one call.

@@ -23,6 +23,11 @@ impl Description {
         }
     }
 
+    /// Is there `true` under `key`?
+    pub fn flag(&self, key: &str) -> bool {
+        matches!(self.0.get(key).map(|value| &**value), Some(Variant::Bool(true)))
+    }
+
     /// The texts under `key`; none if there are none.
     pub fn texts(&self, key: &str) -> Vec<&str> {
         match self.0.get(key).map(|value| &**value) {
@@ -38,12 +43,6 @@ impl Description {
     }
 }
 
-impl From<HashMap<String, OwnedVariant>> for Description {
-    fn from(entries: HashMap<String, OwnedVariant>) -> Self {
-        Self(entries)
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -54,6 +53,7 @@ mod tests {
         let entries = HashMap::from([
             ("name", Variant::new("eth0")),
             ("mtu", Variant::new(1500u32)),
+            ("managed", Variant::new(true)),
             ("dns", Variant::new(vec!["10.0.0.2", "fd00::2"])),
         ]);
         let message = zbus::Message::method_call("/", "Call").build(&entries).unwrap();
@@ -62,6 +62,7 @@ mod tests {
         assert_eq!((description.text("mtu"), description.text("mac")), (None, None));
         assert_eq!(description.texts("dns"), ["10.0.0.2", "fd00::2"]);
         assert!(description.texts("name").is_empty());
-        assert_eq!(description.entries().len(), 3);
+        assert_eq!((description.flag("managed"), description.flag("name")), (true, false));
+        assert_eq!(description.entries().len(), 4);
     }
 }

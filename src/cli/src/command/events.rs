@@ -1,6 +1,6 @@
 //! `cgrant events`: the broker's signals, one a line, until the broker or the user ends it.
 
-use cgrant_proto::{Error, names};
+use cgrant_proto::{Description, Error, names};
 use futures_util::StreamExt;
 use serde_json::{Map, Value, json};
 use zbus::{Message, MessageStream, OwnedObjectPath, message::Type};
@@ -68,6 +68,14 @@ fn event(message: &Message) -> Option<Map<String, Value>> {
                 body.deserialize().ok()?;
             json!({ "event": "grant-removed", "id": about(&path), "name": name, "account": account, "reason": reason })
         }
+        (names::LINKS, "LinkAdded") => {
+            let (name, link): (String, Description) = body.deserialize().ok()?;
+            json!({ "event": "link-added", "id": id, "name": name, "link": value::description(&link) })
+        }
+        (names::LINKS, "LinkRemoved") => {
+            let (name, reason): (String, String) = body.deserialize().ok()?;
+            json!({ "event": "link-removed", "id": id, "name": name, "reason": reason })
+        }
         (names::CGROUP, "Oom") => {
             json!({ "event": "oom", "id": id, "kills": body.deserialize::<u64>().ok()? })
         }
@@ -120,6 +128,19 @@ mod tests {
             .unwrap();
         let expected = json!({"event": "changed", "id": "00000000000000ff", "properties": {"frozen": true}});
         assert_eq!(Value::Object(event(&message).unwrap()), expected);
+    }
+
+    #[test]
+    fn links_come_and_go() {
+        let link = HashMap::from([("address4", Variant::new("10.0.0.16/22"))]);
+        let added = Message::signal(PATH, names::LINKS, "LinkAdded").build(&("eth0", link)).unwrap();
+        let expected = json!({"event": "link-added", "id": "00000000000000ff", "name": "eth0",
+            "link": {"address4": "10.0.0.16/22"}});
+        assert_eq!(Value::Object(event(&added).unwrap()), expected);
+        let removed = Message::signal(PATH, names::LINKS, "LinkRemoved").build(&("eth0", "lost")).unwrap();
+        let expected =
+            json!({"event": "link-removed", "id": "00000000000000ff", "name": "eth0", "reason": "lost"});
+        assert_eq!(Value::Object(event(&removed).unwrap()), expected);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use cgrant_proto::{
 use serde_json::{Map, Value, json};
 use zbus::{Fd, OwnedObjectPath};
 
+use super::link;
 use crate::{
     Client,
     args::{CgroupCommand, CreateArgs, GrantCommand, GrantName},
@@ -120,10 +121,16 @@ fn list(client: &Client, all: bool) -> Result<(), Failure> {
     let manager = session.manager().doing(|| DOING.to_owned())?;
     let mut grants = session.call(manager.list_grants(&options)).doing(|| DOING.to_owned())?;
     grants.sort_by(|a, b| (a.2, &a.1).cmp(&(b.2, &b.1)));
+    let links = session.all_links().doing(|| DOING.to_owned())?;
     let items = grants.into_iter().map(|(path, name, account)| {
-        json!({ "name": name, "account": account, "id": names::grant_id(&path), "path": path.as_str() })
+        let links = links.get(&path).map_or_else(|| json!([]), |links| value::json(links));
+        let address: Vec<&str> = links.as_array().into_iter().flatten().flat_map(link::addresses).collect();
+        json!({
+            "name": name, "account": account, "id": names::grant_id(&path), "path": path.as_str(),
+            "address": address, "links": links,
+        })
     });
-    output::print(client.format, &List::new(&["NAME", "ACCOUNT", "ID"], items))
+    output::print(client.format, &List::new(&["NAME", "ACCOUNT", "ID", "ADDRESS"], items))
 }
 
 /// The lifetime that options without "connection" can say: a command's connection ends with the command.
@@ -147,16 +154,16 @@ pub(crate) fn each_once(limits: Vec<(String, String)>) -> Result<Vec<(String, St
 }
 
 /// A grant that was looked up by name, for one verb.
-struct Found<'a> {
+pub(super) struct Found<'a> {
     client: &'a Client,
-    session: Session,
-    path: OwnedObjectPath,
-    doing: String,
+    pub(super) session: Session,
+    pub(super) path: OwnedObjectPath,
+    pub(super) doing: String,
 }
 
 impl<'a> Found<'a> {
     /// `verb` completes "cannot … the grant NAME".
-    fn new(client: &'a Client, grant: &GrantName, verb: &str) -> Result<Self, Failure> {
+    pub(super) fn new(client: &'a Client, grant: &GrantName, verb: &str) -> Result<Self, Failure> {
         let doing = format!("{verb} the grant {:?}", grant.name);
         let session = client.connect(&doing)?;
         let options = grant.account.map_or_else(Account::new, |uid| Account::new().account(uid));
@@ -169,22 +176,22 @@ impl<'a> Found<'a> {
         self.session.grant(&self.path).doing(|| self.doing.clone())
     }
 
-    fn cgroup(&self) -> Result<CgroupProxy<'static>, Failure> {
+    pub(super) fn cgroup(&self) -> Result<CgroupProxy<'static>, Failure> {
         self.session.cgroup(&self.path).doing(|| self.doing.clone())
     }
 
-    fn with<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Failure> {
+    pub(super) fn with<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Failure> {
         self.session.call(call).doing(|| self.doing.clone())
     }
 
-    fn print(&self, report: &impl Report) -> Result<(), Failure> {
+    pub(super) fn print(&self, report: &impl Report) -> Result<(), Failure> {
         output::print(self.client.format, report)
     }
 
     /// Everything that the grant's interfaces tell; a grant without ids has not the last.
     fn show(&self) -> Result<(), Failure> {
         let mut fields = Map::new();
-        for interface in [names::GRANT, names::CGROUP] {
+        for interface in [names::GRANT, names::CGROUP, names::LINKS] {
             let properties = self.session.properties(&self.path, interface).doing(|| self.doing.clone())?;
             fields.append(&mut value::properties(&properties));
         }

@@ -7,38 +7,44 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
+    net::IpAddr,
     os::{fd::AsFd, unix::ffi::OsStrExt},
 };
 
 use cgrant_container::{
-    Command, Container, DEFAULT_PATH, Launch, LaunchSpec, Pidfd, Placement, Root, Session, SessionError,
-    Staged,
+    Command, Container, DEFAULT_PATH, Launch, LaunchSpec, Network, Pidfd, Placement, Root, Session,
+    SessionError, Staged,
 };
-use cgrant_proto::{Code, CreateGrant, Error, Lifetime, ReleaseGrant};
+use cgrant_proto::{AddLink, Code, CreateGrant, Description, Error, Lifetime, ReleaseGrant};
 use zbus::OwnedObjectPath;
 
-use super::{grant::each_once, supervise};
+use super::{grant::each_once, link, supervise};
 use crate::{
     Client,
-    args::RunArgs,
+    args::{LinkArgs, RunArgs},
     error::{Doing, Failure},
 };
 
 const DOING: &str = "make a grant for the command";
 
 pub(crate) fn run(client: &Client, args: RunArgs) -> Result<u8, Failure> {
+    let bridge = args.link.clone();
+    let link = wants_link(&args)
+        .then(|| link::options(bridge.as_deref(), &args.ports.publish, &args.properties))
+        .transpose()?;
     let limits = each_once(args.limits.all())?;
     let grant = Wanted {
         name: args.name.clone(),
         limits,
         ids: args.ids.ids.unwrap_or(0),
         setgroups: !args.no_setgroups,
+        link,
     };
     let launch = Launch::begin(&spec(args))?;
     let session = client.connect(DOING)?;
     let staged = launch.user_namespace()?;
     let own = Pidfd::own().map_err(|source| Failure::Machine { doing: "name this process", source })?;
-    let made = Made::create(&session, &grant, &staged, &own)?;
+    let made = Made::create(&session, grant, &staged, &own)?;
     let ended = made.start(staged).and_then(|container| supervise::supervise(&container, &made));
     let released = made.release(client);
     let status = ended?;
@@ -46,7 +52,19 @@ pub(crate) fn run(client: &Client, args: RunArgs) -> Result<u8, Failure> {
     Ok(status)
 }
 
+/// Whoever says something about a link wants one.
+fn wants_link(args: &RunArgs) -> bool {
+    let LinkArgs { address, dhcp, mtu, queue_length, upload, download, vlan } = &args.properties;
+    let properties = !address.is_empty()
+        || *dhcp
+        || mtu.or(*queue_length).is_some()
+        || upload.or(*download).is_some()
+        || vlan.is_some();
+    args.link.is_some() || !args.ports.publish.is_empty() || properties
+}
+
 fn spec(args: RunArgs) -> LaunchSpec {
+    let links = wants_link(&args);
     let root = match args.root {
         Some(path) => Root::Directory { path, read_only: args.read_only },
         None => Root::Host,
@@ -57,6 +75,7 @@ fn spec(args: RunArgs) -> LaunchSpec {
         command: Command { argv: args.command, env: environment(&args.env), directory: args.workdir },
         reaper: args.init,
         setgroups: !args.no_setgroups,
+        links,
     }
 }
 
@@ -93,11 +112,12 @@ fn split(text: &OsStr) -> Option<(&OsStr, &OsStr)> {
 }
 
 /// The grant that the command shall have.
-struct Wanted {
+struct Wanted<'a> {
     name: String,
     limits: Vec<(String, String)>,
     ids: u32,
     setgroups: bool,
+    link: Option<AddLink<'a>>,
 }
 
 /// The grant that it got.
@@ -109,7 +129,12 @@ pub(super) struct Made<'a> {
 }
 
 impl<'a> Made<'a> {
-    fn create(session: &'a Session, wanted: &Wanted, staged: &Staged, own: &Pidfd) -> Result<Self, Failure> {
+    fn create(
+        session: &'a Session,
+        wanted: Wanted<'_>,
+        staged: &Staged,
+        own: &Pidfd,
+    ) -> Result<Self, Failure> {
         let options = CreateGrant::new()
             .lifetime(Lifetime::Process(own.as_fd()))
             .userns(staged.namespace())
@@ -118,13 +143,19 @@ impl<'a> Made<'a> {
             .range_count(wanted.ids)
             .range_named(!wanted.name.is_empty())
             .limits(&wanted.limits);
+        let options = match (wanted.link, staged.network()) {
+            (Some(link), Some(network)) => options.links(vec![link.netns(network)]),
+            _ => options,
+        };
         let create = || session.call(session.manager()?.create_grant(&wanted.name, &options));
         let (path, result, payload) = create().doing(|| DOING.to_owned())?;
         let id = result.id.unwrap_or_default();
         let hostname = if wanted.name.is_empty() { format!("cgrant-{id}") } else { wanted.name.clone() };
         // A hostname has no underscore, and a grant's name may; both end within 64 bytes.
         let hostname = hostname.replace('_', "-").trim_end_matches('-').to_owned();
-        Ok(Self { session, path, placement: Placement { hostname, ids: result.count.unwrap_or(1) }, payload })
+        let network = result.links.as_deref().map(network);
+        let placement = Placement { hostname, ids: result.count.unwrap_or(1), network };
+        Ok(Self { session, path, placement, payload })
     }
 
     fn start(&self, staged: Staged) -> Result<Container, Failure> {
@@ -164,6 +195,18 @@ impl<'a> Made<'a> {
     }
 }
 
+/// What the container shall know of its links. A text that is no address is one of a later broker's.
+fn network(links: &[Description]) -> Network {
+    let address = |text: &str| text.split('/').next()?.parse::<IpAddr>().ok();
+    let mut network = Network::default();
+    for link in links {
+        let own = ["address4", "address6"].into_iter().filter_map(|key| link.text(key).and_then(address));
+        network.addresses.extend(own);
+        network.dns.extend(link.texts("dns").into_iter().filter_map(address));
+    }
+    network
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
 mod tests {
@@ -173,6 +216,51 @@ mod tests {
 
     fn value<'a>(variables: &'a [(OsString, OsString)], name: &str) -> Vec<&'a OsStr> {
         variables.iter().filter(|(known, _)| known == name).map(|(_, value)| value.as_os_str()).collect()
+    }
+
+    #[test]
+    fn what_is_about_a_link_asks_for_one() {
+        use clap::Parser;
+        let wants = |words: &[&str]| {
+            let words = ["cgrant", "run"].into_iter().chain(words.iter().copied()).chain(["--", "id"]);
+            match crate::args::Cli::try_parse_from(words).unwrap().command {
+                crate::args::Command::Run(args) => (wants_link(&args), spec(*args).links),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(wants(&[]), (false, false));
+        assert_eq!(wants(&["--memory", "1M", "--init"]), (false, false));
+        for words in [
+            &["--link"][..],
+            &["--link=lan"],
+            &["-p", "80:80"],
+            &["--address", "10.0.0.9"],
+            &["--dhcp"],
+            &["--mtu", "1400"],
+            &["--queue-length", "9"],
+            &["--upload", "1M"],
+            &["--download", "1M"],
+            &["--vlan", "9"],
+        ] {
+            assert_eq!(wants(words), (true, true), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn a_container_knows_its_addresses_and_who_answers_for_names() {
+        use std::collections::HashMap;
+        use zbus::Variant;
+        let link = HashMap::from([
+            ("address4", Variant::new("10.0.0.16/22")),
+            ("address6", Variant::new("fd00::10/64")),
+            ("dns", Variant::new(vec!["10.0.0.2", "later"])),
+        ]);
+        let message = zbus::Message::method_call("/", "Call").build(&link).unwrap();
+        let link: Description = message.body().deserialize().unwrap();
+        let given = network(&[link, Description::default()]);
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(given.addresses, [address("10.0.0.16"), address("fd00::10")]);
+        assert_eq!(given.dns, [address("10.0.0.2")]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What the broker says about itself, its host and the caller's account.
 
 use cgrant_container::{Session, SessionError};
-use cgrant_proto::{Account, Endpoint};
+use cgrant_proto::{Account, Description, Endpoint};
 
 use super::Finding;
 use crate::{
@@ -46,6 +46,8 @@ struct Answers {
     account: u32,
     rule: String,
     usage: Vec<(String, u64, u64)>,
+    network: Result<Vec<(String, bool, String, String)>, String>,
+    bridges: Vec<Description>,
 }
 
 impl Answers {
@@ -64,6 +66,8 @@ impl Answers {
                 account,
                 rule,
                 usage,
+                network: manager.examine_network().await.map_err(|error| error.to_string()),
+                bridges: manager.list_bridges().await.unwrap_or_default(),
             })
         })
     }
@@ -81,6 +85,11 @@ impl Answers {
         let account = format!("uid {}, quotas of {}", self.account, self.rule);
         findings.push(Finding::ok("account", account));
         findings.extend(self.usage.iter().map(usage));
+        match &self.network {
+            Ok(rows) => findings.extend(rows.iter().map(network)),
+            Err(error) => findings.push(Finding::warn("network", error, "see the broker's log")),
+        }
+        findings.extend(self.bridges.iter().map(bridge));
         findings
     }
 
@@ -136,6 +145,22 @@ fn feature((name, there, otherwise): &(String, bool, String)) -> Finding {
     Finding::warn(check, format!("not there: {otherwise}"), mend)
 }
 
+fn network((subject, good, found, remedy): &(String, bool, String, String)) -> Finding {
+    let check = format!("network: {subject}");
+    if *good { Finding::ok(check, found) } else { Finding::warn(check, found, remedy) }
+}
+
+fn bridge(bridge: &Description) -> Finding {
+    let text = |key| bridge.text(key).unwrap_or_default();
+    let subnets: Vec<&str> = ["subnet4", "subnet6"].into_iter().filter_map(|key| bridge.text(key)).collect();
+    let kind = if bridge.flag("managed") { "the broker's own" } else { "the administrator's" };
+    let finding = match subnets.as_slice() {
+        [] => format!("{}, {kind}", text("device")),
+        subnets => format!("{}, {kind}, {}", text("device"), subnets.join(" and ")),
+    };
+    Finding::ok(format!("bridge {}", text("name")), finding)
+}
+
 fn usage((resource, used, quota): &(String, u64, u64)) -> Finding {
     let check = format!("quota of {resource}");
     let finding = format!("{used} of {quota} in use");
@@ -161,6 +186,11 @@ mod tests {
             account: 7,
             rule: "built-in any-user".into(),
             usage: vec![("grants".into(), 4, 4), ("ids".into(), 0, 9)],
+            network: Ok(vec![
+                ("nft".into(), true, "there".into(), String::new()),
+                ("forwarding".into(), false, "dropped by table ip docker".into(), "nft add …".into()),
+            ]),
+            bridges: vec![Description::default()],
         }
     }
 
@@ -169,11 +199,19 @@ mod tests {
         let findings = answers().findings(&Endpoint::SystemBus);
         let of = |check: &str| findings.iter().find(|finding| finding.check == check).unwrap();
         assert_eq!(of("broker").verdict, Verdict::Ok);
-        for check in ["cgroup hierarchy", "controller pids", "kernel: so-peerpidfd", "quota of grants"] {
+        for check in [
+            "cgroup hierarchy",
+            "controller pids",
+            "kernel: so-peerpidfd",
+            "quota of grants",
+            "network: forwarding",
+        ] {
             assert_eq!(of(check).verdict, Verdict::Warn, "{check}");
             assert!(!of(check).mend.is_empty(), "{check}");
         }
-        for check in ["controller io", "controller memory", "quota of ids", "account"] {
+        for check in
+            ["controller io", "controller memory", "quota of ids", "account", "network: nft", "bridge "]
+        {
             assert_eq!(of(check).verdict, Verdict::Ok, "{check}");
         }
     }
