@@ -151,7 +151,7 @@ fn publish(client: &Client, args: &PublishArgs, publish: bool) -> Result<(), Fai
     let found = Found::new(client, &args.grant, verb)?;
     let name = match &args.link {
         Some(name) => name.clone(),
-        None => only_link(of_grant(&found)?)?,
+        None => only_link(&of_grant(&found)?)?,
     };
     let links = links(&found)?;
     match publish {
@@ -161,9 +161,9 @@ fn publish(client: &Client, args: &PublishArgs, publish: bool) -> Result<(), Fai
 }
 
 /// The name of the one link that there is.
-fn only_link(links: Vec<Value>) -> Result<String, Failure> {
+fn only_link(links: &[Value]) -> Result<String, Failure> {
     let name = |link: &Value| link.get("name").map(value::text).unwrap_or_default();
-    match links.as_slice() {
+    match links {
         [only] => Ok(name(only)),
         [] => Err(Failure::Usage("the grant has no link: 'cgrant link add' gives it one".to_owned())),
         several => {
@@ -258,9 +258,9 @@ mod tests {
     #[test]
     fn which_link_is_meant_is_said_or_plain() {
         let link = |name: &str| json!({ "name": name });
-        assert_eq!(only_link(vec![link("eth0")]).unwrap(), "eth0");
-        assert!(only_link(Vec::new()).unwrap_err().line().contains("cgrant link add"));
-        let error = only_link(vec![link("eth0"), link("eth1")]).unwrap_err();
+        assert_eq!(only_link(&[link("eth0")]).unwrap(), "eth0");
+        assert!(only_link(&[]).unwrap_err().line().contains("cgrant link add"));
+        let error = only_link(&[link("eth0"), link("eth1")]).unwrap_err();
         assert!(error.line().contains("eth0, eth1") && error.line().contains("--link"), "{}", error.line());
     }
 
