@@ -1,1 +1,207 @@
-//! Bringing the kernel in agreement with what the engine says ought to be.
+//! Bringing the kernel in agreement with what the engine says ought to be, after a restart of either.
+//!
+//! What the helper made is still there, and packets flow: rules are replaced in one step and devices left alone unless they
+//! are wrong. A published port is trusted only when it is held again, because somebody else could have taken
+//! it meanwhile. What nobody wants any more is removed.
+
+use std::collections::BTreeSet;
+
+use cgrant_sys::netlink::LinkState;
+use cgrant_wire::{
+    link::PublishedPort,
+    net::{Bridge, Link, NetEvent},
+};
+
+use crate::{
+    failure::Failure,
+    state::{Bridged, Net, Owned},
+};
+
+impl Net {
+    /// Makes everything as it ought to be, as far as it can be made; what can't is told by events.
+    pub fn restore(&mut self, bridges: Vec<Bridge>, links: Vec<Link>) {
+        if std::mem::replace(&mut self.is_restored, true) {
+            tracing::error!("the engine told a second time what ought to be");
+            return;
+        }
+        if !links.is_empty()
+            && let Err(error) = self.watch.begin()
+        {
+            tracing::error!(%error, "changes of the network will not be noticed");
+        }
+        self.tried("a device that was not finished", |net| net.remove_unfinished());
+        let devices = self.route.links().unwrap_or_else(|error| {
+            tracing::error!(%error, "the devices can't be listed");
+            Vec::new()
+        });
+        let found = self.find_links(&bridges, links, &devices);
+        self.remove_strays(&found, &bridges, &devices);
+        for (link, bridge, index) in found {
+            self.take_over(link, &bridge, index, &devices);
+        }
+        self.hold_ports_again();
+        self.tried("the rules", Self::set_all_rules);
+        self.serve_all_bridges();
+        self.tried("the host's settings", Self::settle_forwarding);
+        for device in self.bridges.keys().cloned().collect::<Vec<_>>() {
+            self.tried("the host's settings", |net| net.settle_loopback(&device));
+        }
+        self.look_for_clashes();
+        if self.links.is_empty() {
+            self.watch.end();
+        }
+    }
+
+    fn tried(&mut self, what: &str, act: impl FnOnce(&mut Self) -> Result<(), Failure>) {
+        if let Err(error) = act(self) {
+            tracing::error!(%error, "{what}: not as it ought to be");
+            self.watch.rules_are_doubtful();
+        }
+    }
+
+    /// Those links that are there, each with its bridge and its index. The others are told as gone.
+    fn find_links(
+        &mut self,
+        bridges: &[Bridge],
+        links: Vec<Link>,
+        devices: &[LinkState],
+    ) -> Vec<(Link, Bridge, u32)> {
+        let mut found = Vec::new();
+        for link in links {
+            let alias = self.alias(&link.key);
+            let is_it = |device: &&LinkState| device.alias.as_deref() == Some(&alias);
+            // The index of a device that is gone may be another's by now, so it is nothing without the alias.
+            let device = devices.iter().filter(is_it).max_by_key(|device| device.index == link.info.ifindex);
+            let bridge = bridges.iter().find(|bridge| bridge.name == link.info.bridge);
+            match (device, bridge) {
+                (Some(device), Some(bridge)) => found.push((link, bridge.clone(), device.index)),
+                _ => self.events.push(NetEvent::LinkGone { key: link.key, far_end: device.is_none() }),
+            }
+        }
+        found
+    }
+
+    /// Devices of this instance that nobody wants.
+    fn remove_strays(&self, found: &[(Link, Bridge, u32)], bridges: &[Bridge], devices: &[LinkState]) {
+        let wanted: BTreeSet<u32> = found.iter().map(|(_, _, index)| *index).collect();
+        let has_links = |bridge: &Bridge| found.iter().any(|(_, with, _)| with.device == bridge.device);
+        for device in devices {
+            let is_stray = match self.owned(device) {
+                Some(Owned::Link(_)) => !wanted.contains(&device.index),
+                Some(Owned::Bridge) => !bridges.iter().any(|bridge| {
+                    device.alias.as_deref() == Some(&self.bridge_alias(bridge)) && has_links(bridge)
+                }),
+                None => false,
+            };
+            if is_stray {
+                tracing::info!(device = device.name, "a device that nobody wants is removed");
+                self.delete_device(device.index);
+            }
+        }
+    }
+
+    /// A link that is there becomes known, and its bridge before it.
+    fn take_over(&mut self, mut link: Link, bridge: &Bridge, index: u32, devices: &[LinkState]) {
+        link.info.ifindex = index;
+        let key = link.key.clone();
+        let taken = self.take_over_bridge(bridge, devices);
+        self.know(link, &bridge.device);
+        let mended = taken.and_then(|()| {
+            let Some(device) = self.route.link(index)? else { return Err(Failure::FarEndLost) };
+            self.mend_link(&key, &device)
+        });
+        match mended {
+            Ok(()) => {}
+            Err(Failure::FarEndLost) => self.end_link(&key, true),
+            Err(error) => {
+                tracing::error!(%error, grant = %key.grant, "a link can't be kept");
+                self.end_link(&key, false);
+            }
+        }
+    }
+
+    fn take_over_bridge(&mut self, bridge: &Bridge, devices: &[LinkState]) -> Result<(), Failure> {
+        if self.bridges.contains_key(&bridge.device) {
+            return Ok(());
+        }
+        let alias = self.bridge_alias(bridge);
+        let device = devices.iter().find(|device| device.alias.as_deref() == Some(&alias));
+        let known = Bridged { bridge: bridge.clone(), ifindex: 0, mtu: bridge.mtu };
+        let Some(device) = device.filter(|_| known.is_own()) else {
+            // Of the administrator's too: while it is gone its links wait.
+            return match self.ensure_bridge(bridge) {
+                Ok((_, true)) => {
+                    self.mended(format!("the bridge {} was deleted; it was made again", bridge.device));
+                    Ok(())
+                }
+                Err(Failure::NoBridge(_)) if !known.is_own() => {
+                    self.bridges.insert(bridge.device.clone(), known);
+                    Ok(())
+                }
+                result => result.map(|_| ()),
+            };
+        };
+        let bridged = Bridged { ifindex: device.index, mtu: device.mtu, ..known };
+        if device.name != bridge.device && self.route.set_name(device.index, &bridge.device).is_err() {
+            self.route.set_up(device.index, false)?;
+            self.route.set_name(device.index, &bridge.device)?;
+        }
+        self.set_bridge_up(bridge, device.index, device.mtu)?;
+        self.bridges.insert(bridge.device.clone(), bridged);
+        Ok(())
+    }
+
+    /// Each port that can't be had again is closed, and told: whoever has it now was not to be shadowed.
+    fn hold_ports_again(&mut self) {
+        let with_ports: Vec<Link> = self
+            .links
+            .values()
+            .filter(|made| !made.link.info.ports.is_empty())
+            .map(|made| made.link.clone())
+            .collect();
+        for link in with_ports {
+            let target = Self::target(&link);
+            if self.holders.hold(&link.key, &target, &link.info.ports).is_ok() {
+                continue;
+            }
+            let mut held: Vec<PublishedPort> = Vec::new();
+            for port in &link.info.ports {
+                match self.holders.open(&link.key, &[*port]) {
+                    Ok(()) => held.push(*port),
+                    Err(error) => self.mended(format!("{error}; it leads to no container any more")),
+                }
+            }
+            self.holders.settle(&link.key, &target, &held);
+            if let Some(made) = self.links.get_mut(&link.key) {
+                made.link.info.ports = held;
+            }
+        }
+    }
+
+    /// Replaces all rules in one step, whatever is there.
+    pub(crate) fn set_all_rules(&mut self) -> Result<(), Failure> {
+        if self.links.is_empty() {
+            return self.wall(|wall| wall.clear());
+        }
+        let bridges: Vec<Bridge> = self.bridges.values().map(|bridged| bridged.bridge.clone()).collect();
+        let links: Vec<(Link, String)> =
+            self.links.values().map(|made| (made.link.clone(), made.link.info.host_name.clone())).collect();
+        let servers = self.servers();
+        self.wall(|wall| wall.restore(&bridges, &links, &servers))
+    }
+
+    fn serve_all_bridges(&mut self) {
+        let own: Vec<Bridge> = self
+            .bridges
+            .values()
+            .filter(|bridged| bridged.is_own())
+            .map(|bridged| bridged.bridge.clone())
+            .collect();
+        self.keep_servers(&own);
+        for bridge in own {
+            self.tried("a name server", |net| net.start_server(&bridge));
+            self.tried("names", |net| net.tell_names(&bridge));
+            self.tried("router advertisements", |net| net.start_advert(&bridge.device));
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What others do behind the helper's back is noticed, and mended or told.
+
+use cgrant_wire::net::NetEvent;
+
+use crate::{
+    Test,
+    support::{Host, assert_same, foreign_bridge, link, namespace, net, own_bridge, run, run_in, snapshot},
+};
+
+pub const TESTS: &[Test] = &[
+    ("a_far_end_may_be_deleted_by_its_owner", a_far_end_may_be_deleted_by_its_owner),
+    ("a_namespace_may_die", a_namespace_may_die),
+    ("a_device_that_was_changed_is_mended", a_device_that_was_changed_is_mended),
+    ("a_bridge_that_was_deleted_is_made_again", a_bridge_that_was_deleted_is_made_again),
+    ("a_bridge_that_was_changed_is_mended", a_bridge_that_was_changed_is_mended),
+    ("rules_that_were_flushed_are_set_again", rules_that_were_flushed_are_set_again),
+    ("a_clash_is_told_once", a_clash_is_told_once),
+    ("a_new_uplink_forwards", a_new_uplink_forwards),
+    ("links_wait_for_a_foreign_bridge", links_wait_for_a_foreign_bridge),
+    ("who_insists_gets_his_way", who_insists_gets_his_way),
+];
+
+fn works(netns: &cgrant_sys::NetnsFd) {
+    run_in(netns, "ping -c 1 -W 5 10.77.0.1");
+    run_in(netns, "ping -c 1 -W 5 fd77::1");
+}
+
+fn a_far_end_may_be_deleted_by_its_owner() {
+    let mut host = Host::new();
+    let before = snapshot();
+    let netns = namespace();
+    host.add(&own_bridge(), &link(1), &netns).unwrap();
+    assert!(host.settle().is_empty(), "what the helper does itself is no news");
+    run_in(&netns, "ip link del eth0");
+    assert_eq!(host.settle(), [NetEvent::LinkGone { key: link(1).key, far_end: true }]);
+    assert_same(&before, &snapshot(), "after the link is gone");
+}
+
+fn a_namespace_may_die() {
+    let mut host = Host::new();
+    let before = snapshot();
+    let netns = namespace();
+    host.add(&own_bridge(), &link(1), &netns).unwrap();
+    drop(netns);
+    assert_eq!(host.settle(), [NetEvent::LinkGone { key: link(1).key, far_end: true }]);
+    assert_same(&before, &snapshot(), "after the link is gone");
+}
+
+fn a_device_that_was_changed_is_mended() {
+    let mut host = Host::new();
+    let netns = namespace();
+    let index = host.add(&own_bridge(), &link(1), &netns).unwrap();
+    let rules = run("nft list ruleset");
+    for line in [
+        "ip link set cgv0000000001 name other",
+        "ip link set cgv0000000001 nomaster",
+        "ip link set cgv0000000001 down",
+    ] {
+        run(line);
+        let events = host.settle();
+        assert!(events.iter().any(|event| matches!(event, NetEvent::Mended(_))), "{line}: {events:?}");
+        assert_eq!(host.device("cgv0000000001").unwrap().index, index, "{line}");
+        works(&netns);
+    }
+    assert_eq!(run("nft list ruleset"), rules);
+}
+
+fn a_bridge_that_was_deleted_is_made_again() {
+    let mut host = Host::new();
+    let before = snapshot();
+    let (one, two) = (namespace(), namespace());
+    host.add(&own_bridge(), &link(1), &one).unwrap();
+    host.add(&own_bridge(), &link(2), &two).unwrap();
+    run("ip link del cgrant0");
+    let events = host.settle();
+    assert!(format!("{events:?}").contains("the bridge cgrant0 was deleted"), "{events:?}");
+    works(&one);
+    run_in(&two, "ping -c 1 -W 5 10.77.0.17");
+    host.remove(&link(1));
+    host.remove(&link(2));
+    assert_same(&before, &snapshot(), "after the last link");
+}
+
+fn a_bridge_that_was_changed_is_mended() {
+    let mut host = Host::new();
+    let netns = namespace();
+    host.add(&own_bridge(), &link(1), &netns).unwrap();
+    for line in
+        ["ip addr del 10.77.0.1/22 dev cgrant0", "ip link set cgrant0 down", "ip link set cgrant0 name other"]
+    {
+        run(line);
+        let events = host.settle();
+        assert!(format!("{events:?}").contains("cgrant0 was changed"), "{line}: {events:?}");
+        works(&netns);
+    }
+}
+
+fn rules_that_were_flushed_are_set_again() {
+    let mut host = Host::new();
+    let netns = namespace();
+    host.add(&own_bridge(), &link(1), &netns).unwrap();
+    let rules = run("nft list ruleset");
+    for line in
+        ["nft flush ruleset", "nft delete table netdev cgrant-test", "nft flush table inet cgrant-test"]
+    {
+        run(line);
+        let events = host.settle();
+        assert!(format!("{events:?}").contains("nftables rules were changed"), "{line}: {events:?}");
+        assert_eq!(run("nft list ruleset"), rules, "{line}");
+        works(&netns);
+    }
+    // Others' tables are others' business.
+    run("nft add table inet another");
+    assert!(host.settle().is_empty());
+}
+
+fn a_clash_is_told_once() {
+    let mut host = Host::new();
+    let netns = namespace();
+    host.add(&own_bridge(), &link(1), &netns).unwrap();
+    assert!(host.settle().is_empty());
+    run("ip addr add 10.77.1.5/24 dev up0");
+    let clash = NetEvent::Clash { bridge: "default".into(), with: net("10.77.1.5/24") };
+    let events = host.settle();
+    assert!(events.contains(&clash), "{events:?}");
+    run("ip route add 10.64.0.0/10 dev up0");
+    let events = host.settle();
+    assert_eq!(events, [NetEvent::Clash { bridge: "default".into(), with: net("10.64.0.0/10") }]);
+    run("ip -6 route add fd00::/8 dev up0");
+    assert_eq!(host.settle(), [NetEvent::Clash { bridge: "default".into(), with: net("fd00::/8") }]);
+    run("ip route add 192.0.2.0/24 dev up0");
+    run("ip route add 10.78.0.0/16 dev up0");
+    assert!(host.settle().is_empty());
+}
+
+fn a_new_uplink_forwards() {
+    let mut host = Host::new();
+    let before = std::fs::read_to_string("/proc/sys/net/ipv4/conf/default/forwarding").unwrap();
+    let netns = namespace();
+    host.add(&own_bridge(), &link(1), &netns).unwrap();
+    run("ip link add tunnel0 type veth peer name tunnel1");
+    run("ip addr add 203.0.113.1/24 dev tunnel0");
+    host.settle();
+    let forwarding = || std::fs::read_to_string("/proc/sys/net/ipv4/conf/tunnel0/forwarding").unwrap();
+    assert_eq!(forwarding(), "1\n");
+    host.remove(&link(1));
+    assert_eq!(forwarding(), before);
+}
+
+fn links_wait_for_a_foreign_bridge() {
+    let mut host = Host::new();
+    let netns = namespace();
+    let make = |host: &Host| {
+        let index =
+            host.route.add_bridge("br0", "the administrator's", [2, 0, 0, 3, 0, 1], 1500, false).unwrap();
+        host.route.set_up(index, true).unwrap();
+        index
+    };
+    make(&host);
+    let mut link = link(1);
+    link.info.bridge = "lan".into();
+    host.add(&foreign_bridge("br0"), &link, &netns).unwrap();
+    run("ip link del br0");
+    let events = host.settle();
+    assert!(format!("{events:?}").contains("br0 is gone"), "{events:?}");
+    let index = make(&host);
+    let events = host.settle();
+    assert!(format!("{events:?}").contains("as before"), "{events:?}");
+    assert_eq!(host.device(&link.info.host_name).unwrap().master, Some(index));
+}
+
+fn who_insists_gets_his_way() {
+    let mut host = Host::new();
+    let before = snapshot();
+    let netns = namespace();
+    host.add(&own_bridge(), &link(1), &netns).unwrap();
+    for _ in 0..20 {
+        if host.device("cgv0000000001").is_none() {
+            break;
+        }
+        run("ip link set cgv0000000001 down");
+        let events = host.settle();
+        if events.contains(&NetEvent::LinkGone { key: link(1).key, far_end: false }) {
+            return assert_same(&before, &snapshot(), "after the link was given up");
+        }
+    }
+    panic!("the helper fights for ever");
+}
