@@ -231,11 +231,11 @@ A port is written [ADDRESS:]HOST:CONTAINER[/tcp|/udp], an IPv6 address in bracke
 it is published on all of the host's.
 
 Examples:
-  cgrant link publish web 8080:80
-  cgrant link publish web 127.0.0.1:5353:53/udp '[::1]:5353:53/udp' --link eth1")]
+  cgrant link publish web eth0 8080:80
+  cgrant link publish web eth0 127.0.0.1:5353:53/udp '[::1]:5353:53/udp'")]
     Publish(PublishArgs),
     /// Takes published ports back
-    #[command(after_help = "Example:\n  cgrant link unpublish web 8080:80")]
+    #[command(after_help = "Example:\n  cgrant link unpublish web eth0 8080:80")]
     Unpublish(PublishArgs),
     /// Lists the bridges that you may have links on, the usual one first
     #[command(after_help = "Example:\n  cgrant link bridges")]
@@ -265,12 +265,11 @@ pub(crate) struct LinkAddArgs {
 pub(crate) struct PublishArgs {
     #[command(flatten)]
     pub(crate) grant: GrantName,
+    /// The link's name
+    pub(crate) link: String,
     /// The ports
     #[arg(required = true, value_name = "[ADDRESS:]HOST:CONTAINER[/udp]")]
     pub(crate) ports: Vec<Port>,
-    /// To which link; a grant that has one only needs not say it
-    #[arg(long, value_name = "NAME")]
-    pub(crate) link: Option<String>,
 }
 
 #[derive(Debug, Default, Args)]
@@ -623,7 +622,7 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::ValueValidation);
             assert!(error.to_string().contains(says), "{error}");
         }
-        assert!(parse(&["link", "publish", "web"]).is_err());
+        assert!(parse(&["link", "publish", "web", "eth0"]).is_err());
         assert!(parse(&["link", "list", "--account", "7"]).is_err());
     }
 

@@ -146,33 +146,13 @@ fn list(client: &Client) -> Result<(), Failure> {
 }
 
 fn publish(client: &Client, args: &PublishArgs, publish: bool) -> Result<(), Failure> {
-    let verb = if publish { "publish ports to" } else { "take back ports of" };
     let ports: Vec<String> = args.ports.iter().map(ToString::to_string).collect();
-    let found = Found::new(client, &args.grant, verb)?;
-    let name = match &args.link {
-        Some(name) => name.clone(),
-        None => only_link(&of_grant(&found)?)?,
-    };
+    let verb = if publish { "publish ports to" } else { "take back ports of" };
+    let found = Found::new(client, &args.grant, &format!("{verb} the link {:?} of", args.link))?;
     let links = links(&found)?;
     match publish {
-        true => found.with(links.publish_ports(&name, &ports)),
-        false => found.with(links.unpublish_ports(&name, &ports)),
-    }
-}
-
-/// The name of the one link that there is.
-fn only_link(links: &[Value]) -> Result<String, Failure> {
-    let name = |link: &Value| link.get("name").map(value::text).unwrap_or_default();
-    match links {
-        [only] => Ok(name(only)),
-        [] => Err(Failure::Usage("the grant has no link: 'cgrant link add' gives it one".to_owned())),
-        several => {
-            let names: Vec<String> = several.iter().map(name).collect();
-            Err(Failure::Usage(format!(
-                "the grant has several links ({}): say which with --link",
-                names.join(", ")
-            )))
-        }
+        true => found.with(links.publish_ports(&args.link, &ports)),
+        false => found.with(links.unpublish_ports(&args.link, &ports)),
     }
 }
 
@@ -253,15 +233,6 @@ mod tests {
         let error = options(None, &[], &LinkArgs { address, ..LinkArgs::default() }).unwrap_err();
         assert!(error.line().contains("one IPv4 address: 10.0.0.10"), "{}", error.line());
         assert_eq!(error.code(), exit::USAGE);
-    }
-
-    #[test]
-    fn which_link_is_meant_is_said_or_plain() {
-        let link = |name: &str| json!({ "name": name });
-        assert_eq!(only_link(&[link("eth0")]).unwrap(), "eth0");
-        assert!(only_link(&[]).unwrap_err().line().contains("cgrant link add"));
-        let error = only_link(&[link("eth0"), link("eth1")]).unwrap_err();
-        assert!(error.line().contains("eth0, eth1") && error.line().contains("--link"), "{}", error.line());
     }
 
     #[test]
