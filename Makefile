@@ -88,7 +88,7 @@ install-files:
 	install -d -m 755 $(DESTDIR)$(bindir) $(DESTDIR)$(sbindir) $(DESTDIR)$(libexecdir)
 	install -m 755 $(BIN_DIR)/cgrant $(DESTDIR)$(bindir)/
 	install -m 755 $(BIN_DIR)/cgrantd $(DESTDIR)$(sbindir)/
-	install -m 755 $(BIN_DIR)/cgrant-engine $(BIN_DIR)/cgrant-front $(BIN_DIR)/cgrant-scope $(DESTDIR)$(libexecdir)/
+	install -m 755 $(BIN_DIR)/cgrant-engine $(BIN_DIR)/cgrant-front $(BIN_DIR)/cgrant-net $(BIN_DIR)/cgrant-scope $(DESTDIR)$(libexecdir)/
 	install -d -m 755 $(DESTDIR)$(dbusconfdir) $(DESTDIR)$(datadir)/dbus-1/system-services $(DESTDIR)$(datadir)/dbus-1/interfaces
 	install -m 644 dbus/org.cgrant.Broker1.conf $(DESTDIR)$(dbusconfdir)/
 	install -m 644 dbus/org.cgrant.Broker1.service $(DESTDIR)$(datadir)/dbus-1/system-services/
