@@ -1,0 +1,108 @@
+//! Is what the kernel has what was put there? Compared are chains with their places, rules by their comments and order, and what is
+//! in sets; not the rules' inside, which each version of `nft` writes in its own way.
+//!
+//! That finds a flushed or deleted table, chain or rule, a rule that was put in, an element that was taken out. Only root can
+//! change a rule and leave its comment.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Deserializer, Value};
+
+use super::{
+    error::FirewallError,
+    schema::{Command, Family, Object, Table},
+};
+
+/// What is compared.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Picture {
+    tables: BTreeSet<String>,
+    /// Place and policy, and the comments of rules, by table and chain.
+    chains: BTreeMap<(String, String), (Option<String>, Vec<String>)>,
+    /// Elements by table and set.
+    sets: BTreeMap<(String, String), BTreeSet<String>>,
+}
+
+/// What lists all tables of that name.
+pub fn listing(table: &str) -> Vec<Command> {
+    let named = |family| Table { family, name: table.to_owned(), comment: String::new() };
+    Family::ALL.into_iter().map(|family| Command::List(Object::Table(named(family)))).collect()
+}
+
+/// The picture of what commands build. `names` are those of devices by index: listings have names.
+pub fn expected(commands: &[Command], names: &BTreeMap<u32, &str>) -> Picture {
+    let mut picture = Picture::default();
+    for command in commands {
+        let Command::Add(object) = command else { continue };
+        let Ok(value) = serde_json::to_value(object) else { continue };
+        picture.add(&value, &|word: &str| {
+            let name = word.parse().ok().and_then(|index: u32| names.get(&index));
+            name.map_or_else(|| word.to_owned(), |name| (*name).to_owned())
+        });
+    }
+    picture
+}
+
+/// The picture of what `nft` listed: one document for each command.
+///
+/// # Errors
+/// [`FirewallError::Listing`].
+pub fn found(output: &[u8]) -> Result<Picture, FirewallError> {
+    let mut picture = Picture::default();
+    for document in Deserializer::from_slice(output).into_iter::<Value>() {
+        let document = document.map_err(FirewallError::Listing)?;
+        let objects = document.get("nftables").and_then(Value::as_array);
+        objects.into_iter().flatten().for_each(|object| picture.add(object, &|word| word.to_owned()));
+    }
+    Ok(picture)
+}
+
+impl Picture {
+    fn add(&mut self, object: &Value, name: &dyn Fn(&str) -> String) {
+        let Some((kind, value)) = object.as_object().and_then(|object| object.iter().next()) else { return };
+        let text = |key: &str| value.get(key).map(plain).unwrap_or_default();
+        let table = |name: &str| format!("{} {}", text("family"), text(name));
+        match kind.as_str() {
+            "table" => {
+                self.tables.insert(table("name"));
+            }
+            "chain" => {
+                let place =
+                    value.get("hook").map(|_| ["type", "hook", "prio", "policy"].map(&text).join(" "));
+                self.chains.entry((table("table"), text("name"))).or_default().0 = place;
+            }
+            "rule" => {
+                let chain = self.chains.entry((table("table"), text("chain"))).or_default();
+                chain.1.push(text("comment"));
+            }
+            "set" | "map" => {
+                let devices = value.get("type").map(words).unwrap_or_default();
+                let elements = value.get("elem").and_then(Value::as_array);
+                let elements = elements.into_iter().flatten();
+                let elements = elements.map(|element| {
+                    // Only indexes of devices are numbers in one and names in the other.
+                    let word = |(place, word): (usize, String)| match devices.get(place) {
+                        Some(kind) if kind == "iface_index" => name(&word),
+                        _ => word,
+                    };
+                    words(element).into_iter().enumerate().map(word).collect::<Vec<_>>().join(" ")
+                });
+                self.sets.insert((table("table"), text("name")), elements.collect());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// All words in a value, in order.
+fn words(value: &Value) -> Vec<String> {
+    match value {
+        Value::Array(members) => members.iter().flat_map(words).collect(),
+        Value::Object(members) => members.values().flat_map(words).collect(),
+        _ => vec![plain(value)],
+    }
+}
+
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned)
+}
