@@ -275,7 +275,7 @@ impl Net {
 
     /// Is the device of this instance or, as its alias says, of another?
     pub(crate) fn is_ours(&self, device: &LinkState) -> bool {
-        self.owned(device).is_some() || self.is_anothers(device)
+        self.owned(device).is_some() || self.is_anothers(device) || self.names.is_port(&device.name)
     }
 
     fn is_anothers(&self, device: &LinkState) -> bool {

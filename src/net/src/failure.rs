@@ -6,7 +6,10 @@ use cgrant_sys::netlink::NetlinkError;
 use cgrant_wire::{RefusalCode, net::NetFailure};
 use nix::libc;
 
-use crate::{fault::Injected, firewall::FirewallError, ports::PortsError, sysctl::SysctlError};
+use crate::{
+    advert::AdvertError, fault::Injected, firewall::FirewallError, names::NamesError, ports::PortsError,
+    sysctl::SysctlError,
+};
 
 /// Most ports that the kernel lets a bridge have.
 pub const MAX_BRIDGE_PORTS: u32 = 1023;
@@ -23,6 +26,12 @@ pub enum Failure {
     /// A port could not be held.
     #[error(transparent)]
     Ports(#[from] PortsError),
+    /// The name server could not be started or told.
+    #[error(transparent)]
+    Names(#[from] NamesError),
+    /// Router advertisements can't be sent.
+    #[error(transparent)]
+    Advert(#[from] AdvertError),
     /// A kernel setting could not be changed.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
@@ -124,6 +133,9 @@ impl Failure {
                 (RefusalCode::Busy, "leave the new device alone until the answer is there")
             }
             Self::Firewall(FirewallError::Late(_)) => (RefusalCode::TimedOut, "try again"),
+            Self::Names(NamesError::NotInstalled) => {
+                (RefusalCode::Unsupported, "the administrator can install the package dnsmasq-base")
+            }
             Self::Netlink(error) if error.is(libc::EOPNOTSUPP) => {
                 (RefusalCode::Unsupported, "`cgrant doctor` says what the kernel lacks")
             }

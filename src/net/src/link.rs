@@ -300,16 +300,13 @@ impl Net {
             self.fault.step("name server")?;
             work.done.push(Step::Server);
             self.start_server(work.bridge)?;
+            self.fault.step("advertisements")?;
+            work.done.push(Step::Advert);
+            return self.start_advert(&work.bridge.device);
         }
         self.fault.step("names")?;
         work.done.push(Step::Named);
-        self.tell_names(work.bridge)?;
-        if is_first {
-            self.fault.step("advertisements")?;
-            work.done.push(Step::Advert);
-            self.start_advert(&work.bridge.device)?;
-        }
-        Ok(())
+        self.tell_names(work.bridge)
     }
 
     /// Addresses and routes at the far end.
@@ -369,11 +366,9 @@ impl Net {
         if bridged.is_own() {
             if is_last {
                 done.insert(0, Step::Bridge);
-                done.push(Step::Server);
-            }
-            done.push(Step::Named);
-            if is_last {
-                done.push(Step::Advert);
+                done.extend([Step::Server, Step::Advert]);
+            } else {
+                done.push(Step::Named);
             }
         }
         done.extend([Step::Forwarding, Step::Loopback, Step::Up(ifindex)]);

@@ -13,7 +13,7 @@ use cgrant_wire::{
 };
 
 use crate::{
-    failure::Failure,
+    failure::{Failure, chain},
     state::{Bridged, Net, Owned},
 };
 
@@ -40,8 +40,11 @@ impl Net {
             self.take_over(link, &bridge, index, &devices);
         }
         self.hold_ports_again();
+        let own: Vec<Bridge> =
+            self.bridges.values().filter(|bridged| bridged.is_own()).map(|bridged| bridged.bridge.clone()).collect();
+        self.prepare_servers(&own);
         self.tried("the rules", Self::set_all_rules);
-        self.serve_all_bridges();
+        self.serve_all(&own);
         self.tried("the host's settings", Self::settle_forwarding);
         for device in self.bridges.keys().cloned().collect::<Vec<_>>() {
             self.tried("the host's settings", |net| net.settle_loopback(&device));
@@ -190,17 +193,12 @@ impl Net {
         self.wall(|wall| wall.restore(&bridges, &links, &servers))
     }
 
-    fn serve_all_bridges(&mut self) {
-        let own: Vec<Bridge> = self
-            .bridges
-            .values()
-            .filter(|bridged| bridged.is_own())
-            .map(|bridged| bridged.bridge.clone())
-            .collect();
-        self.keep_servers(&own);
+    fn serve_all(&mut self, own: &[Bridge]) {
         for bridge in own {
-            self.tried("a name server", |net| net.start_server(&bridge));
-            self.tried("names", |net| net.tell_names(&bridge));
+            if let Err(error) = self.start_server(bridge) {
+                tracing::error!(error = chain(&error), "a name server can't be had");
+                self.names.retry(&bridge.device);
+            }
             self.tried("router advertisements", |net| net.start_advert(&bridge.device));
         }
     }

@@ -104,6 +104,7 @@ const CALLS: &[i64] = &[
     libc::SYS_linkat,
     libc::SYS_memfd_create,
     libc::SYS_mkdirat,
+    libc::SYS_mount,
     libc::SYS_openat,
     libc::SYS_openat2,
     libc::SYS_pipe2,
@@ -117,6 +118,7 @@ const CALLS: &[i64] = &[
     libc::SYS_statfs,
     libc::SYS_statx,
     libc::SYS_symlinkat,
+    libc::SYS_umount2,
     libc::SYS_unlinkat,
     libc::SYS_utimensat,
     #[cfg(target_arch = "x86_64")]

@@ -24,10 +24,12 @@ use cgrant_wire::{
 };
 
 use crate::{
+    advert::Sender,
     examine,
     failure::Failure,
     fault::Fault,
     firewall::Firewall,
+    names::NameServers,
     ports::{Holders, Target},
     proxy::child::ProxySettings,
     subnet,
@@ -99,6 +101,8 @@ pub struct Net {
     pub(crate) route: Route,
     pub(crate) firewall: Firewall,
     pub(crate) holders: Holders,
+    pub(crate) names: NameServers,
+    pub(crate) adverts: Sender,
     pub(crate) sysctls: Sysctls,
     pub(crate) fault: Fault,
     /// By the names of their devices.
@@ -130,6 +134,8 @@ impl Net {
             route: Route::open()?,
             firewall: Firewall::new(&settings.instance),
             holders: Holders::new(ProxySettings { uid: settings.uid, gid: settings.gid }),
+            names: NameServers::new(&settings, directory.try_clone()?),
+            adverts: Sender::new(),
             sysctls: Sysctls::open(&directory)?,
             fault: Fault::new(&directory)?,
             settings,
@@ -215,6 +221,8 @@ impl Net {
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let mut all = self.watch.descriptors();
         all.extend(self.holders.descriptors());
+        all.extend(self.names.descriptors());
+        all.extend(self.adverts.descriptors());
         all
     }
 
@@ -224,6 +232,8 @@ impl Net {
             self.look();
         } else {
             self.holders.ready(fd);
+            self.adverts.ready(fd);
+            self.names_ready(fd);
         }
     }
 

@@ -435,7 +435,6 @@ impl Net {
         // Rules name the bridge by its index, which is another one now.
         self.set_all_rules()?;
         self.start_server(bridge)?;
-        self.tell_names(bridge)?;
         self.start_advert(device)?;
         self.settle_forwarding()?;
         self.settle_loopback(device)?;
