@@ -8,7 +8,13 @@ use std::{
 };
 
 use cgrant_policy::HostUid;
-use cgrant_sys::{dir::Dir, inherited, namespace::UsernsFd, process, seqpacket::Channel};
+use cgrant_sys::{
+    dir::Dir,
+    inherited,
+    namespace::{NetnsFd, UsernsFd},
+    process,
+    seqpacket::Channel,
+};
 use cgrant_wire::{
     FdIndex, Refusal,
     boot::{CONTROL_FD, EngineBoot, FromChild, LogTarget, ToChild},
@@ -16,12 +22,14 @@ use cgrant_wire::{
 use tracing_subscriber::{Layer, filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
+    addresses::Addresses,
     cgroup::Tree,
     connection::Connections,
     engine::Engine,
     fault::Fault,
     idmap::Mapper,
     ids::IdRecord,
+    net::Network,
     ops::check::Descriptors,
     reconcile,
     record::Journal,
@@ -120,12 +128,14 @@ fn start(control: &Channel) -> Result<Server, BootError> {
         tree,
         ids,
         mapper,
+        network: Network::new(settings.network, step("record of addresses", Addresses::open(&state))?),
         journal: step("journal", Journal::open(&state, &run))?,
         fault: step("journal", Fault::new(&run))?,
         watches: step("epoll", Watches::new())?,
         pool: crate::pool::Pool::default(),
         config,
         own_userns: step("user namespace", UsernsFd::own().and_then(|own| own.id()))?,
+        own_netns: step("network namespace", NetnsFd::own().and_then(|own| own.id()))?,
         front_uids: boot.front_uids.into_iter().map(HostUid).collect(),
         policy: RwLock::new(Arc::new(policy)),
         registry: Mutex::new(Registry::default()),

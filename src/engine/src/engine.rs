@@ -23,6 +23,7 @@ use crate::{
     idmap::Mapper,
     ids::IdRecord,
     link::Link,
+    net::Network,
     pool::Pool,
     record::{GrantRecord, Journal, JournalError},
     registry::{Grant, Registry},
@@ -52,6 +53,8 @@ pub struct Engine {
     pub ids: IdRecord,
     /// Writes id maps.
     pub mapper: Mapper,
+    /// Links.
+    pub network: Network,
     /// The grants on disk.
     pub journal: Journal,
     /// Test builds only.
@@ -64,6 +67,8 @@ pub struct Engine {
     pub config: Dir,
     /// The user namespace that the engine itself is in.
     pub own_userns: NsId,
+    /// The network namespace that the engine itself is in.
+    pub own_netns: NsId,
     /// Uids that are never served.
     pub front_uids: Vec<HostUid>,
     pub(crate) policy: RwLock<Arc<Policy>>,
@@ -132,14 +137,24 @@ impl Engine {
     /// What the account uses now.
     pub fn usage(&self, account: HostUid) -> UsageNow {
         let cgroups = self.tree.count_cgroups(account);
-        UsageNow { cgroups, ids: self.ids.used(account), ..self.quick_usage(account) }
+        let addresses = self.network.addresses.used(account.0);
+        UsageNow { cgroups, ids: self.ids.used(account), addresses, ..self.quick_usage(account) }
     }
 
     /// What the account uses of that which the engine itself counts; the kernel is not asked.
     fn quick_usage(&self, account: HostUid) -> UsageNow {
-        let (grants, persistent_grants, pressure_watches) = self.registry().counts(account);
+        let counts = self.registry().counts(account);
         let (connections, requests) = self.connections().counts(account);
-        UsageNow { connections, requests, grants, persistent_grants, pressure_watches, ..UsageNow::default() }
+        UsageNow {
+            connections,
+            requests,
+            grants: counts.grants,
+            persistent_grants: counts.persistent,
+            pressure_watches: counts.pressure,
+            links: counts.links,
+            published_ports: counts.ports,
+            ..UsageNow::default()
+        }
     }
 
     fn decide(&self, caller: &Caller, request: &Request<'_>) -> Result<String, Refusal> {
@@ -318,8 +333,14 @@ fn verb(request: &Request<'_>) -> &'static str {
             Verb::Kill => "kill",
             Verb::Cgroup => "cgroup",
             Verb::Release => "release",
+            Verb::RemoveLink => "remove link",
+            Verb::Unpublish => "unpublish ports",
             Verb::ForgetRange => "forget range",
         },
+        Request::AddLink { .. } => "add link",
+        Request::Publish { .. } => "publish ports",
+        Request::ListBridges => "list bridges",
+        Request::ExamineNetwork => "examine network",
         Request::CreateCgroup { .. } => "create cgroup",
         Request::SetLimits { .. } => "set limits",
         Request::ReadRaw { .. } => "read raw",
@@ -336,9 +357,16 @@ fn owner(caller: &Caller, request: &Request<'_>) -> HostUid {
         | Request::CreateCgroup { owner, .. }
         | Request::SetLimits { owner, .. }
         | Request::ReadRaw { owner, .. }
-        | Request::WriteRaw { owner, .. } => *owner,
+        | Request::WriteRaw { owner, .. }
+        | Request::AddLink { owner, .. }
+        | Request::Publish { owner, .. } => *owner,
         Request::UsageOf { account } => *account,
-        Request::Connect | Request::Call | Request::CreateGrant(_) | Request::ListAll => caller.charged(),
+        Request::Connect
+        | Request::Call
+        | Request::CreateGrant(_)
+        | Request::ListBridges
+        | Request::ExamineNetwork
+        | Request::ListAll => caller.charged(),
     }
 }
 
@@ -353,6 +381,7 @@ fn refusal(denial: Denial) -> Refusal {
         DenialCode::NotAuthorized => RefusalCode::NotAuthorized,
         DenialCode::QuotaExceeded => RefusalCode::QuotaExceeded,
         DenialCode::NotVisible => RefusalCode::NoSuchGrant,
+        DenialCode::NoSuchBridge => RefusalCode::NoSuchBridge,
     };
     Refusal {
         code,

@@ -98,6 +98,7 @@ pub fn happened(engine: &Engine, id: GrantId, target: &Target) {
         | Target::Listener(_)
         | Target::Link(_)
         | Target::Files
+        | Target::Net
         | Target::Helper
         | Target::Accounts => (),
     }

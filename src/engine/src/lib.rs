@@ -1,9 +1,10 @@
-//! The privileged engine of the broker: identity, ownership, journal, cgroups, ids.
+//! The privileged engine of the broker: identity, ownership, journal, cgroups, ids, links.
 //!
 //! It accepts connections and reads who the peers are, takes typed operations from the unprivileged fronts, and
 //! decides everything that matters. It parses no D-Bus, has no runtime, and starts no program; what has to be asked of the
-//! name service, a helper without rights asks (`idmap`).
+//! name service, a helper without rights asks (`idmap`); devices, addresses and firewall are the network helper's, which gets orders (`net`).
 
+mod addresses;
 mod boot;
 pub mod cgroup;
 mod connection;
@@ -13,6 +14,7 @@ mod fault;
 pub mod idmap;
 pub mod ids;
 mod link;
+mod net;
 mod ops;
 mod pool;
 mod reconcile;

@@ -5,9 +5,11 @@
 //! | creating | nothing running in it | undone: cgroups removed, range given back |
 //! | creating | a process in it (attaching is the last effect but the map) | undone too: the caller had no answer; its processes are put aside, never killed |
 //! | active | its payload | taken over; a dead holder ends it |
-//! | active, persistent | nothing (a reboot) | made again |
+//! | active, persistent | nothing (a reboot) | made again, without links: their namespaces are gone |
 //! | active | nothing, or another cgroup | ended: lost |
 //! | releasing | anything | the release goes on |
+//! | link active | its device | the network helper is told to expect it, and mends or tells |
+//! | link being made or removed | anything | the network helper is not told of it, and removes it |
 //! | nothing | cgroups of this instance | removed if empty, else left and told |
 //! | nothing | a range in use by this instance | given back |
 //!
@@ -23,7 +25,7 @@ use crate::{
     connection::Ended,
     engine::Engine,
     events,
-    ops::{create::delegation, manage, release},
+    ops::{create::delegation, link, manage, release},
     record::{GrantRecord, HolderRecord, Phase},
     registry::Grant,
 };
@@ -105,6 +107,7 @@ fn go_on_releasing(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) -> Re
 fn take_over(engine: &Engine, grant: &Arc<Grant>) -> Result<(), Refusal> {
     engine.registry().add(grant);
     grant.live().hierarchies = engine.tree.hierarchies(&grant.path);
+    take_over_links(engine, grant);
     let record = grant.live().record.clone();
     manage::reapply(engine, grant, &record.limits);
     let holder = record.holder.as_ref().and_then(find_holder);
@@ -118,6 +121,22 @@ fn take_over(engine: &Engine, grant: &Arc<Grant>) -> Result<(), Refusal> {
         Lifetime::Process | Lifetime::Persistent => (),
     }
     Ok(())
+}
+
+/// Links that are there are expected; of those in the making nobody was told, and those on their way out go.
+fn take_over_links(engine: &Engine, grant: &Arc<Grant>) {
+    let mut record = grant.live().record.clone();
+    let before = record.links.len();
+    record.links.retain(|link| link.phase == Phase::Active);
+    for known in &record.links {
+        link::take_over(engine, grant, known);
+    }
+    if record.links.len() != before {
+        if let Err(refusal) = engine.write_record(&record) {
+            tracing::error!(%refusal, grant = %grant.id, "links that are not there stay in the record");
+        }
+        engine.registry().set_record(grant, record);
+    }
 }
 
 /// The holder, if it is still the same process: by the inode of its pidfd, which pidfs never gives twice, or else by pid
@@ -148,6 +167,10 @@ fn make_again(engine: &Engine, grant: &Arc<Grant>) -> Result<(), Refusal> {
     engine.tree.remove(&grant.path, true)?;
     record.cgroup_id = engine.tree.make(&grant.path, &delegation(&record))?;
     record.boot.clone_from(&engine.boot_id);
+    if !record.links.is_empty() {
+        tracing::info!(grant = %grant.id, name = %grant.name, links = record.links.len(), "its links went with their namespaces");
+        record.links.clear();
+    }
     engine.write_record(&record)?;
     let limits = record.limits.clone();
     grant.live().record = record;

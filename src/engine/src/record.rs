@@ -6,13 +6,16 @@
 use std::io;
 
 use cgrant_sys::dir::Dir;
-use cgrant_wire::{GrantId, Lifetime, Range};
+use cgrant_wire::{
+    GrantId, Lifetime, Range,
+    net::{Bridge, Link},
+};
 use serde::{Deserialize, Serialize};
 
 /// Format of the files. A file of another format is refused, never guessed at.
 const FORMAT: u32 = 1;
 /// Longest file that is read, in bytes.
-const MAX_RECORD: usize = 64 * 1024;
+const MAX_RECORD: usize = 1024 * 1024;
 /// The directory of the files, in the state directory and in the run directory.
 const DIRECTORY: &str = "grants";
 
@@ -37,6 +40,21 @@ pub struct HolderRecord {
     pub inode: Option<u64>,
     /// When it started, clock ticks since boot (`man 5 proc_pid_stat`, field 22).
     pub start_time: u64,
+}
+
+/// A link of a grant as the journal keeps it: all that the network helper has to be told to make or mend it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkRecord {
+    /// How far it is.
+    pub phase: Phase,
+    /// Its host number in the bridge's networks; `None` on a bridge whose addresses are not the broker's.
+    pub number: Option<u32>,
+    /// Does the address stay the container's when the grant ends?
+    pub kept: bool,
+    /// Its bridge.
+    pub bridge: Bridge,
+    /// The link.
+    pub link: Link,
 }
 
 /// A grant as the journal keeps it.
@@ -78,6 +96,9 @@ pub struct GrantRecord {
     pub pressure: Vec<String>,
     /// Kernel id of the payload's cgroup2 cgroup; 0 until it is made.
     pub cgroup_id: u64,
+    /// Its links. Records from before there were any have none.
+    #[serde(default)]
+    pub links: Vec<LinkRecord>,
 }
 
 impl GrantRecord {
@@ -102,6 +123,7 @@ impl GrantRecord {
             limits: Vec::new(),
             pressure: Vec::new(),
             cgroup_id: 0,
+            links: Vec::new(),
         }
     }
 }

@@ -84,7 +84,7 @@ impl Grant {
             created: live.record.created,
             cgroup_id: live.record.cgroup_id,
             hierarchies: live.hierarchies.clone(),
-            links: Vec::new(),
+            links: crate::ops::link::all_told(&live.record),
         }
     }
 }
@@ -95,17 +95,46 @@ struct Account {
     grants: BTreeSet<GrantId>,
     persistent: u64,
     pressure: u64,
+    links: u64,
+    ports: u64,
+}
+
+/// How many links a record has, and how many published ports.
+fn links(record: &GrantRecord) -> (u64, u64) {
+    let ports = record.links.iter().map(|link| link.link.info.ports.len() as u64);
+    (record.links.len() as u64, ports.sum())
+}
+
+/// What an account's grants come to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Grants.
+    pub grants: u64,
+    /// Persistent ones among them.
+    pub persistent: u64,
+    /// Notices about pressure.
+    pub pressure: u64,
+    /// Links.
+    pub links: u64,
+    /// Published ports.
+    pub ports: u64,
 }
 
 impl Account {
     fn count(&mut self, record: &GrantRecord) {
         self.persistent += u64::from(record.lifetime == Lifetime::Persistent);
         self.pressure += record.pressure.len() as u64;
+        let (links, ports) = links(record);
+        self.links += links;
+        self.ports += ports;
     }
 
     fn discount(&mut self, record: &GrantRecord) {
         self.persistent = self.persistent.saturating_sub(u64::from(record.lifetime == Lifetime::Persistent));
         self.pressure = self.pressure.saturating_sub(record.pressure.len() as u64);
+        let (links, ports) = links(record);
+        self.links = self.links.saturating_sub(links);
+        self.ports = self.ports.saturating_sub(ports);
     }
 }
 
@@ -171,11 +200,15 @@ impl Registry {
         self.by_key.get(&(account, key.to_owned())).and_then(|id| self.get(*id))
     }
 
-    /// How many grants the account has, how many of them are persistent, and how many pressure notices they have.
-    pub fn counts(&self, account: HostUid) -> (u64, u64, u64) {
-        self.accounts
-            .get(&account)
-            .map_or((0, 0, 0), |account| (account.grants.len() as u64, account.persistent, account.pressure))
+    /// What the account's grants come to.
+    pub fn counts(&self, account: HostUid) -> Counts {
+        self.accounts.get(&account).map_or_else(Counts::default, |account| Counts {
+            grants: account.grants.len() as u64,
+            persistent: account.persistent,
+            pressure: account.pressure,
+            links: account.links,
+            ports: account.ports,
+        })
     }
 
     /// Gives a grant its new record.

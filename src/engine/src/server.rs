@@ -25,6 +25,7 @@ use crate::{
     engine::{Engine, Linked},
     events,
     link::{Incoming, Link},
+    net::News,
     ops::{self, check::Descriptors},
     refused::Refused,
     watch::Target,
@@ -100,6 +101,7 @@ impl Server {
                     }
                     Target::Listener(number) => self.accept(number),
                     Target::Link(front) => self.link(front, flags),
+                    Target::Net => self.net(),
                     Target::Accounts => self.accounts_changed(),
                     Target::Helper => {
                         self.engine.pool.stop();
@@ -136,8 +138,12 @@ impl Server {
                 }
                 Ok(ToChild::Reload) => self.reload(),
                 Ok(ToChild::Stop) => return Ok(Some(End::Stopped)),
-                Ok(ToChild::Engine(_) | ToChild::Front(_) | ToChild::Net(_) | ToChild::NetStarted)
-                | Err(_) => {
+                Ok(ToChild::NetStarted) => {
+                    if let Some(fd) = received.fds.into_iter().next() {
+                        self.net_started(Channel::from_fd(fd)?)?;
+                    }
+                }
+                Ok(ToChild::Engine(_) | ToChild::Front(_) | ToChild::Net(_)) | Err(_) => {
                     tracing::error!("the supervisor sent a message that has no place here");
                 }
             }
@@ -151,6 +157,37 @@ impl Server {
         let mut links = self.engine.links.write().unwrap_or_else(PoisonError::into_inner);
         links.insert(kind, Arc::new(Linked { link, watch }));
         Ok(())
+    }
+
+    fn net_started(&self, channel: Channel) -> std::io::Result<()> {
+        self.net_ended();
+        channel.set_nonblocking(true)?;
+        let watch = self.engine.watches.borrow(channel.as_fd(), EpollFlags::EPOLLIN, Target::Net)?;
+        self.engine.network.helper.started(channel, watch);
+        Ok(())
+    }
+
+    /// The network helper is gone. What it made stays; the supervisor starts another one.
+    fn net_ended(&self) {
+        if let Some(line) = self.engine.network.helper.ended() {
+            self.engine.watches.forget(line.descriptor(), line.watch);
+            tracing::warn!("the network helper has ended");
+        }
+    }
+
+    fn net(&self) {
+        for _ in 0..TURN {
+            match self.engine.network.helper.receive() {
+                News::Drained => return,
+                News::Ended => return self.net_ended(),
+                News::Gone { key, edition, far_end } => {
+                    let Some(account) = ops::link::account(&self.engine, &key) else { continue };
+                    let engine = Arc::clone(&self.engine);
+                    let job = Box::new(move || ops::link::gone(&engine, &key, edition, far_end));
+                    self.submit_or_warn(account, job);
+                }
+            }
+        }
     }
 
     /// A front is gone, and with it its connections. It was not their callers' wish.

@@ -39,6 +39,8 @@ pub enum Target {
     Oom(GrantId),
     /// The grant waits for the resource.
     Pressure(GrantId, String),
+    /// The network helper spoke.
+    Net,
     /// A helper has died.
     Helper,
     /// `/etc` changed.

@@ -260,6 +260,11 @@ impl IdRecord {
         })
     }
 
+    /// The name of the account's user, if `/etc/passwd` has one.
+    pub fn user_of(&self, account: HostUid) -> Option<String> {
+        self.lock_inner().accounts.user(account).map(str::to_owned)
+    }
+
     /// `/etc/passwd` or another of the four files may have changed: reads what did, and retires the areas of users who left.
     ///
     /// # Errors

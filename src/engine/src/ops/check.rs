@@ -35,7 +35,7 @@ impl Descriptors {
         Self(fds.into_iter().map(Slot::There).collect())
     }
 
-    /// Those among a caller's that operations take: pidfds and user namespaces.
+    /// Those among a caller's that operations take: pidfds, user and network namespaces.
     ///
     /// An attacker wants the engine to wait: closing a file of a FUSE file system of its own, or a socket that lingers,
     /// can last for ever. What is neither is put away at once, without touching it, and closed where nobody waits.
@@ -66,7 +66,7 @@ impl Descriptors {
             Some(Slot::There(fd)) => Ok(fd),
             Some(Slot::Wrong) => Err(Refusal::new(
                 RefusalCode::InvalidDescriptor,
-                format!("the descriptor of {what} is neither a pidfd nor a user namespace"),
+                format!("the descriptor of {what} is neither a pidfd nor a user or network namespace"),
             )),
             Some(Slot::Taken) | None => Err(Refusal::new(
                 RefusalCode::InvalidDescriptor,
@@ -94,7 +94,8 @@ impl Descriptors {
 fn is_expected(fd: &OwnedFd) -> bool {
     let name = cgrant_sys::kind_of(fd).unwrap_or_default();
     // Before pidfs (Linux 6.9) and since, a pidfd has this name; a namespace's is its kind and inode.
-    name == "anon_inode:[pidfd]" || name.split_once(":[").is_some_and(|(kind, _)| kind == "user")
+    name == "anon_inode:[pidfd]"
+        || name.split_once(":[").is_some_and(|(kind, _)| matches!(kind, "user" | "net"))
 }
 
 /// A fault of our own or of the machine; the log has it.

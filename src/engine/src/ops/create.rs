@@ -11,11 +11,14 @@ use std::{
 use cgrant_policy::{GrantName, HostGid, HostUid, IdRange, NewGrant, Request};
 use cgrant_sys::{namespace::UsernsFd, pidfd::Pidfd, process};
 use cgrant_wire::{
-    Answer, AttachTarget, CreateGrant, Created, FdIndex, GrantId, Holder, Lifetime, Range, Refusal,
-    RefusalCode,
+    Answer, AttachTarget, CreateGrant, Created, FdIndex, GrantId, Holder, Lifetime, LinkRequest, Range,
+    Refusal, RefusalCode,
 };
 
-use super::check::{self, Settings};
+use super::{
+    check::{self, Settings},
+    link,
+};
 use crate::{
     cgroup::Delegation,
     connection::Caller,
@@ -41,6 +44,7 @@ struct Plan {
     /// How many ids are asked for, 0 for as many as the name's range has or the default; `None` for no ids.
     ids: Option<u32>,
     setgroups: bool,
+    links: Vec<link::Wish>,
 }
 
 /// Makes a grant.
@@ -60,9 +64,9 @@ pub fn create(
 ) -> Outcome {
     let digest = digest(request);
     if let Some(grant) = repeated(engine, caller, request, digest)? {
-        return created(engine, &grant, false);
+        return created(engine, &grant, false, Vec::new());
     }
-    let plan = plan(engine, caller, request, digest, fds)?;
+    let mut plan = plan(engine, caller, request, digest, fds)?;
     engine.authorize(
         caller,
         plan.name.as_str(),
@@ -72,6 +76,7 @@ pub fn create(
             setgroups: plan.setgroups,
             persistent: plan.record.lifetime == Lifetime::Persistent,
             pressure: plan.record.pressure.len(),
+            links: &link::judged(&plan.links),
         }),
     )?;
     plan.settings.authorize_raw(engine, caller, caller.uid)?;
@@ -83,19 +88,25 @@ pub fn create(
         )
         .hint("choose another name, or release the other grant first"));
     }
+    let wishes = std::mem::take(&mut plan.links);
+    let mut links = link::Prepared::new(engine, &grant, link::Terms::of(engine, caller), wishes)?;
+    plan.record.links = links.records();
+    grant.live().record.links.clone_from(&plan.record.links);
     engine.write_record(&plan.record)?;
     engine.registry().add(&grant);
-    if let Err(refusal) = carry_out(engine, caller, &grant, &plan) {
+    let mut taps = Vec::new();
+    if let Err(refusal) = carry_out(engine, caller, &grant, &plan, &mut links, &mut taps) {
         engine.registry().remove(&grant);
         if let Err(error) = engine.journal.remove(&plan.record.id) {
             tracing::error!(%error, "the record of a grant that was undone stays until the next start");
         }
         return Err(refusal);
     }
+    links.keep();
     // Made and recorded: nothing that goes wrong from here on can take it back.
     let _ = engine.fault.step("create: before the answer");
     engine.tell_added(grant.info());
-    let answer = created(engine, &grant, true);
+    let answer = created(engine, &grant, true, taps);
     super::manage::ended_meanwhile(engine, caller, &grant);
     answer
 }
@@ -146,12 +157,18 @@ fn digest(request: &CreateGrant) -> u64 {
         },
         userns: request.userns.map(|_| FdIndex(0)),
         stage: request.stage.map(|_| FdIndex(0)),
+        links: request.links.iter().map(shape).collect(),
         ..request.clone()
     };
     let bytes = cgrant_wire::encode(&shape).unwrap_or_default();
     bytes
         .iter()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// A link that is asked for, without the position of its descriptor.
+fn shape(request: &LinkRequest) -> LinkRequest {
+    LinkRequest { netns: request.netns.map(|_| FdIndex(0)), ..request.clone() }
 }
 
 fn plan(
@@ -211,6 +228,7 @@ fn plan(
     }
     let stage =
         request.stage.map(|index| check::own_process(caller, fds.take(index, "the stage")?)).transpose()?;
+    let links = link::wishes(engine, caller, caller.uid, &request.links, &[], &mut fds, userns.as_ref())?;
     fds.finish()?;
     let most = u32::try_from(engine.policy().quotas(&caller.subject()).ids_per_grant).unwrap_or(u32::MAX);
     // Who does not say how many gets the usual number, or what policy lets a grant have if that is less.
@@ -226,13 +244,21 @@ fn plan(
         holder,
         ids,
         setgroups: request.range.is_some_and(|range| range.setgroups),
+        links,
     })
 }
 
 /// The effects, each with its undo. Ends with the grant active, recorded and watched.
-fn carry_out(engine: &Engine, caller: &Arc<Caller>, grant: &Arc<Grant>, plan: &Plan) -> Result<(), Refusal> {
-    let mut undo = Undo { engine, grant, ids: false, cgroup: false, returned: None };
-    let result = effects(engine, caller, grant, plan, &mut undo);
+fn carry_out(
+    engine: &Engine,
+    caller: &Arc<Caller>,
+    grant: &Arc<Grant>,
+    plan: &Plan,
+    links: &mut link::Prepared<'_>,
+    taps: &mut Vec<link::Tap>,
+) -> Result<(), Refusal> {
+    let mut undo = Undo { engine, grant, ids: false, cgroup: false, returned: None, links: false };
+    let result = effects(engine, caller, grant, plan, &mut undo, (links, taps));
     if result.is_err() {
         undo.run();
     }
@@ -245,6 +271,7 @@ fn effects(
     grant: &Arc<Grant>,
     plan: &Plan,
     undo: &mut Undo<'_>,
+    (links, taps): (&mut link::Prepared<'_>, &mut Vec<link::Tap>),
 ) -> Result<(), Refusal> {
     let fault = &engine.fault;
     fault.step("create: intent recorded")?;
@@ -273,6 +300,11 @@ fn effects(
             .attach(&grant.path, AttachTarget::Stage, stage, false, &|info| check::is_own(account, info))?;
         undo.returned = Some(attached);
         fault.step("create: stage attached")?;
+    }
+    if !record.links.is_empty() {
+        undo.links = true;
+        *taps = links.make(&mut record)?;
+        fault.step("create: links made")?;
     }
     if let (Some(userns), Some(range)) = (&plan.userns, range_of(&record)) {
         engine.mapper.write(userns, caller.uid, range, plan.setgroups)?;
@@ -309,11 +341,17 @@ struct Undo<'a> {
     ids: bool,
     cgroup: bool,
     returned: Option<crate::cgroup::Attached>,
+    links: bool,
 }
 
 impl Undo<'_> {
     fn run(self) {
         crate::events::unwatch(self.engine, self.grant);
+        if self.links
+            && let Err(error) = self.engine.network.helper.remove_all(self.grant.id)
+        {
+            tracing::error!(%error, grant = %self.grant.id, "links could not be removed while undoing");
+        }
         if let Some(attached) = self.returned {
             attached.put_back();
         }
@@ -330,10 +368,11 @@ impl Undo<'_> {
     }
 }
 
-fn created(engine: &Engine, grant: &Arc<Grant>, new: bool) -> Outcome {
+fn created(engine: &Engine, grant: &Arc<Grant>, new: bool, taps: Vec<link::Tap>) -> Outcome {
     let payload = engine.tree.open_payload(&grant.path)?;
-    Ok((
-        Answer::Created(Created { grant: grant.info(), new, payload: FdIndex(0), taps: Vec::new() }),
-        vec![payload],
-    ))
+    let (taps, mut fds) = link::named(taps);
+    // The payload's descriptor comes after those of taps.
+    let at = FdIndex(u8::try_from(fds.len()).unwrap_or(u8::MAX));
+    fds.push(payload);
+    Ok((Answer::Created(Created { grant: grant.info(), new, payload: at, taps }), fds))
 }

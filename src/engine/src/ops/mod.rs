@@ -4,6 +4,7 @@ pub mod account;
 pub mod check;
 pub mod create;
 pub mod inside;
+pub mod link;
 pub mod manage;
 pub mod query;
 pub mod release;
@@ -124,7 +125,7 @@ fn carry_out(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: check::Descript
         .rule("built-in nesting")
         .hint("ask the broker from outside the container"));
     }
-    if !matches!(op, Op::CreateGrant(_) | Op::Attach(_) | Op::Adopt { .. }) {
+    if !matches!(op, Op::CreateGrant(_) | Op::Attach(_) | Op::Adopt { .. } | Op::AddLink { .. }) {
         fds.finish()?;
         return without_descriptors(engine, caller, op);
     }
@@ -135,6 +136,7 @@ fn carry_out(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: check::Descript
         }
         Op::Attach(request) => manage::attach(engine, caller, &request, fds),
         Op::Adopt { grant, holder } => manage::adopt(engine, caller, grant, holder, fds),
+        Op::AddLink { grant, link } => link::add(engine, caller, grant, &link, fds),
         other => without_descriptors(engine, caller, other),
     }
 }
@@ -160,13 +162,12 @@ fn without_descriptors(engine: &Engine, caller: &Arc<Caller>, op: Op) -> Outcome
         Op::ListCgroups { grant } => query::list_cgroups(engine, caller, grant),
         Op::OpenCgroup { grant, path } => query::open_cgroup(engine, caller, grant, &path),
         Op::Release { grant, kill } => release::release(engine, caller, grant, kill),
-        Op::AddLink { .. }
-        | Op::RemoveLink { .. }
-        | Op::PublishPorts { .. }
-        | Op::UnpublishPorts { .. }
-        | Op::ListBridges
-        | Op::ExamineNetwork => Err(Refusal::new(RefusalCode::Unsupported, "links are not there yet")),
-        Op::CreateGrant(_) | Op::Attach(_) | Op::Adopt { .. } => {
+        Op::RemoveLink { grant, name } => link::remove(engine, caller, grant, &name),
+        Op::PublishPorts { grant, name, ports } => link::publish(engine, caller, grant, &name, &ports),
+        Op::UnpublishPorts { grant, name, ports } => link::unpublish(engine, caller, grant, &name, &ports),
+        Op::ListBridges => link::list_bridges(engine, caller),
+        Op::ExamineNetwork => link::examine(engine, caller),
+        Op::CreateGrant(_) | Op::Attach(_) | Op::Adopt { .. } | Op::AddLink { .. } => {
             Err(Refusal::new(RefusalCode::InvalidDescriptor, "this operation needs a descriptor"))
         }
     }

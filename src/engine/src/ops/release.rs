@@ -47,7 +47,7 @@ pub fn end(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) {
     }
 }
 
-/// Kills, removes, gives back, forgets: in this order, recorded before it begins.
+/// Links first; then kills, removes, gives back, forgets: in this order, recorded before it begins.
 ///
 /// # Errors
 /// The refusal of the step that failed; the record then says that the grant is being released, and another release goes on.
@@ -59,6 +59,8 @@ pub fn remove(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) -> Result<
         tracing::warn!(%refusal, grant = %grant.id, "released without a record of the intent");
     }
     engine.fault.step("release: intent recorded")?;
+    super::link::remove_all(engine, grant, &mut record)?;
+    engine.fault.step("release: links removed")?;
     events::unwatch(engine, grant);
     engine.tree.remove(&grant.path, true)?;
     engine.fault.step("release: cgroups removed")?;

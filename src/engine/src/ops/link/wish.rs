@@ -1,0 +1,394 @@
+//! Links as callers ask for them: every part checked, before anything changes.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use cgrant_policy::{ACCOUNT_BRIDGE, DEFAULT_BRIDGE, HostPort, HostUid, MAX_MTU, MIN_MTU, NewLink};
+use cgrant_sys::{NetnsFd, UsernsFd};
+use cgrant_wire::{LinkKind, LinkRequest, PublishedPort, Refusal, RefusalCode};
+
+use super::super::check;
+use crate::{connection::Caller, engine::Engine, net::ports_overlap, record::LinkRecord};
+
+/// Most links of one grant.
+pub const MAX_LINKS: usize = 16;
+/// Most published ports of one link.
+pub const MAX_PORTS: usize = 256;
+/// Longest name of a network device (`IFNAMSIZ` less its end).
+const MAX_NAME: usize = 15;
+/// Longest transmit queue, in packets.
+const MAX_QUEUE: u32 = 65_536;
+/// Least and most bits a second that a limit can be.
+const RATES: std::ops::RangeInclusive<u64> = 8_000..=1_000_000_000_000;
+
+/// A link that is asked for, checked.
+#[derive(Debug)]
+pub struct Wish {
+    /// What was asked, with the name that the link will have.
+    pub request: LinkRequest,
+    /// Did the engine choose the name? Then it may choose another one.
+    pub auto_name: bool,
+    /// The network namespace of the far end.
+    pub netns: Option<NetnsFd>,
+    /// Bridges that it may be on, best first.
+    pub bridges: Vec<String>,
+    /// The ports as policy looks at them.
+    host_ports: Vec<HostPort>,
+}
+
+impl Wish {
+    /// The link as policy looks at it.
+    pub fn judged(&self) -> NewLink<'_> {
+        NewLink {
+            bridge: self.bridges.first().map_or("", String::as_str),
+            address4: self.request.address4,
+            address6: self.request.address6,
+            upload: self.request.upload,
+            download: self.request.download,
+            vlan: self.request.vlan,
+            ports: &self.host_ports,
+        }
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Refusal {
+    Refusal::new(RefusalCode::InvalidArgument, message)
+}
+
+/// Checks links that are asked for in one request, for a grant of `account` that has `existing` ones. `userns` is the user
+/// namespace that was shown in the same request, which then must own their network namespaces.
+///
+/// # Errors
+/// [`RefusalCode::InvalidArgument`], [`RefusalCode::InvalidName`], [`RefusalCode::LinkExists`],
+/// [`RefusalCode::QuotaExceeded`], and those of [`own_netns`].
+pub fn wishes(
+    engine: &Engine,
+    caller: &Caller,
+    account: HostUid,
+    requests: &[LinkRequest],
+    existing: &[LinkRecord],
+    fds: &mut check::Descriptors,
+    userns: Option<&UsernsFd>,
+) -> Result<Vec<Wish>, Refusal> {
+    if requests.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (count, most) = (requests.len() + existing.len(), MAX_LINKS as u64);
+    if count > MAX_LINKS {
+        return Err(Refusal::new(
+            RefusalCode::QuotaExceeded,
+            format!("a grant has at most {MAX_LINKS} links"),
+        )
+        .rule("built-in links-per-grant")
+        .figures(most, existing.len() as u64));
+    }
+    let mut names: Vec<String> = existing.iter().map(|link| link.link.info.name.clone()).collect();
+    for request in requests.iter().filter(|request| !request.name.is_empty()) {
+        check_name(&request.name)?;
+        if names.contains(&request.name) {
+            return Err(Refusal::new(
+                RefusalCode::LinkExists,
+                format!("the grant would have two links named {}", request.name),
+            ));
+        }
+        names.push(request.name.clone());
+    }
+    let mut wishes = Vec::with_capacity(requests.len());
+    let mut taken: Vec<PublishedPort> = Vec::new();
+    for request in requests {
+        check_figures(request)?;
+        check_ports(&request.ports, &taken)?;
+        taken.extend(&request.ports);
+        let mut request = request.clone();
+        let auto_name = request.name.is_empty();
+        if auto_name {
+            request.name = free_name(&names);
+            names.push(request.name.clone());
+        }
+        let netns = match (request.kind, request.netns) {
+            (LinkKind::Veth, Some(index)) => {
+                let fd = fds.take(index, "the network namespace")?;
+                Some(own_netns(engine, caller, account, fd, userns)?)
+            }
+            (LinkKind::Veth, None) => {
+                return Err(Refusal::new(
+                    RefusalCode::InvalidDescriptor,
+                    "a link of kind veth needs the network namespace that its far end is born in",
+                ));
+            }
+            (LinkKind::Tap, Some(_)) => {
+                return Err(invalid("a tap has no far end: no network namespace is shown for it"));
+            }
+            (LinkKind::Tap, None) => None,
+        };
+        let bridges = bridges(engine, caller, &request.bridge);
+        let host_ports = host_ports(&request.ports);
+        wishes.push(Wish { request, auto_name, netns, bridges, host_ports });
+    }
+    Ok(wishes)
+}
+
+/// Ports as policy looks at them.
+pub fn host_ports(ports: &[PublishedPort]) -> Vec<HostPort> {
+    ports.iter().map(|port| HostPort { address: port.address, port: port.host }).collect()
+}
+
+/// The first of `eth0`, `eth1` … that is not among `names`.
+pub fn free_name(names: &[String]) -> String {
+    let mut candidates = (0..).map(|number: u32| format!("eth{number}"));
+    candidates.find(|name| !names.contains(name)).unwrap_or_default()
+}
+
+/// The bridge that is asked for, or all of policy's in its order.
+fn bridges(engine: &Engine, caller: &Caller, asked: &str) -> Vec<String> {
+    if !asked.is_empty() {
+        return vec![asked.to_owned()];
+    }
+    let policy = engine.policy();
+    let allowed = &policy.ruling(&caller.subject()).network.bridges;
+    allowed.iter().map(|bridge| bridge.as_str().to_owned()).filter(|name| exists(engine, name)).collect()
+}
+
+/// Is there such a bridge in the configuration?
+fn exists(engine: &Engine, name: &str) -> bool {
+    [DEFAULT_BRIDGE, ACCOUNT_BRIDGE].contains(&name) || engine.network.config.bridges.named(name).is_some()
+}
+
+/// An attacker wants a name that the kernel or a program takes for something else: `%` is a pattern, `/` and `.` lead
+/// elsewhere in sysfs and `/proc/sys`, `all` and `default` are no devices there, and `:` is an alias.
+fn check_name(name: &str) -> Result<(), Refusal> {
+    let form = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let starts = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    let special = ["lo", "all", "default"].contains(&name);
+    if starts && name.len() <= MAX_NAME && name.bytes().all(form) && !special {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        RefusalCode::InvalidName,
+        format!(
+            "a link's name is 1 to {MAX_NAME} letters, digits, `-`, `_` and `.`, and begins with a letter or digit; lo, all and default are taken"
+        ),
+    ))
+}
+
+fn check_figures(request: &LinkRequest) -> Result<(), Refusal> {
+    if request.mtu != 0 && !(MIN_MTU..=MAX_MTU).contains(&request.mtu) {
+        return Err(invalid(format!("mtu is {MIN_MTU} to {MAX_MTU} bytes, or 0 for the bridge's")));
+    }
+    if request.queue_length > MAX_QUEUE {
+        return Err(invalid(format!("queue-length is at most {MAX_QUEUE} packets")));
+    }
+    for (name, rate) in [("upload", request.upload), ("download", request.download)] {
+        if rate != 0 && !RATES.contains(&rate) {
+            return Err(invalid(format!(
+                "{name} is {} to {} bits a second, or 0 for no limit",
+                RATES.start(),
+                RATES.end()
+            )));
+        }
+    }
+    if request.vlan > 4094 {
+        return Err(invalid("vlan is 1 to 4094, or 0 for none"));
+    }
+    let odd4 = request.address4.is_some_and(|a| a.is_unspecified() || a.is_multicast() || a.is_loopback());
+    let odd6 = request
+        .address6
+        .is_some_and(|a| a.is_unspecified() || a.is_multicast() || a.is_loopback() || is_link_local(a));
+    if odd4 || odd6 {
+        return Err(invalid("a fixed address is one of a single host, in the bridge's network"));
+    }
+    Ok(())
+}
+
+fn is_link_local(address: Ipv6Addr) -> bool {
+    address.segments()[0] & 0xffc0 == 0xfe80
+}
+
+/// Checks ports that are to be published beside `taken`.
+///
+/// # Errors
+/// [`RefusalCode::InvalidArgument`], [`RefusalCode::AddressInUse`] when two are about the same port of the host's.
+pub fn check_ports(ports: &[PublishedPort], taken: &[PublishedPort]) -> Result<(), Refusal> {
+    if ports.len() > MAX_PORTS {
+        return Err(invalid(format!("a link has at most {MAX_PORTS} published ports")));
+    }
+    for (at, port) in ports.iter().enumerate() {
+        if port.host == 0 || port.container == 0 {
+            return Err(invalid("a port is 1 to 65535"));
+        }
+        if let Some(address) = port.address {
+            let odd = match address {
+                IpAddr::V4(address) => {
+                    address.is_unspecified() || address.is_multicast() || address.is_broadcast()
+                }
+                IpAddr::V6(address) => {
+                    address.is_unspecified()
+                        || address.is_multicast()
+                        || is_link_local(address)
+                        || address.to_ipv4_mapped().is_some()
+                }
+            };
+            if odd {
+                return Err(invalid(format!("a port can't be published on {address}"))
+                    .hint("leave the address out to publish on all of the host's, IPv4 and IPv6"));
+            }
+        }
+        let earlier = ports.iter().take(at).chain(taken);
+        let same = |other: &&PublishedPort| {
+            (other.transport, other.host) == (port.transport, port.host)
+                && ports_overlap(other.address, port.address)
+        };
+        if { earlier }.any(|other| same(&other)) {
+            return Err(Refusal::new(
+                RefusalCode::AddressInUse,
+                format!("port {} of the host is published twice in this request", port.host),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A network namespace that the account may have links in.
+///
+/// An attacker wants an interface in a network that is not its own: another's container, the host, or one that a program of
+/// root's uses. The kernel's word on the very descriptor decides that the helper is given: it is a network namespace, not the
+/// host's, and ruled by a user namespace that the account made. (Who made a user namespace has every right in it.) When a user
+/// namespace is shown in the same request, it must be that one, so that a grant is not given to two containers. A namespace
+/// that dies meanwhile is no danger: the descriptor keeps naming it and nothing else.
+///
+/// # Errors
+/// [`RefusalCode::InvalidDescriptor`] or [`RefusalCode::NotAuthorized`].
+pub fn own_netns(
+    engine: &Engine,
+    caller: &Caller,
+    account: HostUid,
+    fd: std::os::fd::OwnedFd,
+    userns: Option<&UsernsFd>,
+) -> Result<NetnsFd, Refusal> {
+    let wrong = |message: &str| Refusal::new(RefusalCode::InvalidDescriptor, message);
+    let foreign = |message: String| {
+        Refusal::new(RefusalCode::NotAuthorized, message).rule("built-in own-namespaces").hint(
+            "show a network namespace that was made in a user namespace of yours (unshare --user --net)",
+        )
+    };
+    let netns = NetnsFd::from_fd(fd)
+        .map_err(|error| wrong(&format!("the descriptor of a network namespace is not one: {error}")))?;
+    if netns.id().map_err(check::internal)? == engine.own_netns {
+        return Err(wrong("the network namespace is the host's own"));
+    }
+    let ruler = netns
+        .owner_userns()
+        .map_err(|_| foreign("the network namespace is not ruled by a user namespace of yours".to_owned()))?;
+    let id = ruler.id().map_err(check::internal)?;
+    if let Some(shown) = userns
+        && shown.id().map_err(check::internal)? != id
+    {
+        return Err(foreign(
+            "the network namespace is not ruled by the user namespace that was shown with it".to_owned(),
+        ));
+    }
+    // Root rules what others made too, and what was made in the host's own user namespace.
+    if caller.uid.is_root() {
+        return Ok(netns);
+    }
+    if id == engine.own_userns {
+        return Err(foreign("the network namespace belongs to the host".to_owned()));
+    }
+    let owner = ruler.owner_uid().map_err(check::internal)?;
+    if owner != account.0 {
+        return Err(foreign(format!("the network namespace belongs to uid {owner}, not to you")));
+    }
+    Ok(netns)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use cgrant_wire::Transport;
+
+    use super::*;
+
+    fn port(address: Option<&str>, host: u16) -> PublishedPort {
+        let address = address.map(|text| text.parse().unwrap());
+        PublishedPort { address, host, container: 80, transport: Transport::Tcp }
+    }
+
+    fn request() -> LinkRequest {
+        LinkRequest {
+            kind: LinkKind::Veth,
+            netns: None,
+            name: String::new(),
+            bridge: String::new(),
+            address4: None,
+            address6: None,
+            configure: true,
+            mtu: 0,
+            queue_length: 0,
+            upload: 0,
+            download: 0,
+            vlan: 0,
+            ports: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused() {
+        for good in ["eth0", "0", "a.b-c_d", "abcdefghijklmno"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "lo",
+            "all",
+            "default",
+            ".",
+            "..",
+            "a/b",
+            "eth%d",
+            "a:1",
+            "a b",
+            "-a",
+            "abcdefghijklmnop",
+            "é",
+        ] {
+            assert_eq!(check_name(bad).unwrap_err().code, RefusalCode::InvalidName, "{bad}");
+        }
+        assert_eq!(free_name(&["eth0".into(), "eth2".into()]), "eth1");
+    }
+
+    #[test]
+    fn figures_are_bounded() {
+        assert!(check_figures(&request()).is_ok());
+        let good = LinkRequest { mtu: 9000, queue_length: 1000, upload: 8000, vlan: 4094, ..request() };
+        assert!(check_figures(&good).is_ok());
+        for bad in [
+            LinkRequest { mtu: 1279, ..request() },
+            LinkRequest { mtu: 65_536, ..request() },
+            LinkRequest { queue_length: MAX_QUEUE + 1, ..request() },
+            LinkRequest { upload: 7999, ..request() },
+            LinkRequest { download: u64::MAX, ..request() },
+            LinkRequest { vlan: 4095, ..request() },
+            LinkRequest { address4: Some([127, 0, 0, 1].into()), ..request() },
+            LinkRequest { address6: Some("fe80::1".parse().unwrap()), ..request() },
+        ] {
+            assert_eq!(check_figures(&bad).unwrap_err().code, RefusalCode::InvalidArgument, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn ports_are_checked_alone_and_together() {
+        assert!(check_ports(&[port(None, 80), port(None, 81)], &[]).is_ok());
+        assert!(check_ports(&[port(Some("127.0.0.1"), 80), port(Some("::1"), 80)], &[]).is_ok());
+        for bad in ["0.0.0.0", "::", "224.0.0.1", "ff02::1", "fe80::1", "::ffff:1.2.3.4", "255.255.255.255"] {
+            let refused = check_ports(&[port(Some(bad), 80)], &[]).unwrap_err();
+            assert_eq!(refused.code, RefusalCode::InvalidArgument, "{bad}");
+        }
+        assert!(check_ports(&[port(None, 0)], &[]).is_err());
+        for (ports, taken) in [
+            (vec![port(None, 80), port(Some("::1"), 80)], vec![]),
+            (vec![port(None, 80)], vec![port(None, 80)]),
+        ] {
+            assert_eq!(check_ports(&ports, &taken).unwrap_err().code, RefusalCode::AddressInUse);
+        }
+        assert!(check_ports(&vec![port(None, 80); MAX_PORTS + 1], &[]).is_err());
+    }
+}
