@@ -201,7 +201,7 @@ mod tests {
     fn domains_are_names() {
         assert_eq!(encode_domain("a.bc.").unwrap(), b"\x01a\x02bc\0");
         let long = "x".repeat(64);
-        let many = ["x".repeat(60); 5].join(".");
+        let many = vec!["x".repeat(60); 5].join(".");
         for bad in ["", ".", "a..b", "a b", "ä", "a\0", &long, &many] {
             assert_eq!(encode_domain(bad), None, "{bad:?}");
         }
