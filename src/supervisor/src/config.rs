@@ -152,7 +152,7 @@ mod tests {
     fn the_examples_are_good_and_say_the_defaults() {
         let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
         check(&examples).unwrap();
-        assert_eq!(policy_files(&examples).unwrap().len(), 2);
+        assert_eq!(policy_files(&examples).unwrap().len(), 3);
         assert_eq!(host_config(&examples).unwrap(), Config::default());
     }
 }
