@@ -7,6 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cgrant_wire::link::Mac;
 
+use crate::advert::ROUTER;
+
 use super::{
     Placed, Server,
     mark::{MASK, Mark, SERVER},
@@ -384,8 +386,9 @@ fn internet6(writer: &mut Writer<'_>, owner: &Owner<'_>) {
     writer.rule("claims", [is(field("ip6", "nexthdr"), ICMP6), goto("own6")]);
 }
 
-/// Wants: a neighbour's address. Link-local ones that it makes up pass where neighbours are only its own, unless they are made of a
-/// MAC (`ff:fe` in the middle): its own MAC it may use, so that one belongs, or will belong, to somebody else.
+/// Wants: a neighbour's address, or the router's. Link-local ones that it makes up pass where neighbours are only its own, unless they
+/// are the own bridges' or made of a MAC (`ff:fe` in the middle): its own MAC it may use, so that one belongs, or will belong, to
+/// somebody else.
 fn sources6(writer: &mut Writer<'_>, inventive: bool, local: Ipv6Addr, own: &[Ipv6Addr]) {
     let source = || field("ip6", "saddr");
     let mut allowed: Vec<Expression> = own.iter().map(|address| text(*address)).collect();
@@ -393,6 +396,7 @@ fn sources6(writer: &mut Writer<'_>, inventive: bool, local: Ipv6Addr, own: &[Ip
     let not_own = isnt(source(), Expression::Set(allowed));
     if inventive {
         writer.rule("own IPv6", [not_own, isnt(source(), prefix(IpAddr::V6(LINK_LOCAL), 64)), DROP]);
+        writer.rule("link-local of the router", [is(source(), text(ROUTER)), DROP]);
         writer.rule(
             "link-local of another MAC",
             [
@@ -414,6 +418,7 @@ fn targets6(writer: &mut Writer<'_>, inventive: bool, local: Ipv6Addr, own: &[Ip
     let link_local = Expression::Text("0xfe80000000000000".to_owned());
     if inventive {
         writer.rule("claims of own IPv6", [not_own, isnt(raw("th", 64, 64), link_local.clone()), DROP]);
+        writer.rule("claims of the router's link-local", [is(target(), number(ROUTER)), DROP]);
         writer.rule(
             "claims of link-local of another MAC",
             [
