@@ -22,6 +22,8 @@ pub enum Role {
     Engine,
     /// A front.
     Front(FrontKind),
+    /// The network helper.
+    Net,
 }
 
 impl Role {
@@ -31,6 +33,7 @@ impl Role {
             Self::Engine => "engine",
             Self::Front(FrontKind::Socket) => "socket front",
             Self::Front(FrontKind::Bus) => "bus front",
+            Self::Net => "network helper",
         }
     }
 }
@@ -90,12 +93,13 @@ pub struct Slot {
     /// Its process.
     pub state: State,
     backoff: Backoff,
+    has_failed: bool,
 }
 
 impl Slot {
     /// A place that is to be filled at once.
     pub fn new(role: Role) -> Self {
-        Self { role, state: State::Due(Instant::now()), backoff: Backoff::default() }
+        Self { role, state: State::Due(Instant::now()), backoff: Backoff::default(), has_failed: false }
     }
 
     /// Fills it.
@@ -125,6 +129,17 @@ impl Slot {
         self.running().is_some_and(|running| running.ready && !running.dismissed)
     }
 
+    /// Can the broker be called ready as far as this is concerned? Without a network helper, on a host where it can't run, it
+    /// gives everything but links.
+    pub fn is_settled(&self) -> bool {
+        self.is_ready() || self.may_lack() && self.has_failed
+    }
+
+    /// Does the broker go on without it?
+    pub fn may_lack(&self) -> bool {
+        self.role == Role::Net
+    }
+
     /// When a process shall be started, if none runs.
     pub fn due(&self) -> Option<Instant> {
         match self.state {
@@ -135,6 +150,7 @@ impl Slot {
 
     /// Notes that starting it failed and when to try again.
     pub fn start_failed(&mut self) {
+        self.has_failed = true;
         let wait = self.backoff.died_after(Duration::ZERO);
         self.state = State::Due(Instant::now() + wait);
     }
@@ -235,6 +251,7 @@ impl Slot {
             self.backoff.died_after(running.started.elapsed())
         };
         self.state = State::Due(Instant::now() + wait);
+        self.has_failed |= !running.dismissed;
         let in_order = matches!(exit, Ok(Exit::Code(0)));
         let reason = running.reason.unwrap_or(if in_order {
             "it ended without being told to".to_owned()

@@ -1,4 +1,5 @@
-//! cgrantd: takes the sockets and directories, starts the engine and the fronts, and keeps them running.
+//! cgrantd: takes the sockets and directories, starts the engine, the fronts and the network helper,
+//! and keeps them running.
 //!
 //! It runs as root with one thread and without a runtime. It reads the command line, `cgrantd.toml`, and
 //! bounded messages of its own children; nothing that a user sends reaches it. It opens what the others need
@@ -49,12 +50,15 @@ const DESCRIPTORS: u64 = 262_144;
 
 /// What the children keep of root's capabilities, or need to get rid of them; the supervisor has no others either.
 /// The engine's are listed where it confines itself; `SETUID`, `SETGID` and `SYS_ADMIN` are for writing id maps,
-/// `SETPCAP` for dropping.
-const CAPABILITIES: [Capability; 10] = [
+/// `SETPCAP` for dropping; those that begin with `NET` are the network helper's.
+const CAPABILITIES: [Capability; 13] = [
     Capability::CAP_CHOWN,
     Capability::CAP_DAC_OVERRIDE,
     Capability::CAP_FOWNER,
     Capability::CAP_KILL,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_NET_BIND_SERVICE,
+    Capability::CAP_NET_RAW,
     Capability::CAP_SETGID,
     Capability::CAP_SETPCAP,
     Capability::CAP_SETUID,
@@ -124,11 +128,12 @@ fn serve(settings: Settings, listener: Listener) -> Result<(), SupervisorError> 
     let _name = lock::lock_instance(&directories.ids, settings.config.ids.record.as_path(), &name)?;
     let programs = find_programs()?;
     let fronts = fronts(&settings)?;
+    let net = account(&settings, settings.config.accounts.net.as_str(), 3)?;
     // Before any socket listens, as nobody can have a request then.
     let scope =
         programs.scope.as_ref().map(|helper| scope::obtain(helper, &settings.instance)).transpose()?;
     let listeners = if inherited.is_empty() { vec![bind(&settings)?] } else { inherited };
-    let prepared = Prepared { settings, directories, programs, listeners, fronts, scope, log };
+    let prepared = Prepared { settings, directories, programs, listeners, fronts, net, scope, log };
     Supervisor::new(prepared, Announcer::new(listener), &signals)?.run()
 }
 
@@ -150,6 +155,7 @@ fn open_directories(settings: &Settings) -> Result<Directories, SupervisorError>
         run,
         ids: dirs::open_or_create(settings.config.ids.record.as_path(), Access::Private)?,
         ids_run: dirs::open_or_create(settings.config.ids.live.as_path(), Access::Private)?,
+        net: dirs::open_or_create(&settings.net_dir(), Access::Private)?,
     })
 }
 
@@ -157,6 +163,7 @@ fn find_programs() -> Result<Programs, SupervisorError> {
     Ok(Programs {
         engine: Program::find("cgrant-engine")?,
         front: Program::find("cgrant-front")?,
+        net: Program::find("cgrant-net")?,
         scope: scope::systemd_runs().then(|| Program::find("cgrant-scope")).transpose()?,
     })
 }
@@ -164,15 +171,18 @@ fn find_programs() -> Result<Programs, SupervisorError> {
 /// The fronts that are to run, each with its account.
 fn fronts(settings: &Settings) -> Result<Vec<(FrontKind, FrontAccount)>, SupervisorError> {
     let accounts = &settings.config.accounts;
-    // The pool's first block is the broker's own and is granted to nobody.
-    let base = settings.config.ids.pool.own_block().map_or(0, |block| block.first());
-    let account =
-        |name: &str, offset: u32| front_account(name, Path::new(PASSWD), base.saturating_add(offset));
-    let mut fronts = vec![(FrontKind::Socket, account(accounts.socket_front.as_str(), 1)?)];
+    let mut fronts = vec![(FrontKind::Socket, account(settings, accounts.socket_front.as_str(), 1)?)];
     if settings.bus != Bus::None {
-        fronts.push((FrontKind::Bus, account(accounts.bus_front.as_str(), 2)?));
+        fronts.push((FrontKind::Bus, account(settings, accounts.bus_front.as_str(), 2)?));
     }
     Ok(fronts)
+}
+
+/// The account of a process without privilege: the user `name`, else an id of the broker's own.
+fn account(settings: &Settings, name: &str, offset: u32) -> Result<FrontAccount, SupervisorError> {
+    // The pool's first block is the broker's own and is granted to nobody.
+    let base = settings.config.ids.pool.own_block().map_or(0, |block| block.first());
+    Ok(front_account(name, Path::new(PASSWD), base.saturating_add(offset))?)
 }
 
 fn bind(settings: &Settings) -> Result<socket::Listener, SupervisorError> {

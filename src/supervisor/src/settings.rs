@@ -72,6 +72,11 @@ impl Settings {
         self.runtime_dir.join("state")
     }
 
+    /// The directory of the network helper's files.
+    pub fn net_dir(&self) -> PathBuf {
+        self.run_dir().join("net")
+    }
+
     /// The directory that appears in containers.
     pub fn public_dir(&self) -> PathBuf {
         self.runtime_dir.join("public")

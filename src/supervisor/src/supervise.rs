@@ -10,7 +10,7 @@ use std::{
 use cgrant_sys::{ChannelError, seqpacket};
 use cgrant_wire::{
     FdIndex,
-    boot::{EngineBoot, FrontBoot, FrontKind, LogTarget, ToChild},
+    boot::{EngineBoot, FrontBoot, FrontKind, LogTarget, NetBoot, ToChild},
 };
 use nix::sys::{
     signal::{SigSet, Signal},
@@ -50,6 +50,8 @@ pub struct Directories {
     pub ids: OwnedFd,
     /// Of the host's record of ranges in use.
     pub ids_run: OwnedFd,
+    /// Of the network helper's files.
+    pub net: OwnedFd,
 }
 
 /// The programs that children are made of.
@@ -59,6 +61,8 @@ pub struct Programs {
     pub engine: Program,
     /// Both fronts.
     pub front: Program,
+    /// The network helper.
+    pub net: Program,
     /// The helper that asks systemd for the scope; none where systemd does not run the host.
     pub scope: Option<Program>,
 }
@@ -76,6 +80,8 @@ pub struct Prepared {
     pub listeners: Vec<Listener>,
     /// The fronts with their accounts.
     pub fronts: Vec<(FrontKind, FrontAccount)>,
+    /// The account of the network helper's own children.
+    pub net: FrontAccount,
     /// What systemd gave.
     pub scope: Option<Scope>,
     /// Where the log goes.
@@ -107,7 +113,7 @@ pub struct Supervisor {
     prepared: Prepared,
     announcer: Announcer,
     signals: SignalFd,
-    /// The engine first, then the fronts in the order of `prepared.fronts`.
+    /// The engine first, then the fronts in the order of `prepared.fronts`, then the network helper.
     slots: Vec<Slot>,
     phase: Phase,
     /// When a signal told the broker to end.
@@ -144,6 +150,7 @@ impl Supervisor {
             .map_err(SupervisorError::system("signalfd"))?;
         let mut slots = vec![Slot::new(Role::Engine)];
         slots.extend(prepared.fronts.iter().map(|(kind, _)| Slot::new(Role::Front(*kind))));
+        slots.push(Slot::new(Role::Net));
         Ok(Self {
             prepared,
             announcer,
@@ -236,7 +243,7 @@ impl Supervisor {
         }
     }
 
-    /// The engine waits for the old fronts' ends, the fronts wait for the engine.
+    /// The engine waits for the ends of the others that were there with the one before; they wait for the engine.
     fn may_start(&self, position: usize) -> bool {
         let others_running =
             |wanted: bool, range: &[Slot]| range.iter().any(|slot| slot.running().is_some()) == wanted;
@@ -256,7 +263,8 @@ impl Supervisor {
             }
             let started = match self.prepared.fronts.get(position.wrapping_sub(1)).copied() {
                 Some((kind, account)) if position != ENGINE => self.start_front(position, kind, account),
-                _ => self.start_engine(),
+                _ if position == ENGINE => self.start_engine(),
+                _ => self.start_net(position),
             };
             if let Err(error) = started {
                 self.on_start_failure(position, error);
@@ -271,6 +279,9 @@ impl Supervisor {
             slot.dismiss();
             if slot.running().is_none() {
                 slot.start_failed();
+            }
+            if slot.may_lack() {
+                return self.update_readiness();
             }
         }
         if !self.was_ready {
@@ -311,7 +322,13 @@ impl Supervisor {
                 .as_ref()
                 .map(|scope| scope.report.placements.clone())
                 .unwrap_or_default(),
-            front_uids: self.prepared.fronts.iter().map(|(_, account)| account.uid).collect(),
+            front_uids: self
+                .prepared
+                .fronts
+                .iter()
+                .map(|(_, account)| account.uid)
+                .chain([self.prepared.net.uid])
+                .collect(),
             log: self.prepared.log,
         };
         let fds: Vec<_> = fds.into_iter().map(AsFd::as_fd).collect();
@@ -346,6 +363,28 @@ impl Supervisor {
         send(slot, &ToChild::Front(boot), &[fronts.as_fd()])?;
         let Some(engine) = self.slots.get(ENGINE) else { return Ok(()) };
         send(engine, &ToChild::FrontStarted(kind), &[engines.as_fd()])
+    }
+
+    fn start_net(&mut self, position: usize) -> Result<(), SupervisorError> {
+        let process = self.prepared.programs.net.start(&[], &signals())?;
+        let (nets, engines) = seqpacket::pair().map_err(SupervisorError::system("socketpair"))?;
+        let (settings, account) = (&self.prepared.settings, self.prepared.net);
+        let boot = NetBoot {
+            instance: settings.instance.as_str().to_owned(),
+            engine: FdIndex(0),
+            directory: FdIndex(1),
+            path: settings.net_dir().to_string_lossy().into_owned(),
+            uid: account.uid,
+            gid: account.gid,
+            domain: settings.config.network.domain.as_str().to_owned(),
+            dns: settings.config.network.dns.addresses().to_vec(),
+            log: self.prepared.log,
+        };
+        let Some(slot) = self.slots.get_mut(position) else { return Ok(()) };
+        slot.fill(process);
+        send(slot, &ToChild::Net(boot), &[nets.as_fd(), self.prepared.directories.net.as_fd()])?;
+        let Some(engine) = self.slots.get(ENGINE) else { return Ok(()) };
+        send(engine, &ToChild::NetStarted, &[engines.as_fd()])
     }
 
     /// Before an engine starts: the scope must live. It may have been stopped together with everything in it.
@@ -411,7 +450,7 @@ impl Supervisor {
     fn on_end(&mut self, position: usize) {
         let Some(slot) = self.slots.get_mut(position) else { return };
         let Some(death) = slot.bury() else { return };
-        let role = slot.role.name();
+        let (role, may_lack) = (slot.role.name(), slot.may_lack());
         if self.phase != Phase::Serving {
             slot.state = State::Gone;
             tracing::debug!(child = role, "ended");
@@ -427,7 +466,7 @@ impl Supervisor {
                 front.dismiss();
             }
         }
-        if !self.was_ready {
+        if !self.was_ready && !may_lack {
             self.give_up(SupervisorError::ChildFailed { role, reason: death.reason });
         }
         self.update_readiness();
@@ -435,7 +474,7 @@ impl Supervisor {
 
     /// Tells the world when the broker becomes ready, and when it is no more.
     fn update_readiness(&mut self) {
-        let ready = self.phase == Phase::Serving && self.slots.iter().all(Slot::is_ready);
+        let ready = self.phase == Phase::Serving && self.slots.iter().all(Slot::is_settled);
         if ready == self.is_ready {
             return;
         }

@@ -90,7 +90,7 @@ pub struct NetBoot {
     pub instance: String,
     /// Its end of the pair with the engine.
     pub engine: FdIndex,
-    /// A directory of its own in the run directory, for the files of its name servers; mode 0711.
+    /// A directory of its own in the run directory, for what it remembers and for its name servers; mode 0700.
     pub directory: FdIndex,
     /// That directory's path, which name servers are told.
     pub path: String,

@@ -78,7 +78,7 @@ impl Scene {
         let me = std::env::current_exe().unwrap();
         let first = scratch.path().join("bin/cgrantd");
         fs::copy(me, &first).unwrap();
-        for name in ["cgrant-engine", "cgrant-front", "cgrant-scope"] {
+        for name in ["cgrant-engine", "cgrant-front", "cgrant-net", "cgrant-scope"] {
             fs::hard_link(&first, scratch.path().join("bin").join(name)).unwrap();
         }
         let config =

@@ -42,6 +42,11 @@ fn main() -> std::process::ExitCode {
             the_death_of_the_engine_restarts_all_and_keeps_the_socket,
         ),
         ("the_death_of_a_front_restarts_that_front_only", the_death_of_a_front_restarts_that_front_only),
+        (
+            "the_death_of_the_network_helper_restarts_that_helper_only",
+            the_death_of_the_network_helper_restarts_that_helper_only,
+        ),
+        ("without_a_network_helper_the_rest_is_served", without_a_network_helper_the_rest_is_served),
         ("restarts_come_slower_and_slower", restarts_come_slower_and_slower),
         ("a_front_that_floods_is_killed", a_front_that_floods_is_killed),
         (
@@ -88,8 +93,9 @@ fn ready_is_said_and_sigterm_ends_in_order() {
     let end = broker.end();
     assert_eq!(end.code, Some(0), "{}", end.stderr);
     assert_eq!(end.stdout, "READY\n");
-    let order: Vec<_> = scene.events().into_iter().filter(|event| event.ends_with(" stop")).collect();
-    assert_eq!(order, ["engine stop", "front stop"]);
+    let mut order: Vec<_> = scene.events().into_iter().filter(|event| event.ends_with(" stop")).collect();
+    order[1..].sort();
+    assert_eq!(order, ["engine stop", "front stop", "net stop"]);
     assert!(!scene.socket().exists());
     assert!(scene.path("run/public").is_dir(), "it may be mounted in containers");
 }
@@ -97,15 +103,16 @@ fn ready_is_said_and_sigterm_ends_in_order() {
 fn children_get_nothing_but_their_channel() {
     let scene = Scene::new();
     let broker = scene.command(&[]).env("CGRANT_TEST_SECRET", "1").spawn_ready();
-    for role in ["engine", "front"] {
+    for role in ["engine", "front", "net"] {
         let fds = scene.event(&format!("{role} fds "));
         // 0, 1, 2, the channel, and the one that reads the list.
         assert_eq!(fds, "0 1 2 3", "{role}");
         assert_eq!(scene.event(&format!("{role} environment ")), "empty");
         // SIGHUP, SIGINT, SIGTERM: they are the supervisor's to act on.
         assert_eq!(scene.event(&format!("{role} blocked ")), "0000000000004003");
-        // Chown, dac_override, fowner, kill, setgid, setuid, setpcap, sys_ptrace, sys_admin, sys_nice.
-        assert_eq!(scene.event(&format!("{role} bounded ")), "0000000000a801eb");
+        // Chown, dac_override, fowner, kill, setgid, setuid, setpcap, net_bind_service, net_admin, net_raw, sys_ptrace,
+        // sys_admin, sys_nice.
+        assert_eq!(scene.event(&format!("{role} bounded ")), "0000000000a835eb");
         assert_eq!(scene.event(&format!("{role} no-new-privs ")), "1");
         assert_eq!(scene.event(&format!("{role} stdin ")), "/dev/null");
     }
@@ -169,6 +176,33 @@ fn the_death_of_a_front_restarts_that_front_only() {
     eventually("the engine was told", || scene.count("engine front-started Socket") == 2);
     assert_eq!(scene.pid("engine"), engine);
     broker.stop();
+}
+
+fn the_death_of_the_network_helper_restarts_that_helper_only() {
+    let scene = Scene::new();
+    let broker = scene.start(&[]);
+    let boot = scene.event("net boot ");
+    assert!(boot.starts_with("default cgrant ") && boot.ends_with(" true"), "{boot}");
+    let (engine, front) = (scene.pid("engine"), scene.pid("front"));
+    eventually("the engine was told", || scene.count("engine net-started 1") == 1);
+    harness::kill(scene.pid("net"), Signal::SIGKILL);
+    eventually("the engine was told again", || scene.count("engine net-started 1") == 2);
+    assert_eq!((scene.pid("engine"), scene.pid("front")), (engine, front));
+    // The other way round it goes with the engine, and comes back with it.
+    harness::kill(engine, Signal::SIGKILL);
+    eventually("the new engine was told", || scene.count("engine net-started 1") == 3);
+    broker.stop();
+}
+
+fn without_a_network_helper_the_rest_is_served() {
+    let scene = Scene::new();
+    scene.mode("net", "die");
+    let broker = scene.start(&[]);
+    eventually("it is tried again", || scene.count_prefix("net pid ") > 2);
+    assert_eq!(scene.count_prefix("engine pid "), 1);
+    scene.mode("net", "");
+    let end = broker.stop();
+    assert!(end.stderr.contains("network helper: it ended with status 4"), "{}", end.stderr);
 }
 
 fn restarts_come_slower_and_slower() {

@@ -22,6 +22,7 @@ pub fn play() -> Option<ExitCode> {
         "activate" => Some(activate()),
         "cgrant-engine" => Some(Player::new("engine").engine()),
         "cgrant-front" => Some(Player::new("front").front()),
+        "cgrant-net" => Some(Player::new("net").net()),
         "cgrant-scope" => Some(scope()),
         "keeper" => {
             std::thread::sleep(Duration::from_secs(120));
@@ -146,6 +147,19 @@ impl Player {
         self.listen()
     }
 
+    fn net(self) -> ExitCode {
+        if mode(self.role) == "die" {
+            return ExitCode::from(4);
+        }
+        let Some((ToChild::Net(boot), kept)) = self.next() else { panic!("no boot message") };
+        let directory = rustix::fs::fstat(&kept[usize::from(boot.directory.0)]).unwrap();
+        let same =
+            directory.st_ino == std::os::unix::fs::MetadataExt::ino(&fs::metadata(&boot.path).unwrap());
+        note(&format!("net boot {} {} {} {same}", boot.instance, boot.domain, boot.uid));
+        self.say(&FromChild::Ready);
+        self.listen()
+    }
+
     fn listen(self) -> ExitCode {
         loop {
             match self.next() {
@@ -172,10 +186,11 @@ impl Player {
                         Ok(())
                     }));
                 }
+                Some((ToChild::NetStarted, fds)) => note(&format!("{} net-started {}", self.role, fds.len())),
                 Some((ToChild::FrontStarted(kind), _)) => {
                     note(&format!("{} front-started {kind:?}", self.role))
                 }
-                Some((ToChild::Engine(_) | ToChild::Front(_) | ToChild::Net(_) | ToChild::NetStarted, _)) => {
+                Some((ToChild::Engine(_) | ToChild::Front(_) | ToChild::Net(_), _)) => {
                     panic!("booted twice")
                 }
             }
