@@ -150,3 +150,25 @@ fn hop_limit(control: &[u8]) -> Option<u8> {
         && libc::c_int::from_ne_bytes(*kind) == libc::IPV6_HOPLIMIT;
     u8::try_from(value).ok().filter(|_| is_it)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_hop_limit_is_one() {
+        let beside = |level: libc::c_int, kind: libc::c_int, value: libc::c_int| {
+            [&20_usize.to_ne_bytes()[..], &level.to_ne_bytes(), &kind.to_ne_bytes(), &value.to_ne_bytes()]
+                .concat()
+        };
+        let good = beside(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, 255);
+        assert_eq!(hop_limit(&good), Some(255));
+        assert_eq!(hop_limit(&beside(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, 256)), None);
+        assert_eq!(hop_limit(&beside(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, 255)), None);
+        assert_eq!(hop_limit(&beside(libc::SOL_SOCKET, libc::IPV6_HOPLIMIT, 255)), None);
+        for length in 0..good.len() {
+            assert_eq!(hop_limit(&good[..length]), None);
+        }
+    }
+}

@@ -288,15 +288,12 @@ impl Route {
         self.set(index, "set the queue length of a network device", LinkAttribute::TxQueueLen(packets))
     }
 
-    /// Keeps the kernel from giving a device a link-local address of its own, as ports of a bridge need none. A kernel
-    /// without IPv6 has nothing to keep.
+    /// Keeps the kernel from giving a device a link-local address of its own when it comes up. A kernel without IPv6 has nothing to keep.
     ///
     /// # Errors
     /// [`NetlinkError`].
     pub fn set_without_link_local(&self, index: u32) -> Result<()> {
-        let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-        let attribute = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]);
-        match self.set(index, "keep a network device without link-local address", attribute) {
+        match self.set(index, "keep a network device without link-local address", without_link_local()) {
             Err(error) if error.is(libc::EAFNOSUPPORT) => Ok(()),
             other => other,
         }
@@ -331,13 +328,26 @@ impl Route {
         // The far end's owner may be that quick.
         let gone = || NetlinkError::Refused { action, errno: libc::ENODEV, reason: "deleted at once".into() };
         let index = made.ok_or_else(gone)?.index;
-        let rest = self.set_alias(index, alias).and_then(|()| self.set_without_link_local(index));
+        let alias = LinkAttribute::IfAlias(alias.to_owned());
+        let mut message = LinkMessage::default();
+        message.attributes = vec![alias.clone(), without_link_local()];
+        let mut rest = self.act_on(index, action, message, RouteNetlinkMessage::SetLink);
+        if rest.as_ref().is_err_and(|error| error.is(libc::EAFNOSUPPORT)) {
+            // A kernel without IPv6 has nothing to keep.
+            rest = self.set(index, action, alias);
+        }
         if rest.is_err() {
             // The first error is the one to tell; whoever restores finds the device by its name.
             let _ = self.delete_link(index);
         }
         rest.map(|()| index)
     }
+}
+
+/// Keeps the kernel from giving a device a link-local address of its own.
+fn without_link_local() -> LinkAttribute {
+    let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])])
 }
 
 /// Statistics are most of what the kernel has to say about a device.

@@ -262,7 +262,8 @@ fn an_address_stays_behind_its_port() {
 fn vlans_are_where_the_kernel_has_them() {
     let route = isolate();
     let far = another();
-    let has_vlans = std::fs::exists("/sys/module/8021q").unwrap();
+    let other = ["link", "add", "other", "type", "bridge", "vlan_filtering", "1"];
+    let has_vlans = Command::new("ip").args(other).output().unwrap().status.success();
     let bridge = match route.add_bridge("br", "", [2; 6], 1500, true) {
         Ok(bridge) => bridge,
         Err(error) => {
@@ -306,6 +307,12 @@ fn devices_can_be_changed() {
     }
     route.set_alias(index, "").unwrap();
     assert_eq!(route.link(index).unwrap().unwrap().alias, None);
+    let there = Route::open_in(&far).unwrap();
+    let end = there.link_by_name("eth0").unwrap().unwrap().index;
+    there.set_without_link_local(end).unwrap();
+    there.set_up(end, true).unwrap();
+    route.set_up(index, true).unwrap();
+    assert!(there.addresses().unwrap().iter().all(|address| address.ifindex != end));
 }
 
 fn what_is_gone_is_no_error() {
