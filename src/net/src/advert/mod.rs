@@ -38,6 +38,9 @@ pub const ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// Solicitations read at a time.
 const TURN: usize = 64;
 
+/// So many that are none may come between two answers. More are a flood, in which honest ones get lost: everybody is answered.
+const MOST_RUBBISH: u32 = 16;
+
 /// Why nothing is advertised.
 #[derive(Debug, thiserror::Error)]
 pub enum AdvertError {
@@ -83,6 +86,8 @@ struct Bridge {
     socket: RouterSocket,
     timer: OwnedFd,
     pace: Pace,
+    /// How many came since the last answer that are no solicitations.
+    rubbish: u32,
     advertisement: Vec<u8>,
     farewell: Vec<u8>,
 }
@@ -121,7 +126,8 @@ impl Sender {
             .map_err(io::Error::from)?;
         let now = Instant::now();
         let pace = Pace::new(now);
-        let mut bridge = Bridge { ifindex: advert.ifindex, socket, timer, pace, advertisement, farewell };
+        let mut bridge =
+            Bridge { ifindex: advert.ifindex, socket, timer, pace, rubbish: 0, advertisement, farewell };
         bridge.advertise(now)?;
         self.bridges.insert(advert.ifindex, bridge);
         Ok(())
@@ -179,8 +185,8 @@ impl Bridge {
         if self.pace.is_due(now) { self.advertise(now) } else { self.set_timer(now) }
     }
 
-    /// What an attacker could want: to keep the helper busy. No more is read than a buffer of the kernel's holds, and nothing at all
-    /// until the answer is sent; answers have a rate. Everybody who asked is served by the one that is sent.
+    /// What an attacker could want: to keep the helper busy, or to push out what others ask. Good or bad, no more is read than a few
+    /// until the next answer, and answers have a rate; and the answer goes to everybody, also to those whose question was lost.
     fn listen(&mut self, now: Instant) -> io::Result<()> {
         if !self.read_all() {
             return Ok(());
@@ -189,17 +195,19 @@ impl Bridge {
         if self.pace.is_due(now) { self.advertise(now) } else { self.set_timer(now) }
     }
 
-    /// Reads what is there, up to a limit. -> did somebody ask?
-    fn read_all(&self) -> bool {
+    /// Reads what is there, up to a limit. -> is an answer needed?
+    fn read_all(&mut self) -> bool {
         let mut buffer = [0; LONGEST_SOLICITATION];
         let mut is_asked = false;
         for _ in 0..TURN {
             match self.socket.receive(&mut buffer) {
                 Ok(Some(received)) => {
                     let message = buffer.get(..received.length).unwrap_or_default();
-                    is_asked |= received.is_whole
+                    let is_good = received.is_whole
                         && received.hop_limit == Some(255)
                         && is_solicitation(message, received.source);
+                    is_asked |= is_good;
+                    self.rubbish = self.rubbish.saturating_add(u32::from(!is_good));
                 }
                 Ok(None) => break,
                 Err(error) => {
@@ -208,7 +216,7 @@ impl Bridge {
                 }
             }
         }
-        is_asked
+        is_asked || self.rubbish > MOST_RUBBISH
     }
 
     /// A device that is down or gone is no failure: whoever watches devices will see to it.
@@ -218,6 +226,7 @@ impl Bridge {
         if let Err(error) = self.socket.send_to_all(&self.advertisement) {
             tracing::debug!(%error, ifindex = self.ifindex, "a router advertisement was not sent");
         }
+        self.rubbish = 0;
         self.pace.sent(now, random_u64()?);
         self.set_timer(now)
     }

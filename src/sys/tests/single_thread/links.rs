@@ -103,7 +103,7 @@ fn a_veth_is_born_whole() {
     assert_eq!((end.mac, end.mtu, end.queue_length, end.up), (Some(MAC), 1400, 77, false));
     assert_eq!((end.alias, end.master), (None, None));
     assert_eq!((near.peer_index, end.peer_index), (Some(end.index), Some(index)));
-    assert_eq!(route.ports(bridge).unwrap(), [near]);
+    assert_eq!(route.ports(bridge).unwrap(), std::slice::from_ref(&near));
     // Up, it has no address of its own: it is only a port.
     route.set_up(index, true).unwrap();
     there.set_up(end.index, true).unwrap();
@@ -111,6 +111,10 @@ fn a_veth_is_born_whole() {
     assert!(route.link(index).unwrap().unwrap().running);
     assert!(route.addresses().unwrap().iter().all(|address| address.ifindex != index));
     assert!(there.addresses().unwrap().iter().any(|address| address.ifindex == end.index));
+    // Too small for IPv6, of which the kernel then knows nothing there.
+    let small = NewVeth { mtu: 600, peer_name: "eth1", ..veth("cgv1", &far) };
+    let small = route.link(route.add_veth(&small).unwrap()).unwrap().unwrap();
+    assert_eq!((small.mtu, small.alias), (600, near.alias.clone()));
     // One end takes the other along.
     there.delete_link(end.index).unwrap();
     assert_eq!(route.link(index).unwrap(), None);
