@@ -204,7 +204,8 @@ pub fn gone(engine: &Engine, key: &LinkKey, edition: u64, far_end: bool) {
     if !engine.network.helper.forget(key, edition) {
         return;
     }
-    if let Some(grant) = engine.registry().get(key.grant) {
+    let grant = engine.registry().get(key.grant);
+    if let Some(grant) = grant {
         take_out(engine, &grant, &key.name, if far_end { LinkEnd::FarEndGone } else { LinkEnd::Lost });
     }
 }
