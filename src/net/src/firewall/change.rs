@@ -177,7 +177,9 @@ impl State {
 
     /// Names of devices by index, as far as they are known.
     pub fn device_names(&self) -> BTreeMap<u32, &str> {
-        let links = self.links.values().map(|placed| (placed.index, placed.device.as_str()));
+        let links = self.links.values().flat_map(|placed| {
+            [(placed.index, placed.device.as_str()), (placed.bridge, placed.bridge_device.as_str())]
+        });
         let servers = self.servers.iter().flat_map(|(bridge, server)| {
             [(server.index, server.device.as_str()), (server.bridge, bridge.as_str())]
         });

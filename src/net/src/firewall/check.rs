@@ -23,10 +23,9 @@ pub struct Picture {
     sets: BTreeMap<(String, String), BTreeSet<String>>,
 }
 
-/// What lists all tables of that name.
-pub fn listing(table: &str) -> Vec<Command> {
-    let named = |family| Table { family, name: table.to_owned(), comment: String::new() };
-    Family::ALL.into_iter().map(|family| Command::List(Object::Table(named(family)))).collect()
+/// What lists the table of that family and name.
+pub fn listing(family: Family, table: &str) -> Command {
+    Command::List(Object::Table(Table { family, name: table.to_owned(), comment: String::new() }))
 }
 
 /// The picture of what commands build. `names` are those of devices by index: listings have names.

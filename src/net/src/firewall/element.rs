@@ -9,7 +9,8 @@ use cgrant_wire::link::{PublishedPort, Transport};
 
 use super::{
     Guard, Placed, Server,
-    schema::{Command, Elements, Expression, Family, Set},
+    link::link_local,
+    schema::{Command, Elements, Expression, Family, Key, Set},
 };
 
 /// A set or map of ours.
@@ -44,6 +45,8 @@ kinds! {
     OPEN Bridge "open" ["iface_index"];
     /// Ports of name servers.
     SERVERS Bridge "servers" ["iface_index"];
+    /// Each port beside itself.
+    ITSELF Bridge "itself" ["iface_index", "iface_index"];
     /// Which mark reaches which port.
     SAME Bridge "same" ["mark", "iface_index"];
     /// Own bridges.
@@ -162,7 +165,8 @@ pub fn sets(table: &str, counts: &Counts) -> Vec<Command> {
     counts.0.keys().for_each(|element| filled.entry(element.kind).or_default().push(element.expression()));
     let set = |kind: &&Kind| {
         let elem = filled.remove(*kind).unwrap_or_default();
-        let (name, key) = (kind.name.to_owned(), kind.key.to_vec());
+        let name = kind.name.to_owned();
+        let key = if let [one] = kind.key { Key::One(one) } else { Key::Several(kind.key) };
         Command::add(Set { family: kind.family, table: table.to_owned(), name, key, map: kind.map, elem })
     };
     KINDS.iter().map(set).collect()
@@ -261,6 +265,10 @@ pub fn of_link(placed: &Placed) -> Vec<Element> {
     if placed.link.open {
         elements.push(Element::member(&OPEN, [index]));
     }
+    // By its link-local address it is reached too; ports lead to the others.
+    let local = Atom::Address(IpAddr::V6(link_local(placed.link.info.mac)));
+    elements.push(Element::member(&KNOWN6, [local.clone()]));
+    elements.push(Element::member(&SAME6, [mark.clone(), local]));
     for address in placed.addresses() {
         let atom = Atom::Address(address);
         elements.push(Element::member(by_family(address, &KNOWN4, &KNOWN6), [atom.clone()]));

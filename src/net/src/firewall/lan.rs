@@ -21,13 +21,16 @@ pub fn chains(table: &str) -> Vec<Command> {
     let from = |set: &str| is(meta("iif"), set);
     let to = |set: &str| is(meta("oif"), set);
     let walled = || isnt(our_mark(), 0);
+    // With bridge-nf-call-iptables a connection to a port published on this bridge is bridged to its container, its
+    // destination rewritten; the inet table said so with this mark. Ports are in hairpin mode for one that reaches itself that
+    // way, and only for that: a container that got its own broadcasts back would find its addresses taken.
+    writer.rule("published", [from("@links"), is(our_mark(), u64::from(PUBLISHED.0)), ACCEPT]);
+    let itself = Expression::Concat(vec![meta("iif"), meta("oif")]);
+    writer.rule("back to itself", [is(itself, "@itself"), DROP]);
     // Two containers of one account. The first test keeps out marks of another instance on a bridge that both use: its numbers
     // mean other accounts.
     let same = Expression::Concat(vec![our_mark(), meta("oif")]);
     writer.rule("same account", [from("@links"), is(same, "@same"), ACCEPT]);
-    // With bridge-nf-call-iptables a connection to a port published on this bridge is bridged to its container, its
-    // destination rewritten; the inet table said so with this mark.
-    writer.rule("published", [from("@links"), is(our_mark(), u64::from(PUBLISHED.0)), ACCEPT]);
     writer.rule("both open", [from("@open"), to("@open"), walled(), ACCEPT]);
     // Wants: another account's container.
     writer.rule("other accounts", [from("@links"), to("@links"), DROP]);

@@ -48,7 +48,8 @@ struct Placed {
     /// Name and index of the host's end.
     device: String,
     index: u32,
-    /// Index of its bridge.
+    /// Name and index of its bridge.
+    bridge_device: String,
     bridge: u32,
     own_bridge: bool,
     mark: Mark,
@@ -222,14 +223,17 @@ impl Firewall {
         if self.state.is_empty() {
             return Ok(true);
         }
-        match self.nft.run(&check::listing(&self.table())) {
-            Ok(output) => {
-                let expected = check::expected(&self.build(&self.state), &self.state.device_names());
-                Ok(check::found(&output)? == expected)
+        let expected = check::expected(&self.build(&self.state), &self.state.device_names());
+        let mut output = Vec::new();
+        // One run each: asked for several tables of one name, nft finds that of the first family only [tried: 1.0.6].
+        for family in Family::ALL {
+            match self.nft.run(&[check::listing(family, &self.table())]) {
+                Ok(more) => output.extend(more),
+                Err(FirewallError::Refused(_)) => return Ok(false),
+                Err(error) => return Err(error),
             }
-            Err(FirewallError::Refused(_)) => Ok(false),
-            Err(error) => Err(error),
         }
+        Ok(check::found(&output)? == expected)
     }
 
     /// All chains of all tables on this host, without rules, as nft's JSON: for looking for what drops what ours let pass.
@@ -307,6 +311,7 @@ impl Placed {
         Ok(Self {
             device: ifname.to_owned(),
             index: nft::index_of(ifname)?,
+            bridge_device: bridge.device.clone(),
             bridge: nft::index_of(&bridge.device)?,
             own_bridge: matches!(bridge.kind, BridgeKind::Own { .. }),
             mark: state.mark(link.account)?,
@@ -314,7 +319,7 @@ impl Placed {
         })
     }
 
-    /// Its addresses, without their networks.
+    /// Its addresses, without their networks, and without the link-local one.
     fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         let v4 = self.link.info.address4.map(|address| IpAddr::V4(address.address));
         let v6 = self.link.info.address6.map(|address| IpAddr::V6(address.address));

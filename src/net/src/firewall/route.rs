@@ -187,6 +187,10 @@ fn between(writer: &mut Writer<'_>) {
 fn passage(writer: &mut Writer<'_>) {
     // A frame to all or to a group is never routed: this one is bridged, and the bridge table judges it.
     writer.rule("bridged", [isnt(meta("pkttype"), "host"), ACCEPT]);
+    // Nor is what comes from a link-local address, or from none.
+    let local = Expression::Prefix { addr: "fe80::".to_owned(), len: 10 };
+    writer.rule("bridged, from link-local", [is(field("ip6", "saddr"), local), ACCEPT]);
+    writer.rule("bridged, from nowhere", [is(field("ip6", "saddr"), "::"), ACCEPT]);
     writer.rule("published", [dnat(), state(["new", "established"]), ACCEPT]);
     for (protocol, same, known, open) in
         [("ip", "@same4", "@known4", "@open4"), ("ip6", "@same6", "@known6", "@open6")]

@@ -153,15 +153,25 @@ pub struct Set {
     pub table: String,
     /// Its name.
     pub name: String,
-    /// Types of its keys' parts.
+    /// Type of its keys.
     #[serde(rename = "type")]
-    pub key: Vec<&'static str>,
+    pub key: Key,
     /// Type of its values.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub map: Option<&'static str>,
     /// What is in it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub elem: Vec<Expression>,
+}
+
+/// Type of a set's keys. A list of one is not the same to nft as that one.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum Key {
+    /// Simple.
+    One(&'static str),
+    /// Of several parts.
+    Several(&'static [&'static str]),
 }
 
 /// Elements of a set or map.
