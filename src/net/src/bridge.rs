@@ -279,8 +279,14 @@ impl Net {
     }
 
     fn is_anothers(&self, device: &LinkState) -> bool {
-        device.alias.as_deref().is_some_and(|alias| alias.starts_with("cgrant "))
-            && self.owned(device).is_none()
+        let is_this = |rest: &str| {
+            rest.strip_prefix(self.settings.instance.as_str()).is_some_and(|rest| rest.starts_with(' '))
+        };
+        device
+            .alias
+            .as_deref()
+            .and_then(|alias| alias.strip_prefix("cgrant "))
+            .is_some_and(|rest| !is_this(rest))
     }
 
     /// Packets from the host's loopback reach published ports on a bridge exactly while there are some: a rule that drops
