@@ -74,6 +74,9 @@ impl Failure {
             Self::Broker { source: SessionError::Broker(error), .. } => broker_advice(error),
             Self::Broker { source: SessionError::Silent, .. } => Some("see the broker's log".to_owned()),
             Self::Launch(LaunchError::Step(step)) => step.hint().map(str::to_owned),
+            Self::Namespace { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some("it has to be one of yours, such as a container's".to_owned())
+            }
             Self::Launch(LaunchError::Died(_)) => {
                 Some("a memory.max or pids.max that leaves no room for setting up does this".to_owned())
             }
