@@ -59,6 +59,8 @@ pub struct Reserved {
     pub number: u32,
     /// An IPv6 address instead of the one that follows from the number.
     pub address6: Option<Ipv6Addr>,
+    /// Was it not the container's before?
+    pub new: bool,
 }
 
 /// Why a number was not given.
@@ -235,10 +237,10 @@ impl Addresses {
             return Err(error.into());
         }
         if known && given.evicted.is_empty() {
-            return Ok(Reserved { number: given.number, address6 });
+            return Ok(Reserved { number: given.number, address6, new: false });
         }
         inner.recount();
-        Ok(Reserved { number: given.number, address6 })
+        Ok(Reserved { number: given.number, address6, new: !known })
     }
 
     /// Forgets the account's number that has been unused for longest, if it may have no more.
@@ -320,6 +322,18 @@ impl Addresses {
         }
     }
 
+    /// Forgets a number that a link was to have which did not come to be.
+    pub fn forget(&self, bridge: &str, owner: &Owner, user: GrantId) {
+        let mut inner = self.inner();
+        let Some(pool) = inner.bridges.get_mut(bridge) else { return };
+        let number = pool.of(owner).filter(|number| pool.get(*number).is_some_and(|e| e.user == Some(user)));
+        let Some(entry) = number.and_then(|number| pool.remove(number)) else { return };
+        inner.uncount(owner.account);
+        if let Some(number) = number.filter(|_| entry.kept) {
+            self.store.drop(bridge, number);
+        }
+    }
+
     /// The account that a container's name without a suffix leads to on a bridge: the one that had the name first.
     pub fn owner_of_name(&self, bridge: &str, label: &str) -> Option<u32> {
         let inner = self.inner();
@@ -371,8 +385,9 @@ mod tests {
         let addresses = open(base.path());
         assert_eq!((addresses.used(1), addresses.in_use("default")), (2, 0), "one was not to be kept");
         assert_eq!(addresses.networks("default"), networks);
-        assert_eq!(addresses.reserve(&request(1, "web", 9)).unwrap(), web);
-        assert_eq!(addresses.reserve(&request(1, "db", 9)).unwrap(), db);
+        let again = |name| addresses.reserve(&request(1, name, 9)).unwrap();
+        assert_eq!(again("web"), Reserved { new: false, ..web });
+        assert_eq!(again("db"), Reserved { new: false, ..db });
         assert_eq!(addresses.owner_of_name("default", "web"), Some(1));
     }
 
@@ -419,6 +434,18 @@ mod tests {
         addresses.adopt("default", &owner(2, "other"), web.number, None, GrantId(5), true);
         assert_eq!((addresses.used(1), addresses.used(2)), (0, 1));
         assert_ne!(addresses.reserve(&request(1, "web", 9)).unwrap().number, web.number);
+    }
+
+    #[test]
+    fn what_did_not_come_to_be_leaves_nothing() {
+        let base = tempfile::tempdir().unwrap();
+        let addresses = open(base.path());
+        assert!(addresses.reserve(&request(1, "web", 1)).unwrap().new);
+        addresses.forget("default", &owner(1, "web"), GrantId(2));
+        assert_eq!(addresses.used(1), 1, "another grant's");
+        addresses.forget("default", &owner(1, "web"), GrantId(1));
+        assert_eq!(addresses.used(1), 0);
+        assert_eq!(base.path().join("network/kept/default").read_dir().unwrap().count(), 0);
     }
 
     #[test]

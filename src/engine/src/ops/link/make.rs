@@ -71,6 +71,8 @@ struct One {
     netns: Option<NetnsFd>,
     bridges: Vec<String>,
     record: LinkRecord,
+    /// Was the address not the container's before?
+    new: bool,
 }
 
 /// A descriptor of a tap, with the link's name.
@@ -91,8 +93,8 @@ impl<'a> Prepared<'a> {
         let mut prepared = Self { engine, grant, terms, links: Vec::new(), kept: false };
         for wish in wishes {
             let Wish { request, auto_name, netns, bridges, .. } = wish;
-            let record = prepared.hold(&request, &bridges)?;
-            prepared.links.push(One { request, auto_name, netns, bridges, record });
+            let (record, new) = prepared.hold(&request, &bridges)?;
+            prepared.links.push(One { request, auto_name, netns, bridges, record, new });
         }
         Ok(prepared)
     }
@@ -108,7 +110,7 @@ impl<'a> Prepared<'a> {
     }
 
     /// Holds address and ports of one link, on the first bridge that has room.
-    fn hold(&self, request: &LinkRequest, bridges: &[String]) -> Result<LinkRecord, Refusal> {
+    fn hold(&self, request: &LinkRequest, bridges: &[String]) -> Result<(LinkRecord, bool), Refusal> {
         let mut full = None;
         for bridge in bridges {
             match self.hold_on(request, bridge) {
@@ -122,7 +124,7 @@ impl<'a> Prepared<'a> {
         }))
     }
 
-    fn hold_on(&self, request: &LinkRequest, bridge: &str) -> Result<LinkRecord, Refusal> {
+    fn hold_on(&self, request: &LinkRequest, bridge: &str) -> Result<(LinkRecord, bool), Refusal> {
         let (engine, grant) = (self.engine, self.grant);
         let (site, reserved) = {
             let _finding = engine.network.finding.lock().unwrap_or_else(PoisonError::into_inner);
@@ -131,13 +133,14 @@ impl<'a> Prepared<'a> {
             let reserved = reserve(engine, grant, &self.terms, request, bridge, &site)?;
             (site, reserved)
         };
+        let new = reserved.is_some_and(|reserved| reserved.new);
         let record = self.record(request, site, reserved);
         let key = &record.link.key;
         if let Err(conflict) = engine.network.claims.claim(key, grant.account.0, &request.ports) {
-            let_go(engine, grant, &record);
+            abandon(engine, grant, &record, new);
             return Err(in_use(&conflict, grant.account));
         }
-        Ok(record)
+        Ok((record, new))
     }
 
     fn record(&self, request: &LinkRequest, site: Site, reserved: Option<Reserved>) -> LinkRecord {
@@ -263,10 +266,10 @@ impl<'a> Prepared<'a> {
         let (mut request, bridges, before) =
             (link.request.clone(), link.bridges.clone(), link.record.clone());
         request.name = free_name(&names);
-        let_go(self.engine, self.grant, &before);
+        abandon(self.engine, self.grant, &before, link.new);
         let held = self.hold(&request, &bridges);
         let Some(link) = self.links.get_mut(at) else { return Ok(()) };
-        link.record = held?;
+        (link.record, link.new) = held?;
         link.request = request;
         replace(record, &before.link.key, link.record.clone());
         self.engine.write_record(record)
@@ -277,7 +280,7 @@ impl Drop for Prepared<'_> {
     fn drop(&mut self) {
         if !self.kept {
             for link in &self.links {
-                let_go(self.engine, self.grant, &link.record);
+                abandon(self.engine, self.grant, &link.record, link.new);
             }
         }
     }
@@ -310,6 +313,16 @@ pub fn let_go(engine: &Engine, grant: &Grant, record: &LinkRecord) {
     network.claims.release(&link.key, &link.info.ports);
     let owner = owner(link.account, grant.name.as_str(), &link.info.name);
     network.addresses.free(&record.bridge.name, &owner, grant.id);
+}
+
+/// As [`let_go`], of a link that never was: an address that was given for it is not kept.
+fn abandon(engine: &Engine, grant: &Grant, record: &LinkRecord, new: bool) {
+    let (link, network) = (&record.link, &engine.network);
+    if new {
+        let owner = owner(link.account, grant.name.as_str(), &link.info.name);
+        network.addresses.forget(&record.bridge.name, &owner, grant.id);
+    }
+    let_go(engine, grant, record);
 }
 
 /// A link that was there before the engine started: what it has is its own again.
