@@ -478,9 +478,9 @@ freezes the container. It has no controlling terminal: a shell in it has no job 
 The ids inside are not yours: files of your own belong to 'nobody' there, and must be open to others
 to be used. A root directory must have the directories proc sys dev run tmp to mount on.
 
-Without --link it has a loopback interface and nothing else; -p and what else is about a link imply
---link. With it, /etc/resolv.conf and /etc/hosts are its own where the root has files of that name, and
-other containers of yours on the bridge reach it as NAME.cgrant.
+Without --link it has a loopback interface and nothing else; -p and what else is about a link
+imply --link. With it, /etc/resolv.conf and /etc/hosts are its own where the root has files of that
+name, and other containers of yours on the bridge reach it as NAME.cgrant.
 
 Examples:
   cgrant run -- id
