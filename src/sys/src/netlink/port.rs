@@ -170,17 +170,13 @@ impl Route {
         self.act_on(ifindex, "add a port to a VLAN", message, RouteNetlinkMessage::SetLink)
     }
 
-    /// Takes a port out of a VLAN. -> was it in it?
+    /// Takes a port out of a VLAN. The kernel does not say whether it was in it.
     ///
     /// # Errors
-    /// [`NetlinkError`](super::NetlinkError) but that it is not.
-    pub fn remove_vlan(&self, ifindex: u32, vid: u16) -> Result<bool> {
+    /// [`NetlinkError`](super::NetlinkError); `EOPNOTSUPP` as [`Route::add_vlan`].
+    pub fn remove_vlan(&self, ifindex: u32, vid: u16) -> Result<()> {
         let message = vlan_message(vid, BridgeVlanInfoFlags::empty());
-        match self.act_on(ifindex, "take a port out of a VLAN", message, RouteNetlinkMessage::DelLink) {
-            Ok(()) => Ok(true),
-            Err(error) if error.is_absent() => Ok(false),
-            Err(error) => Err(error),
-        }
+        self.act_on(ifindex, "take a port out of a VLAN", message, RouteNetlinkMessage::DelLink)
     }
 
     /// The VLANs of all ports, and of the bridges themselves.

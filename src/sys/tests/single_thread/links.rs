@@ -279,8 +279,8 @@ fn vlans_are_where_the_kernel_has_them() {
     match route.add_vlan(index, 12, true) {
         Err(error) => assert!(error.is(libc::EOPNOTSUPP) && route.vlans().unwrap().is_empty(), "{error}"),
         Ok(()) => {
-            assert!(route.remove_vlan(index, 1).unwrap());
-            assert!(!route.remove_vlan(index, 1).unwrap());
+            route.remove_vlan(index, 1).unwrap();
+            route.remove_vlan(index, 1).unwrap();
             route.add_vlan(index, 13, false).unwrap();
             let mut vlans = route.vlans().unwrap();
             vlans.retain(|vlan| vlan.ifindex == index);
