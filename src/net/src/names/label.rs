@@ -33,11 +33,11 @@ mod tests {
 
     #[test]
     fn grant_names_become_labels() {
-        for (name, is) in [("web", "web"), ("My_App-2", "my-app-2"), ("a__", "a"), ("0", "0"), ("-x-", "x")] {
-            assert_eq!(label(name).as_deref(), Some(is));
+        for (text, is) in [("web", "web"), ("My_App-2", "my-app-2"), ("a__", "a"), ("0", "0"), ("-x-", "x")] {
+            assert_eq!(label(text).as_deref(), Some(is));
         }
         assert_eq!(label(&"a".repeat(63)).unwrap().len(), 63);
-        assert_eq!(super::name("Web.U1000").as_deref(), Some("web.u1000"));
+        assert_eq!(name("Web.U1000").as_deref(), Some("web.u1000"));
     }
 
     #[test]

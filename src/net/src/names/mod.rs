@@ -160,6 +160,8 @@ impl Process {
             }
             Self::Found(pidfd) => {
                 let _ = pidfd.send_signal(Signal::KILL);
+                // Not ours to reap, unless this process has taken over its ancestor's children.
+                let _ = pidfd.wait();
             }
         }
     }
@@ -248,14 +250,22 @@ impl NameServers {
     pub fn launch(&mut self, route: &Route, bridge: &Bridge) -> Result<(), NamesError> {
         let device = &bridge.device;
         let server = self.servers.get_mut(device).ok_or_else(|| NamesError::NotPrepared(device.clone()))?;
-        let Process::Waiting(waiting) = std::mem::replace(&mut server.process, Process::None(None)) else {
-            return self.running(device).map(|_| ()).ok_or_else(|| NamesError::NotPrepared(device.clone()));
+        let waiting = match std::mem::replace(&mut server.process, Process::None(None)) {
+            Process::Waiting(waiting) => waiting,
+            other => {
+                server.process = other;
+                return self
+                    .running(device)
+                    .map(|_| ())
+                    .ok_or_else(|| NamesError::NotPrepared(device.clone()));
+            }
         };
         let (index, mac) = (server.port.ifindex, server.port.mac);
         match release(route, bridge, *waiting, index, mac) {
             Ok(started) => {
                 server.backoff.started();
                 server.process = Process::Child(started);
+                server.port.is_running = true;
                 self.watch_upstream();
                 Ok(())
             }
@@ -269,7 +279,7 @@ impl NameServers {
     /// Tells the name server of a bridge of all links on it.
     ///
     /// # Errors
-    /// [`NamesError`]. Of two files one may be new then; the next call writes both.
+    /// [`NamesError`]. Some files may be new then; the next call writes the others.
     pub fn set_hosts<'a>(
         &self,
         device: &str,
@@ -277,10 +287,13 @@ impl NameServers {
     ) -> Result<(), NamesError> {
         let failed = |source| NamesError::Files { device: device.to_owned(), source };
         let files = self.files(device).map_err(failed)?;
-        let hosts = zone::hosts(links.clone(), &self.domain);
-        let dhcp_hosts = zone::dhcp_hosts(links);
-        let changed = replace(&files, HOSTS, &hosts).map_err(failed)?;
-        if replace(&files, DHCP_HOSTS, &dhcp_hosts).map_err(failed)? || changed {
+        let texts =
+            [(HOSTS, zone::hosts(links.clone(), &self.domain)), (DHCP_HOSTS, zone::dhcp_hosts(links))];
+        let mut changed = false;
+        for (file, text) in &texts {
+            changed |= replace(&files, file, text).map_err(failed)?;
+        }
+        if changed {
             self.tell(device);
         }
         Ok(())
@@ -362,6 +375,7 @@ impl NameServers {
         let Some((device, server)) = self.servers.iter_mut().find(|(_, server)| is_it(server)) else {
             return;
         };
+        // Until the timer is set nothing is waited for.
         match std::mem::replace(&mut server.process, Process::None(None)) {
             Process::None(_) => {
                 self.due.push(device.clone());
@@ -644,15 +658,17 @@ fn configure(waiting: &Waiting, bridge: &Bridge, mac: Mac) -> Result<(), NamesEr
     let absent = || source(io::ErrorKind::NotFound.into());
     let index = route.link_by_name(zone::DEVICE)?.ok_or_else(absent)?.index;
     route.set_up(LOOPBACK, true)?;
-    // Its own link-local address is there at once: the kernel's would be looked for on the bridge for a second first.
-    route.set_without_link_local(index)?;
+    if gateway6.is_some() {
+        // The link-local address that the kernel would give it, but at once, and not after a second of looking for
+        // others that have it.
+        route.add_address(index, link_local(mac).into(), 64, true)?;
+    }
     route.set_up(index, true)?;
     if let (Some(gateway), Some(server)) = (gateway4, server4) {
         route.add_address(index, (*server).into(), gateway.prefix, true)?;
         route.add_default_route(index, gateway.address.into())?;
     }
     if let (Some(gateway), Some(server)) = (gateway6, server6) {
-        route.add_address(index, link_local(mac).into(), 64, true)?;
         route.add_address(index, (*server).into(), gateway.prefix, true)?;
         route.add_default_route(index, gateway.address.into())?;
     }

@@ -49,7 +49,9 @@ pub fn configuration(bridge: &Bridge, domain: &str, place: &str) -> String {
     line(format!("addn-hosts={place}/{}", super::HOSTS));
     line(format!("dhcp-hostsfile={place}/{}", super::DHCP_HOSTS));
     line(format!("resolv-file={place}/{}", super::RESOLV));
-    line(format!("domain={domain}"));
+    // Not as the server's own domain: it would let the names of its leases be found in it for as long as they last,
+    // and the container may be gone.
+    line(format!("dhcp-option=option:domain-name,{domain}"));
     line(format!("local=/{domain}/"));
     line(format!("dhcp-lease-max={MOST_LEASES}"));
     let BridgeKind::Own { gateway4, gateway6, server4, server6 } = &bridge.kind else { return text };
@@ -151,19 +153,16 @@ pub fn hosts<'a>(links: impl IntoIterator<Item = &'a Link>, domain: &str) -> Str
     text
 }
 
-/// Whose request gets which addresses, and its name if that is its own: the server lets the names of its leases be found.
+/// Whose request gets which addresses; without a name, which would be found for as long as the lease lasts.
 pub fn dhcp_hosts<'a>(links: impl IntoIterator<Item = &'a Link>) -> String {
     let mut text = String::new();
-    for (link, names) in owned_names(links) {
+    for link in oldest_first(links) {
         text.push_str(&link.info.mac.to_string());
         for address in addresses(link) {
             let _ = match address {
                 IpAddr::V4(address) => write!(text, ",{address}"),
                 IpAddr::V6(address) => write!(text, ",[{address}]"),
             };
-        }
-        if let Some(name) = label::label(&link.host_name).filter(|name| names.contains(name)) {
-            let _ = write!(text, ",{name}");
         }
         let _ = writeln!(text, ",{LEASE}");
     }
@@ -228,8 +227,8 @@ mod tests {
         );
         assert_eq!(
             dhcp_hosts(&links),
-            "02:00:00:00:00:05,10.9.8.5,[fd00:1:2:3::5],db,1h\n\
-             02:00:00:00:00:07,10.9.8.7,[fd00:1:2:3::7],my-web,1h\n"
+            "02:00:00:00:00:05,10.9.8.5,[fd00:1:2:3::5],1h\n\
+             02:00:00:00:00:07,10.9.8.7,[fd00:1:2:3::7],1h\n"
         );
     }
 
@@ -241,12 +240,6 @@ mod tests {
         assert!(!text.lines().any(|line| line.starts_with("10.9.8.9 db.cgrant")), "{text}");
         assert!(text.contains("10.9.8.9 db.u1001.cgrant\n"), "{text}");
         assert!(text.contains("10.9.8.11 d-b.cgrant db.cgrant\n"), "{text}");
-        // Nor by way of a lease.
-        let leases = dhcp_hosts(&links);
-        assert!(
-            leases.contains("[fd00:1:2:3::5],db,1h") && leases.contains("[fd00:1:2:3::9],1h"),
-            "{leases}"
-        );
     }
 
     #[test]

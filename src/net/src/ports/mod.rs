@@ -29,9 +29,9 @@ use crate::proxy::{
     message::{Lead, PortId},
 };
 
-/// How long a port is waited for that a proxy of a helper before us still serves: it ends when it notices that
-/// its helper is gone, which takes a moment.
-const PREDECESSOR: Duration = Duration::from_millis(500);
+/// How long at the beginning a port is waited for that a proxy of a helper before us still serves: it closes them
+/// when it notices that its helper is gone, which takes a moment.
+const PREDECESSOR: Duration = Duration::from_secs(1);
 /// How often that is looked for.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
@@ -133,13 +133,14 @@ struct Held {
 pub struct Holders {
     links: BTreeMap<LinkKey, BTreeMap<Binding, Held>>,
     proxy: Proxy,
+    begun: Instant,
 }
 
 impl Holders {
     /// Holds nothing yet. The proxy is started with the first port that it serves.
     #[must_use]
     pub fn new(settings: ProxySettings) -> Self {
-        Self { links: BTreeMap::new(), proxy: Proxy::new(settings) }
+        Self { links: BTreeMap::new(), proxy: Proxy::new(settings), begun: Instant::now() }
     }
 
     /// Gives a link exactly these ports: [`Holders::open`] and [`Holders::settle`].
@@ -193,7 +194,7 @@ impl Holders {
             ports.iter().filter_map(|port| Some((binding_of(port).ok()?, port.container))).collect();
         let (mut held, ended): (BTreeMap<_, _>, BTreeMap<_, _>) =
             held.into_iter().partition(|(binding, _)| wanted.contains_key(binding));
-        ended.into_values().for_each(|ended| self.end(ended));
+        ended.values().for_each(|ended| self.end(ended));
         for (binding, port) in &mut held {
             let Some(container) = wanted.get(binding) else { continue };
             let Some(loopback) = port.holder.loopback() else { continue };
@@ -217,7 +218,7 @@ impl Holders {
 
     /// Ends all ports of a link, if it has any. Connections through the proxy are cut.
     pub fn release(&mut self, key: &LinkKey) {
-        for (_, held) in self.links.remove(key).unwrap_or_default() {
+        for held in self.links.remove(key).unwrap_or_default().values() {
             self.end(held);
         }
     }
@@ -246,9 +247,9 @@ impl Holders {
         self.proxy.restart(leads);
     }
 
-    fn end(&mut self, held: Held) {
-        if let Some((id, _)) = held.lead {
-            self.proxy.end(id);
+    fn end(&mut self, held: &Held) {
+        if let Some((id, _)) = &held.lead {
+            self.proxy.end(*id);
         }
     }
 
@@ -264,14 +265,14 @@ impl Holders {
             .find_map(|(key, binding)| overlaps(binding, wanted).then(|| key.clone()))
     }
 
-    /// Binds, and has patience with a proxy of a helper before us.
+    /// Binds; at the beginning with patience for a proxy of a helper before us. Later a refusal is one at once, so that
+    /// who asks for ports that others have keeps nobody waiting.
     fn bind(&self, binding: &Binding) -> Result<Holder, Refused> {
-        let begun = Instant::now();
         loop {
             let result = Holder::bind(binding);
-            let waits = matches!(&result, Err(Refused::Taken(Some(by)))
-                if by.uid == self.proxy.uid() && by.address.ip() == IpAddr::V6(Ipv6Addr::LOCALHOST));
-            if !waits || begun.elapsed() > PREDECESSOR {
+            let is_loopback = |by: &Occupant| by.address.ip() == IpAddr::V6(Ipv6Addr::LOCALHOST);
+            let waits = matches!(&result, Err(Refused::Taken(Some(by))) if is_loopback(by));
+            if !waits || self.begun.elapsed() > PREDECESSOR {
                 return result;
             }
             thread::sleep(LOOK_AGAIN);

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::backoff::Backoff;
 
-/// Longest that the helper waits for a proxy that reads nothing; it is replaced then.
+/// Longest that the helper waits for a proxy that reads or answers nothing; it is replaced then.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Descriptors that the child moves out of the way get numbers from here on.
 const ASIDE: RawFd = 10;
@@ -81,12 +81,6 @@ impl Proxy {
         Self { settings, last: 0, served: 0, running: None, backoff: Backoff::new(), timer: None }
     }
 
-    /// The account of the proxy.
-    #[must_use]
-    pub fn uid(&self) -> u32 {
-        self.settings.uid
-    }
-
     /// Serves a port. A proxy that can't be started is tried again later, and nobody else has to know: what it
     /// serves is held by a socket all the same.
     pub fn serve(&mut self, socket: BorrowedFd<'_>, lead: &Lead) -> Option<PortId> {
@@ -111,6 +105,7 @@ impl Proxy {
         self.served = self.served.saturating_sub(1);
         if self.served > 0 {
             self.tell(&ToProxy::End(id), &[]);
+            self.wait_for_end(id);
         } else {
             self.running = None;
             self.timer = None;
@@ -174,6 +169,18 @@ impl Proxy {
         }
     }
 
+    /// Until it has closed its socket, which keeps others from the port as well as ours does.
+    fn wait_for_end(&mut self, id: PortId) {
+        let Some(running) = &self.running else { return };
+        let answer = running.channel.receive().ok().flatten();
+        let ended = answer.and_then(|answer| cgrant_wire::decode::<PortId>(&answer.bytes).ok());
+        if ended != Some(id) {
+            tracing::error!("the proxy for [::1] does not close a port");
+            self.running = None;
+            self.later();
+        }
+    }
+
     /// Tries again after a while, the longer the more often it was in vain.
     fn later(&mut self) {
         match crate::backoff::timer(self.backoff.ended()) {
@@ -187,6 +194,7 @@ impl ProxySettings {
     fn start() -> io::Result<Running> {
         let (channel, theirs) = seqpacket::pair()?;
         set_socket_timeout(&channel, Timeout::Send, Some(PATIENCE))?;
+        set_socket_timeout(&channel, Timeout::Recv, Some(PATIENCE))?;
         let child = Clone3::new().spawn(|| Self::become_it(&theirs))?;
         Ok(Running { channel, pidfd: child.pidfd })
     }

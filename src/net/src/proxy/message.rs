@@ -1,4 +1,4 @@
-//! What the helper tells the proxy. The proxy answers nothing.
+//! What the helper tells the proxy. It answers only that a port has ended, with the port's number.
 
 use std::net::{SocketAddrV4, SocketAddrV6};
 
@@ -36,6 +36,6 @@ pub enum ToProxy {
     Serve(PortId, Lead),
     /// A port leads elsewhere from now on. Connections that are there stay.
     Change(PortId, Lead),
-    /// A port is no longer published: its connections are cut.
+    /// A port is no longer published: its socket is closed and its connections are cut. -> the [`PortId`]
     End(PortId),
 }

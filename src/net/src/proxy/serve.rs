@@ -229,6 +229,7 @@ impl Server {
             }
             Ok(ToProxy::End(id)) => {
                 self.ports.remove(&id);
+                self.answer(id);
                 self.forget_flows(|flow| flow.port == id);
                 let ended: Vec<u64> = self.connections_where(|connection| connection.port == id);
                 for number in ended {
@@ -237,6 +238,14 @@ impl Server {
                 self.resume();
             }
             Ok(ToProxy::Become { .. }) | Err(_) => (),
+        }
+    }
+
+    fn answer(&self, ended: PortId) {
+        let Some(channel) = &self.channel else { return };
+        // Where it can't be sent, the helper waits in vain and starts another proxy.
+        if let Ok(bytes) = cgrant_wire::encode(&ended) {
+            let _ = channel.send(&bytes, &[]);
         }
     }
 

@@ -56,11 +56,11 @@ pub fn as_stranger(child: impl FnOnce() -> i32) -> Exit {
 pub fn ways_to(port: u16, addresses: &[&str]) -> Vec<String> {
     let mut ways = Vec::new();
     for address in addresses.iter().map(|address| address.parse::<IpAddr>().unwrap()) {
-        for kind in [SocketType::STREAM, SocketType::DGRAM] {
+        for (what, kind) in [("tcp", SocketType::STREAM), ("udp", SocketType::DGRAM)] {
             for options in 0..8 {
                 let [only, reuse_address, reuse_port] = [1, 2, 4].map(|bit| options & bit != 0);
                 if try_way(SocketAddr::new(address, port), kind, only, reuse_address, reuse_port).is_ok() {
-                    ways.push(format!("{address} {kind:?} {only} {reuse_address} {reuse_port}"));
+                    ways.push(format!("{what} {address} {only} {reuse_address} {reuse_port}"));
                 }
             }
         }
