@@ -386,16 +386,16 @@ fn internet6(writer: &mut Writer<'_>, owner: &Owner<'_>) {
     writer.rule("claims", [is(field("ip6", "nexthdr"), ICMP6), goto("own6")]);
 }
 
-/// Wants: a neighbour's address, or the router's. Link-local ones that it makes up pass where neighbours are only its own, unless they
-/// are the own bridges' or made of a MAC (`ff:fe` in the middle): its own MAC it may use, so that one belongs, or will belong, to
-/// somebody else.
+/// Wants: a neighbour's address, or the router's. Link-local ones that it makes up pass where neighbours are only its own,
+/// unless they are the own bridges' or made of a MAC (`ff:fe` in the middle): its own MAC it may use, so that one belongs, or
+/// will belong, to somebody else.
 fn sources6(writer: &mut Writer<'_>, inventive: bool, local: Ipv6Addr, own: &[Ipv6Addr]) {
     let source = || field("ip6", "saddr");
-    let mut allowed: Vec<Expression> = own.iter().map(|address| text(*address)).collect();
-    allowed.push(Expression::from("::"));
-    let not_own = isnt(source(), Expression::Set(allowed));
+    // One comparison after the other and not a set: that would be one more thing to list for each later run of nft.
+    let mut not_own: Vec<Statement> = own.iter().map(|address| isnt(source(), text(*address))).collect();
+    not_own.push(isnt(source(), "::"));
     if inventive {
-        writer.rule("own IPv6", [not_own, isnt(source(), prefix(IpAddr::V6(LINK_LOCAL), 64)), DROP]);
+        not_own.push(isnt(source(), prefix(IpAddr::V6(LINK_LOCAL), 64)));
         writer.rule("link-local of the router", [is(source(), text(ROUTER)), DROP]);
         writer.rule(
             "link-local of another MAC",
@@ -406,18 +406,18 @@ fn sources6(writer: &mut Writer<'_>, inventive: bool, local: Ipv6Addr, own: &[Ip
                 DROP,
             ],
         );
-    } else {
-        writer.rule("own IPv6", [not_own, DROP]);
     }
+    not_own.push(DROP);
+    writer.rule("own IPv6", not_own);
 }
 
 /// The same for the addresses that neighbour discovery is about.
 fn targets6(writer: &mut Writer<'_>, inventive: bool, local: Ipv6Addr, own: &[Ipv6Addr]) {
     let target = || raw("th", 64, 128);
-    let not_own = isnt(target(), Expression::Set(own.iter().map(|address| number(*address)).collect()));
-    let link_local = Expression::Text("0xfe80000000000000".to_owned());
+    let mut not_own: Vec<Statement> = own.iter().map(|address| isnt(target(), number(*address))).collect();
     if inventive {
-        writer.rule("claims of own IPv6", [not_own, isnt(raw("th", 64, 64), link_local.clone()), DROP]);
+        let link_local = Expression::Text("0xfe80000000000000".to_owned());
+        not_own.push(isnt(raw("th", 64, 64), link_local.clone()));
         writer.rule("claims of the router's link-local", [is(target(), number(ROUTER)), DROP]);
         writer.rule(
             "claims of link-local of another MAC",
@@ -428,9 +428,9 @@ fn targets6(writer: &mut Writer<'_>, inventive: bool, local: Ipv6Addr, own: &[Ip
                 DROP,
             ],
         );
-    } else {
-        writer.rule("claims of own IPv6", [not_own, DROP]);
     }
+    not_own.push(DROP);
+    writer.rule("claims of own IPv6", not_own);
 }
 
 const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);

@@ -25,6 +25,9 @@ pub const TESTS: &[Test] = &[
     ("frames to bridges go nowhere", groups),
 ];
 
+/// The link-local address of own bridges.
+const ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
 /// Who is who, as seen by the first container.
 struct Cast {
     mac: Mac,
@@ -115,6 +118,7 @@ fn spoofed(c: &Cast) -> Vec<Named> {
         ("an invented IPv6 of the network", c.udp6(stranger, (5000, 5000))),
         ("another's link-local", c.udp6(link_local(c.other), (5000, 5000))),
         ("the gateway's link-local", c.udp6(link_local(GATEWAY_MAC), (5000, 5000))),
+        ("the router's link-local", c.udp6(ROUTER, (5000, 5000))),
         ("no IPv6", c.udp6(Ipv6Addr::UNSPECIFIED, (5000, 5000))),
     ]
 }
@@ -152,6 +156,7 @@ fn neighbours(c: &Cast) -> Vec<Named> {
         ("advertisement of another's address", c.claim(c.ip6, c.other_ip6, c.mac)),
         ("advertisement of the gateway", c.claim(c.ip6, GATEWAY6, c.mac)),
         ("advertisement of the gateway's link-local", c.claim(local, link_local(GATEWAY_MAC), c.mac)),
+        ("advertisement of the router's link-local", c.claim(local, ROUTER, c.mac)),
         ("advertisement of another's link-local", c.claim(local, link_local(c.other), c.mac)),
         ("advertisement with another's MAC", c.claim(c.ip6, c.ip6, c.other)),
         ("advertisement in another's name", c.claim(c.other_ip6, c.other_ip6, c.mac)),
