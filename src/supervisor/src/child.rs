@@ -8,10 +8,16 @@ use std::{
 use cgrant_sys::{ChannelError, Exit};
 use cgrant_wire::boot::{FromChild, FrontKind, ToChild};
 
-use crate::{backoff::Backoff, process::Process};
+use crate::{
+    backoff::{Backoff, LONGEST},
+    process::Process,
+};
 
 /// More messages than this no child has reason to send; one that does is out of its mind or in foreign hands.
 const MAX_FRONT_MESSAGES: u32 = 8;
+/// How long at most to wait for a network helper that did serve: what it died of was one caller's request maybe, and the
+/// others wait for theirs.
+const LONGEST_OF_NET: Duration = Duration::from_secs(2);
 /// Longest sentence of a child that is kept, in characters.
 const MAX_REASON: usize = 1000;
 
@@ -151,7 +157,7 @@ impl Slot {
     /// Notes that starting it failed and when to try again.
     pub fn start_failed(&mut self) {
         self.has_failed = true;
-        let wait = self.backoff.died_after(Duration::ZERO);
+        let wait = self.backoff.died_after(Duration::ZERO, LONGEST);
         self.state = State::Due(Instant::now() + wait);
     }
 
@@ -248,7 +254,9 @@ impl Slot {
         let wait = if running.dismissed {
             Duration::ZERO
         } else {
-            self.backoff.died_after(running.started.elapsed())
+            let served = running.ready && self.role == Role::Net;
+            let longest = if served { LONGEST_OF_NET } else { LONGEST };
+            self.backoff.died_after(running.started.elapsed(), longest)
         };
         self.state = State::Due(Instant::now() + wait);
         self.has_failed |= !running.dismissed;

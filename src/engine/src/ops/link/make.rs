@@ -217,6 +217,7 @@ impl<'a> Prepared<'a> {
 
     fn make_one(&mut self, at: usize, record: &mut GrantRecord) -> Result<Option<Tap>, Refusal> {
         for _ in 0..TRIES {
+            self.engine.fault.step("link: to be made")?;
             let Some(link) = self.links.get(at) else { return Ok(None) };
             let wanted = Wanted { bridge: link.record.bridge.clone(), link: link.record.link.clone() };
             let netns = link.netns.as_ref().map(AsFd::as_fd);
@@ -247,6 +248,7 @@ impl<'a> Prepared<'a> {
         (link.record.link.info.ifindex, link.record.link.info.mtu) = (ifindex, mtu);
         link.record.phase = Phase::Active;
         replace(record, &link.record.link.key, link.record.clone());
+        self.engine.fault.step("link: made")?;
         let name = link.record.link.info.name.clone();
         match tap {
             None if link.record.link.info.kind == LinkKind::Tap => {
@@ -454,9 +456,12 @@ fn not_given(error: &AddressError, bridge: &str, request: &LinkRequest, terms: &
             .hint("remove links that are not needed; their addresses are used again then"),
         AddressError::Taken(Taken::Full) => full(bridge),
         AddressError::Taken(Taken::Outside) => Refusal::new(
-            RefusalCode::InvalidArgument,
-            format!("the address is not one of those that bridge {bridge} gives to links"),
-        ),
+            RefusalCode::AddressInUse,
+            format!(
+                "the address is one of the bridge's own, or none of those that bridge {bridge} gives to links"
+            ),
+        )
+        .hint("choose another address, or ask without one"),
         AddressError::Taken(Taken::InUse) => Refusal::new(
             RefusalCode::LinkExists,
             format!("another grant of this name has the link {} at this moment", request.name),

@@ -107,7 +107,6 @@ pub fn add(
     note(engine, &grant, record.clone())?;
     let made = engine.fault.step("link: intent recorded").and_then(|()| prepared.make(&mut record)).and_then(
         |taps| {
-            engine.fault.step("link: made")?;
             note(engine, &grant, record.clone())?;
             Ok(taps)
         },

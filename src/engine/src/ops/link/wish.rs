@@ -110,9 +110,8 @@ pub fn wishes(
                 Some(own_netns(engine, caller, account, fd, userns)?)
             }
             (LinkKind::Veth, None) => {
-                return Err(Refusal::new(
-                    RefusalCode::InvalidDescriptor,
-                    "a link of kind veth needs the network namespace that its far end is born in",
+                return Err(invalid(
+                    "a link of kind veth needs a netns: the network namespace that its far end is born in",
                 ));
             }
             (LinkKind::Tap, Some(_)) => {
@@ -273,7 +272,7 @@ pub fn own_netns(
     let netns = NetnsFd::from_fd(fd)
         .map_err(|error| wrong(&format!("the descriptor of a network namespace is not one: {error}")))?;
     if netns.id().map_err(check::internal)? == engine.own_netns {
-        return Err(wrong("the network namespace is the host's own"));
+        return Err(foreign("the network namespace is the host's own".to_owned()));
     }
     let ruler = netns
         .owner_userns()
