@@ -3,13 +3,13 @@
 //! May touch the own bridges' devices, addresses and settings, and the settings of the host that
 //! routing between a bridge and elsewhere needs.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, mem::discriminant};
 
-use cgrant_sys::{netlink::LinkState, process::random_u64};
+use cgrant_sys::netlink::LinkState;
 use cgrant_wire::net::{Bridge, BridgeKind};
 
 use crate::{
-    failure::{Failure, kernel},
+    failure::Failure,
     firewall::Guard,
     state::{Bridged, Net},
     sysctl,
@@ -29,11 +29,15 @@ fn is_bridge(device: &LinkState) -> bool {
 impl Net {
     /// The bridge's device, made if need be. -> its index, and whether it was made now.
     pub(crate) fn ensure_bridge(&mut self, bridge: &Bridge) -> Result<(u32, bool), Failure> {
-        match self.bridges.get_mut(&bridge.device) {
-            Some(known) if known.ifindex != 0 => {
-                known.bridge = bridge.clone();
-                return Ok((known.ifindex, false));
+        match self.bridges.get(&bridge.device) {
+            Some(known)
+                if known.bridge.name != bridge.name
+                    || discriminant(&known.bridge.kind) != discriminant(&bridge.kind) =>
+            {
+                let what = format!("the device {} is the bridge {}", bridge.device, known.bridge.name);
+                return Err(Failure::ForeignDevice(what));
             }
+            Some(known) if known.ifindex != 0 => return Ok((known.ifindex, false)),
             _ => {}
         }
         match &bridge.kind {
@@ -67,7 +71,7 @@ impl Net {
         let mtu = if bridge.mtu == 0 { USUAL_MTU } else { bridge.mtu };
         self.note_unfinished(&bridge.device)?;
         self.fault.step("bridge")?;
-        let mac = random_mac()?;
+        let mac = mac_of(bridge);
         let ifindex = self.route.add_bridge(&bridge.device, &self.bridge_alias(bridge), mac, mtu, false)?;
         if let Err(failure) = self.set_bridge_up(bridge, ifindex, mtu) {
             self.delete_device(ifindex);
@@ -325,10 +329,18 @@ fn is_virtual(bridge: &LinkState, devices: &[LinkState]) -> bool {
     ports.all(|port| matches!(port.kind.as_deref(), Some("veth" | "tun")))
 }
 
-/// An address for a bridge: the kernel would take a new one from its ports each time.
-fn random_mac() -> Result<[u8; 6], Failure> {
-    let [a, b, c, d, e, f, ..] = random_u64().map_err(kernel("no random number"))?.to_ne_bytes();
-    Ok([a & 0xfc | 0x02, b, c, d, e, f])
+/// The address of an own bridge: always the same for the same network, because containers go on sending to it when the bridge
+/// has to be made again.
+fn mac_of(bridge: &Bridge) -> [u8; 6] {
+    let [a, b, c, d] = match &bridge.kind {
+        BridgeKind::Own { gateway4: Some(gateway), .. } => gateway.address.octets(),
+        BridgeKind::Own { gateway6: Some(gateway), .. } => {
+            let [_, _, a, b, c, d, ..] = gateway.address.octets();
+            [a, b, c, d]
+        }
+        _ => [0; 4],
+    };
+    [0x02, b'c', a, b, c, d]
 }
 
 #[cfg(test)]
@@ -337,9 +349,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bridges_address_is_local_and_of_one_device() {
-        for _ in 0..64 {
-            assert_eq!(random_mac().unwrap()[0] & 3, 2);
-        }
+    fn a_bridges_address_is_that_of_its_network() {
+        use cgrant_wire::link::Address;
+        let bridge = |four: Option<&str>, six: Option<&str>| Bridge {
+            name: "default".into(),
+            device: "cgrant0".into(),
+            kind: BridgeKind::Own {
+                gateway4: four.map(|text| Address { address: text.parse().unwrap(), prefix: 22 }),
+                gateway6: six.map(|text| Address { address: text.parse().unwrap(), prefix: 64 }),
+                server4: None,
+                server6: None,
+            },
+            mtu: 1500,
+        };
+        assert_eq!(mac_of(&bridge(Some("10.1.2.1"), Some("fd00::1"))), [2, 0x63, 10, 1, 2, 1]);
+        assert_eq!(mac_of(&bridge(None, Some("fd00:102:304::1"))), [2, 0x63, 1, 2, 3, 4]);
     }
 }

@@ -1,5 +1,5 @@
 //! The helper's orders against real kernel objects. Each test runs in a child of its own, in a network namespace that
-//! plays the host, and nothing outside of that is touched. Needs root, `ip` and `nft`.
+//! plays the host, and nothing outside of that is touched. Needs root, `ip`, `bridge`, `nft`, `busybox`, `dnsmasq`.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
 
 mod doctor;
@@ -14,13 +14,20 @@ mod support;
 use std::process::ExitCode;
 
 use cgrant_sys::{Clone3, Exit};
-use nix::sched::CloneFlags;
+use nix::{
+    mount::{MsFlags, mount},
+    sched::CloneFlags,
+};
 
 /// A test: its name and what it runs.
 type Test = (&'static str, fn());
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // The proxy is this very program, as it is the helper's.
+    if arguments.first().is_some_and(|argument| argument == cgrant_net::proxy::ROLE) {
+        return cgrant_net::proxy::run();
+    }
     let tests: Vec<Test> = [
         making::TESTS,
         failing::TESTS,
@@ -54,9 +61,15 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Whatever the test starts ends with it, as its child is the first process of a pid namespace.
 fn in_namespace(test: fn()) -> bool {
-    let child = Clone3::new()
-        .flags(CloneFlags::CLONE_NEWNET)
-        .spawn(|| i32::from(std::panic::catch_unwind(test).is_err()));
+    let flags = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID;
+    let child = Clone3::new().flags(flags).spawn(|| {
+        let nothing = None::<&str>;
+        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
+        mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), nothing).unwrap();
+        mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), nothing).unwrap();
+        i32::from(std::panic::catch_unwind(test).is_err())
+    });
     child.unwrap().pidfd.wait().unwrap() == Exit::Code(0)
 }

@@ -12,7 +12,8 @@ use cgrant_wire::{
 use crate::{
     Test,
     support::{
-        Host, assert_same, foreign_bridge, link, namespace, net, own_bridge, port, run, run_in, snapshot, v4,
+        Host, admin_bridge, assert_same, foreign_bridge, link, namespace, net, own_bridge, port, run, run_in,
+        snapshot, v4,
     },
 };
 
@@ -56,8 +57,8 @@ fn a_link_is_as_asked_for() {
     assert!(run_in(&netns, "ip route").contains("default via 10.77.0.1"));
     assert!(run_in(&netns, "ip -6 route").contains("default via fd77::1"));
     // The gateway answers, in both families.
-    run_in(&netns, "ping -c 1 -W 5 10.77.0.1");
-    run_in(&netns, "ping -c 1 -W 5 fd77::1");
+    run_in(&netns, "busybox ping -c 1 -W 5 10.77.0.1");
+    run_in(&netns, "busybox ping -c 1 -W 5 fd77::1");
     assert_eq!(read("ipv4/conf/up0/forwarding"), "1");
     assert_eq!((read("ipv4/ip_forward").as_str(), read("ipv6/conf/all/forwarding").as_str()), ("0", "0"));
 }
@@ -176,8 +177,9 @@ fn exchange(tap: &std::os::fd::OwnedFd, frame: &[u8]) -> Vec<u8> {
 
 fn links_on_a_foreign_bridge_leave_it_alone() {
     let mut host = Host::new();
-    let index = host.route.add_bridge("br0", "the administrator's", [2, 0, 0, 3, 0, 1], 1450, false).unwrap();
-    host.route.set_up(index, true).unwrap();
+    admin_bridge(&host);
+    host.settle();
+    std::thread::sleep(std::time::Duration::from_secs(2));
     let before = snapshot();
     let (netns, mut link) = (namespace(), link(1));
     link.info.bridge = "lan".into();

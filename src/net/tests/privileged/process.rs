@@ -114,7 +114,7 @@ fn a_confined_helper_serves() {
     let order = Order::AddLink { bridge: own_bridge(), link: one.clone(), netns: Some(FdIndex(0)) };
     let reply = helper.order(order, &[netns.as_fd()]).unwrap();
     assert!(matches!(reply, Reply::Link { mtu: 1500, .. }), "{reply:?}");
-    run_in(&netns, "ping -c 1 -W 5 10.77.0.1");
+    run_in(&netns, "busybox ping -c 1 -W 5 10.77.0.1");
     match helper.order(Order::Examine, &[]).unwrap() {
         Reply::Findings(findings) => {
             let nft = findings.iter().find(|finding| finding.subject == "nftables").unwrap();

@@ -27,7 +27,7 @@ fn everything_is_found_again() {
     let events = host.restart(vec![own_bridge()], vec![one.clone()]);
     assert!(events.is_empty(), "{events:?}");
     assert_same(&with_link, &snapshot(), "after a restart");
-    run_in(&netns, "ping -c 1 -W 5 10.77.0.1");
+    run_in(&netns, "busybox ping -c 1 -W 5 10.77.0.1");
     assert!(std::net::TcpListener::bind("0.0.0.0:8080").is_err(), "the port is held again");
     assert!(host.settle().is_empty());
     host.remove(&one);
@@ -67,8 +67,8 @@ fn what_was_changed_meanwhile_is_mended() {
         let events = host.restart(vec![own_bridge()], vec![one.clone()]);
         let gone = events.iter().any(|event| matches!(event, NetEvent::LinkGone { .. }));
         assert!(!gone, "{line}: {events:?}");
-        run_in(&netns, "ping -c 1 -W 5 10.77.0.1");
-        run_in(&netns, "ping -c 1 -W 5 fd77::1");
+        run_in(&netns, "busybox ping -c 1 -W 5 10.77.0.1");
+        run_in(&netns, "busybox ping -c 1 -W 5 fd77::1");
         assert!(host.settle().is_empty(), "{line}");
     }
     // A device of that index, but not of that alias, is not the link's.

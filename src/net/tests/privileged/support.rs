@@ -86,15 +86,39 @@ pub fn snapshot() -> String {
         "ip addr",
         "ip route show table all",
         "ip -6 route show table all",
-        "ip neigh",
         "nft list ruleset",
     ] {
         all += &format!("# {line}\n{}", run(line));
     }
     settings(Path::new("/proc/sys/net"), &mut all);
-    // Counts down by itself.
-    let lines: Vec<_> = all.lines().filter(|line| !line.contains("valid_lft")).collect();
+    let lines: Vec<_> = all.lines().filter(|line| !line.contains("valid_lft")).map(without_timers).collect();
     lines.join("\n")
+}
+
+/// What counts down by itself.
+fn without_timers(line: &str) -> String {
+    let mut kept = Vec::new();
+    let mut is_value = false;
+    for word in line.split_whitespace() {
+        if !is_value {
+            kept.push(word);
+        }
+        is_value = word.ends_with("_timer");
+    }
+    kept.join(" ")
+}
+
+/// A bridge of the administrator's, which has a port besides ours.
+pub fn admin_bridge(host: &Host) -> u32 {
+    let index = host.route.add_bridge("br0", "the administrator's", [2, 0, 0, 3, 0, 1], 1500, false).unwrap();
+    host.route.set_mtu(index, 1450).unwrap();
+    host.route.set_up(index, true).unwrap();
+    if host.device("lan0").is_none() {
+        run("ip link add lan0 type veth peer name lan1");
+        run("ip link set lan1 up");
+    }
+    run("ip link set lan0 mtu 1450 master br0 up");
+    index
 }
 
 fn settings(directory: &Path, all: &mut String) {
@@ -115,7 +139,13 @@ fn settings(directory: &Path, all: &mut String) {
 
 /// Shows where two snapshots differ.
 pub fn assert_same(before: &str, after: &str, what: &str) {
-    if before != after {
+    // Sets are listed in any order.
+    let sorted = |text: &str| {
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort_unstable();
+        lines
+    };
+    if sorted(before) != sorted(after) {
         let lost = before.lines().filter(|line| !after.lines().any(|other| other == *line));
         let new = after.lines().filter(|line| !before.lines().any(|other| other == *line));
         let lost: Vec<_> = lost.map(|line| format!("- {line}")).collect();
