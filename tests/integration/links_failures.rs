@@ -139,7 +139,7 @@ fn each_step_fails_in_turn(lab: &Lab) {
 
 fn each_step_dies_in_turn(lab: &Lab) {
     let network = Network::new(lab);
-    let broker = network.broker();
+    let mut broker = network.broker();
     let bystander = Bystander::new(lab, &broker);
     let user = lab.user();
     for net in [true, false] {
@@ -172,6 +172,12 @@ fn each_step_dies_in_turn(lab: &Lab) {
             client.release(&again.path, false).unwrap_or_else(|refused| panic!("{step}: {refused:?}"));
             bystander.check(&network, step);
             checker::assert_in_order(lab);
+            drop(client);
+            if number % 5 == 4 {
+                // An engine that dies again and again is started later and later, up to half a minute.
+                broker.stop();
+                broker.start_again();
+            }
         }
     }
     bystander.release(&broker);
