@@ -65,13 +65,13 @@ impl Change {
     }
 
     /// The guard changes.
-    pub fn of_guard(old: &Guard, new: Guard) -> Self {
+    pub fn of_guard(old: &Guard, new: &Guard) -> Self {
         let part = |guard: &Guard| Part {
             elements: element::of_guard(guard),
             guard: Some(guard.clone()),
             ..Part::default()
         };
-        Self { old: part(old), new: part(&new) }
+        Self { old: part(old), new: part(new) }
     }
 
     /// The way back.

@@ -72,18 +72,20 @@ fn published(writer: &mut Writer<'_>) {
     let local = || is(Expression::Fib { result: "type", flags: ["daddr"] }, "local");
     for (chain, place) in [("published", "prerouting"), ("published-here", "output")] {
         writer.chain(chain, hook("nat", place, -100));
-        writer
-            .rule("one IPv4 address", [redirect("ip", "one4", pair(field("ip", "daddr"), service("dport")))]);
+        writer.rule(
+            "one IPv4 address",
+            [redirect("ip", "one4", &pair(field("ip", "daddr"), service("dport")))],
+        );
         writer.rule(
             "one IPv6 address",
-            [redirect("ip6", "one6", pair(field("ip6", "daddr"), service("dport")))],
+            [redirect("ip6", "one6", &pair(field("ip6", "daddr"), service("dport")))],
         );
         let any = || Expression::Concat(service("dport").into());
         writer
-            .rule("any IPv4 address", [local(), is(meta("nfproto"), "ipv4"), redirect("ip", "any4", any())]);
+            .rule("any IPv4 address", [local(), is(meta("nfproto"), "ipv4"), redirect("ip", "any4", &any())]);
         // From ::1 nothing leaves the loopback device; the proxy serves there.
         let not_loopback = isnt(field("ip6", "daddr"), "::1");
-        writer.rule("any IPv6 address", [not_loopback, local(), redirect("ip6", "any6", any())]);
+        writer.rule("any IPv6 address", [not_loopback, local(), redirect("ip6", "any6", &any())]);
     }
     // Connections to a published port may cross accounts, also where bridge-nf-call-iptables bridges them. New and established
     // only: an ICMP error that claims to belong to somebody's connection has no such right.
@@ -94,7 +96,7 @@ fn published(writer: &mut Writer<'_>) {
     writer.rule("published", [isnt(our_mark(), 0), dnat(), state(["new", "established"]), set]);
 }
 
-fn redirect(family: &'static str, map: &str, key: Expression) -> Statement {
+fn redirect(family: &'static str, map: &str, key: &Expression) -> Statement {
     let look_up = |data: String| Expression::Map { key: Box::new(key.clone()), data };
     let (addr, port) = (look_up(format!("@{map}")), look_up(format!("@{map}port")));
     Statement::Dnat(Nat { family, addr, port })

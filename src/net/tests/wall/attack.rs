@@ -484,7 +484,7 @@ fn invented(called: bool) {
             for (number, frame) in frames.iter().enumerate() {
                 world.containers[0].wire.send(frame);
                 let time = if expected { ARRIVAL } else { ABSENCE };
-                let arrived = friend.sees(time, |seen| same(seen, &frame));
+                let arrived = friend.sees(time, |seen| same(seen, frame));
                 assert_eq!(arrived, expected, "{address}, frame {number}");
             }
         };
