@@ -19,7 +19,7 @@ use crate::{
 
 impl Net {
     /// Makes everything as it ought to be, as far as it can be made; what can't is told by events.
-    pub fn restore(&mut self, bridges: Vec<Bridge>, links: Vec<Link>) {
+    pub fn restore(&mut self, bridges: &[Bridge], links: Vec<Link>) {
         if std::mem::replace(&mut self.is_restored, true) {
             tracing::error!("the engine told a second time what ought to be");
             return;
@@ -34,14 +34,18 @@ impl Net {
             tracing::error!(%error, "the devices can't be listed");
             Vec::new()
         });
-        let found = self.find_links(&bridges, links, &devices);
-        self.remove_strays(&found, &bridges, &devices);
+        let found = self.find_links(bridges, links, &devices);
+        self.remove_strays(&found, bridges, &devices);
         for (link, bridge, index) in found {
             self.take_over(link, &bridge, index, &devices);
         }
         self.hold_ports_again();
-        let own: Vec<Bridge> =
-            self.bridges.values().filter(|bridged| bridged.is_own()).map(|bridged| bridged.bridge.clone()).collect();
+        let own: Vec<Bridge> = self
+            .bridges
+            .values()
+            .filter(|bridged| bridged.is_own())
+            .map(|bridged| bridged.bridge.clone())
+            .collect();
         self.prepare_servers(&own);
         self.tried("the rules", Self::set_all_rules);
         self.serve_all(&own);

@@ -183,7 +183,7 @@ impl Net {
                     let fd = fds.into_iter().nth(usize::from(index.0));
                     fd.ok_or(Failure::Malformed("a descriptor lacks"))
                 });
-                self.add_link(&bridge, link, netns.transpose()?)
+                self.add_link(&bridge, &link, netns.transpose()?)
             }
             Order::RemoveLink(key) => self.remove_link(&key).map(done),
             Order::RemoveLinks(grant) => self.remove_links(grant).map(done),

@@ -31,9 +31,8 @@ pub struct Host {
     pub net: Net,
     pub directory: TempDir,
     pub route: Route,
-    /// Where the uplink leads.
-    pub outside: NetnsFd,
-    pub uplink: u32,
+    /// Where the uplink leads; it ends with this.
+    _outside: NetnsFd,
     may_forward_singly: bool,
 }
 
@@ -81,13 +80,9 @@ pub fn run_in(netns: &NetnsFd, line: &str) -> String {
 /// Everything that links could leave behind.
 pub fn snapshot() -> String {
     let mut all = String::new();
-    for line in [
-        "ip -d link",
-        "ip addr",
-        "ip route show table all",
-        "ip -6 route show table all",
-        "nft list ruleset",
-    ] {
+    for line in
+        ["ip -d link", "ip addr", "ip route show table all", "ip -6 route show table all", "nft list ruleset"]
+    {
         all += &format!("# {line}\n{}", run(line));
     }
     settings(Path::new("/proc/sys/net"), &mut all);
@@ -247,13 +242,13 @@ impl Host {
         route.add_default_route(uplink, v6("2001:db8::1").into()).unwrap();
         let directory = tempfile::tempdir().unwrap();
         let net = helper(directory.path(), may_forward_singly);
-        let mut host = Self { net, directory, route, outside, uplink, may_forward_singly };
-        host.net.restore(Vec::new(), Vec::new());
+        let mut host = Self { net, directory, route, _outside: outside, may_forward_singly };
+        host.net.restore(&[], Vec::new());
         host
     }
 
     /// The helper dies and another one is started, which is told what ought to be.
-    pub fn restart(&mut self, bridges: Vec<Bridge>, links: Vec<Link>) -> Vec<NetEvent> {
+    pub fn restart(&mut self, bridges: &[Bridge], links: Vec<Link>) -> Vec<NetEvent> {
         self.die();
         self.net.restore(bridges, links);
         self.net.take_events()
