@@ -23,6 +23,7 @@ pub const TESTS: &[Test] = &[
     ("honest frames do not reach other accounts", others),
     ("link-local addresses of its own making pass on an own bridge only", invented),
     ("frames to bridges go nowhere", groups),
+    ("nobody hears its own broadcasts", echo),
 ];
 
 /// The link-local address of own bridges.
@@ -517,5 +518,26 @@ fn groups(called: bool) {
             }
         }
         assert_eq!(seen_any, kind == Kind::Open, "frames to bridges were seen");
+    }
+}
+
+/// Ports are in hairpin mode: a container that heard its own question whether an address is free would not use it.
+fn echo(called: bool) {
+    for (kind, heard) in [(Kind::Open, true), (Kind::Walled, false), (Kind::Foreign, false)] {
+        let world = World::new(kind, called);
+        let cast = Cast::of(&world);
+        let question = neighbour(0, cast.ip6, &[]);
+        let message = icmp6(Ipv6Addr::UNSPECIFIED, NODES, 135, &question);
+        let frame = ethernet(ALL6, cast.mac, 0x86dd, &ip6(Ipv6Addr::UNSPECIFIED, NODES, ICMP6, &message));
+        // Sent by another socket, so that this one sees only what comes back, and its own sending once.
+        let ears = world.containers[0].space.packets("eth0", 0x86dd);
+        world.containers[0].wire.send(&frame);
+        let time = if heard { ARRIVAL } else { ABSENCE };
+        assert_eq!(
+            ears.sees(time, |seen| same(seen, &frame)),
+            heard,
+            "{}",
+            if heard { "no hairpin" } else { "heard" }
+        );
     }
 }
