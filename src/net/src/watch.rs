@@ -195,6 +195,7 @@ impl Net {
                     changes.links.insert(device.index);
                 }
                 changes.bridges.extend(self.bridge_of_index(device.index));
+                changes.bridges.extend(self.names.bridge_of_port(device.index).map(str::to_owned));
             }
             Event::Link(device) => self.note_link(&device, changes),
             Event::Address(address) => {
@@ -227,6 +228,8 @@ impl Net {
             }
             return;
         }
+        // Looked at as the bridge is: such a port changes when it is made, and seldom after.
+        changes.bridges.extend(self.names.bridge_of_port(device.index).map(str::to_owned));
         let is_awaited = |bridge: &Bridged| bridge.ifindex == 0 && bridge.bridge.device == device.name;
         if let Some(bridge) = self.bridges.values().find(|bridge| is_awaited(bridge)) {
             changes.bridges.insert(bridge.bridge.device.clone());
@@ -398,7 +401,7 @@ impl Net {
             addresses.iter().any(|one| one.ifindex == bridged.ifindex && one.address == ours.address)
         });
         if state.name == *device && state.up && state.mtu == bridged.mtu && has_all {
-            return Ok(());
+            return self.check_server(bridged);
         }
         if state.name != *device && self.route.set_name(bridged.ifindex, device).is_err() {
             self.route.set_up(bridged.ifindex, false)?;
@@ -408,6 +411,21 @@ impl Net {
         self.watch.rules_are_doubtful();
         self.watch.settings_are_doubtful();
         self.mended(format!("the bridge {device} was changed; it is as before"));
+        Ok(())
+    }
+
+    /// The name server's device was deleted, taken from the bridge or renamed: it gets another one.
+    fn check_server(&mut self, bridged: &Bridged) -> Result<(), Failure> {
+        let device = &bridged.bridge.device;
+        if self.names.is_whole(&self.route, device, bridged.ifindex)? {
+            return Ok(());
+        }
+        if let Err(error) = self.start_server(&bridged.bridge) {
+            tracing::error!(%error, device, "the name server can't be started again");
+            self.names.retry(device);
+            return Ok(());
+        }
+        self.mended(format!("the name server of {device} had lost its device; it was started again"));
         Ok(())
     }
 

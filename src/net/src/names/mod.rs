@@ -352,6 +352,21 @@ impl NameServers {
         self.servers.values().any(|server| server.port.ifname == ifname)
     }
 
+    /// The bridge whose name server has the device of this index.
+    #[must_use]
+    pub fn bridge_of_port(&self, index: u32) -> Option<&str> {
+        let is_it = |(_, server): &(&String, &Server)| index != 0 && server.port.ifindex == index;
+        self.servers.iter().find(is_it).map(|(device, _)| device.as_str())
+    }
+
+    /// Has the name server of a bridge its device, as it was made? One that is not running is not looked at.
+    ///
+    /// # Errors
+    /// [`NamesError`].
+    pub fn is_whole(&self, route: &Route, device: &str, bridge_index: u32) -> Result<bool, NamesError> {
+        self.running(device).map_or(Ok(true), |server| is_port(route, &server.port, bridge_index))
+    }
+
     /// The devices of name servers that are filtered, by their bridges.
     pub fn ports(&self) -> impl Iterator<Item = (&str, &ServerPort)> {
         self.servers.iter().map(|(device, server)| (device.as_str(), &server.port))

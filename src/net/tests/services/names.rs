@@ -11,7 +11,7 @@ use std::{
 
 use cgrant_net::{names::NameServers, state::Settings};
 use cgrant_sys::{
-    Clone3, Dir, NetnsFd, Pidfd,
+    Child, Clone3, Dir, NetnsFd, Pidfd,
     netlink::{NewVeth, Route, in_netns},
     pidfd::Signal,
 };
@@ -35,6 +35,7 @@ pub const TESTS: &[Test] = &[
     ("names::one_is_found_again_or_replaced", one_is_found_again_or_replaced),
     ("names::a_helper_that_dies_between_the_steps_leaves_nothing", a_helper_that_dies_between_the_steps),
     ("names::what_is_not_wanted_is_ended", what_is_not_wanted_is_ended),
+    ("names::a_device_that_is_gone_is_missed", a_device_that_is_gone_is_missed),
     ("names::a_second_start_is_the_same", a_second_start_is_the_same),
 ];
 
@@ -169,6 +170,16 @@ impl Drop for Host {
     fn drop(&mut self) {
         // A name server outlives who made it.
         self.names().stop(&self.route, DEVICE).unwrap();
+    }
+}
+
+/// A child that ends with the test, whatever comes of that.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.pidfd.send_signal(Signal::KILL).unwrap();
+        self.0.pidfd.wait().unwrap();
     }
 }
 
@@ -440,7 +451,7 @@ fn other_questions_go_to_the_hosts_servers() {
     host.route.add_address(1, upstream, 32, true).unwrap();
     // It says of every name that it is at 198.51.100.7.
     let socket = UdpSocket::bind((upstream, 53)).unwrap();
-    let server = start(|| {
+    let server = Killed(start(|| {
         let mut bytes = [0; 1500];
         loop {
             let (length, from) = socket.recv_from(&mut bytes).unwrap();
@@ -451,7 +462,7 @@ fn other_questions_go_to_the_hosts_servers() {
             answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 198, 51, 100, 7]);
             socket.send_to(&answer, from).unwrap();
         }
-    });
+    }));
     let loopback = [127, 0, 0, 1].into();
     let mut names = host.names_asking(&[loopback, upstream]);
     host.launch(&mut names);
@@ -462,8 +473,7 @@ fn other_questions_go_to_the_hosts_servers() {
     assert_eq!(ask(&socket, SERVER4, "www.cgrant", A), Some((3, vec![])));
     let files = host.directory.path().join("names/cgrant0/resolv.conf");
     assert_eq!(std::fs::read_to_string(files).unwrap(), "nameserver 192.0.2.53\n");
-    server.pidfd.send_signal(Signal::KILL).unwrap();
-    server.pidfd.wait().unwrap();
+    drop(server);
 }
 
 fn a_name_server_is_confined() {
@@ -497,7 +507,7 @@ fn a_name_server_is_confined() {
     files.sort();
     assert_eq!(files, ["dhcp-hosts", "dnsmasq.conf", "hosts", "resolv.conf"]);
     let mounts = std::fs::read_to_string(format!("/proc/{process}/mountinfo")).unwrap();
-    let run = mounts.lines().filter(|line| line.contains(" /run ")).last().unwrap();
+    let run = mounts.lines().rfind(|line| line.contains(" /run ")).unwrap();
     assert!(run.contains(" ro,nosuid,nodev,noexec"), "{run}");
     // Nobody else reads them.
     let directory = host.directory.path().join("names");
@@ -643,6 +653,25 @@ fn what_is_not_wanted_is_ended() {
     names.keep_only(&host.route, &["another"]).unwrap();
     eventually("its end", || Pidfd::open(process).is_err());
     host.assert_clean();
+}
+
+fn a_device_that_is_gone_is_missed() {
+    let host = Host::new();
+    let mut names = host.names();
+    host.launch(&mut names);
+    let port = names.ports().next().unwrap().1.clone();
+    assert_eq!(names.bridge_of_port(port.ifindex), Some(DEVICE));
+    assert!(names.is_whole(&host.route, DEVICE, host.index).unwrap());
+    host.route.set_master(port.ifindex, None).unwrap();
+    assert!(!names.is_whole(&host.route, DEVICE, host.index).unwrap());
+    let old = host.process();
+    assert!(!host.launch(&mut names));
+    assert_ne!(host.process(), old);
+    let port = names.ports().next().unwrap().1.clone();
+    host.route.delete_link(port.ifindex).unwrap();
+    assert!(!names.is_whole(&host.route, DEVICE, host.index).unwrap());
+    host.launch(&mut names);
+    assert!(names.is_whole(&host.route, DEVICE, host.index).unwrap());
 }
 
 fn a_second_start_is_the_same() {
