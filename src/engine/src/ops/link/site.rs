@@ -146,14 +146,15 @@ fn foreign(config: &BridgeConfig) -> Site {
         (Some(net), Some(range)) => number(net, range.first)..=number(net, range.last),
         (net, _) => numbers(net),
     };
-    let excluded = subnet4
-        .into_iter()
-        .flat_map(|net| {
-            let dns = config.dns.iter().filter_map(|address| match address {
-                IpAddr::V4(address) => Some(*address),
-                IpAddr::V6(_) => None,
-            });
-            config.gateway4.into_iter().chain(dns).map(move |address| number(net, address))
+    // A number stands for an address of each family: what others have in either is nobody's.
+    let others = || config.gateway4.map(IpAddr::V4).into_iter().chain(config.dns.iter().copied());
+    let excluded = others()
+        .chain(config.gateway6.map(IpAddr::V6))
+        .filter_map(|address| match address {
+            IpAddr::V4(address) => {
+                subnet4.filter(|net| net.contains(&address)).map(|net| number(net, address))
+            }
+            IpAddr::V6(address) => networks.subnet6.and_then(|net| number6(net, address)),
         })
         .collect();
     let device = config.device.as_ref().map_or("", |device| device.as_str()).to_owned();
@@ -168,6 +169,12 @@ fn foreign(config: &BridgeConfig) -> Site {
         managed: false,
         any_address: config.unfiltered,
     }
+}
+
+/// The number of an address in a network of 64 bits, if it has one.
+fn number6(net: Ipv6Net, address: Ipv6Addr) -> Option<u32> {
+    let low = u128::from(address).checked_sub(u128::from(net.network()))?;
+    u32::try_from(low).ok()
 }
 
 /// Those after the broker's own, without the last, which is all of them at once (broadcast).
@@ -270,10 +277,10 @@ mod tests {
 
     #[test]
     fn an_administrators_bridge_gives_what_its_table_says() {
-        let text = "[[network.bridge]]\nname = \"lan\"\ndevice = \"br0\"\nsubnet4 = \"192.168.1.0/24\"\nrange4 = \"192.168.1.100-192.168.1.110\"\ngateway4 = \"192.168.1.105\"\ndns = [\"192.168.1.106\", \"::1\"]\n";
+        let text = "[[network.bridge]]\nname = \"lan\"\ndevice = \"br0\"\nsubnet4 = \"192.168.1.0/24\"\nrange4 = \"192.168.1.100-192.168.1.110\"\ngateway4 = \"192.168.1.105\"\ndns = [\"192.168.1.106\", \"::1\", \"fd00::6c\"]\nsubnet6 = \"fd00::/64\"\ngateway6 = \"fd00::6b\"\n";
         let config = cgrant_policy::Config::parse("x", text).unwrap();
         let site = foreign(&config.network.bridges.all()[0]);
-        assert_eq!((site.span, site.excluded), (100..=110, vec![105, 106]));
+        assert_eq!((site.span, site.excluded), (100..=110, vec![105, 106, 108, 107]));
         assert_eq!(site.bridge.kind, BridgeKind::Foreign);
         assert!(!site.any_address && !site.managed);
     }
