@@ -345,7 +345,10 @@ fn no_address_of_others(called: bool) {
         world.publish(number, &[port(Some(ip), 7000, 8080, Transport::Tcp)]);
         let (listen, to) = (SocketAddr::new(any(ip), 7000), SocketAddr::new(ip, 7000));
         assert!(world.host.connect(&world.outside, listen, to).is_some(), "the host's own to {ip}");
-        assert!(world.containers[2].space.connect(&world.outside, listen, to).is_some(), "through it to {ip}");
+        assert!(
+            world.containers[2].space.connect(&world.outside, listen, to).is_some(),
+            "through it to {ip}"
+        );
     }
 }
 
