@@ -139,6 +139,7 @@ impl Net {
             return self.end_forwarding();
         }
         let devices = self.route.links()?;
+        self.keep_routers(&devices)?;
         let mut guarded4 = BTreeSet::new();
         let mut guarded6 = BTreeSet::new();
         for bridge in self.bridges.values().filter(|bridge| bridge.is_own()) {
@@ -194,6 +195,21 @@ impl Net {
         self.forward_all_ipv6(devices, guarded)
     }
 
+    /// Who configures itself by advertisements goes on doing so. The routes that came with them are dropped otherwise as
+    /// soon as any interface is a router, a bridge of ours too (`addrconf_fixup_forwarding` in net/ipv6/addrconf.c).
+    fn keep_routers(&mut self, devices: &[LinkState]) -> Result<(), Failure> {
+        let value = |device: &str, name: &str| sysctl::read(&format!("ipv6/conf/{device}/{name}"));
+        let others: Vec<_> = devices.iter().filter(|device| !self.is_ours(device)).collect();
+        for device in others {
+            if value(&device.name, "accept_ra").as_deref() == Some("1")
+                && value(&device.name, "forwarding").as_deref() == Some("0")
+            {
+                self.sysctls.set(&format!("ipv6/conf/{}/accept_ra", device.name), device.index, "2")?;
+            }
+        }
+        Ok(())
+    }
+
     /// The switch sets every interface's value, and the default: each is remembered.
     fn forward_all_ipv6(
         &mut self,
@@ -202,15 +218,6 @@ impl Net {
     ) -> Result<(), Failure> {
         let value = |device: &str, name: &str| sysctl::read(&format!("ipv6/conf/{device}/{name}"));
         let others: Vec<_> = devices.iter().filter(|device| !self.is_ours(device)).collect();
-        // Who configures itself by advertisements goes on doing so; the routes that came with them are dropped otherwise
-        // as soon as the first interface forwards.
-        for device in &others {
-            if value(&device.name, "accept_ra").as_deref() == Some("1")
-                && value(&device.name, "forwarding").as_deref() == Some("0")
-            {
-                self.sysctls.set(&format!("ipv6/conf/{}/accept_ra", device.name), device.index, "2")?;
-            }
-        }
         for (name, index) in
             others.iter().map(|device| (device.name.as_str(), device.index)).chain([("default", 0)])
         {

@@ -62,6 +62,7 @@ fn a_link_is_as_asked_for() {
     // The gateway answers, in both families.
     run_in(&netns, "busybox ping -c 1 -W 5 10.77.0.1");
     run_in(&netns, "busybox ping -c 1 -W 5 fd77::1");
+    the_outside_answers(&netns);
     assert_eq!(read("ipv4/conf/up0/forwarding"), "1");
     assert_eq!((read("ipv4/ip_forward").as_str(), read("ipv6/conf/all/forwarding").as_str()), ("0", "0"));
 }
@@ -81,6 +82,8 @@ fn the_host_is_as_before_after_the_last_link() {
     host.remove(&second);
     assert_same(&before, &snapshot(), "after the last link");
     assert!(host.net.descriptors().is_empty(), "nothing is listened to without links");
+    let files: Vec<_> = std::fs::read_dir(host.directory.path()).unwrap().collect();
+    assert!(files.is_empty(), "{files:?}");
     assert!(host.net.deadline().is_none());
     assert!(host.settle().is_empty());
 }
@@ -95,8 +98,14 @@ fn forwarding_the_old_way_is_undone_too() {
         (read("ipv6/conf/all/forwarding").as_str(), read("ipv6/conf/up0/accept_ra").as_str()),
         ("1", "2")
     );
+    the_outside_answers(&netns);
     host.remove(&link);
     assert_same(&before, &snapshot(), "after the last link");
+}
+
+fn the_outside_answers(netns: &cgrant_sys::NetnsFd) {
+    run_in(netns, "busybox ping -c 1 -W 5 198.51.100.1");
+    run_in(netns, "busybox ping -c 1 -W 5 2001:db8::1");
 }
 
 fn a_second_link_leaves_the_first_ones_way_out() {
