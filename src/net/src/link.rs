@@ -281,6 +281,9 @@ impl Net {
             work.done.push(Step::Held);
         }
         self.fault.step("rules")?;
+        if self.links.len() == 1 {
+            self.note_rules(true)?;
+        }
         self.wall(|wall| wall.add_link(work.bridge, &link.info.host_name, link))?;
         work.done.push(Step::Walled);
         if self.bridges.get(device).is_some_and(crate::state::Bridged::is_own) {
@@ -395,6 +398,9 @@ impl Net {
                 self.watch.end();
             }
             self.clashes.clear();
+            if outcome.is_ok() {
+                outcome = self.note_rules(false);
+            }
             let _ = self.directory.remove_file(UNFINISHED);
         }
         outcome

@@ -77,8 +77,27 @@ pub fn run_in(netns: &NetnsFd, line: &str) -> String {
     cgrant_sys::netlink::in_netns(netns, || Ok(run(line))).unwrap()
 }
 
+/// Waits until the kernel has taken notice that devices of links are up, which it does in its own time.
+fn wait_for_devices() {
+    let read = |path: &Path, file: &str| std::fs::read_to_string(path.join(file)).unwrap_or_default();
+    let is_late = |path: &Path| {
+        let flags = read(path, "flags");
+        let is_up = flags
+            .trim()
+            .strip_prefix("0x")
+            .is_some_and(|digits| u32::from_str_radix(digits, 16).unwrap() & 1 == 1);
+        is_up && read(path, "carrier") == "1\n" && read(path, "operstate") == "down\n"
+    };
+    let begun = Instant::now();
+    while std::fs::read_dir("/sys/class/net").unwrap().any(|entry| is_late(&entry.unwrap().path())) {
+        assert!(begun.elapsed() < Duration::from_secs(10), "a device does not come up");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Everything that links could leave behind.
 pub fn snapshot() -> String {
+    wait_for_devices();
     let mut all = String::new();
     for line in
         ["ip -d link", "ip addr", "ip route show table all", "ip -6 route show table all", "nft list ruleset"]
