@@ -69,6 +69,7 @@ fn note_less(engine: &Engine, grant: &Grant, record: GrantRecord) {
 }
 
 fn position(record: &GrantRecord, name: &str) -> Result<usize, Refusal> {
+    wish::check_name(name)?;
     let there = |link: &LinkRecord| link.phase == Phase::Active && link.link.info.name == name;
     record.links.iter().position(there).ok_or_else(|| {
         Refusal::new(RefusalCode::NoSuchLink, format!("the grant has no link named {name:?}"))
