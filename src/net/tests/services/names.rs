@@ -30,6 +30,7 @@ pub const TESTS: &[Test] = &[
     ("names::leases_and_names_of_known_containers", leases_and_names_of_known_containers),
     ("names::changes_are_taken_over", changes_are_taken_over),
     ("names::other_questions_go_to_the_hosts_servers", other_questions_go_to_the_hosts_servers),
+    ("names::a_resolver_on_the_loopback_is_asked", a_resolver_on_the_loopback_is_asked),
     ("names::a_name_server_is_confined", a_name_server_is_confined),
     ("names::one_that_ends_is_made_again", one_that_ends_is_made_again),
     ("names::one_is_found_again_or_replaced", one_is_found_again_or_replaced),
@@ -445,13 +446,10 @@ fn changes_are_taken_over() {
     assert!(Pidfd::open(process).unwrap().is_alive().unwrap());
 }
 
-fn other_questions_go_to_the_hosts_servers() {
-    let host = Host::new();
-    let upstream: IpAddr = [192, 0, 2, 53].into();
-    host.route.add_address(1, upstream, 32, true).unwrap();
-    // It says of every name that it is at 198.51.100.7.
-    let socket = UdpSocket::bind((upstream, 53)).unwrap();
-    let server = Killed(start(|| {
+/// Says of every name that it is at 198.51.100.7.
+fn answering(address: IpAddr) -> Killed {
+    let socket = UdpSocket::bind((address, 53)).unwrap();
+    Killed(start(|| {
         let mut bytes = [0; 1500];
         loop {
             let (length, from) = socket.recv_from(&mut bytes).unwrap();
@@ -462,9 +460,46 @@ fn other_questions_go_to_the_hosts_servers() {
             answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 198, 51, 100, 7]);
             socket.send_to(&answer, from).unwrap();
         }
-    }));
-    let loopback = [127, 0, 0, 1].into();
-    let mut names = host.names_asking(&[loopback, upstream]);
+    }))
+}
+
+/// The resolver of the host listens on its loopback only, where the name server can't come.
+fn a_resolver_on_the_loopback_is_asked() {
+    let host = Host::new();
+    let resolver = [127, 0, 0, 1].into();
+    let server = answering(resolver);
+    for round in 0..2_u8 {
+        let mut names = host.names_asking(&[resolver]);
+        host.launch(&mut names);
+        names.set_hosts(DEVICE, [].iter()).unwrap();
+        let container = Container::configured(&host, 16 + round);
+        let socket = container.socket((Ipv4Addr::UNSPECIFIED, 0));
+        for number in 0..50 {
+            let name = format!("www{round}x{number}.example.org");
+            assert_eq!(ask(&socket, SERVER4, &name, A), Some((0, vec![vec![198, 51, 100, 7]])));
+        }
+        // From the bridge alone: rules then say who may.
+        let outside = UdpSocket::bind("127.0.0.1:0").unwrap();
+        outside.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        assert_eq!(ask(&outside, GATEWAY4, "www.example.org", A), None);
+        if round == 0 {
+            // Replaced by another helper, which finds the name server.
+            drop(names);
+        } else {
+            names.stop(&host.route, DEVICE).unwrap();
+            assert!(names.descriptors().is_empty());
+        }
+    }
+    drop(server);
+}
+
+fn other_questions_go_to_the_hosts_servers() {
+    let host = Host::new();
+    let upstream: IpAddr = [192, 0, 2, 53].into();
+    host.route.add_address(1, upstream, 32, true).unwrap();
+    let server = answering(upstream);
+    let link_local = [169, 254, 1, 1].into();
+    let mut names = host.names_asking(&[link_local, upstream]);
     host.launch(&mut names);
     names.set_hosts(DEVICE, [].iter()).unwrap();
     let container = Container::configured(&host, 16);
