@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use cgrant_wire::link::Mac;
+use cgrant_wire::{link::Mac, net::Link};
 
 use crate::{
     Test,
@@ -24,6 +24,8 @@ pub const TESTS: &[Test] = &[
     ("link-local addresses of its own making pass on an own bridge only", invented),
     ("frames to bridges go nowhere", groups),
     ("nobody hears its own broadcasts", echo),
+    ("who may use any address may still not be anybody", any_address),
+    ("a link without an address of a family has none", one_family),
 ];
 
 /// The link-local address of own bridges.
@@ -548,4 +550,73 @@ fn echo(called: bool) {
             if heard { "no hairpin" } else { "heard" }
         );
     }
+}
+
+/// Which of `frames` reach the other container of the account, when the first one's link is `changed`?
+fn arriving(
+    kind: Kind,
+    called: bool,
+    changed: impl Fn(&mut Link),
+    frames: fn(&Cast) -> Vec<Named>,
+) -> Vec<String> {
+    let mut world = World::new(kind, called);
+    let mut link = world.containers[0].link.clone();
+    changed(&mut link);
+    world.wall(|firewall, bridge| firewall.add_link(bridge, "cgv0", &link).unwrap());
+    assert!(world.wall(|firewall, _| firewall.is_intact().unwrap()));
+    let cast = Cast::of(&world);
+    let friend = world.containers[1].space.packets("eth0", 3);
+    let frames = frames(&cast);
+    let mut arrived = Vec::new();
+    let listen = |time, arrived: &mut Vec<String>| {
+        friend.sees(time, |seen| {
+            let found = frames.iter().find(|(_, frame)| same(seen, frame));
+            arrived.extend(found.map(|(name, _)| (*name).to_owned()));
+            false
+        });
+    };
+    for (_, frame) in &frames {
+        world.containers[0].wire.send(frame);
+        listen(ABSENCE / 40, &mut arrived);
+    }
+    listen(patience(), &mut arrived);
+    arrived
+}
+
+fn any_address(called: bool) {
+    let any = |link: &mut Link| link.any_address = true;
+    let arrived = arriving(Kind::Foreign, called, any, all);
+    let passes = |name: &str| arrived.iter().any(|arrived| arrived == name);
+    for name in ["another's IPv4", "an invented IPv6 of the network", "ARP answer for another"] {
+        // With bridge-nf-call the host's rules see them too, and tell accounts apart by known addresses.
+        assert!(passes(name) || called, "{name} does not pass: {arrived:#?}");
+    }
+    for name in arrived.iter().map(String::as_str) {
+        let is_about_mac = name.contains("MAC") || name == "ARP answer in another's name";
+        let is_about_address =
+            ["IPv4", "IPv6", "link-local", "ARP", "advertisement of", "claim of", "solicitation in"];
+        assert!(!is_about_mac, "{name} passes");
+        let is_allowed = is_about_address.iter().any(|word| name.contains(word))
+            || name == "advertisement in another's name"
+            || name == "a frame from the host's loopback";
+        assert!(is_allowed, "{name} passes");
+        for word in ["router", "redirect", "DHCP", "query", "VLAN", "fragment", "header", "sizes", "hardware"]
+        {
+            let is_harmless = name.contains("the router's link-local") || name == "no IPv4, and no DHCP";
+            assert!(is_harmless || !name.contains(word), "{name} passes");
+        }
+    }
+    // On an own bridge that is not for anybody to say.
+    let arrived = arriving(Kind::Walled, called, any, all);
+    assert!(arrived.is_empty(), "{arrived:#?}");
+}
+
+fn one_family(called: bool) {
+    let arrived = arriving(Kind::Walled, called, |link| link.info.address4 = None, good);
+    assert!(arrived.iter().any(|name| name == "IPv6"), "{arrived:#?}");
+    assert!(!arrived.iter().any(|name| name.contains("IPv4") || name.contains("ARP")), "{arrived:#?}");
+    let arrived = arriving(Kind::Walled, called, |link| link.info.address6 = None, good);
+    assert!(arrived.iter().any(|name| name == "IPv4"), "{arrived:#?}");
+    assert!(arrived.iter().any(|name| name == "IPv6 from link-local"), "{arrived:#?}");
+    assert!(!arrived.iter().any(|name| name == "IPv6" || name == "advertisement"), "{arrived:#?}");
 }
