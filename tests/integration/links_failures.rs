@@ -375,6 +375,7 @@ fn a_host_that_is_configured_by_advertisements_stays_so(lab: &Lab) {
         advertise();
         default().contains(&local.to_string())
     });
+    wait_until("its address is in use", || !network.host.run(&["ip", "-6", "address"]).contains("tentative"));
     network.look();
     let broker = network.broker();
     let user = lab.user();
