@@ -118,6 +118,8 @@ pub enum Order {
     },
     /// What stands in the way of links on this host: rows for `doctor`. -> [`Reply::Findings`]
     Examine,
+    /// Which addresses the host has. Changes nothing. -> [`Reply::Addresses`]
+    ListAddresses,
 }
 
 /// The answer to an order that was carried out.
@@ -143,6 +145,8 @@ pub enum Reply {
     },
     /// To [`Order::Examine`].
     Findings(Vec<Finding>),
+    /// To [`Order::ListAddresses`].
+    Addresses(Vec<IpAddr>),
 }
 
 /// One thing that `doctor` shows.

@@ -436,9 +436,9 @@ fn fixed(request: &LinkRequest, site: &Site) -> Result<(Option<u32>, Option<std:
     if !net.contains(&address) {
         return Err(outside(address.into()));
     }
-    // An attacker wants to be the router, or the name server, of all who are on an administrator's bridge: in IPv6 they may have
-    // an address that no number stands for.
-    if site.gateway6 == Some(address) || site.dns.contains(&address.into()) {
+    // An attacker wants to be the router, the name server or the host, for all who are on an administrator's bridge: in IPv6
+    // they may have an address that no number stands for.
+    if site.others.contains(&address.into()) {
         return Err(Refusal::new(RefusalCode::AddressInUse, format!("{address} is one of the bridge's own"))
             .hint("choose another address, or ask without one"));
     }
