@@ -37,6 +37,7 @@ pub const TESTS: &[Test] = &[
     ("names::a_helper_that_dies_between_the_steps_leaves_nothing", a_helper_that_dies_between_the_steps),
     ("names::what_is_not_wanted_is_ended", what_is_not_wanted_is_ended),
     ("names::a_device_that_is_gone_is_missed", a_device_that_is_gone_is_missed),
+    ("names::an_idle_one_sleeps", an_idle_one_sleeps),
     ("names::a_second_start_is_the_same", a_second_start_is_the_same),
 ];
 
@@ -707,6 +708,24 @@ fn a_device_that_is_gone_is_missed() {
     assert!(!names.is_whole(&host.route, DEVICE, host.index).unwrap());
     host.launch(&mut names);
     assert!(names.is_whole(&host.route, DEVICE, host.index).unwrap());
+}
+
+fn an_idle_one_sleeps() {
+    let host = Host::new();
+    let resolver = [127, 0, 0, 1].into();
+    let mut names = host.names_asking(&[resolver]);
+    host.launch(&mut names);
+    names.set_hosts(DEVICE, [link(16, 1000, &["web"])].iter()).unwrap();
+    let processes = children_of_own();
+    assert_eq!(processes.len(), 2, "a name server and a proxy");
+    let woken = || processes.iter().map(|pid| status(*pid, "voluntary_ctxt_switches")).collect::<Vec<_>>();
+    // What the start brings with it on the bridge takes a moment.
+    let mut before = woken();
+    eventually("rest", || {
+        std::thread::sleep(Duration::from_millis(1500));
+        let now = woken();
+        std::mem::replace(&mut before, now.clone()) == now
+    });
 }
 
 fn a_second_start_is_the_same() {
