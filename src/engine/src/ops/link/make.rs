@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Names that are tried in a namespace whose devices are not known.
-const TRIES: usize = 16;
+const TRIES: usize = 64;
 /// Addresses on the data link layer that are tried; two are never alike by chance.
 const SALTS: u8 = 8;
 
