@@ -259,6 +259,12 @@ impl Host {
         }
         route.add_default_route(uplink, v4("198.51.100.1").into()).unwrap();
         route.add_default_route(uplink, v6("2001:db8::1").into()).unwrap();
+        // Its last route comes when the kernel has taken notice that the other end is up too.
+        let begun = Instant::now();
+        while !run("ip -6 route show table local").contains("2001:db8::2 ") {
+            assert!(begun.elapsed() < Duration::from_secs(10), "the uplink does not come up");
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let directory = tempfile::tempdir().unwrap();
         let net = helper(directory.path(), may_forward_singly);
         let mut host = Self { net, directory, route, _outside: outside, may_forward_singly };
