@@ -111,6 +111,55 @@ fn a_bridge_of_the_administrators_stays_theirs(lab: &Lab) {
     close(&network, printer);
 }
 
+fn nobody_is_the_host_or_the_router_of_an_office(lab: &Lab) {
+    let network = Network::new(lab);
+    let printer = office(lab, &network);
+    network.host.sh(
+        "ip address add 10.77.0.110/24 dev office; ip address add 2001:db8:77::beef:0:1/64 dev office nodad",
+    );
+    network.look();
+    lab.write_config(
+        "[[network.bridge]]\nname = \"office\"\ndevice = \"office\"\nsubnet4 = \"10.77.0.0/24\"\n\
+         range4 = \"10.77.0.110-10.77.0.111\"\nsubnet6 = \"2001:db8:77::/64\"\n\
+         gateway6 = \"2001:db8:77::feed:0:1\"\ndns = [\"2001:db8:77::feed:0:2\"]\n",
+    );
+    let policy = |vlans: &str| {
+        format!(
+            "[[rule]]\nname = \"office\"\n[rule.network]\nbridges = [\"office\"]\nvlans = [{vlans}]\n\
+             fixed-addresses = [\"10.77.0.0/24\", \"2001:db8:77::/64\"]\n"
+        )
+    };
+    lab.write_policy(&policy(""));
+    let broker = network.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let asking = |key: &'static str, address: &str| {
+        Container::try_new(&user, &client, "thief", Options::new().with(key, address.to_owned()))
+            .err()
+            .unwrap_or_else(|| panic!("{address} was given"))
+    };
+    asking("address4", "10.77.0.110").is("AddressInUse", "");
+    for address in ["2001:db8:77::beef:0:1", "2001:db8:77::feed:0:1", "2001:db8:77::feed:0:2"] {
+        asking("address6", address).is("AddressInUse", "2001:db8:77::");
+    }
+    network.assert_as_before();
+    // Of the two that links may have one is the host's: whoever comes gets the other.
+    let one = Container::new(&user, &client, "one", Options::new());
+    assert_eq!(one.link.ip4(), "10.77.0.111");
+    Container::try_new(&user, &client, "two", Options::new()).err().unwrap().is("QuotaExceeded", "office");
+    one.release(&client);
+    drop(client);
+    drop(broker);
+    // Who may be in a VLAN only is not let in without one, which is where the administrator may be.
+    lab.write_policy(&policy("42"));
+    let broker = network.broker();
+    let client = user.client(broker.socket());
+    Container::try_new(&user, &client, "hopper", Options::new()).err().unwrap().is("NotAuthorized", "VLAN");
+    drop(client);
+    drop(broker);
+    close(&network, printer);
+}
+
 fn an_unfiltered_bridge_lets_links_have_any_address(lab: &Lab) {
     let network = Network::new(lab);
     let printer = office(lab, &network);
@@ -167,6 +216,7 @@ fn a_bridge_that_is_not_there_or_is_full(lab: &Lab) {
 
 crate::tests![
     a_bridge_of_the_administrators_stays_theirs,
+    nobody_is_the_host_or_the_router_of_an_office,
     an_unfiltered_bridge_lets_links_have_any_address,
     a_bridge_that_is_not_there_or_is_full,
 ];
