@@ -283,7 +283,7 @@ impl NameServers {
         }
     }
 
-    /// Tells the name server of a bridge of all links on it.
+    /// Tells the name server of a bridge of all links on it. One that is to be made again later is told then.
     ///
     /// # Errors
     /// [`NamesError`]. Some files may be new then; the next call writes the others.
@@ -292,6 +292,10 @@ impl NameServers {
         device: &str,
         links: impl Iterator<Item = &'a Link> + Clone,
     ) -> Result<(), NamesError> {
+        let server = self.servers.get(device).ok_or_else(|| NamesError::NotPrepared(device.to_owned()))?;
+        if matches!(server.process, Process::None(_)) {
+            return Ok(());
+        }
         let failed = |source| NamesError::Files { device: device.to_owned(), source };
         let files = self.files(device).map_err(failed)?;
         let texts =

@@ -598,6 +598,8 @@ fn one_that_ends_is_made_again() {
     assert_eq!(names.due(), [DEVICE]);
     assert!(names.prepare(&host.route, &host.bridge, 4711).is_err());
     names.retry(DEVICE);
+    // Links come and go meanwhile.
+    names.set_hosts(DEVICE, links.iter()).unwrap();
     let_happen(&mut names);
     assert_eq!(names.due(), [DEVICE]);
     host.launch(&mut names);
