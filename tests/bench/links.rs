@@ -54,6 +54,16 @@ pub fn measure(bench: &Bench) {
     creation(bench, &network, &client, &plain);
     drop(client);
     broker.settle();
+    drop((broker, plain));
+    let left: Vec<String> = network.devices().into_iter().filter(|name| name.starts_with("cg")).collect();
+    assert!(left.is_empty(), "devices are left: {left:?}");
+    // The namespaces of what it was compared with go at their leisure.
+    network.look();
+    wait_until("what it was compared with is gone", || {
+        let same = network.differences().is_empty();
+        network.look();
+        same
+    });
 }
 
 // Two namespaces of root's on a bridge, without rules or translation; the outside knows the way to them.
