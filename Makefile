@@ -60,9 +60,10 @@ demo: deps-demo
 check: deps-check
 	@tests/demo/tally check-unit check-integration check-vm
 
-# The member crates: units, and the supervisor with children that are played.
+# The member crates: units, the supervisor with children that are played, the network helper that can be made to fail.
 check-unit:
 	$(CARGO) test --workspace --exclude cgrant --locked --no-fail-fast
+	$(CARGO) test -p cgrant-net --features fault-injection --test privileged --locked
 
 # The broker as a whole on this machine, in a build that can be made to fail at every step.
 check-integration:
