@@ -72,9 +72,7 @@ pub fn watch_new(engine: &Engine, grant: &Arc<Grant>, holder: Option<&Pidfd>) ->
 /// Watches a grant no more.
 pub fn unwatch(engine: &Engine, grant: &Grant) {
     let tokens = std::mem::take(&mut grant.live().watches);
-    for token in tokens {
-        engine.watches.remove(token);
-    }
+    engine.watches.remove(&tokens);
 }
 
 /// Something happened to a grant. Runs on the pool, in the account's order.

@@ -173,19 +173,31 @@ impl Watches {
         self.own(timer, EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, Target::Deadline(grant))
     }
 
-    /// Ends a watch and closes what it owns. It may have ended before.
-    pub fn remove(&self, token: u64) {
+    /// Ends watches and closes what they own. They may have ended before.
+    pub fn remove(&self, tokens: &[u64]) {
         let mut table = self.table();
-        match table.watches.remove(&token) {
-            Some(Watch::Owned { fd, .. }) => {
-                let _ = self.epoll.delete(&fd);
+        let mut removed = Vec::with_capacity(tokens.len());
+        for token in tokens {
+            let Some(watch) = table.watches.remove(token) else { continue };
+            if let Watch::File { watch, .. } = &watch {
+                table.files.remove(watch);
             }
-            Some(Watch::File { watch, .. }) => {
-                table.files.remove(&watch);
-                // The kernel has dropped it already if the file is gone.
-                let _ = self.inotify.rm_watch(watch);
+            removed.push(watch);
+        }
+        // Without the table, which the main loop wants at once: the kernel tells it of every file that is watched no more.
+        // What it tells of these means nothing by now, and no number is given anew for a long time.
+        drop(table);
+        for watch in removed {
+            match watch {
+                Watch::Owned { fd, .. } => {
+                    let _ = self.epoll.delete(&fd);
+                }
+                Watch::File { watch, .. } => {
+                    // The kernel has dropped it already if the file is gone.
+                    let _ = self.inotify.rm_watch(watch);
+                }
+                Watch::Borrowed { .. } => (),
             }
-            Some(Watch::Borrowed { .. }) | None => (),
         }
     }
 

@@ -5,6 +5,7 @@ use std::{fmt, os::fd::OwnedFd, sync::Arc};
 use cgrant_policy::{GrantName, GrantPath, HostUid};
 use cgrant_sys::{Dir, ProcFs};
 use cgrant_wire::{Hierarchy as WireHierarchy, boot::Placement};
+use rustix::fs::OFlags;
 
 use super::{
     cpuset,
@@ -108,6 +109,11 @@ impl Tree {
         self.kind
     }
 
+    /// The processes of the host.
+    pub fn proc(&self) -> &ProcFs {
+        &self.proc
+    }
+
     /// Did systemd delegate the tree?
     pub fn is_in_scope(&self) -> bool {
         self.hierarchies.all().any(|hierarchy| hierarchy.in_scope)
@@ -205,8 +211,8 @@ impl Tree {
     /// # Errors
     /// [`CgroupError::NoSuchGrant`].
     pub fn open_payload(&self, grant: &GrantPath) -> Result<OwnedFd, CgroupError> {
-        let found = self.node(self.v2(), grant)?.ok_or_else(|| CgroupError::NoSuchGrant(grant.clone()))?;
-        super::subtree::open_path(&found, PAYLOAD)
+        let names = with_part(&below_base(grant), PAYLOAD);
+        self.open_below(self.v2(), grant, &names, OFlags::PATH | OFlags::DIRECTORY)
     }
 
     /// Every grant that there are cgroups of, in any hierarchy, those inside others after them.
@@ -251,9 +257,7 @@ impl Tree {
         grant: &GrantPath,
         part: &str,
     ) -> Result<Option<Node>, CgroupError> {
-        let mut names = below_base(grant);
-        names.push(part.to_owned());
-        hierarchy.base.below(&names)
+        hierarchy.base.below(&with_part(&below_base(grant), part))
     }
 
     /// A part of a grant that has to be there.
@@ -264,6 +268,17 @@ impl Tree {
         part: &str,
     ) -> Result<Node, CgroupError> {
         self.part(hierarchy, grant, part)?.ok_or_else(|| CgroupError::NoSuchGrant(grant.clone()))
+    }
+
+    /// Opens what has to be there of a grant, by the names from the instance's node.
+    pub(super) fn open_below(
+        &self,
+        hierarchy: &Hierarchy,
+        grant: &GrantPath,
+        names: &[String],
+        flags: OFlags,
+    ) -> Result<OwnedFd, CgroupError> {
+        hierarchy.base.open_below(names, flags)?.ok_or_else(|| CgroupError::NoSuchGrant(grant.clone()))
     }
 
     /// A grant's cgroup that has to be there.
@@ -324,6 +339,11 @@ pub(super) fn below_base(grant: &GrantPath) -> Vec<String> {
         names.push(name.to_string());
     }
     names
+}
+
+/// The names from the instance's node to a part of a grant's cgroup, or to a file in it.
+pub(super) fn with_part(names: &[String], part: &str) -> Vec<String> {
+    names.iter().map(String::as_str).chain([part]).map(str::to_owned).collect()
 }
 
 /// The cgroups directly below one whose names are text.
