@@ -291,6 +291,14 @@ fn the_name_service_knows_the_hosts_ids() {
     assert!(names.knows(IdSpan::new(0, BLOCK).unwrap()).unwrap(), "root");
     assert!(!names.knows(IdSpan::new(0x7900_0000, BLOCK).unwrap()).unwrap());
     assert!(!names.knows(IdSpan::new(0x7900_0000, 3 * BLOCK).unwrap()).unwrap());
+    // Nothing is left of the asking, although nobody asks again.
+    let [_, helper] = helpers(&mapper)[..] else { panic!("two helpers") };
+    let children = || std::fs::read_to_string(format!("/proc/{helper}/task/{helper}/children")).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !children().is_empty() {
+        assert!(Instant::now() < deadline, "children that are not reaped: {}", children());
+        std::thread::yield_now();
+    }
 }
 
 /// A hostile owner watches the helper's children and does to them all that it can as soon as it may, while its own and
