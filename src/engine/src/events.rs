@@ -42,9 +42,8 @@ pub fn watch_new(engine: &Engine, grant: &Arc<Grant>, holder: Option<&Pidfd>) ->
         Ok(())
     };
     if let Some(holder) = holder {
-        let fd = holder.as_fd().try_clone_to_owned().map_err(check::internal)?;
-        // Readable for ever once it has ended: told once.
-        add(watches.own(fd, EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, Target::Holder(id)))?;
+        let watch = watch_holder(engine, grant, holder)?;
+        grant.live().holder_watch = Some(watch);
     }
     let file = engine.tree.events_file(&grant.path)?;
     add(watches.file(file.as_fd(), AddWatchFlags::IN_MODIFY, Target::Populated(id)))?;
@@ -69,9 +68,24 @@ pub fn watch_new(engine: &Engine, grant: &Arc<Grant>, holder: Option<&Pidfd>) ->
     Ok(())
 }
 
+/// Watches for the end of a grant's holder; the watch is the caller's to keep ([`crate::registry::Live::holder_watch`]).
+///
+/// # Errors
+/// As [`watch`].
+pub fn watch_holder(engine: &Engine, grant: &Grant, holder: &Pidfd) -> Result<u64, Refusal> {
+    let fd = holder.as_fd().try_clone_to_owned().map_err(check::internal)?;
+    // Readable for ever once it has ended: told once.
+    let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT;
+    engine.watches.own(fd, flags, Target::Holder(grant.id)).map_err(check::internal)
+}
+
 /// Watches a grant no more.
 pub fn unwatch(engine: &Engine, grant: &Grant) {
-    let tokens = std::mem::take(&mut grant.live().watches);
+    let tokens: Vec<u64> = {
+        let mut live = grant.live();
+        let holder = live.holder_watch.take();
+        live.watches.drain(..).chain(holder).collect()
+    };
     engine.watches.remove(&tokens);
 }
 

@@ -23,8 +23,10 @@ pub struct Live {
     pub populated: bool,
     /// Out-of-memory kills that were signalled.
     pub oom_kills: u64,
-    /// Its entries among the watches.
+    /// Its entries among the watches, but for that of its holder.
     pub watches: Vec<u64>,
+    /// The watch for its holder's end.
+    pub holder_watch: Option<u64>,
     /// Its payload in each hierarchy.
     pub hierarchies: Vec<Hierarchy>,
 }
@@ -54,6 +56,7 @@ impl Grant {
             populated: false,
             oom_kills: 0,
             watches: Vec::new(),
+            holder_watch: None,
             hierarchies: Vec::new(),
         };
         Self { id, path, account, name, live: Mutex::new(live) }

@@ -82,12 +82,17 @@ pub fn adopt(
         Holder::Persistent => Lifetime::Persistent,
     };
     let lifetime = record.lifetime;
-    engine.write_record(&record)?;
+    // The new holder is watched first: where there is no room for that, everything stays as it is.
+    let watch = process.as_ref().map(|process| events::watch_holder(engine, &grant, process)).transpose()?;
+    if let Err(refusal) = engine.write_record(&record) {
+        engine.watches.remove(watch.as_slice());
+        return Err(refusal);
+    }
+    let before = std::mem::replace(&mut grant.live().holder_watch, watch);
+    engine.watches.remove(before.as_slice());
     engine.registry().set_record(&grant, record);
     engine.registry().hold(&grant, (lifetime == Lifetime::Connection).then_some(caller.connection));
     ended_meanwhile(engine, caller, &grant);
-    events::unwatch(engine, &grant);
-    events::watch(engine, &grant, process.as_ref())?;
     engine.tell(Event::Changed {
         grant: grant.id,
         account: grant.account.0,
