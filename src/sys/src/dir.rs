@@ -377,19 +377,6 @@ impl Dir {
         Ok(LockGuard { _file: file })
     }
 
-    /// As [`Dir::lock`] without waiting; `None` if somebody has it.
-    ///
-    /// # Errors
-    /// As [`Dir::lock`].
-    pub fn try_lock(&self, file: impl AsRef<OsStr>) -> io::Result<Option<LockGuard>> {
-        let file = self.open_file(file, OFlags::RDWR | OFlags::CREATE)?;
-        match retry_on_intr(|| flock(&file, FlockOperation::NonBlockingLockExclusive)) {
-            Ok(()) => Ok(Some(LockGuard { _file: file })),
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(errno) => Err(errno.into()),
-        }
-    }
-
     fn step(&self, name: &OsStr, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
         self.resolve(component(name)?, flags, mode)
     }
@@ -724,10 +711,11 @@ mod tests {
     fn a_lock_has_one_holder() {
         let (_directory, dir) = scratch();
         let guard = dir.lock("lock").unwrap();
-        assert!(dir.try_lock("lock").unwrap().is_none());
+        let again = dir.open_file("lock", OFlags::RDWR).unwrap();
+        let locked = || flock(&again, FlockOperation::NonBlockingLockExclusive);
+        assert_eq!(locked(), Err(Errno::WOULDBLOCK));
         drop(guard);
-        assert!(dir.try_lock("lock").unwrap().is_some());
-        assert!(dir.try_lock("lock").unwrap().is_some());
+        assert_eq!(locked(), Ok(()));
     }
 
     #[test]

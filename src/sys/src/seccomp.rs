@@ -2,7 +2,6 @@
 //!
 //! A filter stays for the rest of the process's life and is inherited by its children. Source: `seccomp(2)`.
 
-use std::collections::BTreeMap;
 use std::io;
 
 use rustix::io::Errno;
@@ -92,16 +91,6 @@ pub fn apply(allowed: &[i64], otherwise: Action) -> Result<(), SeccompError> {
         Action::Log => SeccompAction::Log,
     };
     install(SeccompFilter::new(rules, otherwise, SeccompAction::Allow, architecture()?)?)
-}
-
-/// From now on `clone3` seems not to exist, in addition to whatever else is filtered. A filter can't look at its
-/// arguments, which lie in memory; libc then takes `clone`, whose flags a filter can see. Sets no_new_privs.
-///
-/// # Errors
-/// [`SeccompError`].
-pub fn hide_clone3() -> Result<(), SeccompError> {
-    let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    install(SeccompFilter::new(rules, SeccompAction::Allow, errno(Errno::NOSYS), architecture()?)?)
 }
 
 fn install(filter: SeccompFilter) -> Result<(), SeccompError> {
