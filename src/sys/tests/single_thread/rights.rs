@@ -2,14 +2,14 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 
+use cgrant_sys::Exit;
 use cgrant_sys::privilege::{
     Capability, become_account, close_fds_from, drop_capabilities, set_dumpable, set_no_new_privs,
     thread_count,
 };
 use cgrant_sys::seccomp::{self, Action, RUNTIME};
-use cgrant_sys::{Clone3, Exit, pidfd::Signal};
 
-use crate::{Test, errno, in_child, is_readable_soon};
+use crate::{Test, errno, in_child};
 
 pub const TESTS: &[Test] = &[
     ("rights::an_account_is_for_good", an_account_is_for_good),
