@@ -65,6 +65,33 @@ fn created_has_cgroups_and_ids_and_is_gone_after_release(lab: &Lab) {
     client.release(&grant.path, false).unwrap_err().is("NoSuchGrant", "");
 }
 
+/// The account's own cgroups are kept for the next grant, for a moment, in every hierarchy; then they go, too.
+fn an_accounts_cgroups_go_soon_after_its_last_grant(lab: &Lab) {
+    let mut broker = lab.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let nodes = || {
+        let bases = checker::bases(&lab.host, &lab.instance).into_values();
+        bases.filter(|base| base.join(format!("u{}", user.uid)).is_dir()).count()
+    };
+    let first = client.create("first", Options::new()).unwrap();
+    let all = nodes();
+    assert!(all > 0);
+    client.release(&first.path, false).unwrap();
+    wait_until("the account's cgroups go", || nodes() == 0);
+    // One that is made before that keeps them.
+    let second = client.create("second", Options::new()).unwrap();
+    client.release(&second.path, false).unwrap();
+    let third = client.create("third", Options::new()).unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(nodes(), all);
+    checker::assert_in_order(lab);
+    // Nor does the broker leave them when it stops.
+    client.release(&third.path, false).unwrap();
+    broker.stop();
+    assert_eq!(nodes(), 0);
+}
+
 fn another_users_grant_is_as_if_it_were_not_there(lab: &Lab) {
     let broker = lab.broker();
     let (owner, other) = (lab.user(), lab.user_in(&[0, 31_000]));
@@ -466,6 +493,7 @@ fn instances_run_side_by_side_and_share_the_record_of_ids(lab: &Lab) {
 
 crate::tests![
     created_has_cgroups_and_ids_and_is_gone_after_release,
+    an_accounts_cgroups_go_soon_after_its_last_grant,
     another_users_grant_is_as_if_it_were_not_there,
     a_grant_of_a_connection_ends_with_it,
     a_grant_of_a_process_ends_with_it,

@@ -111,6 +111,7 @@ pub fn happened(engine: &Engine, id: GrantId, target: &Target) {
         | Target::Link(_)
         | Target::Files
         | Target::Helper
+        | Target::Vacant(_)
         | Target::Accounts => (),
     }
 }

@@ -106,6 +106,10 @@ impl Server {
                         return Ok(End::HelperDied);
                     }
                     Target::Files => (),
+                    Target::Vacant(account) => {
+                        let engine = Arc::clone(&self.engine);
+                        self.submit_or_warn(account, Box::new(move || engine.vacate(account)));
+                    }
                     Target::Holder(id)
                     | Target::Populated(id)
                     | Target::Vanished(id)

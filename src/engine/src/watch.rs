@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use cgrant_policy::HostUid;
 use cgrant_wire::{GrantId, boot::FrontKind};
 use nix::sys::{
     epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
@@ -47,6 +48,8 @@ pub enum Target {
     Vanished(GrantId),
     /// The time for this has come.
     Deadline(GrantId),
+    /// The account's node may have been empty for a while.
+    Vacant(HostUid),
 }
 
 enum Watch {
@@ -149,11 +152,11 @@ impl Watches {
         Ok(token)
     }
 
-    /// Says [`Target::Deadline`] of `grant` once, after `delay`.
+    /// Says `target` once, after `delay`.
     ///
     /// # Errors
     /// If the kernel has no descriptors left.
-    pub fn deadline(&self, delay: Duration, grant: GrantId) -> io::Result<u64> {
+    pub fn after(&self, delay: Duration, target: Target) -> io::Result<u64> {
         use rustix::time::{
             Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
             timerfd_settime,
@@ -170,7 +173,7 @@ impl Watches {
             TimerfdTimerFlags::empty(),
             &Itimerspec { it_interval: never, it_value: value },
         )?;
-        self.own(timer, EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, Target::Deadline(grant))
+        self.own(timer, EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, target)
     }
 
     /// Ends watches and closes what they own. They may have ended before.

@@ -43,6 +43,16 @@ impl Tree {
     /// [`CgroupError::Populated`] if processes are in it and `kill` is not set: nothing is changed then.
     /// [`CgroupError::TimedOut`] if they don't end; what the kernel refuses. Another try goes on from there.
     pub fn remove(&self, grant: &GrantPath, kill: bool) -> Result<(), CgroupError> {
+        let result = self.remove_grant(grant, kill);
+        self.remove_empty_account(grant.account);
+        result
+    }
+
+    /// As [`Tree::remove`], but leaves the account's node for a grant that comes soon.
+    ///
+    /// # Errors
+    /// As [`Tree::remove`].
+    pub fn remove_grant(&self, grant: &GrantPath, kill: bool) -> Result<(), CgroupError> {
         let names = below_base(grant);
         let is_gone = kill && remove_empty(self.v2(), &names);
         if !is_gone && let Some(node) = self.node(self.v2(), grant)? {
@@ -59,7 +69,6 @@ impl Tree {
             };
             first = first.and(result);
         }
-        self.remove_empty_account(grant.account);
         first
     }
 
@@ -79,7 +88,7 @@ impl Tree {
     }
 
     /// Removes an account's node where nothing is in it any more.
-    pub(super) fn remove_empty_account(&self, account: HostUid) {
+    pub fn remove_empty_account(&self, account: HostUid) {
         let name = account_name(account);
         for hierarchy in self.hierarchies.all() {
             // EBUSY is the usual answer: other grants are there.

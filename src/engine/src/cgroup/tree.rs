@@ -88,14 +88,24 @@ impl Tree {
         let proc = ProcFs::open().map_err(CgroupError::system("opening /proc"))?;
         let tree = Self { hierarchies: Arc::new(hierarchies), proc, delegated: delegated_files(), kind };
         tree.finish_attachments()?;
-        for account in dirs(&tree.v2().base)?.iter().filter_map(|name| account_of(name)) {
-            tree.remove_empty_account(account);
-        }
+        tree.remove_empty_accounts()?;
         Ok(tree)
     }
 
-    /// Removes the instance's own nodes where they are empty and were not systemd's. To be called last.
+    fn remove_empty_accounts(&self) -> Result<(), CgroupError> {
+        let names = dirs(&self.v2().base)?;
+        names
+            .iter()
+            .filter_map(|name| account_of(name))
+            .for_each(|account| self.remove_empty_account(account));
+        Ok(())
+    }
+
+    /// Removes accounts' nodes that are empty, and the instance's own where they are and were not systemd's. To be called last.
     pub fn close(&self) {
+        if let Err(error) = self.remove_empty_accounts() {
+            tracing::warn!(%error, "empty cgroups of accounts may be left");
+        }
         for hierarchy in self.hierarchies.all().filter(|hierarchy| !hierarchy.in_scope) {
             let (above, name) = hierarchy.base_path.rsplit_once('/').unwrap_or_default();
             let above = if above.is_empty() { "/" } else { above };

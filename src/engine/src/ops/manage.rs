@@ -12,6 +12,7 @@ use crate::{
     events,
     record::HolderRecord,
     registry::Grant,
+    watch::Target,
 };
 
 /// How long a grant lives without processes and without the connection that the broker broke.
@@ -260,7 +261,7 @@ pub fn connection_ended(engine: &Engine, grant: &Arc<Grant>, how: Ended) {
 
 /// Watches a grant without holder: it ends when its last process does, or after [`ORPHAN_GRACE`] if there is none.
 pub fn orphaned(engine: &Engine, grant: &Arc<Grant>) {
-    match engine.watches.deadline(ORPHAN_GRACE, grant.id) {
+    match engine.watches.after(ORPHAN_GRACE, Target::Deadline(grant.id)) {
         Ok(token) => grant.live().watches.push(token),
         Err(error) => {
             tracing::error!(%error, grant = %grant.id, "no timer for a grant without holder; it ends with its last process")
