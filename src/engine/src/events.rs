@@ -76,7 +76,8 @@ pub fn watch_holder(engine: &Engine, grant: &Grant, holder: &Pidfd) -> Result<u6
     let fd = holder.as_fd().try_clone_to_owned().map_err(check::internal)?;
     // Readable for ever once it has ended: told once.
     let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT;
-    engine.watches.own(fd, flags, Target::Holder(grant.id)).map_err(check::internal)
+    let target = |watch| Target::Holder(grant.id, watch);
+    engine.watches.own_numbered(fd, flags, target).map_err(check::internal)
 }
 
 /// Watches a grant no more.
@@ -93,7 +94,13 @@ pub fn unwatch(engine: &Engine, grant: &Grant) {
 pub fn happened(engine: &Engine, id: GrantId, target: &Target) {
     let Some(grant) = engine.registry().get(id).filter(|grant| grant.is_active()) else { return };
     match target {
-        Target::Holder(_) => release::end(engine, &grant, EndReason::HolderDied),
+        // Another may have become the holder since this one's death was noted.
+        Target::Holder(_, watch) => {
+            let holds = grant.live().holder_watch == Some(*watch);
+            if holds {
+                release::end(engine, &grant, EndReason::HolderDied);
+            }
+        }
         Target::Populated(_) => refresh(engine, &grant),
         Target::Vanished(_) => vanished(engine, &grant),
         Target::Oom(_) => oom(engine, &grant),

@@ -225,13 +225,10 @@ impl Registry {
         }
     }
 
-    /// The grants that the connection held, which holds none afterwards.
+    /// The grants that the connection holds. They are not found by it any more, but still say that it holds them:
+    /// another may become the holder before somebody gets to their end.
     pub fn take_held(&mut self, connection: ConnectionId) -> Vec<Arc<Grant>> {
         let held = self.by_connection.remove(&connection).unwrap_or_default();
-        let grants: Vec<_> = held.into_iter().filter_map(|id| self.get(id)).collect();
-        for grant in &grants {
-            grant.live().connection = None;
-        }
-        grants
+        held.into_iter().filter_map(|id| self.get(id)).collect()
     }
 }

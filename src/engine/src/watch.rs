@@ -32,8 +32,8 @@ pub enum Target {
     Link(FrontKind),
     /// Files changed.
     Files,
-    /// The process that holds the grant has ended.
-    Holder(GrantId),
+    /// The process that this watch is for, a holder of the grant's now or once, has ended.
+    Holder(GrantId, u64),
     /// The grant's `cgroup.events` changed.
     Populated(GrantId),
     /// Processes of the grant were killed for want of memory, maybe.
@@ -115,10 +115,23 @@ impl Watches {
     /// # Errors
     /// If epoll refuses it; it is closed then.
     pub fn own(&self, fd: OwnedFd, flags: EpollFlags, target: Target) -> io::Result<u64> {
+        self.own_numbered(fd, flags, |_| target)
+    }
+
+    /// As [`own`](Self::own), for an event that says which watch it comes from.
+    ///
+    /// # Errors
+    /// As [`own`](Self::own).
+    pub fn own_numbered(
+        &self,
+        fd: OwnedFd,
+        flags: EpollFlags,
+        target: impl FnOnce(u64) -> Target,
+    ) -> io::Result<u64> {
         let mut table = self.table();
         let token = table.token();
         self.epoll.add(&fd, EpollEvent::new(flags, token))?;
-        table.watches.insert(token, Watch::Owned { target, fd });
+        table.watches.insert(token, Watch::Owned { target: target(token), fd });
         Ok(token)
     }
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use cgrant_policy::{CgroupPath, GrantName, Request, Verb};
-use cgrant_wire::{Answer, Attach, EndReason, Event, GrantChange, GrantId, Holder, Lifetime};
+use cgrant_wire::{Answer, Attach, ConnectionId, EndReason, Event, GrantChange, GrantId, Holder, Lifetime};
 
 use super::{check, inside, query::usable};
 use crate::{
@@ -236,15 +236,23 @@ pub fn forget_range(engine: &Engine, caller: &Arc<Caller>, name: &str) -> Outcom
 
 /// The connection that has just been made the holder may have ended before that was noted.
 pub fn ended_meanwhile(engine: &Engine, caller: &Caller, grant: &Arc<Grant>) {
-    if let Some(how) = caller.ended()
-        && grant.live().connection == Some(caller.connection)
-    {
+    if let Some(how) = caller.ended() {
+        holder_ended(engine, grant, caller.connection, how);
+    }
+}
+
+/// The connection has ended. Nothing happens to the grant if it has another holder by now.
+pub fn holder_ended(engine: &Engine, grant: &Arc<Grant>, connection: ConnectionId, how: Ended) {
+    // Released meanwhile, its name may be another grant's.
+    let is_there = engine.registry().get(grant.id).is_some();
+    let holds = grant.live().connection == Some(connection);
+    if is_there && holds {
         engine.registry().hold(grant, None);
         connection_ended(engine, grant, how);
     }
 }
 
-/// A connection has ended: its grants end, or, when the front died and not the caller, live until they are empty.
+/// The connection of a grant has ended: the grant ends, or, when the front died and not the caller, lives until it is empty.
 pub fn connection_ended(engine: &Engine, grant: &Arc<Grant>, how: Ended) {
     if how == Ended::Closed {
         super::release::end(engine, grant, EndReason::ConnectionClosed);
