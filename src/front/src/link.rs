@@ -15,11 +15,9 @@ use cgrant_sys::{Channel, ChannelError, Received};
 use cgrant_wire::{
     Answer, BusClient, ConnectionId, FromEngine, Op, Refusal, RefusalCode, RequestId, ToEngine,
 };
-use tokio::{
-    io::Interest,
-    net::UnixDatagram,
-    sync::{mpsc, oneshot},
-};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::watched::Watched;
 
 /// Messages that wait to be sent; whoever wants to send more waits.
 const QUEUE: usize = 64;
@@ -41,14 +39,11 @@ pub enum LinkError {
     Io(#[from] io::Error),
 }
 
-/// A channel in the runtime.
-///
-/// The runtime watches a second descriptor of the same socket, and takes it for a datagram socket; it is asked
-/// for nothing but readiness, which is the same for both. (Its type for any descriptor can't be made without `unsafe`.)
+/// A channel in the runtime, which watches a second descriptor of the same socket.
 #[derive(Debug)]
 pub struct AsyncChannel {
     channel: Channel,
-    readiness: UnixDatagram,
+    watched: Watched,
 }
 
 impl AsyncChannel {
@@ -58,8 +53,8 @@ impl AsyncChannel {
     /// Those of `fcntl(2)` and `epoll_ctl(2)`.
     pub fn new(channel: Channel) -> io::Result<Self> {
         channel.set_nonblocking(true)?;
-        let watched = std::os::unix::net::UnixDatagram::from(OwnedFd::from(channel.try_clone()?));
-        Ok(Self { channel, readiness: UnixDatagram::from_std(watched)? })
+        let watched = Watched::new(channel.try_clone()?)?;
+        Ok(Self { channel, watched })
     }
 
     /// Waits for a message; `None` at the end.
@@ -68,7 +63,7 @@ impl AsyncChannel {
     /// [`LinkError`].
     pub async fn receive(&self) -> Result<Option<Received>, LinkError> {
         loop {
-            match self.readiness.async_io(Interest::READABLE, || ready(self.channel.receive())).await? {
+            match self.watched.read(|| ready(self.channel.receive())).await? {
                 Err(ChannelError::Closed) => return Ok(None),
                 // No room for one more: what came is closed already. Ending would close everybody's connections.
                 Err(ChannelError::TooManyFds) => tracing::error!("this process has no descriptors left"),
@@ -93,7 +88,7 @@ impl AsyncChannel {
     /// [`LinkError`].
     pub async fn send(&self, bytes: &[u8], fds: &[OwnedFd]) -> Result<(), LinkError> {
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        match self.readiness.async_io(Interest::WRITABLE, || ready(self.channel.send(bytes, &fds))).await? {
+        match self.watched.write(|| ready(self.channel.send(bytes, &fds))).await? {
             Err(ChannelError::Closed) => Err(LinkError::Closed),
             result => result.map_err(LinkError::Channel),
         }
