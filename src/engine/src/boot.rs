@@ -138,6 +138,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
         own_netns: step("network namespace", NetnsFd::own().and_then(|own| own.id()))?,
         front_uids: boot.front_uids.into_iter().map(HostUid).collect(),
         policy: RwLock::new(Arc::new(policy)),
+        lingering: Mutex::default(),
         registry: Mutex::new(Registry::default()),
         connections: Mutex::new(Connections::default()),
         links: RwLock::new(HashMap::new()),

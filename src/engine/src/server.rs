@@ -108,7 +108,11 @@ impl Server {
                         return Ok(End::HelperDied);
                     }
                     Target::Files => (),
-                    Target::Holder(id)
+                    Target::Vacant(account) => {
+                        let engine = Arc::clone(&self.engine);
+                        self.submit_or_warn(account, Box::new(move || engine.vacate(account)));
+                    }
+                    Target::Holder(id, _)
                     | Target::Populated(id)
                     | Target::Vanished(id)
                     | Target::Oom(id)
@@ -349,8 +353,8 @@ impl Server {
         caller.set_ended(how);
         let held = self.engine.registry().take_held(caller.connection);
         for grant in held {
-            let (engine, account) = (Arc::clone(&self.engine), grant.account);
-            let job = Box::new(move || ops::manage::connection_ended(&engine, &grant, how));
+            let (engine, account, connection) = (Arc::clone(&self.engine), grant.account, caller.connection);
+            let job = Box::new(move || ops::manage::holder_ended(&engine, &grant, connection, how));
             self.submit_or_warn(account, job);
         }
     }
