@@ -185,11 +185,29 @@ impl Broker {
         kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
     }
 
+    /// Kills all of its processes at once, but for those that serve links without it: name servers and the proxy for `[::1]`.
+    pub fn kill_but_servants(&mut self) {
+        let net = self.net();
+        let servants = harness::descendants_of(net);
+        let all = self.processes().into_iter().map(|(pid, _)| pid).filter(|pid| !servants.contains(pid));
+        let all: Vec<u32> = all.collect();
+        self.kill_all(&all, &servants);
+    }
+
     /// Kills all of its processes at once.
     pub fn kill_everything(&mut self) {
-        let all: Vec<u32> = self.processes().into_iter().map(|(pid, _)| pid).collect();
+        let mut all: Vec<u32> = self.processes().into_iter().map(|(pid, _)| pid).collect();
+        // Those of a broker before this one, too.
+        all.extend(harness::descendants().into_iter().filter(|pid| {
+            let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+            program == self.setup.program.with_file_name("cgrant-net")
+        }));
+        self.kill_all(&all, &[]);
+    }
+
+    fn kill_all(&mut self, all: &[u32], spared: &[u32]) {
         // The supervisor first, so that it starts nothing again.
-        for pid in &all {
+        for pid in all {
             let _ = kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL);
         }
         let _ = self.child.take().unwrap().wait();
@@ -202,7 +220,8 @@ impl Broker {
                     .any(|name| program.file_name().is_some_and(|file| file == *name))
         };
         wait_until("the broker's processes are gone", || {
-            !harness::descendants().iter().any(|pid| all.contains(pid) || is_brokers(pid))
+            let left = harness::descendants();
+            !left.iter().any(|pid| !spared.contains(pid) && (all.contains(pid) || is_brokers(pid)))
         });
     }
 

@@ -25,7 +25,7 @@ pub use bus::{Client, Grant, Options};
 pub use harness::Test;
 pub use host::{Host, Kind};
 pub use lab::Lab;
-pub use network::{Container, Link, Network};
+pub use network::{Container, Network};
 pub use node::Node;
 pub use user::{Process, User};
 

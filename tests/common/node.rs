@@ -193,7 +193,7 @@ impl Node {
     /// Calls a port that must not be reached: nobody answers, however.
     #[track_caller]
     pub fn is_cut_off(&self, carrier: Carrier, to: &str) {
-        let answer = self.talk_from(carrier, None, to, 250);
+        let answer = self.talk_from(carrier, None, to, 150);
         assert!(answer.is_err(), "{carrier:?} to {to} was answered: {answer:?}");
     }
 

@@ -48,6 +48,7 @@ fn links_in_vlans(lab: &Lab) {
     network.host.sh("ip link set office up");
     let here = machine(lab, &network, "desk", 42, "10.77.0.5");
     let elsewhere = machine(lab, &network, "lobby", 43, "10.77.0.6");
+    wait_until("addresses are in use", || !network.host.run(&["ip", "-6", "address"]).contains("tentative"));
     network.look();
     let broker = network.broker();
     let client = user.client(broker.socket());
@@ -80,6 +81,12 @@ fn links_in_vlans(lab: &Lab) {
     for container in [one, two, other] {
         container.release(&client);
     }
+    network.assert_as_before();
+    drop((here, elsewhere));
+    wait_until("the machines are gone", || {
+        !network.devices().iter().any(|name| name == "desk" || name == "lobby")
+    });
+    network.look();
 }
 
 crate::tests![links_in_vlans];

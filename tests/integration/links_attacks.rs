@@ -165,15 +165,24 @@ fn no_lie_leaves_a_container(lab: &Lab) {
         ("no address as source", lying((own.0, Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED), &all)),
         (
             "the gateway's link-local address",
-            lying((own.0, own.1, link_local(gateway.0)), &[peer])[1..].to_vec(),
+            lying((own.0, own.1, link_local(gateway.0)), &[peer])
+                .into_iter()
+                .filter(|frame| frame[12..14] == IPV6.to_be_bytes())
+                .collect(),
         ),
         (
             "the peer's link-local address",
-            lying((own.0, own.1, link_local(peer.0)), &[gateway])[1..].to_vec(),
+            lying((own.0, own.1, link_local(peer.0)), &[gateway])
+                .into_iter()
+                .filter(|frame| frame[12..14] == IPV6.to_be_bytes())
+                .collect(),
         ),
         (
             "the victim's link-local address",
-            lying((own.0, own.1, link_local(victim.0)), &[gateway, peer])[1..].to_vec(),
+            lying((own.0, own.1, link_local(victim.0)), &[gateway, peer])
+                .into_iter()
+                .filter(|frame| frame[12..14] == IPV6.to_be_bytes())
+                .collect(),
         ),
         ("other containers' packets to other accounts", lying(own, &[victim])),
     ];

@@ -22,9 +22,22 @@ fn office(lab: &Lab, network: &Network<'_>) -> Node {
     );
     printer.serve_all(7000);
     network.host.serve_all(7000);
-    wait_until("the office is open", || network.host.pings("10.77.0.5"));
+    wait_until("the office is open", || {
+        network.host.pings("10.77.0.5")
+            && network.host.run(&["ip", "link", "show", "office"]).contains("state UP")
+            && !network.host.run(&["ip", "-6", "address"]).contains("tentative")
+    });
     network.look();
     printer
+}
+
+// Everything is as it was; then the office goes too, and what is left is not the broker's doing.
+fn close(network: &Network<'_>, printer: Node) {
+    network.assert_as_before();
+    drop(printer);
+    network.host.run(&["ip", "link", "del", "office"]);
+    wait_until("the desk is gone", || !network.devices().iter().any(|name| name == "desk"));
+    network.look();
 }
 
 const OFFICE: &str = "[[network.bridge]]\nname = \"office\"\ndevice = \"office\"\nsubnet4 = \"10.77.0.0/24\"\nrange4 = \"10.77.0.100-10.77.0.120\"\ngateway4 = \"10.77.0.1\"\nsubnet6 = \"2001:db8:77::/64\"\n";
@@ -94,8 +107,8 @@ fn a_bridge_of_the_administrators_stays_theirs(lab: &Lab) {
     a1.release(&client);
     a2.release(&client);
     b.release(&other);
-    network.assert_as_before();
     assert!(network.host.pings("10.77.0.5"));
+    close(&network, printer);
 }
 
 fn an_unfiltered_bridge_lets_links_have_any_address(lab: &Lab) {
@@ -115,6 +128,7 @@ fn an_unfiltered_bridge_lets_links_have_any_address(lab: &Lab) {
     one.node.sh("ip link set eth0 down; ip link set eth0 address 02:01:01:01:01:01; ip link set eth0 up");
     one.node.is_cut_off(Tcp, "10.77.0.5:7000");
     one.release(&client);
+    close(&network, printer);
 }
 
 fn a_bridge_that_is_not_there_or_is_full(lab: &Lab) {
@@ -134,16 +148,21 @@ fn a_bridge_that_is_not_there_or_is_full(lab: &Lab) {
     network.host.sh("ip link del office");
     network.assert_as_before();
     let printer = office(lab, &network);
-    // A kernel's bridge has 1,023 ports.
-    network.host.sh("seq 1022 | sed 's/.*/link add p& master office type veth peer name q&/' | ip -batch -");
+    // A kernel's bridge has 1,023 ports. The other ends are elsewhere.
+    let crowd = lab.node("plain");
+    network.host.sh(&format!(
+        "seq 1022 | sed 's/.*/link add p& master office type veth peer name q& netns {}/' | ip -batch -",
+        crowd.process.pid
+    ));
     let refused = Container::try_new(&user, &client, "one", there()).err().unwrap();
     refused.is("QuotaExceeded", "office");
     network.host.sh("ip link del p7");
     let one = Container::new(&user, &client, "one", there());
     assert!(one.node.pings("10.77.0.5"));
     one.release(&client);
-    drop(printer);
-    network.look();
+    drop(crowd);
+    wait_until("the crowd is gone", || network.devices().len() == 2);
+    close(&network, printer);
 }
 
 crate::tests![

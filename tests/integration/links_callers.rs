@@ -12,7 +12,7 @@ use crate::common::{
     wait_until,
 };
 
-fn add(client: &Client, grant: &str, netns: &OwnedFd) -> Result<crate::common::Link, Refused> {
+fn add(client: &Client, grant: &str, netns: &OwnedFd) -> Result<crate::common::network::Link, Refused> {
     client.add_link(grant, Options::new().netns(netns))
 }
 

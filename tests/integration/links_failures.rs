@@ -40,6 +40,32 @@ impl Bystander {
     }
 }
 
+// Waits until the rules are these; the order of a set's elements is the kernel's.
+#[track_caller]
+fn await_rules(network: &Network<'_>, before: &str) {
+    let sorted = |text: &str| {
+        let mut words: Vec<String> = text.split([' ', ',', '\n', '\t']).map(str::to_owned).collect();
+        words.sort();
+        words.retain(|word| !word.is_empty());
+        words
+    };
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    loop {
+        let now = network.host.run(&["nft", "list", "ruleset"]);
+        if sorted(&now) == sorted(before) {
+            return;
+        }
+        let missing: Vec<&str> =
+            before.lines().filter(|line| !now.lines().any(|other| other == *line)).collect();
+        let new: Vec<&str> = now.lines().filter(|line| !before.lines().any(|other| other == *line)).collect();
+        assert!(
+            std::time::Instant::now() < end,
+            "the rules are not back: missing {missing:#?}, new {new:#?}"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(30));
+    }
+}
+
 fn client_again(user: &User, broker: &Broker) -> Client {
     let mut client = None;
     wait_until("the broker serves again", || {
@@ -139,7 +165,7 @@ fn each_step_fails_in_turn(lab: &Lab) {
 
 fn each_step_dies_in_turn(lab: &Lab) {
     let network = Network::new(lab);
-    let broker = network.broker();
+    let mut broker = network.broker();
     let bystander = Bystander::new(lab, &broker);
     let user = lab.user();
     for net in [true, false] {
@@ -172,6 +198,12 @@ fn each_step_dies_in_turn(lab: &Lab) {
             client.release(&again.path, false).unwrap_or_else(|refused| panic!("{step}: {refused:?}"));
             bystander.check(&network, step);
             checker::assert_in_order(lab);
+            drop(client);
+            if number % 5 == 4 {
+                // An engine that dies again and again is started later and later, up to half a minute.
+                broker.stop();
+                broker.start_again();
+            }
         }
     }
     bystander.release(&broker);
@@ -193,21 +225,22 @@ fn what_somebody_breaks_is_mended_or_told(lab: &Lab) {
         bystander.check(&network, what);
     };
     ok("nothing");
-    let rules = || network.host.run(&["nft", "list", "ruleset"]);
-    let before = rules();
+    let before = network.host.run(&["nft", "list", "ruleset"]);
     assert!(before.contains(&format!("cgrant-{}", lab.instance)), "{before}");
     // A reload of the host's own firewall begins with this.
     network.host.run(&["nft", "flush", "ruleset"]);
-    wait_until("the rules are back", || rules() == before);
+    await_rules(&network, &before);
     ok("a flushed ruleset");
     // A part of it.
     let table = before.lines().find(|line| line.starts_with("table netdev")).expect("no netdev table");
     let name: Vec<&str> = table.split_whitespace().collect();
     network.host.run(&["nft", "delete", "table", "netdev", name[2]]);
-    wait_until("the rules of the ports are back", || rules() == before);
+    await_rules(&network, &before);
     // Our own end renamed.
     let end = bystander.one.link.host_name.clone();
-    network.host.sh(&format!("ip link set {end} down; ip link set {end} name astray; ip link set astray up"));
+    network
+        .host
+        .sh(&format!("ip link set {end} down; ip link set {end} name astray; ip link set astray up || true"));
     wait_until("the rename is seen", || {
         network.devices().contains(&end)
             || network.host.run(&["nft", "list", "ruleset"]).contains("astray")
@@ -226,10 +259,10 @@ fn what_somebody_breaks_is_mended_or_told(lab: &Lab) {
         .to_owned();
     // The bridge, with all that hangs on it.
     network.host.run(&["ip", "link", "del", &bridge]);
-    wait_until("the bridge is mended, or its links are told to be lost", || {
+    wait_until("the bridge is mended, or a link is told to be lost", || {
         let client = bystander.user.client(broker.socket());
         let gone = client.links(&bystander.two.grant.path).is_empty()
-            && client.links(&bystander.one.grant.path).is_empty();
+            || client.links(&bystander.one.grant.path).is_empty();
         gone || bystander
             .two
             .node
@@ -237,7 +270,7 @@ fn what_somebody_breaks_is_mended_or_told(lab: &Lab) {
             .is_ok()
     });
     let client = bystander.user.client(broker.socket());
-    let kept = !client.links(&bystander.one.grant.path).is_empty();
+    let kept = [&bystander.one, &bystander.two].iter().all(|one| !client.links(&one.grant.path).is_empty());
     if kept {
         ok("a deleted bridge");
     }
@@ -267,7 +300,7 @@ fn whoever_meddles_while_nobody_looks_is_found_out(lab: &Lab) {
     let orphan = "cgvffffffffff";
     network.host.sh(&format!("ip link add {orphan} type veth peer name cgpffffffffff; ip link set {orphan} alias 'cgrant {} ffffffffffffffff eth0'", lab.instance));
     broker.start_again();
-    wait_until("the rules are back", || network.host.run(&["nft", "list", "ruleset"]) == before);
+    await_rules(&network, &before);
     wait_until("what is nobody's is removed", || !network.devices().iter().any(|name| name == orphan));
     bystander.check(&network, "after the restart");
     // What is not the broker's own stays, whatever its name is.
@@ -342,6 +375,7 @@ fn a_host_that_is_configured_by_advertisements_stays_so(lab: &Lab) {
         advertise();
         default().contains(&local.to_string())
     });
+    wait_until("its address is in use", || !network.host.run(&["ip", "-6", "address"]).contains("tentative"));
     network.look();
     let broker = network.broker();
     let user = lab.user();
@@ -354,10 +388,9 @@ fn a_host_that_is_configured_by_advertisements_stays_so(lab: &Lab) {
         default().contains(&local.to_string())
     });
     one.release(&client);
-    wait_until("it is as before", || {
-        advertise();
-        network.differences().is_empty()
-    });
+    // A route that came again has no age that could be compared; what else there is has to be as before.
+    advertise();
+    network.assert_as_before();
 }
 
 fn settings_that_others_changed_are_left_alone(lab: &Lab) {

@@ -293,6 +293,17 @@ mod tests {
     }
 
     #[test]
+    fn a_record_from_before_there_were_links_has_none() {
+        let (base, journal) = journal();
+        let old = record(Lifetime::Process);
+        let mut text = serde_json::to_value(&old).unwrap();
+        text.as_object_mut().unwrap().remove("links").unwrap();
+        let file = base.path().join("run/grants").join(file_name(&old.id));
+        std::fs::write(file, text.to_string()).unwrap();
+        assert_eq!(journal.load().unwrap().0, [old]);
+    }
+
+    #[test]
     fn a_change_of_lifetime_leaves_one_record() {
         let (base, journal) = journal();
         journal.write(&record(Lifetime::Process)).unwrap();

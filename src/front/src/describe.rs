@@ -124,8 +124,12 @@ pub fn bridge(info: &BridgeInfo) -> Properties<'_> {
         ("managed", Variant::from(info.managed)),
         ("links", Variant::from(info.links)),
     ]);
-    let subnets = [("subnet4", info.subnet4.map(with_prefix)), ("subnet6", info.subnet6.map(with_prefix))];
-    bridge.extend(subnets.into_iter().filter_map(|(key, text)| Some((key, Variant::from(text?)))));
+    let networks = [
+        ("subnet4", info.subnet4.map(with_prefix)),
+        ("subnet6", info.subnet6.map(with_prefix)),
+        ("clash", info.clash.map(with_prefix)),
+    ];
+    bridge.extend(networks.into_iter().filter_map(|(key, text)| Some((key, Variant::from(text?)))));
     bridge
 }
 

@@ -18,6 +18,16 @@ use crate::{
 /// Largest packet where nothing else was said, in bytes.
 const USUAL_MTU: u32 = 1500;
 
+/// Has a device addresses of IPv4, and of IPv6?
+#[derive(Debug, Clone, Copy)]
+struct Families {
+    four: bool,
+    six: bool,
+}
+
+/// A device of the host's by which others are reached.
+type Uplink<'d> = (&'d LinkState, Families);
+
 /// IPv6's switch for all interfaces.
 const ALL_IPV6: &str = "ipv6/conf/all/forwarding";
 
@@ -129,6 +139,7 @@ impl Net {
             return self.end_forwarding();
         }
         let devices = self.route.links()?;
+        self.keep_routers(&devices)?;
         let mut guarded4 = BTreeSet::new();
         let mut guarded6 = BTreeSet::new();
         for bridge in self.bridges.values().filter(|bridge| bridge.is_own()) {
@@ -141,7 +152,7 @@ impl Net {
         }
         let uplinks = self.uplinks(&devices)?;
         if sysctl::read("ipv4/ip_forward").as_deref() != Some("1") {
-            for (device, _) in uplinks.iter().filter(|(_, families)| families.0) {
+            for (device, _) in uplinks.iter().filter(|(_, families)| families.four) {
                 if self.sysctls.set(&format!("ipv4/conf/{}/forwarding", device.name), device.index, "1")? {
                     guarded4.insert(device.name.clone());
                 }
@@ -158,7 +169,7 @@ impl Net {
     fn forward_ipv6(
         &mut self,
         devices: &[LinkState],
-        uplinks: &[(&LinkState, (bool, bool))],
+        uplinks: &[Uplink<'_>],
         guarded: &mut BTreeSet<String>,
     ) -> Result<(), Failure> {
         let is_needed =
@@ -173,7 +184,7 @@ impl Net {
             for bridge in ours {
                 sysctl::write(&format!("ipv6/conf/{}/force_forwarding", bridge.bridge.device), "1")?;
             }
-            for (device, _) in uplinks.iter().filter(|(_, families)| families.1) {
+            for (device, _) in uplinks.iter().filter(|(_, families)| families.six) {
                 let setting = format!("ipv6/conf/{}/force_forwarding", device.name);
                 if self.sysctls.set(&setting, device.index, "1")? {
                     guarded.insert(device.name.clone());
@@ -184,6 +195,21 @@ impl Net {
         self.forward_all_ipv6(devices, guarded)
     }
 
+    /// Who configures itself by advertisements goes on doing so. The routes that came with them are dropped otherwise as
+    /// soon as any interface is a router, a bridge of ours too (`addrconf_fixup_forwarding` in net/ipv6/addrconf.c).
+    fn keep_routers(&mut self, devices: &[LinkState]) -> Result<(), Failure> {
+        let value = |device: &str, name: &str| sysctl::read(&format!("ipv6/conf/{device}/{name}"));
+        let others: Vec<_> = devices.iter().filter(|device| !self.is_ours(device)).collect();
+        for device in others {
+            if value(&device.name, "accept_ra").as_deref() == Some("1")
+                && value(&device.name, "forwarding").as_deref() == Some("0")
+            {
+                self.sysctls.set(&format!("ipv6/conf/{}/accept_ra", device.name), device.index, "2")?;
+            }
+        }
+        Ok(())
+    }
+
     /// The switch sets every interface's value, and the default: each is remembered.
     fn forward_all_ipv6(
         &mut self,
@@ -192,15 +218,6 @@ impl Net {
     ) -> Result<(), Failure> {
         let value = |device: &str, name: &str| sysctl::read(&format!("ipv6/conf/{device}/{name}"));
         let others: Vec<_> = devices.iter().filter(|device| !self.is_ours(device)).collect();
-        // Who configures itself by advertisements goes on doing so; the routes that came with them are dropped otherwise
-        // as soon as the first interface forwards.
-        for device in &others {
-            if value(&device.name, "accept_ra").as_deref() == Some("1")
-                && value(&device.name, "forwarding").as_deref() == Some("0")
-            {
-                self.sysctls.set(&format!("ipv6/conf/{}/accept_ra", device.name), device.index, "2")?;
-            }
-        }
         for (name, index) in
             others.iter().map(|device| (device.name.as_str(), device.index)).chain([("default", 0)])
         {
@@ -251,7 +268,7 @@ impl Net {
     }
 
     /// The interfaces by which others are reached, each with the families that it has addresses of.
-    fn uplinks<'d>(&self, devices: &'d [LinkState]) -> Result<Vec<(&'d LinkState, (bool, bool))>, Failure> {
+    fn uplinks<'d>(&self, devices: &'d [LinkState]) -> Result<Vec<Uplink<'d>>, Failure> {
         let addresses = self.route.addresses()?;
         let routes = self.route.routes()?;
         let families = |device: &LinkState| {
@@ -262,7 +279,7 @@ impl Net {
                     address.ifindex == device.index && address.address.is_ipv4() == is_ipv4 && is_of_host
                 })
             };
-            (has(true), has(false))
+            Families { four: has(true), six: has(false) }
         };
         let leads_on =
             |index: u32| routes.iter().any(|route| route.ifindex == Some(index) && route.gateway.is_some());
@@ -273,7 +290,7 @@ impl Net {
             .iter()
             .filter(|device| !is_loopback(device) && !self.is_ours(device) && !is_inner(device))
             .map(|device| (device, families(device)))
-            .filter(|(_, families)| families.0 || families.1)
+            .filter(|(_, families)| families.four || families.six)
             .collect())
     }
 

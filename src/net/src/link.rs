@@ -27,10 +27,11 @@ use crate::{
 const UNFINISHED: &str = "unfinished";
 
 /// How our ports are set: the bridge knows where their addresses are and learns nothing from them, so that nobody
-/// can draw another's packets to himself, and nobody gets what is addressed to somebody unknown.
+/// can draw another's packets to himself, and nobody gets what is addressed to somebody unknown. Hairpin, because with
+/// bridge-nf-call-iptables what goes to a published port of the sender's own is bridged; the firewall drops the rest.
 const PORT: PortFlags = PortFlags {
     learning: false,
-    hairpin: false,
+    hairpin: true,
     isolated: false,
     neigh_suppress: false,
     unicast_flood: false,
@@ -99,15 +100,15 @@ impl Net {
     /// host's own is refused here as well); to reach the bridge before the rules are there (the host's end comes up
     /// last); to lead the helper astray by renaming, moving or deleting the far end meanwhile (it is found by index, address
     /// and kind, and whatever is changed there is in his own namespace); to block it (no call waits for a peer).
-    pub(crate) fn add_link(&mut self, bridge: &Bridge, link: Link, netns: Option<OwnedFd>) -> Carried {
+    pub(crate) fn add_link(&mut self, bridge: &Bridge, link: &Link, netns: Option<OwnedFd>) -> Carried {
         if self.links.contains_key(&link.key) {
             self.remove_link(&link.key)?;
         }
         let key = link.key.clone();
-        let far = self.far_place(&link, netns)?;
+        let far = self.far_place(link, netns)?;
         self.fault.step("events")?;
         self.watch.begin().map_err(kernel("cannot listen for changes of the network"))?;
-        let mut work = Work { bridge, link: &link, done: Vec::new() };
+        let mut work = Work { bridge, link, done: Vec::new() };
         match self.make_link(&mut work, far) {
             Ok(outcome) => {
                 let tap = outcome.tap.as_ref().map(|_| cgrant_wire::FdIndex(0));
@@ -117,7 +118,7 @@ impl Net {
             Err(failure) => {
                 let done = work.done;
                 self.forget(&key);
-                if let Err(error) = self.undo(bridge, &link, done) {
+                if let Err(error) = self.undo(bridge, link, done) {
                     tracing::error!(%error, "not everything of a link that was not made could be undone");
                 }
                 Err(failure)
@@ -280,6 +281,9 @@ impl Net {
             work.done.push(Step::Held);
         }
         self.fault.step("rules")?;
+        if self.links.len() == 1 {
+            self.note_rules(true)?;
+        }
         self.wall(|wall| wall.add_link(work.bridge, &link.info.host_name, link))?;
         work.done.push(Step::Walled);
         if self.bridges.get(device).is_some_and(crate::state::Bridged::is_own) {
@@ -362,7 +366,7 @@ impl Net {
         self.forget(key);
         let ifindex = made.link.info.ifindex;
         let is_last = !self.links.values().any(|other| other.device == made.device);
-        let mut done = vec![Step::Device(ifindex), Step::Held, Step::Walled];
+        let mut done = vec![Step::Held, Step::Walled];
         if bridged.is_own() {
             if is_last {
                 done.insert(0, Step::Bridge);
@@ -371,7 +375,8 @@ impl Net {
                 done.push(Step::Named);
             }
         }
-        done.extend([Step::Forwarding, Step::Loopback, Step::Up(ifindex)]);
+        // The device goes first: nothing ever passes it without rules.
+        done.extend([Step::Forwarding, Step::Loopback, Step::Device(ifindex)]);
         let result = self.undo(&bridged.bridge, &made.link, done);
         if is_last && !bridged.is_own() {
             self.bridges.remove(&made.device);
@@ -393,6 +398,9 @@ impl Net {
                 self.watch.end();
             }
             self.clashes.clear();
+            if outcome.is_ok() {
+                outcome = self.note_rules(false);
+            }
             let _ = self.directory.remove_file(UNFINISHED);
         }
         outcome

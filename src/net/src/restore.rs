@@ -4,7 +4,7 @@
 //! are wrong. A published port is trusted only when it is held again, because somebody else could have taken
 //! it meanwhile. What nobody wants any more is removed.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, io};
 
 use cgrant_sys::netlink::LinkState;
 use cgrant_wire::{
@@ -13,13 +13,16 @@ use cgrant_wire::{
 };
 
 use crate::{
-    failure::{Failure, chain},
+    failure::{Failure, chain, kernel},
     state::{Bridged, Net, Owned},
 };
 
+/// The file that is there while there are tables of ours.
+const WITH_RULES: &str = "rules";
+
 impl Net {
     /// Makes everything as it ought to be, as far as it can be made; what can't is told by events.
-    pub fn restore(&mut self, bridges: Vec<Bridge>, links: Vec<Link>) {
+    pub fn restore(&mut self, bridges: &[Bridge], links: Vec<Link>) {
         if std::mem::replace(&mut self.is_restored, true) {
             tracing::error!("the engine told a second time what ought to be");
             return;
@@ -34,14 +37,18 @@ impl Net {
             tracing::error!(%error, "the devices can't be listed");
             Vec::new()
         });
-        let found = self.find_links(&bridges, links, &devices);
-        self.remove_strays(&found, &bridges, &devices);
+        let found = self.find_links(bridges, links, &devices);
+        self.remove_strays(&found, bridges, &devices);
         for (link, bridge, index) in found {
             self.take_over(link, &bridge, index, &devices);
         }
         self.hold_ports_again();
-        let own: Vec<Bridge> =
-            self.bridges.values().filter(|bridged| bridged.is_own()).map(|bridged| bridged.bridge.clone()).collect();
+        let own: Vec<Bridge> = self
+            .bridges
+            .values()
+            .filter(|bridged| bridged.is_own())
+            .map(|bridged| bridged.bridge.clone())
+            .collect();
         self.prepare_servers(&own);
         self.tried("the rules", Self::set_all_rules);
         self.serve_all(&own);
@@ -184,13 +191,35 @@ impl Net {
     /// Replaces all rules in one step, whatever is there.
     pub(crate) fn set_all_rules(&mut self) -> Result<(), Failure> {
         if self.links.is_empty() {
-            return self.wall(|wall| wall.clear());
+            return self.clear_rules();
         }
         let bridges: Vec<Bridge> = self.bridges.values().map(|bridged| bridged.bridge.clone()).collect();
         let links: Vec<(Link, String)> =
             self.links.values().map(|made| (made.link.clone(), made.link.info.host_name.clone())).collect();
         let servers = self.servers();
         self.wall(|wall| wall.restore(&bridges, &links, &servers))
+    }
+
+    /// Without links there are no rules. On a host that never had a link `nft` is not even run.
+    fn clear_rules(&mut self) -> Result<(), Failure> {
+        if !self.directory.exists(WITH_RULES).map_err(kernel("cannot look into the helper's directory"))? {
+            return Ok(());
+        }
+        self.wall(|wall| wall.clear())?;
+        self.note_rules(false)
+    }
+
+    /// Notes that there are tables of ours, or none, for a helper after this one.
+    pub(crate) fn note_rules(&self, are_there: bool) -> Result<(), Failure> {
+        let noted = if are_there {
+            self.directory.write_atomic(WITH_RULES, b"", false)
+        } else {
+            self.directory.remove_file(WITH_RULES)
+        };
+        match noted {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(kernel("cannot note that there are rules")),
+        }
     }
 
     fn serve_all(&mut self, own: &[Bridge]) {

@@ -79,7 +79,9 @@ impl Net {
     pub(crate) fn names_ready(&mut self, fd: RawFd) {
         self.names.ready(fd);
         for device in self.names.due() {
-            let Some(bridge) = self.bridges.get(&device).map(|bridged| bridged.bridge.clone()) else { continue };
+            let Some(bridge) = self.bridges.get(&device).map(|bridged| bridged.bridge.clone()) else {
+                continue;
+            };
             match self.start_server(&bridge) {
                 Ok(()) => tracing::info!(device, "the name server was started again"),
                 Err(error) => {
@@ -93,7 +95,9 @@ impl Net {
     /// Advertises an own bridge as the way out, if it has an IPv6 network.
     pub(crate) fn start_advert(&mut self, device: &str) -> Result<(), Failure> {
         let Some(bridged) = self.bridges.get(device) else { return Ok(()) };
-        let BridgeKind::Own { gateway6: Some(network), server6, .. } = bridged.bridge.kind else { return Ok(()) };
+        let BridgeKind::Own { gateway6: Some(network), server6, .. } = bridged.bridge.kind else {
+            return Ok(());
+        };
         if sysctl::read("ipv6/conf/all/forwarding").is_none() {
             // A host that was started without IPv6.
             return Ok(());

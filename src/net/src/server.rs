@@ -140,7 +140,7 @@ impl Server {
             };
             match cgrant_wire::decode::<ToNet>(&received.bytes) {
                 Ok(ToNet::Restore { bridges, links }) => {
-                    self.net.restore(bridges, links);
+                    self.net.restore(&bridges, links);
                     for event in self.net.take_events() {
                         self.send(&FromNet::Event(event), Vec::new());
                     }

@@ -164,7 +164,7 @@ impl Net {
     }
 
     fn perform(&mut self, order: Order, fds: Vec<OwnedFd>) -> Carried {
-        let needs_nothing = matches!(order, Order::FindSubnets { .. } | Order::Examine);
+        let needs_nothing = matches!(order, Order::FindSubnets { .. } | Order::Examine | Order::ListAddresses);
         if !needs_nothing && !self.is_restored {
             return Err(Failure::Malformed("it came before what ought to be was told"));
         }
@@ -183,12 +183,16 @@ impl Net {
                     let fd = fds.into_iter().nth(usize::from(index.0));
                     fd.ok_or(Failure::Malformed("a descriptor lacks"))
                 });
-                self.add_link(&bridge, link, netns.transpose()?)
+                self.add_link(&bridge, &link, netns.transpose()?)
             }
             Order::RemoveLink(key) => self.remove_link(&key).map(done),
             Order::RemoveLinks(grant) => self.remove_links(grant).map(done),
             Order::SetPorts { key, ports } => self.set_ports(&key, &ports).map(done),
             Order::Examine => Ok((Reply::Findings(examine::examine(self)), Vec::new())),
+            Order::ListAddresses => {
+                let addresses = self.route.addresses()?.into_iter().map(|address| address.address);
+                Ok((Reply::Addresses(addresses.collect()), Vec::new()))
+            }
         }
     }
 

@@ -28,6 +28,11 @@ use crate::{
 
 /// Events taken at once before orders get their turn.
 const TURN: usize = 4096;
+/// Links that are looked at before orders get their turn. One that is gone costs a run of `nft`.
+///
+/// An attacker wants others to wait: he has a hundred links, or as many accounts as he has friends, and ends all of their
+/// namespaces at once.
+const FEW: usize = 4;
 /// How long what is dear waits for more of its kind.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// When what failed is tried again.
@@ -45,6 +50,8 @@ pub struct Watch {
     rules: bool,
     settings: bool,
     mended: HashMap<LinkKey, (Instant, u32)>,
+    /// Indexes of links that are to be looked at.
+    doubtful: BTreeSet<u32>,
 }
 
 /// What events were about.
@@ -84,7 +91,7 @@ impl Watch {
 
     /// When something is to be done.
     pub fn deadline(&self) -> Option<Instant> {
-        self.due
+        if self.doubtful.is_empty() { self.due } else { Some(Instant::now()) }
     }
 
     /// The rules are to be looked at soon.
@@ -195,6 +202,7 @@ impl Net {
                     changes.links.insert(device.index);
                 }
                 changes.bridges.extend(self.bridge_of_index(device.index));
+                changes.bridges.extend(self.names.bridge_of_port(device.index).map(str::to_owned));
             }
             Event::Link(device) => self.note_link(&device, changes),
             Event::Address(address) => {
@@ -227,6 +235,8 @@ impl Net {
             }
             return;
         }
+        // Looked at as the bridge is: such a port changes when it is made, and seldom after.
+        changes.bridges.extend(self.names.bridge_of_port(device.index).map(str::to_owned));
         let is_awaited = |bridge: &Bridged| bridge.ifindex == 0 && bridge.bridge.device == device.name;
         if let Some(bridge) = self.bridges.values().find(|bridge| is_awaited(bridge)) {
             changes.bridges.insert(bridge.bridge.device.clone());
@@ -299,7 +309,13 @@ impl Net {
         for device in changes.bridges {
             self.check_bridge(&device);
         }
-        for index in changes.links {
+        self.watch.doubtful.extend(changes.links);
+    }
+
+    /// Looks at a few of the links that something happened to.
+    fn look_at_links(&mut self) {
+        for _ in 0..FEW {
+            let Some(index) = self.watch.doubtful.pop_first() else { return };
             if let Some(key) = self.by_index.get(&index).cloned() {
                 self.check_link(&key, index);
             }
@@ -398,7 +414,7 @@ impl Net {
             addresses.iter().any(|one| one.ifindex == bridged.ifindex && one.address == ours.address)
         });
         if state.name == *device && state.up && state.mtu == bridged.mtu && has_all {
-            return Ok(());
+            return self.check_server(bridged);
         }
         if state.name != *device && self.route.set_name(bridged.ifindex, device).is_err() {
             self.route.set_up(bridged.ifindex, false)?;
@@ -408,6 +424,21 @@ impl Net {
         self.watch.rules_are_doubtful();
         self.watch.settings_are_doubtful();
         self.mended(format!("the bridge {device} was changed; it is as before"));
+        Ok(())
+    }
+
+    /// The name server's device was deleted, taken from the bridge or renamed: it gets another one.
+    fn check_server(&mut self, bridged: &Bridged) -> Result<(), Failure> {
+        let device = &bridged.bridge.device;
+        if self.names.is_whole(&self.route, device, bridged.ifindex)? {
+            return Ok(());
+        }
+        if let Err(error) = self.start_server(&bridged.bridge) {
+            tracing::error!(%error, device, "the name server can't be started again");
+            self.names.retry(device);
+            return Ok(());
+        }
+        self.mended(format!("the name server of {device} had lost its device; it was started again"));
         Ok(())
     }
 
@@ -480,6 +511,7 @@ impl Net {
 
     /// Does what is due.
     pub fn tend(&mut self, now: Instant) {
+        self.look_at_links();
         if self.watch.due.is_none_or(|due| due > now) {
             return;
         }

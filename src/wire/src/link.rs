@@ -145,6 +145,8 @@ pub struct BridgeInfo {
     pub subnet6: Option<Address<Ipv6Addr>>,
     /// Links that the caller's account has on it.
     pub links: u32,
+    /// A network that the host got since and that is in the bridge's: the two can't reach each other.
+    pub clash: Option<Address<IpAddr>>,
 }
 
 /// Why a link is no more.

@@ -81,6 +81,8 @@ pub struct Link {
 
 /// What the helper is to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+// There is one at a time, on its way.
+#[allow(clippy::large_enum_variant)]
 pub enum Order {
     /// Looks for a network that clashes with none of the machine's own. Changes nothing. -> [`Reply::Subnets`]
     FindSubnets {
@@ -116,6 +118,8 @@ pub enum Order {
     },
     /// What stands in the way of links on this host: rows for `doctor`. -> [`Reply::Findings`]
     Examine,
+    /// Which addresses the host has. Changes nothing. -> [`Reply::Addresses`]
+    ListAddresses,
 }
 
 /// The answer to an order that was carried out.
@@ -141,6 +145,8 @@ pub enum Reply {
     },
     /// To [`Order::Examine`].
     Findings(Vec<Finding>),
+    /// To [`Order::ListAddresses`].
+    Addresses(Vec<IpAddr>),
 }
 
 /// One thing that `doctor` shows.
@@ -169,6 +175,8 @@ pub struct NetFailure {
 
 /// From the engine to the helper.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+// There is one at a time, on its way.
+#[allow(clippy::large_enum_variant)]
 pub enum ToNet {
     /// First message, and only then: everything that ought to be there. What the kernel has of this instance besides is
     /// removed, what lacks is made again where that can be, the rest is told with [`NetEvent::LinkGone`].

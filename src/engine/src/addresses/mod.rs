@@ -236,10 +236,11 @@ impl Addresses {
             inner.recount();
             return Err(error.into());
         }
-        if known && given.evicted.is_empty() {
-            return Ok(Reserved { number: given.number, address6, new: false });
+        if !given.evicted.is_empty() {
+            inner.recount();
+        } else if !known {
+            *inner.counts.entry(account).or_default() += 1;
         }
-        inner.recount();
         Ok(Reserved { number: given.number, address6, new: !known })
     }
 
@@ -338,8 +339,7 @@ impl Addresses {
     pub fn owner_of_name(&self, bridge: &str, label: &str) -> Option<u32> {
         let inner = self.inner();
         let pool = inner.bridges.get(bridge)?;
-        let named =
-            pool.entries().filter(|(_, entry)| names::label(&entry.owner.grant).as_deref() == Some(label));
+        let named = pool.entries().filter(|(_, entry)| entry.owner.grant.eq_ignore_ascii_case(label));
         named.min_by_key(|(_, entry)| entry.serial).map(|(_, entry)| entry.owner.account)
     }
 }
@@ -389,6 +389,10 @@ mod tests {
         assert_eq!(again("web"), Reserved { new: false, ..web });
         assert_eq!(again("db"), Reserved { new: false, ..db });
         assert_eq!(addresses.owner_of_name("default", "web"), Some(1));
+        // What leads to the same place is the same name: whoever comes later has it not.
+        addresses.reserve(&request(1, "my-app", 10)).unwrap();
+        addresses.reserve(&request(2, "My_App", 11)).unwrap();
+        assert_eq!(addresses.owner_of_name("default", "my-app"), Some(1));
     }
 
     #[test]

@@ -33,16 +33,16 @@ pub fn account_bridge(instance: &str, account: u32) -> String {
     hashed("cgu", 10, &[instance.as_bytes(), &account.to_be_bytes()])
 }
 
-/// A grant's name as a label of the name service (RFC 1035, section 2.3.1, and `_`), if it can be one.
+/// A grant's name as a label of the name service (RFC 1123, section 2.1), if it can be one. `_` becomes `-`, and what stands at
+/// an end goes, as the name server does it.
+///
+/// An attacker wants another's name: `my_app` and `my-app` are one and the same there, so they are one here, where it is decided
+/// whose it is.
 pub fn label(grant: &str) -> Option<String> {
-    let label = grant.to_ascii_lowercase();
-    let form = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_');
-    let edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-    let fits = (1..=63).contains(&label.len())
-        && label.bytes().all(form)
-        && edge(label.bytes().next())
-        && edge(label.bytes().next_back());
-    fits.then_some(label)
+    let label = grant.to_ascii_lowercase().replace('_', "-");
+    let label = label.trim_matches('-');
+    let form = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-');
+    ((1..=63).contains(&label.len()) && label.bytes().all(form)).then(|| label.to_owned())
 }
 
 /// What stands for the account behind a container's name: the user's name if it can be a label that no other account's is.
@@ -50,10 +50,10 @@ pub fn account_label(account: u32, user: Option<&str>) -> String {
     // `u` and digits stand for accounts without a usable name.
     let clash =
         |name: &str| name.strip_prefix('u').is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()));
-    user.filter(|name| *name == name.to_ascii_lowercase())
-        .and_then(label)
+    // Only a name that is its own label: `a_b` would have that of the user `a-b`.
+    user.filter(|name| label(name).as_deref() == Some(name))
         .filter(|name| !clash(name))
-        .unwrap_or_else(|| format!("u{account}"))
+        .map_or_else(|| format!("u{account}"), ToOwned::to_owned)
 }
 
 /// The names that lead to a container, the first for the way back: `NAME` if its account has it, and `NAME.USER`.
@@ -92,12 +92,17 @@ mod tests {
 
     #[test]
     fn a_container_is_found_by_its_name_and_its_users() {
-        assert_eq!(of_container("Web_1", 1000, Some("alice"), true), ["web_1", "web_1.alice"]);
+        assert_eq!(of_container("Web_1", 1000, Some("alice"), true), ["web-1", "web-1.alice"]);
         assert_eq!(of_container("web", 1000, Some("alice"), false), ["web.alice"]);
         assert_eq!(of_container("web", 1000, Some("Al.Ice"), true), ["web", "web.u1000"]);
         assert_eq!(of_container("web", 1000, Some("u0"), false), ["web.u1000"], "another account's");
         assert_eq!(of_container("web", 1000, None, false), ["web.u1000"]);
         assert_eq!(of_container("wpad", 1000, None, true), ["wpad.u1000"], "browsers would obey it");
-        assert!(of_container("web-", 1000, None, true).is_empty());
+        assert_eq!(of_container("wpad_", 1000, None, true), ["wpad.u1000"], "and this is the same one");
+        assert_eq!(
+            of_container("web-", 1000, Some("a_b"), true),
+            ["web", "web.u1000"],
+            "a-b is somebody else"
+        );
     }
 }

@@ -391,6 +391,7 @@ pub fn answer(op: &Op, connection: ConnectionId) -> Answer {
             subnet4: Some(Address { address: [10, 1, 0, 0].into(), prefix: 22 }),
             subnet6: None,
             links: 1,
+            clash: None,
         }]),
         Op::ExamineNetwork => Answer::Findings(vec![Finding {
             subject: "nft".to_owned(),

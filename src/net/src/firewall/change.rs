@@ -9,6 +9,7 @@ use super::{
     element::{self, Counts, Element},
     link,
     mark::{Mark, Marks},
+    nft,
     schema::Command,
 };
 
@@ -65,13 +66,13 @@ impl Change {
     }
 
     /// The guard changes.
-    pub fn of_guard(old: &Guard, new: Guard) -> Self {
+    pub fn of_guard(old: &Guard, new: &Guard) -> Self {
         let part = |guard: &Guard| Part {
             elements: element::of_guard(guard),
             guard: Some(guard.clone()),
             ..Part::default()
         };
-        Self { old: part(old), new: part(&new) }
+        Self { old: part(old), new: part(new) }
     }
 
     /// The way back.
@@ -169,10 +170,14 @@ impl State {
         self.counts.apply(&old.elements, &new.elements);
     }
 
-    /// The chains of all links and servers.
+    /// The chains of all links and servers. Not of a device that has died or changed its name, and that nobody told of yet:
+    /// for one, nothing could be built at all, and without a chain it reaches nobody.
     pub fn walls(&self, table: &str) -> Vec<Command> {
-        let servers = self.servers.values().flat_map(|server| link::server(table, server));
-        servers.chain(self.links.values().flat_map(|placed| link::wall(table, placed))).collect()
+        let is_there = |device: &str, index| nft::index_of(device).is_ok_and(|now| now == index);
+        let servers = self.servers.values().filter(|server| is_there(&server.device, server.index));
+        let links = self.links.values().filter(|placed| is_there(&placed.device, placed.index));
+        let servers = servers.flat_map(|server| link::server(table, server));
+        servers.chain(links.flat_map(|placed| link::wall(table, placed))).collect()
     }
 
     /// Names of devices by index, as far as they are known.

@@ -105,3 +105,44 @@ fn words(value: &Value) -> Vec<String> {
 fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::{lan, link, route};
+
+    #[test]
+    fn rules_of_a_chain_are_told_apart_by_their_comments() {
+        let commands = [link::shared("t"), lan::chains("t"), route::chains("t")].concat();
+        let picture = expected(&commands, &BTreeMap::new());
+        assert!(picture.chains.len() > 15);
+        for (name, (_, comments)) in &picture.chains {
+            let different: BTreeSet<&String> = comments.iter().collect();
+            assert_eq!(different.len(), comments.len(), "{name:?}: {comments:?}");
+            // The kernel keeps no more with a rule.
+            assert!(comments.iter().all(|comment| !comment.is_empty() && comment.len() < 128), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn listings_of_two_versions_are_the_same_picture() {
+        let new = r#"{"nftables": [{"metainfo": {"version": "1.1.3"}},
+            {"table": {"family": "netdev", "name": "t", "handle": 1, "comment": "x"}},
+            {"chain": {"family": "netdev", "table": "t", "name": "c", "handle": 3, "dev": "va", "type": "filter",
+                "hook": "ingress", "prio": 0, "policy": "drop"}},
+            {"set": {"family": "netdev", "name": "s", "table": "t", "type": ["mark", "iface_index"], "handle": 1,
+                "elem": [{"concat": [1048576, "va"]}, {"concat": [1048576, "77"]}]}},
+            {"rule": {"family": "netdev", "table": "t", "chain": "c", "handle": 4, "comment": "r", "expr": []}}]}"#;
+        let old = r#"{"nftables": [{"metainfo": {"version": "1.0.6"}},
+            {"table": {"family": "netdev", "name": "t", "handle": 1}},
+            {"set": {"family": "netdev", "name": "s", "table": "t", "type": ["mark", "iface_index"], "handle": 1,
+                "elem": [{"concat": [1048576, "77"]}, {"concat": [1048576, "va"]}]}},
+            {"chain": {"family": "netdev", "table": "t", "name": "c", "handle": 3, "type": "filter",
+                "hook": "ingress", "prio": 0, "policy": "drop"}},
+            {"rule": {"family": "netdev", "table": "t", "chain": "c", "handle": 9, "comment": "r", "expr": [1]}}]}"#;
+        let (new, old) = (found(new.as_bytes()).unwrap(), found(old.as_bytes()).unwrap());
+        assert_eq!(new, old);
+        assert!(new != found(b"{\"nftables\": []}").unwrap());
+        assert!(matches!(found(b"{"), Err(FirewallError::Listing(_))));
+    }
+}

@@ -255,8 +255,11 @@ fn by_family(address: IpAddr, v4: &'static Kind, v6: &'static Kind) -> &'static 
 /// What a link puts into sets.
 pub fn of_link(placed: &Placed) -> Vec<Element> {
     let (index, mark) = (Atom::Index(placed.index), Atom::Mark(placed.mark.0));
-    let mut elements =
-        vec![Element::member(&LINKS, [index.clone()]), Element::member(&SAME, [mark.clone(), index.clone()])];
+    let mut elements = vec![
+        Element::member(&LINKS, [index.clone()]),
+        Element::member(&ITSELF, [index.clone(), index.clone()]),
+        Element::member(&SAME, [mark.clone(), index.clone()]),
+    ];
     if placed.own_bridge {
         elements.push(Element::member(&BRIDGES, [Atom::Index(placed.bridge)]));
     } else {

@@ -14,6 +14,9 @@ pub enum FirewallError {
     /// `nft` or the kernel refused the transaction; what it said.
     #[error("nft refused the rules: {0}")]
     Refused(String),
+    /// `nft` said that all went well, and there is nothing.
+    #[error("nft accepted the rules, and there are none")]
+    NoEffect,
     /// `nft` did not end in time and was killed.
     #[error("nft did not end within {0} s")]
     Late(u64),

@@ -165,8 +165,9 @@ impl Firewall {
     ///
     /// # Errors
     /// What `nft` says.
+    #[allow(clippy::needless_pass_by_value)] // A guard is made for this.
     pub fn set_guard(&mut self, guard: Guard) -> Result<(), FirewallError> {
-        self.commit(&Change::of_guard(self.state.guard(), guard))
+        self.commit(&Change::of_guard(self.state.guard(), &guard))
     }
 
     /// Replaces all that is there by what ought to be, in one transaction: at no time is there less.
@@ -180,7 +181,7 @@ impl Firewall {
         servers: &[(Bridge, String, Mac)],
     ) -> Result<(), FirewallError> {
         let mut next = State::default();
-        next.apply(&Change::of_guard(&Guard::default(), self.state.guard().clone()));
+        next.apply(&Change::of_guard(&Guard::default(), self.state.guard()));
         for (link, ifname) in links {
             let bridge = bridges.iter().find(|bridge| bridge.name == link.info.bridge);
             let bridge = bridge.ok_or_else(|| FirewallError::Unknown(link.key.name.clone()))?;
@@ -285,7 +286,15 @@ impl Firewall {
         if !state.is_empty() {
             commands.extend(self.build(state));
         }
-        self.nft.run(&commands).map(|_| ())
+        self.nft.run(&commands)?;
+        if state.is_empty() {
+            return Ok(());
+        }
+        // All else rests on it, and it is not often: are there rules now?
+        match self.nft.run(&[check::listing(Family::Netdev, &self.table())]) {
+            Err(FirewallError::Refused(_)) => Err(FirewallError::NoEffect),
+            other => other.map(|_| ()),
+        }
     }
 
     /// All tables with everything in them.

@@ -13,6 +13,7 @@ use std::{
 use cgrant_sys::memfd;
 use rustix::{
     event::{PollFd, PollFlags, poll},
+    fs::{SeekFrom, seek},
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, netdevice::name_to_index, socket_with},
 };
@@ -46,6 +47,9 @@ impl Nft {
     pub fn run(&self, commands: &[Command]) -> Result<Vec<u8>, FirewallError> {
         let input = serde_json::to_vec(&Document { nftables: commands }).map_err(FirewallError::Render)?;
         let input = memfd::sealed("nft", &input).map_err(FirewallError::Run)?;
+        // Version 1.0.6 opens its input anew, 1.1.3 reads on where the writer stopped, which is the end: no rule and no complaint
+        // [tried].
+        seek(&input, SeekFrom::Start(0)).map_err(|errno| FirewallError::Run(errno.into()))?;
         let program =
             PLACES.into_iter().find(|place| Path::new(place).exists()).ok_or(FirewallError::NoProgram)?;
         let mut child = Process::new(program)

@@ -6,7 +6,7 @@
 
 use super::{
     lan::our_mark,
-    mark::{MASK, PUBLISHED},
+    mark::{MASK, PUBLISHED, SERVER},
     schema::{
         ACCEPT, Command, DROP, Expression, Family, Hook, Mangle, Match, Nat, Ports, Statement, Writer, ct,
         field, goto, is, isnt, jump, meta,
@@ -72,18 +72,22 @@ fn published(writer: &mut Writer<'_>) {
     let local = || is(Expression::Fib { result: "type", flags: ["daddr"] }, "local");
     for (chain, place) in [("published", "prerouting"), ("published-here", "output")] {
         writer.chain(chain, hook("nat", place, -100));
-        writer
-            .rule("one IPv4 address", [redirect("ip", "one4", pair(field("ip", "daddr"), service("dport")))]);
+        // Wants: a port of some other machine's, whose packets pass this host or are sent by it: where `ip_nonlocal_bind` is set
+        // (as for HAProxy and keepalived) the holder binds any address, and everywhere a broadcast one.
+        writer.rule(
+            "one IPv4 address",
+            [local(), redirect("ip", "one4", &pair(field("ip", "daddr"), service("dport")))],
+        );
         writer.rule(
             "one IPv6 address",
-            [redirect("ip6", "one6", pair(field("ip6", "daddr"), service("dport")))],
+            [local(), redirect("ip6", "one6", &pair(field("ip6", "daddr"), service("dport")))],
         );
         let any = || Expression::Concat(service("dport").into());
         writer
-            .rule("any IPv4 address", [local(), is(meta("nfproto"), "ipv4"), redirect("ip", "any4", any())]);
+            .rule("any IPv4 address", [local(), is(meta("nfproto"), "ipv4"), redirect("ip", "any4", &any())]);
         // From ::1 nothing leaves the loopback device; the proxy serves there.
         let not_loopback = isnt(field("ip6", "daddr"), "::1");
-        writer.rule("any IPv6 address", [not_loopback, local(), redirect("ip6", "any6", any())]);
+        writer.rule("any IPv6 address", [not_loopback, local(), redirect("ip6", "any6", &any())]);
     }
     // Connections to a published port may cross accounts, also where bridge-nf-call-iptables bridges them. New and established
     // only: an ICMP error that claims to belong to somebody's connection has no such right.
@@ -94,7 +98,7 @@ fn published(writer: &mut Writer<'_>) {
     writer.rule("published", [isnt(our_mark(), 0), dnat(), state(["new", "established"]), set]);
 }
 
-fn redirect(family: &'static str, map: &str, key: Expression) -> Statement {
+fn redirect(family: &'static str, map: &str, key: &Expression) -> Statement {
     let look_up = |data: String| Expression::Map { key: Box::new(key.clone()), data };
     let (addr, port) = (look_up(format!("@{map}")), look_up(format!("@{map}port")));
     Statement::Dnat(Nat { family, addr, port })
@@ -143,6 +147,7 @@ fn icmp(writer: &mut Writer<'_>) {
 fn forward(writer: &mut Writer<'_>) {
     writer.chain("forward", hook("filter", "forward", 0));
     writer.rule("between own bridges", [from_bridges(), to_bridges(), goto("between")]);
+    writer.rule("from name servers", [from_bridges(), is(our_mark(), u64::from(SERVER.0)), goto("asking")]);
     writer.rule("from own bridges", [from_bridges(), ACCEPT]);
     writer.rule("to own bridges", [to_bridges(), goto("inward")]);
     writer.rule("from links elsewhere", [isnt(our_mark(), 0), jump("elsewhere")]);
@@ -152,6 +157,12 @@ fn forward(writer: &mut Writer<'_>) {
     {
         writer.rule(comment, [is(meta("nfproto"), family), is(meta("iifname"), set), DROP]);
     }
+
+    // Wants: to be more than a name server, if it was taken over by what containers or the outside send it: it asks other servers
+    // and has nothing else to say to anybody outside.
+    writer.chain("asking", None);
+    writer.rule("questions", [is(meta("l4proto"), ["tcp", "udp"]), is(field("th", "dport"), 53), ACCEPT]);
+    writer.rule("anything else", [DROP]);
 
     // Wants: a container's services that were not published, from outside by a route through the host.
     writer.chain("inward", None);

@@ -10,6 +10,7 @@
 //! then rules are set for the device, then [`NameServers::launch`] lets it go.
 
 mod child;
+mod forward;
 mod label;
 mod record;
 mod upstream;
@@ -37,9 +38,11 @@ use cgrant_wire::{
 
 use self::{
     child::{Confinement, Started, Waiting},
+    forward::Forwarder,
     record::Record,
+    upstream::Servers,
 };
-use crate::{backoff, backoff::Backoff, state::Settings};
+use crate::{backoff, backoff::Backoff, proxy::child::ProxySettings, state::Settings};
 
 /// The program, where every distribution has it.
 const PROGRAM: &str = "/usr/sbin/dnsmasq";
@@ -172,6 +175,8 @@ impl Process {
 struct Server {
     process: Process,
     port: ServerPort,
+    /// The host's address on the bridge.
+    gateway: Option<IpAddr>,
     backoff: Backoff,
 }
 
@@ -187,6 +192,7 @@ pub struct NameServers {
     directory: Dir,
     path: PathBuf,
     servers: BTreeMap<String, Server>,
+    forwarder: Forwarder,
     watch: Option<upstream::Watch>,
     due: Vec<String>,
 }
@@ -204,6 +210,7 @@ impl NameServers {
             directory,
             path: settings.path.join(DIRECTORY),
             servers: BTreeMap::new(),
+            forwarder: Forwarder::new(ProxySettings { uid: settings.uid, gid: settings.gid }),
             watch: None,
             due: Vec::new(),
         }
@@ -308,6 +315,7 @@ impl NameServers {
         if let Some(record) = &record {
             record.end();
         }
+        self.forwarder.end(device);
         let server = self.servers.remove(device);
         let known = server.as_ref().map(|server| server.port.ifindex);
         if let Some(server) = server {
@@ -352,6 +360,21 @@ impl NameServers {
         self.servers.values().any(|server| server.port.ifname == ifname)
     }
 
+    /// The bridge whose name server has the device of this index.
+    #[must_use]
+    pub fn bridge_of_port(&self, index: u32) -> Option<&str> {
+        let is_it = |(_, server): &(&String, &Server)| index != 0 && server.port.ifindex == index;
+        self.servers.iter().find(is_it).map(|(device, _)| device.as_str())
+    }
+
+    /// Has the name server of a bridge its device, as it was made? One that is not running is not looked at.
+    ///
+    /// # Errors
+    /// [`NamesError`].
+    pub fn is_whole(&self, route: &Route, device: &str, bridge_index: u32) -> Result<bool, NamesError> {
+        self.running(device).map_or(Ok(true), |server| is_port(route, &server.port, bridge_index))
+    }
+
     /// The devices of name servers that are filtered, by their bridges.
     pub fn ports(&self) -> impl Iterator<Item = (&str, &ServerPort)> {
         self.servers.iter().map(|(device, server)| (device.as_str(), &server.port))
@@ -361,7 +384,7 @@ impl NameServers {
     #[must_use]
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let servers = self.servers.values().filter_map(|server| server.process.descriptor());
-        servers.chain(self.watch.iter().map(AsFd::as_fd)).collect()
+        servers.chain(self.watch.iter().map(AsFd::as_fd)).chain(self.forwarder.descriptors()).collect()
     }
 
     /// One of [`NameServers::descriptors`] is readable; others are ignored. [`NameServers::due`] afterwards says whose
@@ -371,6 +394,7 @@ impl NameServers {
             self.set_upstream();
             return;
         }
+        self.forwarder.ready(fd);
         let is_it = |server: &Server| server.process.descriptor().is_some_and(|own| own.as_raw_fd() == fd);
         let Some((device, server)) = self.servers.iter_mut().find(|(_, server)| is_it(server)) else {
             return;
@@ -406,6 +430,7 @@ impl NameServers {
         let server = self.servers.entry(device.to_owned()).or_insert_with(|| Server {
             process: Process::None(None),
             port,
+            gateway: None,
             backoff: Backoff::new(),
         });
         if server.process.descriptor().is_none() {
@@ -444,7 +469,8 @@ impl NameServers {
         }
         let mut backoff = self.take_backoff(device);
         backoff.started();
-        let server = Server { process: Process::Found(process), port: port.clone(), backoff };
+        let gateway = gateway(bridge);
+        let server = Server { process: Process::Found(process), port: port.clone(), gateway, backoff };
         self.servers.insert(device.clone(), server);
         self.watch_upstream();
         // Nobody looked while there was no helper.
@@ -467,7 +493,8 @@ impl NameServers {
         match self.make_port(route, bridge, bridge_index, &waiting) {
             Ok(port) => {
                 let process = Process::Waiting(Box::new(waiting));
-                let server = Server { process, port: port.clone(), backoff: Backoff::new() };
+                let (gateway, backoff) = (gateway(bridge), Backoff::new());
+                let server = Server { process, port: port.clone(), gateway, backoff };
                 self.servers.insert(device.clone(), server);
                 Ok(port)
             }
@@ -524,13 +551,14 @@ impl NameServers {
         zone::configuration(bridge, &self.domain, &child::PLACE.to_string_lossy())
     }
 
-    fn write_files(&self, bridge: &Bridge) -> io::Result<()> {
+    fn write_files(&mut self, bridge: &Bridge) -> io::Result<()> {
         make_dir(&self.directory, DIRECTORY, 0o700)?;
         make_dir(&self.directory.open_dir(DIRECTORY)?, &bridge.device, 0o755)?;
         let files = self.files(&bridge.device)?;
         files.sweep()?;
         files.write_readable(CONFIGURATION, self.configuration(bridge).as_bytes())?;
-        files.write_readable(RESOLV, upstream::render(&self.upstream()).as_bytes())?;
+        let servers = self.resolv(&bridge.device, gateway(bridge));
+        files.write_readable(RESOLV, servers.as_bytes())?;
         files.write_readable(HOSTS, b"")?;
         files.write_readable(DHCP_HOSTS, b"")
     }
@@ -559,8 +587,20 @@ impl NameServers {
         Ok(())
     }
 
-    fn upstream(&self) -> Vec<IpAddr> {
-        if self.dns.is_empty() { upstream::servers() } else { upstream::reachable(self.dns.iter().copied()) }
+    fn upstream(&self) -> Servers {
+        if self.dns.is_empty() { upstream::servers() } else { Servers::of(self.dns.iter().copied()) }
+    }
+
+    /// Whom the name server of a bridge asks, with a way there if it has none by itself.
+    fn resolv(&mut self, device: &str, gateway: Option<IpAddr>) -> String {
+        let servers = self.upstream();
+        let local = gateway.filter(|_| !servers.local.is_empty());
+        match local.map(|gateway| self.forwarder.serve(device, gateway, &servers.local)) {
+            None => self.forwarder.end(device),
+            Some(Ok(())) => (),
+            Some(Err(error)) => tracing::error!(device, %error, "the host's own resolver can't be reached"),
+        }
+        upstream::render(local.iter().chain(&servers.reachable))
     }
 
     fn watch_upstream(&mut self) {
@@ -574,10 +614,12 @@ impl NameServers {
     }
 
     /// The host's servers may have changed: those that ask them look at this file by themselves.
-    fn set_upstream(&self) {
-        let text = upstream::render(&self.upstream());
-        for device in self.servers.keys() {
-            let written = self.files(device).and_then(|files| replace(&files, RESOLV, &text));
+    fn set_upstream(&mut self) {
+        let servers: Vec<_> =
+            self.servers.iter().map(|(device, server)| (device.clone(), server.gateway)).collect();
+        for (device, gateway) in servers {
+            let text = self.resolv(&device, gateway);
+            let written = self.files(&device).and_then(|files| replace(&files, RESOLV, &text));
             if let Err(error) = written {
                 tracing::error!(device, %error, "the host's name servers can't be passed on");
             }
@@ -673,6 +715,13 @@ fn configure(waiting: &Waiting, bridge: &Bridge, mac: Mac) -> Result<(), NamesEr
         route.add_default_route(index, gateway.address.into())?;
     }
     Ok(())
+}
+
+/// The host's address on an own bridge.
+fn gateway(bridge: &Bridge) -> Option<IpAddr> {
+    let BridgeKind::Own { gateway4, gateway6, .. } = &bridge.kind else { return None };
+    let four = gateway4.map(|gateway| IpAddr::V4(gateway.address));
+    four.or_else(|| gateway6.map(|gateway| IpAddr::V6(gateway.address)))
 }
 
 /// RFC 4291, appendix A.

@@ -2,13 +2,14 @@
 //!
 //! They are read from `/etc/resolv.conf`. Where that names systemd-resolved's stub, which answers on the host's loopback
 //! only, the servers behind it stand in `/run/systemd/resolve/resolv.conf`. A name server has a network
-//! namespace of its own: what it can't reach from there (loopback, link-local) is left out. Source: `resolv.conf(5)`,
+//! namespace of its own: another resolver on the host's loopback is reached by way of [`super::forward`], link-local
+//! addresses not at all. Source: `resolv.conf(5)`,
 //! `systemd-resolved.service(8)`.
 
 use std::{
     fs::File,
     io::{self, Read},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     os::fd::{AsFd, BorrowedFd},
 };
 
@@ -18,6 +19,9 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where systemd-resolved says whom it asks.
 const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
+/// systemd-resolved's stub.
+const STUBS: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54))];
 /// The directories in which those two are replaced; changes of others in them are looked at too, and change nothing.
 const DIRECTORIES: [&str; 2] = ["/etc", "/run/systemd/resolve"];
 /// Longest file that is read, in bytes.
@@ -25,11 +29,20 @@ const LONGEST: u64 = 64 * 1024;
 /// Most servers that are asked.
 const MOST: usize = 8;
 
-/// The servers that the host asks and that can be reached from elsewhere.
-pub fn servers() -> Vec<IpAddr> {
+/// Whom a name server asks.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Servers {
+    /// Those that a namespace of its own can reach, each once.
+    pub reachable: Vec<IpAddr>,
+    /// Those on the host's loopback.
+    pub local: Vec<IpAddr>,
+}
+
+/// The servers that the host asks.
+pub fn servers() -> Servers {
     let own = read(RESOLV_CONF).unwrap_or_default();
-    let servers = if own.iter().any(IpAddr::is_loopback) { read(BEHIND_STUB).unwrap_or(own) } else { own };
-    reachable(servers)
+    let is_stub = |server: &IpAddr| STUBS.contains(server);
+    Servers::of(if own.iter().any(is_stub) { read(BEHIND_STUB).unwrap_or(own) } else { own })
 }
 
 fn read(path: &str) -> Option<Vec<IpAddr>> {
@@ -48,26 +61,28 @@ fn parse(text: &str) -> Vec<IpAddr> {
         .collect()
 }
 
-/// Those that a namespace of its own can reach, each once.
-pub fn reachable(servers: impl IntoIterator<Item = IpAddr>) -> Vec<IpAddr> {
-    let mut reachable = Vec::new();
-    for server in servers {
-        let server = server.to_canonical();
-        let is_local = match server {
-            IpAddr::V4(address) => address.is_link_local(),
-            IpAddr::V6(address) => address.is_unicast_link_local(),
-        };
-        if !server.is_loopback() && !server.is_unspecified() && !is_local && !reachable.contains(&server) {
-            reachable.push(server);
+impl Servers {
+    /// Sorts them. What is neither reachable nor on the loopback is left out.
+    pub fn of(servers: impl IntoIterator<Item = IpAddr>) -> Self {
+        let mut sorted = Self::default();
+        for server in servers {
+            let server = server.to_canonical();
+            let is_link_local = match server {
+                IpAddr::V4(address) => address.is_link_local(),
+                IpAddr::V6(address) => address.is_unicast_link_local(),
+            };
+            let list = if server.is_loopback() { &mut sorted.local } else { &mut sorted.reachable };
+            if !server.is_unspecified() && !is_link_local && !list.contains(&server) && list.len() < MOST {
+                list.push(server);
+            }
         }
+        sorted
     }
-    reachable.truncate(MOST);
-    reachable
 }
 
 /// As the name server reads it.
-pub fn render(servers: &[IpAddr]) -> String {
-    servers.iter().map(|server| format!("nameserver {server}\n")).collect()
+pub fn render<'a>(servers: impl IntoIterator<Item = &'a IpAddr>) -> String {
+    servers.into_iter().map(|server| format!("nameserver {server}\n")).collect()
 }
 
 /// Readable when the host's servers may have changed.
@@ -135,6 +150,9 @@ mod tests {
             ["127.0.0.1", "::1", "fe80::1", "169.254.1.1", "0.0.0.0", "::ffff:127.0.0.1", "192.0.2.1"]
                 .map(|address| address.parse().unwrap());
         let twice = servers.into_iter().chain(["::ffff:192.0.2.1".parse().unwrap()]);
-        assert_eq!(render(&reachable(twice)), "nameserver 192.0.2.1\n");
+        let servers = Servers::of(twice);
+        assert_eq!(render(&servers.reachable), "nameserver 192.0.2.1\n");
+        let local: Vec<IpAddr> = ["127.0.0.1", "::1"].map(|address| address.parse().unwrap()).into();
+        assert_eq!(servers.local, local);
     }
 }

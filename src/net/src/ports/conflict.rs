@@ -4,6 +4,7 @@
 //! Source: `proc(5)`, net/ipv4/tcp_ipv4.c (`tcp4_seq_show`: listening sockets come before all others).
 
 use std::{
+    collections::BTreeSet,
     fmt,
     fs::File,
     io::{self, BufRead, BufReader, Read},
@@ -43,18 +44,47 @@ impl fmt::Display for Occupant {
     }
 }
 
-/// The sockets with this port, those that listen first. Unreadable files have none: it is for the words of a refusal,
-/// which the kernel has decided by itself.
-pub fn occupants(transport: Transport, port: u16) -> Vec<Occupant> {
-    rows(transport, port, false)
+/// What was seen of sockets that have one of some ports: each file is read once for all of them, when it is first asked about.
+///
+/// An attacker wants to keep the helper reading: he may have some hundred thousand sockets, and ask for 256 ports in one
+/// request.
+#[derive(Debug)]
+pub struct View {
+    ports: BTreeSet<u16>,
+    tcp: Option<Vec<Occupant>>,
+    udp: Option<Vec<Occupant>>,
 }
 
-/// The listening TCP sockets with this port; costs nothing for connections, however many there are.
-pub fn listeners(port: u16) -> Vec<Occupant> {
-    rows(Transport::Tcp, port, true)
+impl View {
+    /// Of these ports. Nothing is read yet.
+    pub fn of(ports: BTreeSet<u16>) -> Self {
+        Self { ports, tcp: None, udp: None }
+    }
+
+    /// What was read is old: the next question reads again.
+    pub fn look_again(&mut self) {
+        (self.tcp, self.udp) = (None, None);
+    }
+
+    /// The sockets with this port, those that listen first. Unreadable files have none: it is for the words of a refusal,
+    /// which the kernel has decided by itself.
+    pub fn occupants(&mut self, transport: Transport, port: u16) -> Vec<Occupant> {
+        let Self { ports, tcp, udp } = self;
+        let seen = match transport {
+            Transport::Tcp => tcp.get_or_insert_with(|| rows(transport, ports, false)),
+            Transport::Udp => udp.get_or_insert_with(|| rows(transport, ports, false)),
+        };
+        seen.iter().filter(|occupant| occupant.address.port() == port).copied().collect()
+    }
 }
 
-fn rows(transport: Transport, port: u16, only_listening: bool) -> Vec<Occupant> {
+/// The sockets that have one of these ports and could take what comes to it: listening TCP sockets, which costs nothing for
+/// connections, however many there are, and UDP sockets.
+pub fn takers(transport: Transport, ports: &BTreeSet<u16>) -> Vec<Occupant> {
+    if ports.is_empty() { Vec::new() } else { rows(transport, ports, transport == Transport::Tcp) }
+}
+
+fn rows(transport: Transport, ports: &BTreeSet<u16>, only_listening: bool) -> Vec<Occupant> {
     let files = match transport {
         Transport::Tcp => ["/proc/net/tcp", "/proc/net/tcp6"],
         Transport::Udp => ["/proc/net/udp", "/proc/net/udp6"],
@@ -62,7 +92,7 @@ fn rows(transport: Transport, port: u16, only_listening: bool) -> Vec<Occupant> 
     let mut found = Vec::new();
     for file in files {
         if let Ok(file) = File::open(file) {
-            let _ = read_rows(file, transport, port, only_listening, &mut found);
+            let _ = read_rows(file, transport, ports, only_listening, &mut found);
         }
     }
     found.sort_by_key(|occupant| !occupant.listens);
@@ -72,7 +102,7 @@ fn rows(transport: Transport, port: u16, only_listening: bool) -> Vec<Occupant> 
 fn read_rows(
     file: impl Read,
     transport: Transport,
-    port: u16,
+    ports: &BTreeSet<u16>,
     only_listening: bool,
     found: &mut Vec<Occupant>,
 ) -> io::Result<()> {
@@ -89,7 +119,7 @@ fn read_rows(
         if only_listening && !row.listens {
             return Ok(());
         }
-        if row.address.port() == port {
+        if ports.contains(&row.address.port()) {
             found.push(row);
         }
     }
@@ -144,7 +174,7 @@ mod tests {
 
     fn read(text: &str, transport: Transport, only_listening: bool) -> Vec<Occupant> {
         let mut found = Vec::new();
-        read_rows(text.as_bytes(), transport, 8080, only_listening, &mut found).unwrap();
+        read_rows(text.as_bytes(), transport, &[8080].into(), only_listening, &mut found).unwrap();
         found
     }
 

@@ -7,6 +7,7 @@
 //! on it compares with each socket again. Who used that moment to listen is found afterwards; who only bound can't listen any more.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, OwnedFd},
@@ -18,7 +19,7 @@ use rustix::{
     net::{AddressFamily, Shutdown, SocketFlags, SocketType, bind, listen, shutdown, socket_with, sockopt},
 };
 
-use super::conflict::{self, Occupant};
+use super::conflict::{self, Occupant, View};
 
 /// Connections to `[::1]` that wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -60,33 +61,31 @@ impl From<Errno> for Refused {
 /// The sockets of a port. They end with it.
 #[derive(Debug)]
 pub struct Holder {
-    #[expect(dead_code, reason = "a socket holds its port by being there")]
     holding: Vec<OwnedFd>,
     /// What the proxy serves: a listening TCP socket or a UDP socket at `[::1]`.
     loopback: Option<OwnedFd>,
 }
 
 impl Holder {
-    /// Binds the sockets of a port, all or none.
-    pub fn bind(binding: &Binding) -> Result<Self, Refused> {
-        let taken = |refused| match refused {
-            Refused::Taken(None) => Refused::Taken(conflict_of(binding)),
+    /// Binds the sockets of a port, all or none. They hold it for certain only when [`intruder`] has found nobody.
+    pub fn bind(binding: &Binding, view: &mut View) -> Result<Self, Refused> {
+        Self::try_bind(binding, view).map_err(|refused| match refused {
+            Refused::Taken(None) => Refused::Taken(conflict_of(binding, view)),
             other => other,
-        };
-        Self::try_bind(binding).map_err(taken)
+        })
     }
 
-    fn try_bind(binding: &Binding) -> Result<Self, Refused> {
+    fn try_bind(binding: &Binding, view: &mut View) -> Result<Self, Refused> {
         let mut holding = Vec::new();
         if let Some(address) = ipv4_of(binding) {
-            holding.push(hold(binding, address.into())?);
+            holding.push(hold(binding, address.into(), view)?);
         }
         let Some(address) = ipv6_of(binding) else { return Ok(Self { holding, loopback: None }) };
         if address.is_loopback() {
             let loopback = serve(binding)?;
             return Ok(Self { holding, loopback: Some(loopback) });
         }
-        let holder = match hold(binding, address.into()) {
+        let holder = match hold(binding, address.into(), view) {
             Ok(holder) => holder,
             // A host that was started without IPv6.
             Err(Refused::Kernel(error)) if has_no_ipv6(&error) && binding.address.is_none() => {
@@ -103,6 +102,32 @@ impl Holder {
     pub fn loopback(&self) -> Option<&OwnedFd> {
         self.loopback.as_ref()
     }
+
+    /// Could somebody have come to the port while it was bound? Where one socket was bound beside another.
+    fn was_shared(&self) -> bool {
+        self.loopback.is_some() && !self.holding.is_empty()
+    }
+
+    fn inodes(&self) -> impl Iterator<Item = u64> {
+        let sockets = self.holding.iter().chain(&self.loopback);
+        sockets.filter_map(|socket| Some(rustix::fs::fstat(socket.as_fd()).ok()?.st_ino))
+    }
+}
+
+/// Somebody else's socket with an IPv6 address and one of these ports, that came while sharing was possible: which of them, and who.
+pub fn intruder<'a>(
+    holders: impl Iterator<Item = (&'a Binding, &'a Holder)> + Clone,
+) -> Option<(&'a Binding, Occupant)> {
+    let shared = holders.filter(|(_, holder)| holder.was_shared());
+    let of = |transport| shared.clone().filter(move |(binding, _)| binding.transport == transport);
+    [Transport::Tcp, Transport::Udp].into_iter().find_map(|transport| {
+        let ports: BTreeSet<u16> = of(transport).map(|(binding, _)| binding.port).collect();
+        let ours: BTreeSet<u64> = of(transport).flat_map(|(_, holder)| holder.inodes()).collect();
+        let is_other = |socket: &Occupant| socket.address.is_ipv6() && !ours.contains(&socket.inode);
+        let other = conflict::takers(transport, &ports).into_iter().find(is_other)?;
+        let (binding, _) = of(transport).find(|(binding, _)| binding.port == other.address.port())?;
+        Some((binding, other))
+    })
 }
 
 fn ipv4_of(binding: &Binding) -> Option<Ipv4Addr> {
@@ -140,14 +165,16 @@ fn open(binding: &Binding, address: IpAddr) -> Result<OwnedFd, Errno> {
 }
 
 /// A socket that holds the port at an address and does nothing else.
-fn hold(binding: &Binding, address: IpAddr) -> Result<OwnedFd, Refused> {
+fn hold(binding: &Binding, address: IpAddr, view: &mut View) -> Result<OwnedFd, Refused> {
     let place = SocketAddr::new(address, binding.port);
     let socket = open(binding, address)?;
     if binding.transport == Transport::Udp {
         sockopt::set_socket_recv_buffer_size(&socket, LEAST)?;
     }
     match bind(&socket, &place) {
-        Err(Errno::ADDRINUSE) if binding.transport == Transport::Tcp && is_only_left_over(binding.port) => {
+        Err(Errno::ADDRINUSE)
+            if binding.transport == Transport::Tcp && is_only_left_over(binding.port, view) =>
+        {
             bind_over_rest(&socket, &place)?;
         }
         result => result?,
@@ -155,11 +182,19 @@ fn hold(binding: &Binding, address: IpAddr) -> Result<OwnedFd, Refused> {
     Ok(socket)
 }
 
-/// Do only connections have the port, perhaps of a server that has ended? A bound socket that does not
+/// Is the port taken only by what ended connections of a server that has ended left behind? A bound socket that does not
 /// listen can't be seen and keeps its port nevertheless, or can't listen any more.
-fn is_only_left_over(port: u16) -> bool {
-    let occupants = conflict::occupants(Transport::Tcp, port);
-    !occupants.is_empty() && occupants.iter().all(|occupant| !occupant.listens)
+///
+/// An attacker wants the connections of a server that listens no more: where the kernel did not follow them so far, the rules
+/// would lead their next packet to him. So no process may have one any more. At `::1` no rule leads anywhere, and
+/// connections there may be those of a proxy of ours before this one.
+fn is_only_left_over(port: u16, view: &mut View) -> bool {
+    let occupants = view.occupants(Transport::Tcp, port);
+    let is_rest = |occupant: &Occupant| {
+        let is_led_nowhere = occupant.address.ip() == IpAddr::V6(Ipv6Addr::LOCALHOST);
+        !occupant.listens && (occupant.inode == 0 || is_led_nowhere)
+    };
+    !occupants.is_empty() && occupants.iter().all(is_rest)
 }
 
 /// Binds as servers do, which what is left of a server's connections does not hinder. Having listened for
@@ -202,27 +237,13 @@ fn beside(holder: &OwnedFd, binding: &Binding) -> Result<Option<OwnedFd>, Refuse
     if binding.transport == Transport::Udp {
         sockopt::set_socket_reuseaddr(&socket, false)?;
     }
-    match intruder(binding, [holder, &socket]) {
-        Some(intruder) => Err(Refused::Taken(Some(intruder))),
-        None => Ok(Some(socket)),
-    }
-}
-
-/// Somebody else's socket with an IPv6 address and our port: it came while sharing was possible.
-fn intruder(binding: &Binding, ours: [&OwnedFd; 2]) -> Option<Occupant> {
-    let ours = ours.map(|socket| rustix::fs::fstat(socket.as_fd()).map(|stat| stat.st_ino).ok());
-    let seen = match binding.transport {
-        Transport::Tcp => conflict::listeners(binding.port),
-        Transport::Udp => conflict::occupants(Transport::Udp, binding.port),
-    };
-    seen.into_iter().find(|socket| socket.address.is_ipv6() && !ours.contains(&Some(socket.inode)))
+    Ok(Some(socket))
 }
 
 /// Whoever has the port, as far as it can be seen.
-fn conflict_of(binding: &Binding) -> Option<Occupant> {
-    conflict::occupants(binding.transport, binding.port)
-        .into_iter()
-        .find(|occupant| overlaps(binding.address, occupant.address.ip()))
+fn conflict_of(binding: &Binding, view: &mut View) -> Option<Occupant> {
+    let occupants = view.occupants(binding.transport, binding.port);
+    occupants.into_iter().find(|occupant| overlaps(binding.address, occupant.address.ip()))
 }
 
 fn overlaps(ours: Option<IpAddr>, theirs: IpAddr) -> bool {

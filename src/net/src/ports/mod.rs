@@ -23,7 +23,10 @@ use std::{
 use cgrant_wire::{PublishedPort, RefusalCode, net::LinkKey};
 
 pub use self::conflict::Occupant;
-use self::holder::{Binding, Holder, Refused};
+use self::{
+    conflict::View,
+    holder::{Binding, Holder, Refused, intruder},
+};
 use crate::proxy::{
     child::{Proxy, ProxySettings},
     message::{Lead, PortId},
@@ -166,6 +169,7 @@ impl Holders {
     pub fn open(&mut self, key: &LinkKey, ports: &[PublishedPort]) -> Result<(), PortsError> {
         let mut fresh = BTreeMap::new();
         let mut seen = BTreeSet::new();
+        let mut view = View::of(ports.iter().map(|port| port.host).collect());
         for port in ports {
             let binding = binding_of(port)?;
             if !seen.insert(binding) {
@@ -177,9 +181,17 @@ impl Holders {
             if let Some(by) = self.overlapping(key, &binding, ports) {
                 return Err(PortsError::Published { port: *port, by });
             }
-            let holder = self.bind(&binding).map_err(|refused| refusal(port, refused))?;
-            fresh.insert(binding, Held { holder, lead: None });
+            let holder = self.bind(&binding, &mut view).map_err(|refused| refusal(port, refused))?;
+            fresh.insert(binding, (*port, Held { holder, lead: None }));
         }
+        let holders = fresh.iter().map(|(binding, (_, held))| (binding, &held.holder));
+        if let Some((binding, by)) = intruder(holders)
+            && let Some((port, _)) = fresh.get(binding)
+        {
+            return Err(PortsError::Taken { port: *port, by: Some(by) });
+        }
+        let mut fresh =
+            fresh.into_iter().map(|(binding, (_, held))| (binding, held)).collect::<BTreeMap<_, _>>();
         if !fresh.is_empty() {
             self.links.entry(key.clone()).or_default().append(&mut fresh);
         }
@@ -267,15 +279,16 @@ impl Holders {
 
     /// Binds; at the beginning with patience for a proxy of a helper before us. Later a refusal is one at once, so that
     /// who asks for ports that others have keeps nobody waiting.
-    fn bind(&self, binding: &Binding) -> Result<Holder, Refused> {
+    fn bind(&self, binding: &Binding, view: &mut View) -> Result<Holder, Refused> {
         loop {
-            let result = Holder::bind(binding);
+            let result = Holder::bind(binding, view);
             let is_loopback = |by: &Occupant| by.address.ip() == IpAddr::V6(Ipv6Addr::LOCALHOST);
             let waits = matches!(&result, Err(Refused::Taken(Some(by))) if is_loopback(by));
             if !waits || self.begun.elapsed() > PREDECESSOR {
                 return result;
             }
             thread::sleep(LOOK_AGAIN);
+            view.look_again();
         }
     }
 }
@@ -316,6 +329,7 @@ fn lead_of(target: &Target, binding: &Binding, container: u16) -> Lead {
     Lead {
         transport: binding.transport,
         account: target.account,
+        is_brief: false,
         target6: target.address6.map(|address| SocketAddrV6::new(address, container, 0, 0)),
         target4: target.address4.map(|address| SocketAddrV4::new(address, container)),
     }

@@ -127,7 +127,7 @@ impl Proxy {
         }
         if let Some(running) = self.running.take_if(|running| running.pidfd.as_fd().as_raw_fd() == fd) {
             let end = running.pidfd.wait();
-            tracing::warn!(?end, "the proxy for [::1] has ended");
+            tracing::warn!(?end, "the loopback proxy has ended");
             self.later();
         }
         false
@@ -150,7 +150,7 @@ impl Proxy {
                 self.tell(&ToProxy::Become { uid, gid }, &[]);
             }
             Err(error) => {
-                tracing::error!(%error, "cannot start the proxy for [::1]");
+                tracing::error!(%error, "cannot start the loopback proxy");
                 self.later();
             }
         }
@@ -163,7 +163,7 @@ impl Proxy {
             .map_err(|error| ChannelError::Io(io::Error::other(error)))
             .and_then(|bytes| running.channel.send(&bytes, sockets));
         if let Err(error) = sent {
-            tracing::error!(%error, "the proxy for [::1] does not listen");
+            tracing::error!(%error, "the loopback proxy does not listen");
             self.running = None;
             self.later();
         }
@@ -175,7 +175,7 @@ impl Proxy {
         let answer = running.channel.receive().ok().flatten();
         let ended = answer.and_then(|answer| cgrant_wire::decode::<PortId>(&answer.bytes).ok());
         if ended != Some(id) {
-            tracing::error!("the proxy for [::1] does not close a port");
+            tracing::error!("the loopback proxy does not close a port");
             self.running = None;
             self.later();
         }

@@ -16,6 +16,8 @@ pub struct Lead {
     pub transport: Transport,
     /// The account that is charged.
     pub account: u32,
+    /// Each client asks once and is answered at once (UDP): it need not be remembered for long.
+    pub is_brief: bool,
     /// Tried first.
     pub target6: Option<SocketAddrV6>,
     /// Tried if there is no other or it refuses.

@@ -106,7 +106,7 @@ pub fn run() -> ExitCode {
     match begin().and_then(|mut server| server.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("cgrant-net: the proxy for [::1] ends: {error}");
+            eprintln!("cgrant-net: the loopback proxy ends: {error}");
             ExitCode::FAILURE
         }
     }

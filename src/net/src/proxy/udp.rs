@@ -21,6 +21,9 @@ use super::message::{Lead, PortId};
 const IDLE: Duration = Duration::from_secs(60);
 /// How long it is at least, whoever else wants its place.
 const AT_LEAST: Duration = Duration::from_secs(5);
+/// The same two where each asks once.
+const BRIEF_IDLE: Duration = Duration::from_secs(10);
+const BRIEF_AT_LEAST: Duration = Duration::from_secs(1);
 /// Most datagrams that are moved before others have their turn.
 pub const TURN: usize = 16;
 
@@ -35,6 +38,7 @@ pub struct Flow {
     pub client: SocketAddr,
     socket: OwnedFd,
     second: Option<SocketAddr>,
+    is_brief: bool,
     moved: Instant,
 }
 
@@ -50,7 +54,7 @@ impl Flow {
         let socket = open(family)?;
         connect(&socket, &first)?;
         let (account, second, moved) = (lead.account, targets.next(), Instant::now());
-        Ok(Self { port, account, client, socket, second, moved })
+        Ok(Self { port, account, client, socket, second, is_brief: lead.is_brief, moved })
     }
 
     /// Leads a datagram to the container. One that can't be sent is lost, as datagrams are; where nobody takes them
@@ -82,12 +86,13 @@ impl Flow {
 
     /// Has nothing come either way for so long that it is forgotten?
     pub fn is_overdue(&self) -> bool {
-        self.moved.elapsed() > IDLE
+        self.moved.elapsed() > if self.is_brief { BRIEF_IDLE } else { IDLE }
     }
 
     /// How long nothing has come, if that is long enough to make room for another.
     pub fn quiet(&self) -> Option<Duration> {
-        Some(self.moved.elapsed()).filter(|quiet| *quiet > AT_LEAST)
+        let at_least = if self.is_brief { BRIEF_AT_LEAST } else { AT_LEAST };
+        Some(self.moved.elapsed()).filter(|quiet| *quiet > at_least)
     }
 
     /// Nobody takes datagrams there: the other address from now on, on another socket.

@@ -1,6 +1,9 @@
 //! Links are made as they are asked for, and the host is as before when the last is gone.
 
-use std::os::fd::AsFd;
+use std::{
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
 
 use cgrant_sys::netlink::Route;
 use cgrant_wire::{
@@ -45,7 +48,7 @@ fn a_link_is_as_asked_for() {
     assert_eq!((near.index, near.master, near.up), (index, Some(bridge.index), true));
     assert_eq!(near.alias.as_deref(), Some("cgrant test 0000000000000001 eth0"));
     let flags = near.port.unwrap();
-    assert!(!flags.learning && !flags.unicast_flood && !flags.hairpin && !flags.isolated, "{flags:?}");
+    assert!(!flags.learning && !flags.unicast_flood && flags.hairpin && !flags.isolated, "{flags:?}");
     let fdb = run("bridge fdb show dev cgv0000000001");
     assert!(fdb.contains("02:00:00:07:00:01") && fdb.contains("static"), "{fdb}");
     let far = Route::open_in(&netns).unwrap();
@@ -59,6 +62,7 @@ fn a_link_is_as_asked_for() {
     // The gateway answers, in both families.
     run_in(&netns, "busybox ping -c 1 -W 5 10.77.0.1");
     run_in(&netns, "busybox ping -c 1 -W 5 fd77::1");
+    the_outside_answers(&netns);
     assert_eq!(read("ipv4/conf/up0/forwarding"), "1");
     assert_eq!((read("ipv4/ip_forward").as_str(), read("ipv6/conf/all/forwarding").as_str()), ("0", "0"));
 }
@@ -78,6 +82,8 @@ fn the_host_is_as_before_after_the_last_link() {
     host.remove(&second);
     assert_same(&before, &snapshot(), "after the last link");
     assert!(host.net.descriptors().is_empty(), "nothing is listened to without links");
+    let files: Vec<_> = std::fs::read_dir(host.directory.path()).unwrap().collect();
+    assert!(files.is_empty(), "{files:?}");
     assert!(host.net.deadline().is_none());
     assert!(host.settle().is_empty());
 }
@@ -92,8 +98,14 @@ fn forwarding_the_old_way_is_undone_too() {
         (read("ipv6/conf/all/forwarding").as_str(), read("ipv6/conf/up0/accept_ra").as_str()),
         ("1", "2")
     );
+    the_outside_answers(&netns);
     host.remove(&link);
     assert_same(&before, &snapshot(), "after the last link");
+}
+
+fn the_outside_answers(netns: &cgrant_sys::NetnsFd) {
+    run_in(netns, "busybox ping -c 1 -W 5 198.51.100.1");
+    run_in(netns, "busybox ping -c 1 -W 5 2001:db8::1");
 }
 
 fn a_second_link_leaves_the_first_ones_way_out() {
@@ -179,7 +191,7 @@ fn links_on_a_foreign_bridge_leave_it_alone() {
     let mut host = Host::new();
     admin_bridge(&host);
     host.settle();
-    std::thread::sleep(std::time::Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(2));
     let before = snapshot();
     let (netns, mut link) = (namespace(), link(1));
     link.info.bridge = "lan".into();
@@ -246,8 +258,8 @@ fn ports_are_all_or_none() {
     assert!(std::net::TcpListener::bind("127.0.0.1:9000").is_err());
     drop(taken);
     let udp = PublishedPort { transport: Transport::Udp, ..port(9000, 53) };
-    set(&mut host, vec![port(9001, 80), udp]).unwrap();
-    std::net::TcpListener::bind("0.0.0.0:9000").unwrap();
+    soon(|| set(&mut host, vec![port(9001, 80), udp]).is_ok());
+    soon(|| std::net::TcpListener::bind("0.0.0.0:9000").is_ok());
     assert!(std::net::UdpSocket::bind("0.0.0.0:9000").is_err());
     set(&mut host, Vec::new()).unwrap();
     assert_eq!(read("ipv4/conf/cgrant0/route_localnet"), "0");
@@ -255,6 +267,15 @@ fn ports_are_all_or_none() {
         .order(Order::SetPorts { key: crate::support::link(9).key, ports: Vec::new() }, Vec::new())
         .unwrap_err();
     assert_eq!(failure.code, RefusalCode::NoSuchLink);
+}
+
+/// A port is free when the last process that was just being started has closed its copy of the socket.
+fn soon(mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(5), "a port does not become free");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn subnets_clash_with_nothing() {

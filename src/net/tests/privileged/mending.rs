@@ -1,6 +1,12 @@
 //! What others do behind the helper's back is noticed, and mended or told.
 
+use std::{
+    os::fd::{AsFd, AsRawFd},
+    time::Instant,
+};
+
 use cgrant_wire::net::NetEvent;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
     Test,
@@ -13,6 +19,7 @@ use crate::{
 pub const TESTS: &[Test] = &[
     ("a_far_end_may_be_deleted_by_its_owner", a_far_end_may_be_deleted_by_its_owner),
     ("a_namespace_may_die", a_namespace_may_die),
+    ("many_links_that_end_at_once_leave_turns_to_others", many_links_that_end_at_once_leave_turns_to_others),
     ("a_device_that_was_changed_is_mended", a_device_that_was_changed_is_mended),
     ("a_bridge_that_was_deleted_is_made_again", a_bridge_that_was_deleted_is_made_again),
     ("a_bridge_that_was_changed_is_mended", a_bridge_that_was_changed_is_mended),
@@ -47,6 +54,46 @@ fn a_namespace_may_die() {
     drop(netns);
     assert_eq!(host.settle(), [NetEvent::LinkGone { key: link(1).key, far_end: true }]);
     assert_same(&before, &snapshot(), "after the link is gone");
+}
+
+/// One turn of the helper's loop, orders aside.
+fn turn(host: &mut Host) -> usize {
+    let ready: Vec<_> = {
+        let descriptors = host.net.descriptors();
+        let fds = descriptors.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN));
+        let mut fds: Vec<_> = fds.collect();
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
+        fds.iter().filter(|fd| !fd.revents().is_empty()).map(|fd| fd.as_fd().as_raw_fd()).collect()
+    };
+    ready.into_iter().for_each(|fd| host.net.ready(fd));
+    host.net.tend(Instant::now());
+    host.net.take_events().len()
+}
+
+/// Each costs a run of `nft`: who ends all of his at once would have everybody wait.
+fn many_links_that_end_at_once_leave_turns_to_others() {
+    const MANY: u16 = 10;
+    let mut host = Host::new();
+    let before = snapshot();
+    let there: Vec<_> = (1..=MANY).map(|number| (link(number), namespace())).collect();
+    for (link, netns) in &there {
+        host.add(&own_bridge(), link, netns).unwrap();
+    }
+    assert!(host.settle().is_empty());
+    let names: Vec<_> = there.iter().map(|(link, _)| link.info.host_name.clone()).collect();
+    drop(there);
+    while names.iter().any(|name| host.device(name).is_some()) {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let mut gone = 0;
+    while gone < usize::from(MANY) {
+        let now = turn(&mut host);
+        assert!(now <= 4, "{now} links in one turn");
+        assert!(gone + now == usize::from(MANY) || host.net.deadline().is_some(), "the rest is forgotten");
+        gone += now;
+    }
+    assert!(host.settle().is_empty());
+    assert_same(&before, &snapshot(), "after all links are gone");
 }
 
 fn a_device_that_was_changed_is_mended() {

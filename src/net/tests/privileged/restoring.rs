@@ -24,7 +24,7 @@ fn everything_is_found_again() {
     one.info.ports = vec![port(8080, 80)];
     one.info.ifindex = host.add(&own_bridge(), &one, &netns).unwrap();
     let with_link = snapshot();
-    let events = host.restart(vec![own_bridge()], vec![one.clone()]);
+    let events = host.restart(&[own_bridge()], vec![one.clone()]);
     assert!(events.is_empty(), "{events:?}");
     assert_same(&with_link, &snapshot(), "after a restart");
     run_in(&netns, "busybox ping -c 1 -W 5 10.77.0.1");
@@ -41,12 +41,12 @@ fn what_nobody_wants_is_removed() {
     let mut kept = link(1);
     kept.info.ifindex = host.add(&own_bridge(), &kept, &one).unwrap();
     host.add(&own_bridge(), &link(2), &two).unwrap();
-    let events = host.restart(vec![own_bridge()], vec![kept.clone(), link(3)]);
+    let events = host.restart(&[own_bridge()], vec![kept.clone(), link(3)]);
     assert_eq!(events, [NetEvent::LinkGone { key: link(3).key, far_end: true }]);
     assert!(host.device(&link(2).info.host_name).is_none());
     assert!(host.device(&kept.info.host_name).is_some());
     // The engine has lost everything.
-    host.restart(vec![own_bridge()], Vec::new());
+    host.restart(&[own_bridge()], Vec::new());
     assert_same(&before, &snapshot(), "after a restart with nothing");
     assert!(host.net.descriptors().is_empty());
 }
@@ -64,7 +64,7 @@ fn what_was_changed_meanwhile_is_mended() {
         "ip link set cgv0000000001 nomaster",
     ] {
         run(line);
-        let events = host.restart(vec![own_bridge()], vec![one.clone()]);
+        let events = host.restart(&[own_bridge()], vec![one.clone()]);
         let gone = events.iter().any(|event| matches!(event, NetEvent::LinkGone { .. }));
         assert!(!gone, "{line}: {events:?}");
         run_in(&netns, "busybox ping -c 1 -W 5 10.77.0.1");
@@ -73,7 +73,7 @@ fn what_was_changed_meanwhile_is_mended() {
     }
     // A device of that index, but not of that alias, is not the link's.
     run("ip link set cgv0000000001 alias somebody");
-    let events = host.restart(vec![own_bridge()], vec![one.clone()]);
+    let events = host.restart(&[own_bridge()], vec![one.clone()]);
     assert_eq!(events, [NetEvent::LinkGone { key: one.key, far_end: true }]);
     assert!(host.device("cgv0000000001").is_some());
 }
@@ -88,7 +88,7 @@ fn a_port_that_was_taken_meanwhile_is_told() {
     one.info.ifindex = host.add(&own_bridge(), &one, &netns).unwrap();
     host.die();
     let _taken = std::net::TcpListener::bind("0.0.0.0:8080").unwrap();
-    let events = host.restart(vec![own_bridge()], vec![one.clone()]);
+    let events = host.restart(&[own_bridge()], vec![one.clone()]);
     assert!(format!("{events:?}").contains("8080/tcp"), "{events:?}");
     assert!(!format!("{events:?}").contains("8080/udp"), "{events:?}");
     assert!(std::net::UdpSocket::bind("0.0.0.0:8080").is_err());
@@ -101,11 +101,11 @@ fn a_device_that_was_not_finished_is_removed() {
     let before = snapshot();
     run("ip link add cgv00000000ff type veth peer name far0");
     std::fs::write(host.directory.path().join("unfinished"), "cgv00000000ff").unwrap();
-    host.restart(Vec::new(), Vec::new());
+    host.restart(&[], Vec::new());
     assert_same(&before, &snapshot(), "after a restart");
     // But not one that somebody else uses.
     std::fs::write(host.directory.path().join("unfinished"), "up0").unwrap();
-    host.restart(Vec::new(), Vec::new());
+    host.restart(&[], Vec::new());
     assert_same(&before, &snapshot(), "after another restart");
 }
 
@@ -123,7 +123,7 @@ fn it_may_die_at_each_step() {
     host.remove(&one);
     for (number, step) in steps.iter().enumerate() {
         host.fault(&format!("die:{}", number + 1));
-        host.restart(Vec::new(), Vec::new());
+        host.restart(&[], Vec::new());
         let child = Clone3::new()
             .spawn(|| {
                 let _ = host.add(&own_bridge(), &one, &netns);
@@ -133,7 +133,7 @@ fn it_may_die_at_each_step() {
         let exit = child.pidfd.wait().unwrap();
         assert!(matches!(exit, Exit::Signal(_)), "{step}: {exit:?}");
         std::fs::remove_file(host.directory.path().join("fault")).unwrap();
-        host.restart(Vec::new(), Vec::new());
+        host.restart(&[], Vec::new());
         assert_same(&before, &snapshot(), &format!("after it died at `{step}`"));
     }
 }

@@ -31,9 +31,8 @@ pub struct Host {
     pub net: Net,
     pub directory: TempDir,
     pub route: Route,
-    /// Where the uplink leads.
-    pub outside: NetnsFd,
-    pub uplink: u32,
+    /// Where the uplink leads; it ends with this.
+    _outside: NetnsFd,
     may_forward_singly: bool,
 }
 
@@ -78,16 +77,31 @@ pub fn run_in(netns: &NetnsFd, line: &str) -> String {
     cgrant_sys::netlink::in_netns(netns, || Ok(run(line))).unwrap()
 }
 
+/// Waits until the kernel has taken notice that devices of links are up, which it does in its own time.
+fn wait_for_devices() {
+    let read = |path: &Path, file: &str| std::fs::read_to_string(path.join(file)).unwrap_or_default();
+    let is_late = |path: &Path| {
+        let flags = read(path, "flags");
+        let is_up = flags
+            .trim()
+            .strip_prefix("0x")
+            .is_some_and(|digits| u32::from_str_radix(digits, 16).unwrap() & 1 == 1);
+        is_up && read(path, "carrier") == "1\n" && read(path, "operstate") == "down\n"
+    };
+    let begun = Instant::now();
+    while std::fs::read_dir("/sys/class/net").unwrap().any(|entry| is_late(&entry.unwrap().path())) {
+        assert!(begun.elapsed() < Duration::from_secs(10), "a device does not come up");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Everything that links could leave behind.
 pub fn snapshot() -> String {
+    wait_for_devices();
     let mut all = String::new();
-    for line in [
-        "ip -d link",
-        "ip addr",
-        "ip route show table all",
-        "ip -6 route show table all",
-        "nft list ruleset",
-    ] {
+    for line in
+        ["ip -d link", "ip addr", "ip route show table all", "ip -6 route show table all", "nft list ruleset"]
+    {
         all += &format!("# {line}\n{}", run(line));
     }
     settings(Path::new("/proc/sys/net"), &mut all);
@@ -245,15 +259,21 @@ impl Host {
         }
         route.add_default_route(uplink, v4("198.51.100.1").into()).unwrap();
         route.add_default_route(uplink, v6("2001:db8::1").into()).unwrap();
+        // Its last route comes when the kernel has taken notice that the other end is up too.
+        let begun = Instant::now();
+        while !run("ip -6 route show table local").contains("2001:db8::2 ") {
+            assert!(begun.elapsed() < Duration::from_secs(10), "the uplink does not come up");
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let directory = tempfile::tempdir().unwrap();
         let net = helper(directory.path(), may_forward_singly);
-        let mut host = Self { net, directory, route, outside, uplink, may_forward_singly };
-        host.net.restore(Vec::new(), Vec::new());
+        let mut host = Self { net, directory, route, _outside: outside, may_forward_singly };
+        host.net.restore(&[], Vec::new());
         host
     }
 
     /// The helper dies and another one is started, which is told what ought to be.
-    pub fn restart(&mut self, bridges: Vec<Bridge>, links: Vec<Link>) -> Vec<NetEvent> {
+    pub fn restart(&mut self, bridges: &[Bridge], links: Vec<Link>) -> Vec<NetEvent> {
         self.die();
         self.net.restore(bridges, links);
         self.net.take_events()

@@ -11,7 +11,7 @@ use std::{
 
 use cgrant_net::{names::NameServers, state::Settings};
 use cgrant_sys::{
-    Clone3, Dir, NetnsFd, Pidfd,
+    Child, Clone3, Dir, NetnsFd, Pidfd,
     netlink::{NewVeth, Route, in_netns},
     pidfd::Signal,
 };
@@ -30,11 +30,14 @@ pub const TESTS: &[Test] = &[
     ("names::leases_and_names_of_known_containers", leases_and_names_of_known_containers),
     ("names::changes_are_taken_over", changes_are_taken_over),
     ("names::other_questions_go_to_the_hosts_servers", other_questions_go_to_the_hosts_servers),
+    ("names::a_resolver_on_the_loopback_is_asked", a_resolver_on_the_loopback_is_asked),
     ("names::a_name_server_is_confined", a_name_server_is_confined),
     ("names::one_that_ends_is_made_again", one_that_ends_is_made_again),
     ("names::one_is_found_again_or_replaced", one_is_found_again_or_replaced),
     ("names::a_helper_that_dies_between_the_steps_leaves_nothing", a_helper_that_dies_between_the_steps),
     ("names::what_is_not_wanted_is_ended", what_is_not_wanted_is_ended),
+    ("names::a_device_that_is_gone_is_missed", a_device_that_is_gone_is_missed),
+    ("names::an_idle_one_sleeps", an_idle_one_sleeps),
     ("names::a_second_start_is_the_same", a_second_start_is_the_same),
 ];
 
@@ -169,6 +172,16 @@ impl Drop for Host {
     fn drop(&mut self) {
         // A name server outlives who made it.
         self.names().stop(&self.route, DEVICE).unwrap();
+    }
+}
+
+/// A child that ends with the test, whatever comes of that.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.pidfd.send_signal(Signal::KILL).unwrap();
+        self.0.pidfd.wait().unwrap();
     }
 }
 
@@ -434,13 +447,10 @@ fn changes_are_taken_over() {
     assert!(Pidfd::open(process).unwrap().is_alive().unwrap());
 }
 
-fn other_questions_go_to_the_hosts_servers() {
-    let host = Host::new();
-    let upstream: IpAddr = [192, 0, 2, 53].into();
-    host.route.add_address(1, upstream, 32, true).unwrap();
-    // It says of every name that it is at 198.51.100.7.
-    let socket = UdpSocket::bind((upstream, 53)).unwrap();
-    let server = start(|| {
+/// Says of every name that it is at 198.51.100.7.
+fn answering(address: IpAddr) -> Killed {
+    let socket = UdpSocket::bind((address, 53)).unwrap();
+    Killed(start(|| {
         let mut bytes = [0; 1500];
         loop {
             let (length, from) = socket.recv_from(&mut bytes).unwrap();
@@ -451,9 +461,46 @@ fn other_questions_go_to_the_hosts_servers() {
             answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 198, 51, 100, 7]);
             socket.send_to(&answer, from).unwrap();
         }
-    });
-    let loopback = [127, 0, 0, 1].into();
-    let mut names = host.names_asking(&[loopback, upstream]);
+    }))
+}
+
+/// The resolver of the host listens on its loopback only, where the name server can't come.
+fn a_resolver_on_the_loopback_is_asked() {
+    let host = Host::new();
+    let resolver = [127, 0, 0, 1].into();
+    let server = answering(resolver);
+    for round in 0..2_u8 {
+        let mut names = host.names_asking(&[resolver]);
+        host.launch(&mut names);
+        names.set_hosts(DEVICE, [].iter()).unwrap();
+        let container = Container::configured(&host, 16 + round);
+        let socket = container.socket((Ipv4Addr::UNSPECIFIED, 0));
+        for number in 0..50 {
+            let name = format!("www{round}x{number}.example.org");
+            assert_eq!(ask(&socket, SERVER4, &name, A), Some((0, vec![vec![198, 51, 100, 7]])));
+        }
+        // From the bridge alone: rules then say who may.
+        let outside = UdpSocket::bind("127.0.0.1:0").unwrap();
+        outside.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        assert_eq!(ask(&outside, GATEWAY4, "www.example.org", A), None);
+        if round == 0 {
+            // Replaced by another helper, which finds the name server.
+            drop(names);
+        } else {
+            names.stop(&host.route, DEVICE).unwrap();
+            assert!(names.descriptors().is_empty());
+        }
+    }
+    drop(server);
+}
+
+fn other_questions_go_to_the_hosts_servers() {
+    let host = Host::new();
+    let upstream: IpAddr = [192, 0, 2, 53].into();
+    host.route.add_address(1, upstream, 32, true).unwrap();
+    let server = answering(upstream);
+    let link_local = [169, 254, 1, 1].into();
+    let mut names = host.names_asking(&[link_local, upstream]);
     host.launch(&mut names);
     names.set_hosts(DEVICE, [].iter()).unwrap();
     let container = Container::configured(&host, 16);
@@ -462,8 +509,7 @@ fn other_questions_go_to_the_hosts_servers() {
     assert_eq!(ask(&socket, SERVER4, "www.cgrant", A), Some((3, vec![])));
     let files = host.directory.path().join("names/cgrant0/resolv.conf");
     assert_eq!(std::fs::read_to_string(files).unwrap(), "nameserver 192.0.2.53\n");
-    server.pidfd.send_signal(Signal::KILL).unwrap();
-    server.pidfd.wait().unwrap();
+    drop(server);
 }
 
 fn a_name_server_is_confined() {
@@ -497,7 +543,7 @@ fn a_name_server_is_confined() {
     files.sort();
     assert_eq!(files, ["dhcp-hosts", "dnsmasq.conf", "hosts", "resolv.conf"]);
     let mounts = std::fs::read_to_string(format!("/proc/{process}/mountinfo")).unwrap();
-    let run = mounts.lines().filter(|line| line.contains(" /run ")).last().unwrap();
+    let run = mounts.lines().rfind(|line| line.contains(" /run ")).unwrap();
     assert!(run.contains(" ro,nosuid,nodev,noexec"), "{run}");
     // Nobody else reads them.
     let directory = host.directory.path().join("names");
@@ -643,6 +689,43 @@ fn what_is_not_wanted_is_ended() {
     names.keep_only(&host.route, &["another"]).unwrap();
     eventually("its end", || Pidfd::open(process).is_err());
     host.assert_clean();
+}
+
+fn a_device_that_is_gone_is_missed() {
+    let host = Host::new();
+    let mut names = host.names();
+    host.launch(&mut names);
+    let port = names.ports().next().unwrap().1.clone();
+    assert_eq!(names.bridge_of_port(port.ifindex), Some(DEVICE));
+    assert!(names.is_whole(&host.route, DEVICE, host.index).unwrap());
+    host.route.set_master(port.ifindex, None).unwrap();
+    assert!(!names.is_whole(&host.route, DEVICE, host.index).unwrap());
+    let old = host.process();
+    assert!(!host.launch(&mut names));
+    assert_ne!(host.process(), old);
+    let port = names.ports().next().unwrap().1.clone();
+    host.route.delete_link(port.ifindex).unwrap();
+    assert!(!names.is_whole(&host.route, DEVICE, host.index).unwrap());
+    host.launch(&mut names);
+    assert!(names.is_whole(&host.route, DEVICE, host.index).unwrap());
+}
+
+fn an_idle_one_sleeps() {
+    let host = Host::new();
+    let resolver = [127, 0, 0, 1].into();
+    let mut names = host.names_asking(&[resolver]);
+    host.launch(&mut names);
+    names.set_hosts(DEVICE, [link(16, 1000, &["web"])].iter()).unwrap();
+    let processes = children_of_own();
+    assert_eq!(processes.len(), 2, "a name server and a proxy");
+    let woken = || processes.iter().map(|pid| status(*pid, "voluntary_ctxt_switches")).collect::<Vec<_>>();
+    // What the start brings with it on the bridge takes a moment.
+    let mut before = woken();
+    eventually("rest", || {
+        std::thread::sleep(Duration::from_millis(1500));
+        let now = woken();
+        std::mem::replace(&mut before, now.clone()) == now
+    });
 }
 
 fn a_second_start_is_the_same() {

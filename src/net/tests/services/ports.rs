@@ -17,12 +17,16 @@ pub const TESTS: &[Test] = &[
     ("ports::who_has_a_port_is_named", who_has_a_port_is_named),
     ("ports::all_or_none", all_or_none),
     ("ports::what_connections_left_is_no_hindrance", what_connections_left_is_no_hindrance),
+    ("ports::who_listens_no_more_keeps_his_connections", who_listens_no_more_keeps_his_connections),
+    ("ports::many_ports_are_looked_for_at_once", many_ports_are_looked_for_at_once),
     ("ports::links_share_no_port", links_share_no_port),
     ("ports::an_address_must_be_the_hosts", an_address_must_be_the_hosts),
+    ("ports::a_host_without_ipv6_has_ports_too", a_host_without_ipv6_has_ports_too),
     ("ports::opening_can_be_undone", opening_can_be_undone),
 ];
 
-const EVERYWHERE: &[&str] = &["0.0.0.0", "127.0.0.1", "127.0.0.2", "::", "::1"];
+/// The last two are the host's towards others.
+const EVERYWHERE: &[&str] = &["0.0.0.0", "127.0.0.1", "127.0.0.2", "::", "::1", "192.0.2.9", "2001:db8::9"];
 
 /// The ways in which a stranger, and root, get a port.
 fn ways(port: u16) -> Vec<String> {
@@ -45,6 +49,9 @@ fn tcp_ways(port: u16) -> Vec<String> {
 
 fn nobody_else_gets_a_held_port() {
     let mut holders = holders();
+    let route = cgrant_sys::netlink::Route::open().unwrap();
+    route.add_address(1, "192.0.2.9".parse().unwrap(), 32, true).unwrap();
+    route.add_address(1, "2001:db8::9".parse().unwrap(), 128, true).unwrap();
     for port in [80, 8080] {
         // Every way leads to a free port: so the attempts are worth something.
         assert_eq!(ways(port).len(), 2 * EVERYWHERE.len() * 16);
@@ -153,6 +160,37 @@ fn what_connections_left_is_no_hindrance() {
     }
 }
 
+fn who_listens_no_more_keeps_his_connections() {
+    // As a server that is being replaced: it takes nobody any more, and those who came are still served.
+    let server = TcpListener::bind("127.0.0.1:8080").unwrap();
+    let client = TcpStream::connect("127.0.0.1:8080").unwrap();
+    let (connection, _) = server.accept().unwrap();
+    drop(server);
+    let error = holders().hold(&key(1), &target(), &[published(8080, Transport::Tcp)]).unwrap_err();
+    let PortsError::Taken { by: Some(by), .. } = &error else { panic!("{error}") };
+    assert_eq!((by.listens, by.address.port()), (false, 8080));
+    drop((client, connection));
+}
+
+/// However many sockets there are, and however many ports are asked for: others wait for the answer.
+fn many_ports_are_looked_for_at_once() {
+    const MANY: usize = 10_000;
+    // A port that is published at ::1 too is looked for after it was bound.
+    let crowd: Vec<UdpSocket> = (0..MANY).map(|_| UdpSocket::bind("[::1]:0").unwrap()).collect();
+    let used: std::collections::BTreeSet<u16> =
+        crowd.iter().map(|socket| socket.local_addr().unwrap().port()).collect();
+    let free = (1024_u16..).filter(|port| !used.contains(port)).take(256);
+    let ports: Vec<PublishedPort> = free.map(|port| published(port, Transport::Udp)).collect();
+    let mut holders = holders();
+    let begun = std::time::Instant::now();
+    holders.open(&key(1), &ports).unwrap();
+    let all = begun.elapsed();
+    let begun = std::time::Instant::now();
+    std::fs::read_to_string("/proc/net/udp6").unwrap();
+    let once = begun.elapsed();
+    assert!(all < once * 50 + std::time::Duration::from_millis(500), "{all:?}, and one look takes {once:?}");
+}
+
 fn links_share_no_port() {
     let mut holders = holders();
     let everywhere = published(8080, Transport::Tcp);
@@ -201,6 +239,15 @@ fn an_address_must_be_the_hosts() {
         assert!(matches!(error, PortsError::Invalid { .. }), "{error}");
     }
     assert_eq!(holders.links().count(), 0);
+}
+
+fn a_host_without_ipv6_has_ports_too() {
+    std::fs::write("/proc/sys/net/ipv6/conf/lo/disable_ipv6", "1").unwrap();
+    let mut holders = holders();
+    let ports = [Transport::Tcp, Transport::Udp].map(|transport| published(8080, transport));
+    holders.hold(&key(1), &target(), &ports).unwrap();
+    assert_eq!(ways(8080), [""; 0]);
+    assert!(holders.descriptors().is_empty(), "a proxy with nothing to serve");
 }
 
 fn opening_can_be_undone() {

@@ -143,6 +143,9 @@ fn unwalled(called: bool) {
     world.host.run("ip link set other0 up");
     let [_, other, host] = reach(&world);
     assert_eq!([other, host], [false, false], "under another name");
+    world.wall(|firewall, _| firewall.mend().unwrap());
+    let [_, other, host] = reach(&world);
+    assert_eq!([other, host], [false, false], "under another name, mended for the others");
     world.host.run("ip link set other0 down");
     world.host.run("ip link set other0 name cgv0");
     world.host.run("ip link set cgv0 up");
@@ -163,6 +166,7 @@ fn death(called: bool) {
     // Two at once, of which one is not known to be dead when the other one's rules go.
     world.host.run("ip link del cgv1");
     world.host.run("ip link del cgv2");
+    world.wall(|firewall, _| firewall.mend().unwrap());
     for number in [1, 2] {
         let key = world.containers[number].link.key.clone();
         world.wall(|firewall, _| firewall.remove_link(&key).unwrap());

@@ -27,6 +27,7 @@ pub const TESTS: &[Test] = &[
     ("a published port keeps the client's address", published),
     ("a published port is reached from the host and from containers", hairpin),
     ("a published port of one address is that address's", one_address),
+    ("an address of another machine's can't be published", no_address_of_others),
     ("nobody takes a published port by sending from it", shadow),
     ("the host's loopback is out of reach", loopback),
     ("devices under guard forward to own bridges only", guard),
@@ -163,6 +164,13 @@ fn name_server(called: bool) {
     for (ip, seen) in [(IpAddr::V4(OUTSIDE4), IpAddr::V4(HOST4)), (OUTSIDE6.into(), HOST6.into())] {
         let (listen, to) = (SocketAddr::new(any(ip), 53), SocketAddr::new(ip, 53));
         assert_eq!(server.ask(0, &world.outside, listen, to).map(|from| from.ip()), Some(seen));
+    }
+    // It has nothing else to say outside, whatever became of it.
+    for ip in [IpAddr::V4(OUTSIDE4), OUTSIDE6.into()] {
+        let (listen, to) = (SocketAddr::new(any(ip), 80), SocketAddr::new(ip, 80));
+        assert_eq!(server.connect(&world.outside, listen, to), None, "{to}");
+        assert_eq!(server.ask(0, &world.outside, listen, to), None, "udp {to}");
+        assert!(!server.ping(ip), "ping {ip}");
     }
     // A resolver on the host, but nothing else there.
     for ip in [IpAddr::V4(HOST4), IpAddr::V6(HOST6)] {
@@ -328,6 +336,20 @@ fn one_address(called: bool) {
     assert!(world.containers[1].space.connect(other, listen, to).is_some());
     let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 81);
     assert!(world.host.connect(one, SocketAddr::new(ANY4, 8080), to).is_some(), "loopback's from the host");
+}
+
+/// As if the kernel had let the port be held, as it does for any address where `ip_nonlocal_bind` is set.
+fn no_address_of_others(called: bool) {
+    let mut world = World::new(Kind::Walled, called);
+    for (number, ip) in [(0, IpAddr::V4(OUTSIDE4)), (1, OUTSIDE6.into())] {
+        world.publish(number, &[port(Some(ip), 7000, 8080, Transport::Tcp)]);
+        let (listen, to) = (SocketAddr::new(any(ip), 7000), SocketAddr::new(ip, 7000));
+        assert!(world.host.connect(&world.outside, listen, to).is_some(), "the host's own to {ip}");
+        assert!(
+            world.containers[2].space.connect(&world.outside, listen, to).is_some(),
+            "through it to {ip}"
+        );
+    }
 }
 
 fn shadow(called: bool) {

@@ -25,8 +25,18 @@ use rustix::net::{
 };
 
 /// How long something that ought to arrive may take, and how long something that ought not to is waited for.
-pub const ARRIVAL: Duration = Duration::from_secs(5);
+pub const ARRIVAL: Duration = Duration::from_secs(10);
 pub const ABSENCE: Duration = Duration::from_millis(400);
+
+/// How long a connection is waited for, which may come or not: longer on a machine that is slow, an emulated one for instance.
+pub fn patience() -> Duration {
+    static PATIENCE: OnceLock<Duration> = OnceLock::new();
+    *PATIENCE.get_or_init(|| {
+        let begun = Instant::now();
+        Space::new();
+        (begun.elapsed() * 30).clamp(Duration::from_millis(700), Duration::from_secs(8))
+    })
+}
 
 static HOME: OnceLock<File> = OnceLock::new();
 
@@ -101,8 +111,8 @@ impl Space {
 
     /// Can it connect to `to`? The address that the server, in `server`, sees it come from.
     pub fn connect(&self, server: &Space, listen: SocketAddr, to: SocketAddr) -> Option<IpAddr> {
-        let listener = server.enter(|| TcpListener::bind(listen)).unwrap();
-        let stream = self.enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(700)));
+        let (listener, time) = (server.enter(|| TcpListener::bind(listen)).unwrap(), patience());
+        let stream = self.enter(|| TcpStream::connect_timeout(&to, time));
         let _stream = stream.ok()?;
         listener.set_nonblocking(true).unwrap();
         // Somebody else may have answered.
@@ -116,7 +126,7 @@ impl Space {
             if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let client = self.enter(|| UdpSocket::bind((any, from))).unwrap();
         for socket in [&listener, &client] {
-            socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+            socket.set_read_timeout(Some(patience())).unwrap();
         }
         self.enter(|| client.connect(to)).ok()?;
         client.send(b"question").ok()?;
@@ -138,7 +148,7 @@ impl Space {
             return false;
         }
         let _ = send(&socket, &[request, 0, 0, 0, 0, 0, 0, 1, b'p', b'i'], SendFlags::empty());
-        Packets(socket).sees(Duration::from_secs(1), |_| true)
+        Packets(socket).sees(patience(), |_| true)
     }
 }
 

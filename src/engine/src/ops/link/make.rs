@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Names that are tried in a namespace whose devices are not known.
-const TRIES: usize = 16;
+const TRIES: usize = 64;
 /// Addresses on the data link layer that are tried; two are never alike by chance.
 const SALTS: u8 = 8;
 
@@ -129,7 +129,7 @@ impl<'a> Prepared<'a> {
         let (site, reserved) = {
             let _finding = engine.network.finding.lock().unwrap_or_else(PoisonError::into_inner);
             let site = site::site(engine, bridge, grant.account)?;
-            fits(request, bridge, &site)?;
+            fits(request, bridge, &site, &self.terms)?;
             let reserved = reserve(engine, grant, &self.terms, request, bridge, &site)?;
             (site, reserved)
         };
@@ -354,10 +354,20 @@ pub fn take_over(engine: &Engine, grant: &Grant, record: &LinkRecord) {
 const FULL: &str = "built-in bridge-is-full";
 
 /// Does the link fit the bridge?
-fn fits(request: &LinkRequest, name: &str, site: &Site) -> Result<(), Refusal> {
+fn fits(request: &LinkRequest, name: &str, site: &Site, terms: &Terms) -> Result<(), Refusal> {
     let invalid = |message: String| Err(Refusal::new(RefusalCode::InvalidArgument, message));
     if site.managed && request.vlan != 0 {
         return invalid(format!("bridge {name} is the broker's own and has no VLANs"));
+    }
+    // An attacker wants out of the VLANs that policy names, into the one that a port without any is in: where the administrator
+    // manages his switches, say.
+    if !site.managed && request.vlan == 0 && !terms.network.vlans.is_empty() {
+        return Err(Refusal::new(
+            RefusalCode::NotAuthorized,
+            format!("policy lets this account into some VLANs of bridge {name}, and not on it without one"),
+        )
+        .rule(terms.rule.clone())
+        .hint("ask for one of the VLANs in network.vlans of the rule"));
     }
     if site.managed && request.mtu > site.bridge.mtu {
         return invalid(format!("bridge {name} carries packets of at most {} bytes", site.bridge.mtu));
@@ -425,6 +435,12 @@ fn fixed(request: &LinkRequest, site: &Site) -> Result<(Option<u32>, Option<std:
     };
     if !net.contains(&address) {
         return Err(outside(address.into()));
+    }
+    // An attacker wants to be the router, the name server or the host, for all who are on an administrator's bridge: in IPv6
+    // they may have an address that no number stands for.
+    if site.others.contains(&address.into()) {
+        return Err(Refusal::new(RefusalCode::AddressInUse, format!("{address} is one of the bridge's own"))
+            .hint("choose another address, or ask without one"));
     }
     let low = u128::from(address).saturating_sub(u128::from(net.network()));
     match u32::try_from(low) {

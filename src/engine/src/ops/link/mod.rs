@@ -69,6 +69,7 @@ fn note_less(engine: &Engine, grant: &Grant, record: GrantRecord) {
 }
 
 fn position(record: &GrantRecord, name: &str) -> Result<usize, Refusal> {
+    wish::check_name(name)?;
     let there = |link: &LinkRecord| link.phase == Phase::Active && link.link.info.name == name;
     record.links.iter().position(there).ok_or_else(|| {
         Refusal::new(RefusalCode::NoSuchLink, format!("the grant has no link named {name:?}"))
@@ -248,6 +249,13 @@ pub fn publish(
     let record = grant.live().record.clone();
     let at = position(&record, name)?;
     let Some(link) = record.links.get(at) else { return Err(check::internal("a link went astray")) };
+    // Before they are compared with each other, which takes the square of their number.
+    if ports.len() > wish::MAX_PORTS {
+        return Err(Refusal::new(
+            RefusalCode::InvalidArgument,
+            format!("a request publishes at most {} ports", wish::MAX_PORTS),
+        ));
+    }
     let mut new: Vec<PublishedPort> = Vec::new();
     for port in ports {
         if !link.link.info.ports.contains(port) && !new.contains(port) {
@@ -378,6 +386,7 @@ fn bridge_info(engine: &Engine, account: HostUid, name: &str) -> Option<BridgeIn
         live.record.links.iter().filter(|link| link.bridge.name == key).count()
     };
     let links: usize = engine.registry().list(Some(account)).iter().map(on_it).sum();
+    let clash = network.helper.clashes().get(&key).copied().filter(|_| network.addresses.in_use(&key) > 0);
     Some(BridgeInfo {
         name: name.to_owned(),
         device,
@@ -385,6 +394,7 @@ fn bridge_info(engine: &Engine, account: HostUid, name: &str) -> Option<BridgeIn
         subnet4: subnet4.map(site::network4),
         subnet6: subnet6.map(site::network6),
         links: u32::try_from(links).unwrap_or(u32::MAX),
+        clash,
     })
 }
 

@@ -42,6 +42,8 @@ pub struct Site {
     pub span: RangeInclusive<u32>,
     /// Those of them that others have.
     pub excluded: Vec<u32>,
+    /// Addresses on it that others have.
+    pub others: Vec<IpAddr>,
     /// Where packets for elsewhere go, IPv4.
     pub gateway4: Option<Ipv4Addr>,
     /// Where packets for elsewhere go, IPv6.
@@ -96,7 +98,7 @@ pub fn device(engine: &Engine, name: &str, account: HostUid) -> String {
 /// [`RefusalCode::NoSuchBridge`]; those of [`find_networks`].
 pub fn site(engine: &Engine, name: &str, account: HostUid) -> Result<Site, Refusal> {
     match engine.network.config.bridges.named(name) {
-        Some(bridge) if !bridge.managed => Ok(foreign(bridge)),
+        Some(bridge) if !bridge.managed => Ok(foreign(bridge, host_addresses(engine, bridge)?)),
         Some(_) => own(engine, name, account),
         None if [DEFAULT_BRIDGE, ACCOUNT_BRIDGE].contains(&name) => own(engine, name, account),
         None => Err(Refusal::new(
@@ -133,11 +135,35 @@ fn own(engine: &Engine, name: &str, account: HostUid) -> Result<Site, Refusal> {
     };
     let dns = server4.map(IpAddr::V4).into_iter().chain(server6.map(IpAddr::V6)).collect();
     let span = numbers(networks.subnet4);
-    let (excluded, managed) = (Vec::new(), true);
-    Ok(Site { bridge, networks, span, excluded, gateway4, gateway6, dns, managed, any_address: false })
+    let (excluded, others, managed) = (Vec::new(), Vec::new(), true);
+    Ok(Site {
+        bridge,
+        networks,
+        span,
+        excluded,
+        others,
+        gateway4,
+        gateway6,
+        dns,
+        managed,
+        any_address: false,
+    })
 }
 
-fn foreign(config: &BridgeConfig) -> Site {
+/// The host's own addresses, where links get any.
+///
+/// An attacker wants to be the host, for everybody on the administrator's bridge: by choosing its address there, or by chance.
+fn host_addresses(engine: &Engine, config: &BridgeConfig) -> Result<Vec<IpAddr>, Refusal> {
+    if config.subnet4.is_none() && config.subnet6.is_none() {
+        return Ok(Vec::new());
+    }
+    match engine.network.helper.ask(Order::ListAddresses)? {
+        Reply::Addresses(addresses) => Ok(addresses),
+        _ => Err(check::internal("the network helper did not name the host's addresses")),
+    }
+}
+
+fn foreign(config: &BridgeConfig, host: Vec<IpAddr>) -> Site {
     let subnet4 = config.subnet4.map(|net| net.0);
     let networks = Networks { subnet4, subnet6: config.subnet6.map(|net| net.0) };
     let number =
@@ -146,28 +172,35 @@ fn foreign(config: &BridgeConfig) -> Site {
         (Some(net), Some(range)) => number(net, range.first)..=number(net, range.last),
         (net, _) => numbers(net),
     };
-    let excluded = subnet4
-        .into_iter()
-        .flat_map(|net| {
-            let dns = config.dns.iter().filter_map(|address| match address {
-                IpAddr::V4(address) => Some(*address),
-                IpAddr::V6(_) => None,
-            });
-            config.gateway4.into_iter().chain(dns).map(move |address| number(net, address))
-        })
-        .collect();
+    let mut others = host;
+    others.extend(config.gateway4.map(IpAddr::V4));
+    others.extend(config.gateway6.map(IpAddr::V6));
+    others.extend(&config.dns);
+    // A number stands for an address of each family: what others have in either is nobody's.
+    let number_of = |address: &IpAddr| match address {
+        IpAddr::V4(address) => subnet4.filter(|net| net.contains(address)).map(|net| number(net, *address)),
+        IpAddr::V6(address) => networks.subnet6.and_then(|net| number6(net, *address)),
+    };
+    let excluded = others.iter().filter_map(number_of).collect();
     let device = config.device.as_ref().map_or("", |device| device.as_str()).to_owned();
     Site {
         bridge: Bridge { name: config.name.as_str().to_owned(), device, kind: BridgeKind::Foreign, mtu: 0 },
         networks,
         span,
         excluded,
+        others,
         gateway4: config.gateway4,
         gateway6: config.gateway6,
         dns: config.dns.clone(),
         managed: false,
         any_address: config.unfiltered,
     }
+}
+
+/// The number of an address in a network of 64 bits, if it has one.
+fn number6(net: Ipv6Net, address: Ipv6Addr) -> Option<u32> {
+    let low = u128::from(address).checked_sub(u128::from(net.network()))?;
+    u32::try_from(low).ok()
 }
 
 /// Those after the broker's own, without the last, which is all of them at once (broadcast).
@@ -270,10 +303,12 @@ mod tests {
 
     #[test]
     fn an_administrators_bridge_gives_what_its_table_says() {
-        let text = "[[network.bridge]]\nname = \"lan\"\ndevice = \"br0\"\nsubnet4 = \"192.168.1.0/24\"\nrange4 = \"192.168.1.100-192.168.1.110\"\ngateway4 = \"192.168.1.105\"\ndns = [\"192.168.1.106\", \"::1\"]\n";
+        let text = "[[network.bridge]]\nname = \"lan\"\ndevice = \"br0\"\nsubnet4 = \"192.168.1.0/24\"\nrange4 = \"192.168.1.100-192.168.1.110\"\ngateway4 = \"192.168.1.105\"\ndns = [\"192.168.1.106\", \"::1\", \"fd00::6c\"]\nsubnet6 = \"fd00::/64\"\ngateway6 = \"fd00::6b\"\n";
         let config = cgrant_policy::Config::parse("x", text).unwrap();
-        let site = foreign(&config.network.bridges.all()[0]);
-        assert_eq!((site.span, site.excluded), (100..=110, vec![105, 106]));
+        let host = ["192.168.1.103", "10.0.0.1", "fd00::68"].map(|address| address.parse().unwrap());
+        let mut site = foreign(&config.network.bridges.all()[0], host.into());
+        site.excluded.sort_unstable();
+        assert_eq!((site.span, site.excluded), (100..=110, vec![103, 104, 105, 106, 107, 108]));
         assert_eq!(site.bridge.kind, BridgeKind::Foreign);
         assert!(!site.any_address && !site.managed);
     }

@@ -2,15 +2,19 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use cgrant_policy::{ACCOUNT_BRIDGE, DEFAULT_BRIDGE, HostPort, HostUid, MAX_MTU, MIN_MTU, NewLink};
+use cgrant_policy::{
+    ACCOUNT_BRIDGE, BridgeName, DEFAULT_BRIDGE, HostPort, HostUid, MAX_MTU, MIN_MTU, NewLink,
+};
 use cgrant_sys::{NetnsFd, UsernsFd};
-use cgrant_wire::{LinkKind, LinkRequest, PublishedPort, Refusal, RefusalCode};
+use cgrant_wire::{FdIndex, LinkKind, LinkRequest, MAX_FDS, PublishedPort, Refusal, RefusalCode};
 
 use super::super::check;
 use crate::{connection::Caller, engine::Engine, net::ports_overlap, record::LinkRecord};
 
 /// Most links of one grant.
 pub const MAX_LINKS: usize = 16;
+/// Most taps of one request: their descriptors and the payload's come beside one answer.
+const MAX_TAPS: usize = MAX_FDS - 1;
 /// Most published ports of one link.
 pub const MAX_PORTS: usize = 256;
 /// Longest name of a network device (`IFNAMSIZ` less its end).
@@ -94,7 +98,14 @@ pub fn wishes(
     }
     let mut wishes = Vec::with_capacity(requests.len());
     let mut taken: Vec<PublishedPort> = Vec::new();
+    let mut shown: Vec<(FdIndex, NetnsFd)> = Vec::new();
+    if requests.iter().filter(|request| request.kind == LinkKind::Tap).count() > MAX_TAPS {
+        return Err(invalid(format!(
+            "one request makes at most {MAX_TAPS} taps; add more to the grant afterwards"
+        )));
+    }
     for request in requests {
+        check_bridge(&request.bridge)?;
         check_figures(request)?;
         check_ports(&request.ports, &taken)?;
         taken.extend(&request.ports);
@@ -106,8 +117,17 @@ pub fn wishes(
         }
         let netns = match (request.kind, request.netns) {
             (LinkKind::Veth, Some(index)) => {
-                let fd = fds.take(index, "the network namespace")?;
-                Some(own_netns(engine, caller, account, fd, userns)?)
+                // Several links may be born in one namespace, which is shown once.
+                let known = shown.iter().find(|(at, _)| *at == index);
+                let netns = match known {
+                    Some((_, netns)) => netns.try_clone().map_err(check::internal)?,
+                    None => {
+                        let fd = fds.take(index, "the network namespace")?;
+                        own_netns(engine, caller, account, fd, userns)?
+                    }
+                };
+                shown.push((index, netns.try_clone().map_err(check::internal)?));
+                Some(netns)
             }
             (LinkKind::Veth, None) => {
                 return Err(invalid(
@@ -147,14 +167,27 @@ fn bridges(engine: &Engine, caller: &Caller, asked: &str) -> Vec<String> {
     allowed.iter().map(|bridge| bridge.as_str().to_owned()).filter(|name| exists(engine, name)).collect()
 }
 
+/// What can't be the name of a bridge is refused here, before it gets into any message.
+fn check_bridge(name: &str) -> Result<(), Refusal> {
+    if name.is_empty() || name.parse::<BridgeName>().is_ok() {
+        return Ok(());
+    }
+    Err(Refusal::new(RefusalCode::NoSuchBridge, "there is no bridge of that name, which none can have"))
+}
+
 /// Is there such a bridge in the configuration?
 fn exists(engine: &Engine, name: &str) -> bool {
     [DEFAULT_BRIDGE, ACCOUNT_BRIDGE].contains(&name) || engine.network.config.bridges.named(name).is_some()
 }
 
+/// Can this be a link's name?
+///
 /// An attacker wants a name that the kernel or a program takes for something else: `%` is a pattern, `/` and `.` lead
 /// elsewhere in sysfs and `/proc/sys`, `all` and `default` are no devices there, and `:` is an alias.
-fn check_name(name: &str) -> Result<(), Refusal> {
+///
+/// # Errors
+/// [`RefusalCode::InvalidName`].
+pub fn check_name(name: &str) -> Result<(), Refusal> {
     let form = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let starts = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
     let special = ["lo", "all", "default"].contains(&name);
@@ -352,6 +385,16 @@ mod tests {
             assert_eq!(check_name(bad).unwrap_err().code, RefusalCode::InvalidName, "{bad}");
         }
         assert_eq!(free_name(&["eth0".into(), "eth2".into()]), "eth1");
+    }
+
+    #[test]
+    fn what_can_be_no_bridge_is_not_repeated() {
+        assert!(check_bridge("").is_ok() && check_bridge("lan").is_ok());
+        for bad in ["account.1000", "LAN", &"x".repeat(100_000)] {
+            let refused = check_bridge(bad).unwrap_err();
+            assert_eq!(refused.code, RefusalCode::NoSuchBridge);
+            assert!(!refused.message.contains(bad));
+        }
     }
 
     #[test]
