@@ -132,7 +132,7 @@ impl Shared {
         } else {
             state.waiting.remove(&account);
         }
-        if state.waiting.is_empty() {
+        if state.stopping && state.waiting.is_empty() {
             self.quiet.notify_all();
         }
         state
