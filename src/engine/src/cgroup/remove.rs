@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::AsFd,
+    sync::PoisonError,
     time::{Duration, Instant},
 };
 
@@ -89,6 +90,7 @@ impl Tree {
 
     /// Removes an account's node where nothing is in it any more.
     pub fn remove_empty_account(&self, account: HostUid) {
+        self.governed.lock().unwrap_or_else(PoisonError::into_inner).remove(&account);
         let name = account_name(account);
         for hierarchy in self.hierarchies.all() {
             // EBUSY is the usual answer: other grants are there.

@@ -1,6 +1,11 @@
 //! The tree of all cgroups of one instance over all hierarchies, and finding a grant's cgroups in it.
 
-use std::{fmt, os::fd::OwnedFd, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex},
+};
 
 use cgrant_policy::{GrantName, GrantPath, HostUid};
 use cgrant_sys::{Dir, ProcFs};
@@ -65,7 +70,12 @@ pub struct Tree {
     /// The files that come with a delegated cgroup.
     pub(super) delegated: Vec<String>,
     kind: HostKind,
+    /// What was said last of how many cgroups an account may have and how deep, and of which node: its kernel id.
+    pub(super) governed: Mutex<HashMap<HostUid, Governed>>,
 }
+
+/// Kernel id of an account's node, most descendants, greatest depth.
+pub(super) type Governed = (u64, u64, u64);
 
 impl Tree {
     /// Finds the host's hierarchies, makes the instance's node in each where systemd did not, enables all controllers on the way,
@@ -86,7 +96,13 @@ impl Tree {
         enable_to_base(&mut hierarchies.v2)?;
         let kind = kind_of(&hierarchies);
         let proc = ProcFs::open().map_err(CgroupError::system("opening /proc"))?;
-        let tree = Self { hierarchies: Arc::new(hierarchies), proc, delegated: delegated_files(), kind };
+        let tree = Self {
+            hierarchies: Arc::new(hierarchies),
+            proc,
+            delegated: delegated_files(),
+            kind,
+            governed: Mutex::default(),
+        };
         tree.finish_attachments()?;
         tree.remove_empty_accounts()?;
         Ok(tree)
