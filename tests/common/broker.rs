@@ -255,7 +255,7 @@ impl Broker {
         fs::read_to_string(&self.setup.log).unwrap_or_default()
     }
 
-    /// Orders the test build of the engine to act at a step: `die:N`, `fail:N` or `count`.
+    /// Orders the test build of the engine to act at a step: `die:N`, `fail:N`, `wait:N` or `count`.
     pub fn order_fault(&self, order: &str) {
         let _ = fs::remove_file(self.setup.run_dir.join("fault.log"));
         fs::write(self.setup.run_dir.join("fault"), order).unwrap();
@@ -266,6 +266,13 @@ impl Broker {
         let _ = fs::remove_file(self.setup.run_dir.join("fault"));
         let text = fs::read_to_string(self.setup.run_dir.join("fault.log")).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
+    }
+
+    /// Waits until a step takes its time as ordered; it goes on with [`fault_steps`](Self::fault_steps).
+    pub fn fault_waits(&self) {
+        super::wait_until("the step is reached", || {
+            fs::read_to_string(self.setup.run_dir.join("fault")).is_ok_and(|text| text == "waiting")
+        });
     }
 
     /// Did the ordered fault happen?

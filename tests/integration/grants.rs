@@ -2,15 +2,18 @@
 
 use std::{collections::HashMap, fs, os::fd::AsFd, os::unix::fs::MetadataExt, time::Duration};
 
-use zbus::{OwnedObjectPath, OwnedVariant};
+use zbus::{Message, OwnedObjectPath, OwnedVariant};
 
 use crate::common::{
-    Client, Lab, Options,
-    bus::{CGROUP, GRANT, IDS},
+    Broker, Client, Lab, Options, Process, User,
+    bus::{CGROUP, GRANT, IDS, MANAGER, MANAGER_PATH},
     checker,
     lab::POOL,
+    raw::Raw,
     wait_until,
 };
+
+const METHOD_RETURN: u8 = 2;
 
 type Ranges = Vec<(u32, u32, u32, String, String)>;
 
@@ -63,6 +66,33 @@ fn created_has_cgroups_and_ids_and_is_gone_after_release(lab: &Lab) {
     checker::assert_empty(lab);
     assert!(client.names().is_empty());
     client.release(&grant.path, false).unwrap_err().is("NoSuchGrant", "");
+}
+
+/// The account's own cgroups are kept for the next grant, for a moment, in every hierarchy; then they go, too.
+fn an_accounts_cgroups_go_soon_after_its_last_grant(lab: &Lab) {
+    let mut broker = lab.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let nodes = || {
+        let bases = checker::bases(&lab.host, &lab.instance).into_values();
+        bases.filter(|base| base.join(format!("u{}", user.uid)).is_dir()).count()
+    };
+    let first = client.create("first", Options::new()).unwrap();
+    let all = nodes();
+    assert!(all > 0);
+    client.release(&first.path, false).unwrap();
+    wait_until("the account's cgroups go", || nodes() == 0);
+    // One that is made before that keeps them.
+    let second = client.create("second", Options::new()).unwrap();
+    client.release(&second.path, false).unwrap();
+    let third = client.create("third", Options::new()).unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(nodes(), all);
+    checker::assert_in_order(lab);
+    // Nor does the broker leave them when it stops.
+    client.release(&third.path, false).unwrap();
+    broker.stop();
+    assert_eq!(nodes(), 0);
 }
 
 fn another_users_grant_is_as_if_it_were_not_there(lab: &Lab) {
@@ -221,6 +251,106 @@ fn adopt_changes_what_ends_a_grant(lab: &Lab) {
         .call::<_, ()>(&grant.path, GRANT, "Adopt", &foreign.0)
         .unwrap_err()
         .is("NotAuthorized", "not yours");
+    drop(second);
+    broker.settle();
+    checker::assert_empty(lab);
+}
+
+// A connection whose calls are sent without waiting for their answers.
+struct Hasty {
+    raw: Raw,
+    _process: Process,
+}
+
+impl Hasty {
+    fn new(user: &User, broker: &Broker) -> Self {
+        let (process, stream) = user.connect(broker.socket());
+        let mut raw = Raw::new(stream);
+        raw.authenticate(user.uid);
+        Self { raw, _process: process }
+    }
+
+    fn send<B: serde::Serialize + zbus::DynamicType>(
+        &mut self,
+        path: &str,
+        interface: &str,
+        method: &str,
+        body: &B,
+    ) {
+        let call = Message::method_call(path, method).interface(interface).build(body).unwrap();
+        assert!(self.raw.send(call.data()));
+    }
+
+    fn create(&mut self, name: &str) {
+        self.send(MANAGER_PATH, MANAGER, "CreateGrant", &(name, Options::new().0));
+    }
+
+    // The next answer, behind whatever signals come.
+    fn answer(&mut self) {
+        while self.raw.message().expect("an answer")[1] != METHOD_RETURN {}
+    }
+
+    // The engine has everything that was sent when this is answered: it comes last, and the front itself answers it. To be
+    // called while no other answer can come.
+    fn sent(&mut self) {
+        self.send("/", "org.freedesktop.DBus.Peer", "Ping", &());
+        self.answer();
+    }
+}
+
+fn a_holder_that_ends_while_another_adopts_ends_nothing(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let (client, first) = (user.client(broker.socket()), user.client(broker.socket()));
+    let mut holder = user.sleeper();
+    let options = Options::new().lifetime("process").fd("holder", &holder.pidfd);
+    let grants = [
+        client.create("a-process-held", options).unwrap(),
+        first.create("b-connection-held", Options::new()).unwrap(),
+    ];
+    let mut hasty = Hasty::new(&user, &broker);
+    // Everything of the account's that follows waits behind this.
+    broker.order_fault("wait:1");
+    hasty.create("c-slow");
+    for grant in &grants {
+        hasty.send(&grant.path, GRANT, "Adopt", &Options::new().lifetime("connection").0);
+    }
+    hasty.sent();
+    broker.fault_waits();
+    holder.kill();
+    drop(first);
+    std::thread::sleep(Duration::from_millis(100));
+    broker.fault_steps();
+    assert_eq!(client.names(), ["a-process-held", "b-connection-held", "c-slow"]);
+    checker::assert_in_order(lab);
+    drop(hasty);
+    broker.settle();
+    checker::assert_empty(lab);
+}
+
+fn the_end_of_a_released_grants_connection_leaves_the_next_of_its_name_alone(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let (mut first, mut second) = (Hasty::new(&user, &broker), Hasty::new(&user, &broker));
+    first.create("web");
+    first.answer();
+    let path = client.find("web").unwrap();
+    broker.order_fault("wait:1");
+    second.create("slow");
+    second.sent();
+    broker.fault_waits();
+    first.send(&path, GRANT, "Release", &Options::new().0);
+    first.sent();
+    second.create("web");
+    second.sent();
+    // The connection ends, and not who made it: the release is still its own.
+    let Hasty { raw, _process } = first;
+    drop(raw);
+    std::thread::sleep(Duration::from_millis(100));
+    broker.fault_steps();
+    assert_eq!(client.names(), ["slow", "web"]);
+    checker::assert_in_order(lab);
     drop(second);
     broker.settle();
     checker::assert_empty(lab);
@@ -466,12 +596,15 @@ fn instances_run_side_by_side_and_share_the_record_of_ids(lab: &Lab) {
 
 crate::tests![
     created_has_cgroups_and_ids_and_is_gone_after_release,
+    an_accounts_cgroups_go_soon_after_its_last_grant,
     another_users_grant_is_as_if_it_were_not_there,
     a_grant_of_a_connection_ends_with_it,
     a_grant_of_a_process_ends_with_it,
     a_persistent_grant_stays_until_it_is_released,
     a_reboot_ends_all_but_persistent_grants,
     adopt_changes_what_ends_a_grant,
+    a_holder_that_ends_while_another_adopts_ends_nothing,
+    the_end_of_a_released_grants_connection_leaves_the_next_of_its_name_alone,
     a_repeated_request_with_its_key_gives_the_same_grant,
     a_populated_grant_is_released_only_with_kill,
     a_range_belongs_to_account_and_name_and_to_nobody_else,

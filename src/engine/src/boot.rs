@@ -63,7 +63,7 @@ pub fn run() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match start(&control).and_then(|server| serve(&server)) {
+    match start(&control).and_then(|server| serve(&Arc::new(server))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "the engine can't go on");
@@ -75,7 +75,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn serve(server: &Server) -> Result<(), BootError> {
+fn serve(server: &Arc<Server>) -> Result<(), BootError> {
     server.tell_supervisor(&FromChild::Ready);
     match step("serving", server.run())? {
         End::Stopped => Ok(()),
@@ -138,6 +138,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
         own_netns: step("network namespace", NetnsFd::own().and_then(|own| own.id()))?,
         front_uids: boot.front_uids.into_iter().map(HostUid).collect(),
         policy: RwLock::new(Arc::new(policy)),
+        lingering: Mutex::default(),
         registry: Mutex::new(Registry::default()),
         connections: Mutex::new(Connections::default()),
         links: RwLock::new(HashMap::new()),

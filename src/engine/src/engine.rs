@@ -2,10 +2,11 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     os::fd::{AsFd, OwnedFd},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::Duration,
 };
 
 use cgrant_policy::{Denial, DenialCode, HostUid, Policy, Request, UsageNow, Verb, Verdict, judge};
@@ -30,6 +31,9 @@ use crate::{
     watch::{Target, Watches},
 };
 
+/// How long an account's own node stays when its last grant has ended: who makes grants one after the other does not have
+/// ten directories made and removed for each.
+const ACCOUNT_STAYS: Duration = Duration::from_secs(1);
 /// Most characters of a caller's words in a line of the log.
 const MAX_WORDS: usize = 256;
 
@@ -72,6 +76,8 @@ pub struct Engine {
     /// Uids that are never served.
     pub front_uids: Vec<HostUid>,
     pub(crate) policy: RwLock<Arc<Policy>>,
+    /// Accounts whose node is looked at soon, and the watch that says when.
+    pub(crate) lingering: Mutex<HashMap<HostUid, u64>>,
     pub(crate) registry: Mutex<Registry>,
     pub(crate) connections: Mutex<Connections>,
     pub(crate) links: RwLock<HashMap<FrontKind, Arc<Linked>>>,
@@ -233,6 +239,27 @@ impl Engine {
     /// [`RefusalCode::RecordUnwritable`]; nothing has changed then.
     pub fn write_record(&self, record: &GrantRecord) -> Result<(), Refusal> {
         self.journal.write(record).map_err(|error| unwritable(&error))
+    }
+
+    /// A grant of the account has ended. Its node is removed after a while if nothing is in it then.
+    pub fn linger(&self, account: HostUid) {
+        let mut lingering = self.lingering.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Vacant(place) = lingering.entry(account) {
+            match self.watches.after(ACCOUNT_STAYS, Target::Vacant(account)) {
+                Ok(watch) => drop(place.insert(watch)),
+                Err(error) => {
+                    tracing::warn!(%error, "no timer for an account's cgroups");
+                    self.tree.remove_empty_account(account);
+                }
+            }
+        }
+    }
+
+    /// Removes the account's node if nothing is in it. Runs on the pool, in the account's order.
+    pub fn vacate(&self, account: HostUid) {
+        let watch = self.lingering.lock().unwrap_or_else(PoisonError::into_inner).remove(&account);
+        self.watches.remove(watch.as_slice());
+        self.tree.remove_empty_account(account);
     }
 
     /// Sends an answer to the front that asked.

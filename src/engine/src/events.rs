@@ -42,9 +42,8 @@ pub fn watch_new(engine: &Engine, grant: &Arc<Grant>, holder: Option<&Pidfd>) ->
         Ok(())
     };
     if let Some(holder) = holder {
-        let fd = holder.as_fd().try_clone_to_owned().map_err(check::internal)?;
-        // Readable for ever once it has ended: told once.
-        add(watches.own(fd, EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, Target::Holder(id)))?;
+        let watch = watch_holder(engine, grant, holder)?;
+        grant.live().holder_watch = Some(watch);
     }
     let file = engine.tree.events_file(&grant.path)?;
     add(watches.file(file.as_fd(), AddWatchFlags::IN_MODIFY, Target::Populated(id)))?;
@@ -69,19 +68,39 @@ pub fn watch_new(engine: &Engine, grant: &Arc<Grant>, holder: Option<&Pidfd>) ->
     Ok(())
 }
 
+/// Watches for the end of a grant's holder; the watch is the caller's to keep ([`crate::registry::Live::holder_watch`]).
+///
+/// # Errors
+/// As [`watch`].
+pub fn watch_holder(engine: &Engine, grant: &Grant, holder: &Pidfd) -> Result<u64, Refusal> {
+    let fd = holder.as_fd().try_clone_to_owned().map_err(check::internal)?;
+    // Readable for ever once it has ended: told once.
+    let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT;
+    let target = |watch| Target::Holder(grant.id, watch);
+    engine.watches.own_numbered(fd, flags, target).map_err(check::internal)
+}
+
 /// Watches a grant no more.
 pub fn unwatch(engine: &Engine, grant: &Grant) {
-    let tokens = std::mem::take(&mut grant.live().watches);
-    for token in tokens {
-        engine.watches.remove(token);
-    }
+    let tokens: Vec<u64> = {
+        let mut live = grant.live();
+        let holder = live.holder_watch.take();
+        live.watches.drain(..).chain(holder).collect()
+    };
+    engine.watches.remove(&tokens);
 }
 
 /// Something happened to a grant. Runs on the pool, in the account's order.
 pub fn happened(engine: &Engine, id: GrantId, target: &Target) {
     let Some(grant) = engine.registry().get(id).filter(|grant| grant.is_active()) else { return };
     match target {
-        Target::Holder(_) => release::end(engine, &grant, EndReason::HolderDied),
+        // Another may have become the holder since this one's death was noted.
+        Target::Holder(_, watch) => {
+            let holds = grant.live().holder_watch == Some(*watch);
+            if holds {
+                release::end(engine, &grant, EndReason::HolderDied);
+            }
+        }
         Target::Populated(_) => refresh(engine, &grant),
         Target::Vanished(_) => vanished(engine, &grant),
         Target::Oom(_) => oom(engine, &grant),
@@ -100,6 +119,7 @@ pub fn happened(engine: &Engine, id: GrantId, target: &Target) {
         | Target::Files
         | Target::Net
         | Target::Helper
+        | Target::Vacant(_)
         | Target::Accounts => (),
     }
 }

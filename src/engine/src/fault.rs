@@ -2,8 +2,9 @@
 //!
 //! Without the feature `fault-injection` every step is nothing. With it, the file `fault` in the run
 //! directory says what to do: `die:N` (abort at the N-th step from now), `fail:N` (the N-th step is
-//! refused by the kernel, as it were) or `count` (only note the steps). The names of the steps passed
-//! are appended to `fault.log` beside it. After it acted the file says `done`.
+//! refused by the kernel, as it were), `wait:N` (the N-th step takes until the file is gone, and the file says `waiting`
+//! so long) or `count` (only note the steps). The names of the steps passed are appended to `fault.log` beside it. After it
+//! acted the file says `done`.
 
 use cgrant_sys::dir::Dir;
 use cgrant_wire::Refusal;
@@ -47,7 +48,7 @@ impl Fault {
         let directory = self.directory.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let Ok(order) = directory.read("fault", 64) else { return Ok(()) };
         let order = order.trim();
-        if order == "done" {
+        if order == "done" || order == "waiting" {
             return Ok(());
         }
         let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CREATE | rustix::fs::OFlags::APPEND;
@@ -58,6 +59,13 @@ impl Fault {
         let left: u32 = left.parse().unwrap_or(1);
         if left > 1 {
             let _ = directory.write_atomic("fault", format!("{what}:{}", left - 1).as_bytes(), false);
+            return Ok(());
+        }
+        if what == "wait" {
+            let _ = directory.write_atomic("fault", b"waiting", false);
+            while directory.exists("fault").unwrap_or(false) {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
             return Ok(());
         }
         let _ = directory.write_atomic("fault", b"done", false);

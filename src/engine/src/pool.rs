@@ -2,19 +2,23 @@
 //!
 //! It knows nothing of what a job does. A kernel call that is slow holds up its own account only, as long as
 //! fewer than [`MAX_THREADS`] accounts are stuck at once. Waiting threads make no system calls.
+//!
+//! One thread at a time, the leader, looks for what happens and queues it. If another thread waits for work that one becomes
+//! the leader, and the one that took a request runs it, without a wakeup between. If none waits, it goes on looking: there
+//! always is a leader, and it never runs a job.
 
 use std::{
     collections::{HashMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    thread,
+    thread::{self, ThreadId},
     time::Duration,
 };
 
-/// Threads that stay when there is nothing to do.
-const KEPT_THREADS: usize = 1;
-/// Most threads at once.
-const MAX_THREADS: usize = 32;
+/// Threads that stay when there is nothing to do: the leader and the next one.
+const KEPT_THREADS: usize = 2;
+/// Most threads at once, with the leader.
+const MAX_THREADS: usize = 33;
 /// Most jobs that wait for one account.
 const MAX_WAITING: usize = 256;
 /// How long a thread beyond [`KEPT_THREADS`] waits for work before it ends.
@@ -23,10 +27,18 @@ const LINGER: Duration = Duration::from_secs(5);
 /// Something to be done.
 pub type Job = Box<dyn FnOnce() + Send>;
 
+/// Waits until something happens, and queues what is to be done about it. False when that was the last time.
+pub type Look = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// The account's queue is full.
 #[derive(Debug, thiserror::Error)]
 #[error("too many requests of this account are waiting")]
 pub struct Full;
+
+/// Looking for what happens ended in a panic.
+#[derive(Debug, thiserror::Error)]
+#[error("a fault in the main loop")]
+pub struct Panicked;
 
 #[derive(Default)]
 struct State {
@@ -37,6 +49,11 @@ struct State {
     idle: usize,
     threads: usize,
     stopping: bool,
+    /// How it is looked for what happens, while the pool serves.
+    look: Option<Look>,
+    leader: Option<ThreadId>,
+    over: bool,
+    panicked: bool,
 }
 
 #[derive(Default)]
@@ -47,6 +64,95 @@ struct Shared {
 }
 
 impl Shared {
+    /// Sees to it that somebody comes for each of the `jobs` last in the queue.
+    fn provide(self: &Arc<Self>, state: &mut State, jobs: usize) {
+        for place in state.ready.len().saturating_sub(jobs)..state.ready.len() {
+            if state.idle > place {
+                self.work.notify_one();
+            } else if state.threads < MAX_THREADS {
+                self.start_thread(state);
+            }
+        }
+    }
+
+    /// Starts a thread, which counts as idle until it looks for work.
+    fn start_thread(self: &Arc<Self>, state: &mut State) {
+        let shared = Arc::clone(self);
+        let started =
+            thread::Builder::new().name("operation".into()).stack_size(512 * 1024).spawn(move || {
+                let mut state = shared.lock();
+                state.idle -= 1;
+                work(&shared, state, Role::Member);
+            });
+        match started {
+            Ok(_) => {
+                state.threads += 1;
+                state.idle += 1;
+            }
+            Err(error) => tracing::warn!(%error, "no further thread for operations; those there are go on"),
+        }
+    }
+
+    /// Looks for what happens until there is a job and somebody who looks on.
+    fn lead<'s>(self: &'s Arc<Self>, mut state: MutexGuard<'s, State>, look: &Look) -> MutexGuard<'s, State> {
+        state.leader = Some(thread::current().id());
+        loop {
+            drop(state);
+            let looked = catch_unwind(AssertUnwindSafe(|| look()));
+            state = self.lock();
+            if !matches!(looked, Ok(true)) {
+                state.panicked = looked.is_err();
+                (state.look, state.leader) = (None, None);
+                (state.stopping, state.over) = (true, true);
+                self.work.notify_all();
+                return state;
+            }
+            let jobs = state.ready.len();
+            self.provide(&mut state, jobs);
+            // Whoever is idle has been woken, and sees first of all that nobody leads.
+            if jobs > 0 && state.idle > 0 {
+                state.leader = None;
+                return state;
+            }
+        }
+    }
+
+    /// Runs the account's next job.
+    fn run_next<'s>(&'s self, mut state: MutexGuard<'s, State>, account: u32) -> MutexGuard<'s, State> {
+        let job = state.waiting.get_mut(&account).and_then(VecDeque::pop_front);
+        drop(state);
+        if let Some(job) = job
+            && catch_unwind(AssertUnwindSafe(job)).is_err()
+        {
+            tracing::error!(account, "an operation panicked; its caller gets no answer from it");
+        }
+        state = self.lock();
+        if state.waiting.get(&account).is_some_and(|queue| !queue.is_empty()) {
+            state.ready.push_back(account);
+        } else {
+            state.waiting.remove(&account);
+        }
+        if state.stopping && state.waiting.is_empty() {
+            self.quiet.notify_all();
+        }
+        state
+    }
+
+    /// Waits for work; true if there was none for [`LINGER`] and the thread may end.
+    fn wait<'s>(&'s self, mut state: MutexGuard<'s, State>, role: Role) -> (MutexGuard<'s, State>, bool) {
+        state.idle += 1;
+        let mut timed_out = false;
+        if role == Role::Member && state.threads > KEPT_THREADS {
+            let (next, timeout) =
+                self.work.wait_timeout(state, LINGER).unwrap_or_else(PoisonError::into_inner);
+            (state, timed_out) = (next, timeout.timed_out());
+        } else {
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.idle -= 1;
+        (state, timed_out)
+    }
+
     /// A job that panicked left nothing half done in here: the lock is never held while a job runs.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -92,82 +198,79 @@ impl Pool {
                 state.ready.push_back(account);
             }
         }
-        if state.idle >= state.ready.len() {
-            self.shared.work.notify_one();
-        } else if state.threads < MAX_THREADS {
-            self.start_thread(&mut state);
+        // The first of those that a leader queues is for itself, when it has queued all.
+        if state.ready.len() > 1 || state.leader != Some(thread::current().id()) {
+            self.shared.provide(&mut state, 1);
         }
         Ok(())
+    }
+
+    /// Serves: looks for what happens until `look` says that it is over, and runs what it queues. The thread that calls
+    /// this is one of the pool's meanwhile.
+    ///
+    /// # Errors
+    /// [`Panicked`].
+    pub fn serve(&self, look: Look) -> Result<(), Panicked> {
+        let mut state = self.shared.lock();
+        state.look = Some(look);
+        state.threads += 1;
+        // Who leads when the first request comes.
+        self.shared.start_thread(&mut state);
+        work(&self.shared, state, Role::Owner);
+        if self.shared.lock().panicked { Err(Panicked) } else { Ok(()) }
     }
 
     /// Takes no more jobs and waits until those that were taken are done.
     pub fn stop(&self) {
         let mut state = self.shared.lock();
         state.stopping = true;
+        let ready = state.ready.len();
+        self.shared.provide(&mut state, ready);
         while !state.waiting.is_empty() {
             state = self.shared.quiet.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         self.shared.work.notify_all();
     }
-
-    fn start_thread(&self, state: &mut State) {
-        let shared = Arc::clone(&self.shared);
-        let started = thread::Builder::new()
-            .name("operation".into())
-            .stack_size(512 * 1024)
-            .spawn(move || work(&shared));
-        match started {
-            Ok(_) => state.threads += 1,
-            Err(error) => tracing::warn!(%error, "no further thread for operations; those there are go on"),
-        }
-    }
 }
 
-fn work(shared: &Shared) {
-    let mut state = shared.lock();
+/// Whose thread it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// The one that [`Pool::serve`] was called by; it stays to the end.
+    Owner,
+    /// One of the pool's own.
+    Member,
+}
+
+fn work<'s>(shared: &'s Arc<Shared>, mut state: MutexGuard<'s, State>, role: Role) {
     loop {
-        if let Some(account) = state.ready.pop_front() {
-            let job = state.waiting.get_mut(&account).and_then(VecDeque::pop_front);
-            drop(state);
-            if let Some(job) = job
-                && catch_unwind(AssertUnwindSafe(job)).is_err()
-            {
-                tracing::error!(account, "an operation panicked; its caller gets no answer from it");
-            }
-            state = shared.lock();
-            if state.waiting.get(&account).is_some_and(|queue| !queue.is_empty()) {
-                state.ready.push_back(account);
-            } else {
-                state.waiting.remove(&account);
-            }
-            if state.waiting.is_empty() {
-                shared.quiet.notify_all();
-            }
-            continue;
+        if state.leader.is_none()
+            && let Some(look) = state.look.clone()
+        {
+            state = shared.lead(state, &look);
         }
-        if state.stopping {
-            state.threads -= 1;
+        if role == Role::Owner && state.over {
             return;
         }
-        state.idle += 1;
-        if state.threads > KEPT_THREADS {
-            let (next, timeout) =
-                shared.work.wait_timeout(state, LINGER).unwrap_or_else(PoisonError::into_inner);
-            state = next;
-            state.idle -= 1;
-            if timeout.timed_out() && state.ready.is_empty() && state.threads > KEPT_THREADS {
+        if let Some(account) = state.ready.pop_front() {
+            state = shared.run_next(state, account);
+        } else if role == Role::Member && state.stopping {
+            state.threads -= 1;
+            return;
+        } else {
+            let was_idle;
+            (state, was_idle) = shared.wait(state, role);
+            let leads = state.leader.is_some() || state.look.is_none();
+            if was_idle && state.ready.is_empty() && leads && state.threads > KEPT_THREADS {
                 state.threads -= 1;
                 return;
             }
-        } else {
-            state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
-            state.idle -= 1;
         }
     }
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use std::sync::mpsc;
 
@@ -214,5 +317,79 @@ mod tests {
         drop(release);
         pool.stop();
         assert!(pool.submit(2, Box::new(|| ())).is_err());
+    }
+
+    /// A look that hands on what comes over a channel, until that is closed.
+    fn looking(pool: &Pool, jobs: mpsc::Receiver<(u32, Job)>) -> Look {
+        let (pool, jobs) = (pool.clone(), Mutex::new(jobs));
+        Arc::new(move || match jobs.try_lock().expect("two leaders").recv() {
+            Ok((account, job)) => {
+                pool.submit(account, job).unwrap();
+                true
+            }
+            Err(_) => {
+                pool.stop();
+                false
+            }
+        })
+    }
+
+    #[test]
+    fn while_operations_are_stuck_somebody_leads() {
+        let (pool, (queue, jobs), (send, receive)) = (Pool::default(), mpsc::channel(), mpsc::channel());
+        let look = looking(&pool, jobs);
+        let serving = thread::spawn(move || pool.serve(look));
+        let mut stuck = Vec::new();
+        for account in 0..20 {
+            let (release, held) = mpsc::channel::<()>();
+            stuck.push(release);
+            queue.send((account, Box::new(move || held.recv().unwrap_or(())) as Job)).unwrap();
+            for other in [100, 101, 100] {
+                let send = send.clone();
+                queue.send((other, Box::new(move || send.send(other).unwrap()))).unwrap();
+            }
+            for _ in 0..3 {
+                receive.recv_timeout(Duration::from_secs(10)).unwrap();
+            }
+        }
+        drop((stuck, queue));
+        serving.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn with_every_thread_stuck_it_is_still_looked_for_what_happens() {
+        let (pool, (queue, jobs)) = (Pool::default(), mpsc::channel());
+        let look = looking(&pool, jobs);
+        let counting = pool.clone();
+        let serving = thread::spawn(move || pool.serve(look));
+        let (release, held) = mpsc::channel::<()>();
+        let held = Arc::new(Mutex::new(held));
+        let done = Arc::new(Mutex::new(0));
+        let accounts = 2 * u32::try_from(MAX_THREADS).unwrap();
+        for account in 0..accounts {
+            let (held, done) = (Arc::clone(&held), Arc::clone(&done));
+            let job = move || {
+                // All wait here, one of them for the end and the others for that one.
+                let _ = held.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                *done.lock().unwrap() += 1;
+            };
+            queue.send((account, Box::new(job))).unwrap();
+        }
+        let end = std::time::Instant::now() + Duration::from_secs(10);
+        while counting.shared.lock().waiting.len() < accounts as usize {
+            assert!(std::time::Instant::now() < end, "nobody looks any more");
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(counting.shared.lock().threads, MAX_THREADS);
+        drop((release, queue));
+        serving.join().unwrap().unwrap();
+        assert_eq!(*done.lock().unwrap(), accounts);
+    }
+
+    #[test]
+    fn a_panic_of_the_leaders_is_an_end_that_is_told() {
+        let pool = Pool::default();
+        let look: Look = Arc::new(|| std::panic::resume_unwind(Box::new("look")));
+        assert!(pool.serve(look).is_err());
     }
 }

@@ -3,7 +3,11 @@
 //! A persistent grant's file lies in the state directory and is flushed to disk; every other one lies in the
 //! run directory, which the next boot finds empty. Only this module reads and writes these files.
 
-use std::io;
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use cgrant_sys::dir::Dir;
 use cgrant_wire::{
@@ -153,6 +157,8 @@ pub enum JournalError {
 pub struct Journal {
     durable: Dir,
     volatile: Dir,
+    /// The grants whose only record is known to be the durable one (true) or the other.
+    places: Mutex<HashMap<String, bool>>,
 }
 
 fn subdirectory(parent: &Dir) -> io::Result<Dir> {
@@ -174,7 +180,7 @@ impl Journal {
     /// # Errors
     /// If a directory can't be made or opened.
     pub fn open(state: &Dir, run: &Dir) -> io::Result<Self> {
-        Ok(Self { durable: subdirectory(state)?, volatile: subdirectory(run)? })
+        Ok(Self { durable: subdirectory(state)?, volatile: subdirectory(run)?, places: Mutex::default() })
     }
 
     /// Writes `record` in place of what was there.
@@ -190,8 +196,15 @@ impl Journal {
             if persistent { (&self.durable, &self.volatile) } else { (&self.volatile, &self.durable) };
         home.write_atomic(&file, &bytes, persistent)
             .map_err(|source| JournalError::Io { file: file.clone(), source })?;
-        // A change of lifetime moves the record; the new file is there before the old one goes.
-        self.remove_from(other, &file)
+        // A change of lifetime moves the record; the new file is there before the old one goes. That of a grant which is being
+        // made is its first one.
+        let before = self.places().get(&record.id).copied();
+        let is_only = before.map_or(record.phase == Phase::Creating, |before| before == persistent);
+        if !is_only {
+            self.remove_from(other, &file)?;
+        }
+        self.places().insert(record.id.clone(), persistent);
+        Ok(())
     }
 
     /// Forgets the grant. It may be forgotten already.
@@ -200,8 +213,19 @@ impl Journal {
     /// [`JournalError::Io`].
     pub fn remove(&self, id: &str) -> Result<(), JournalError> {
         let file = file_name(id);
-        self.remove_from(&self.volatile, &file)?;
-        self.remove_from(&self.durable, &file)
+        let place = self.places().get(id).copied();
+        if place != Some(true) {
+            self.remove_from(&self.volatile, &file)?;
+        }
+        if place != Some(false) {
+            self.remove_from(&self.durable, &file)?;
+        }
+        self.places().remove(id);
+        Ok(())
+    }
+
+    fn places(&self) -> MutexGuard<'_, HashMap<String, bool>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn remove_from(&self, directory: &Dir, file: &str) -> Result<(), JournalError> {
@@ -315,11 +339,28 @@ mod tests {
     #[test]
     fn both_files_after_an_interrupted_change_are_one_grant() {
         let (base, journal) = journal();
+        let file = file_name(&record(Lifetime::Process).id);
         journal.write(&record(Lifetime::Persistent)).unwrap();
         let text = serde_json::to_vec(&record(Lifetime::Process)).unwrap();
         std::fs::write(base.path().join("run/grants").join(file_name(&record(Lifetime::Process).id)), text)
             .unwrap();
         assert_eq!(journal.load().unwrap().0, [record(Lifetime::Persistent)]);
+        // After a start nobody knows of which grants there are two: what is written or removed next leaves one or none.
+        let again = || {
+            let open = |name: &str| Dir::open(&base.path().join(name)).unwrap();
+            Journal::open(&open("state"), &open("run")).unwrap()
+        };
+        let both = || {
+            std::fs::copy(
+                base.path().join("state/grants").join(&file),
+                base.path().join("run/grants").join(&file),
+            )
+        };
+        again().write(&GrantRecord { phase: Phase::Active, ..record(Lifetime::Persistent) }).unwrap();
+        assert_eq!(std::fs::read_dir(base.path().join("run/grants")).unwrap().count(), 0);
+        both().unwrap();
+        again().remove(&record(Lifetime::Persistent).id).unwrap();
+        assert!(journal.load().unwrap().0.is_empty());
     }
 
     #[test]

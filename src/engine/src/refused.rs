@@ -5,19 +5,30 @@
 //! `SO_LINGER`, say). From Linux 6.16 on a listener says that its connections take no descriptors until the front wants them;
 //! before, what is refused is closed by threads. A peer that keeps those busy only keeps its own refusals waiting.
 
-use std::{cell::RefCell, io, os::fd::OwnedFd, thread::JoinHandle};
+use std::{
+    io,
+    os::fd::OwnedFd,
+    sync::{Mutex, PoisonError},
+    thread::JoinHandle,
+};
 
 use cgrant_sys::socket::set_pass_rights;
 
 /// Most threads that close.
 const MAX_THREADS: usize = 16;
 
+/// The threads that close, and what none has taken yet.
+#[derive(Default)]
+struct Closing {
+    threads: Vec<JoinHandle<()>>,
+    parked: Vec<OwnedFd>,
+}
+
 /// What becomes of connections that are not served.
 pub struct Refused {
     /// Can closing one wait for its peer?
     waits: bool,
-    threads: RefCell<Vec<JoinHandle<()>>>,
-    parked: RefCell<Vec<OwnedFd>>,
+    closing: Mutex<Closing>,
 }
 
 impl Refused {
@@ -30,7 +41,7 @@ impl Refused {
         for listener in listeners {
             waits |= !set_pass_rights(listener, false)?;
         }
-        Ok(Self { waits, threads: RefCell::default(), parked: RefCell::default() })
+        Ok(Self { waits, closing: Mutex::default() })
     }
 
     /// Closes a connection.
@@ -40,16 +51,16 @@ impl Refused {
         if !self.waits {
             return;
         }
-        let (mut threads, mut parked) = (self.threads.borrow_mut(), self.parked.borrow_mut());
-        parked.push(connection);
-        threads.retain(|thread| !thread.is_finished());
-        if threads.len() >= MAX_THREADS {
+        let mut closing = self.closing.lock().unwrap_or_else(PoisonError::into_inner);
+        closing.parked.push(connection);
+        closing.threads.retain(|thread| !thread.is_finished());
+        if closing.threads.len() >= MAX_THREADS {
             return;
         }
-        let all = std::mem::take(&mut *parked);
+        let all = std::mem::take(&mut closing.parked);
         // Without a thread the closure and what it owns are dropped here.
         if let Ok(thread) = std::thread::Builder::new().name("close".into()).spawn(move || drop(all)) {
-            threads.push(thread);
+            closing.threads.push(thread);
         }
     }
 }
@@ -89,7 +100,7 @@ mod tests {
 
     #[test]
     fn nobody_waits_for_a_peer_that_is_refused() {
-        let refused = Refused { waits: true, threads: RefCell::default(), parked: RefCell::default() };
+        let refused = Refused { waits: true, closing: Mutex::default() };
         let mut others = Vec::new();
         let begin = Instant::now();
         for _ in 0..MAX_THREADS + 5 {
@@ -98,15 +109,17 @@ mod tests {
             refused.put_away(connection);
         }
         assert!(begin.elapsed() < Duration::from_secs(60), "closing waited");
-        assert_eq!(refused.threads.borrow().len(), MAX_THREADS);
-        assert_eq!(refused.parked.borrow().len(), 5);
-        let waiting = refused.threads.borrow().iter().filter(|thread| !thread.is_finished()).count();
+        assert_eq!(refused.closing.lock().unwrap().threads.len(), MAX_THREADS);
+        assert_eq!(refused.closing.lock().unwrap().parked.len(), 5);
+        let waiting =
+            refused.closing.lock().unwrap().threads.iter().filter(|thread| !thread.is_finished()).count();
         assert_eq!(waiting, MAX_THREADS, "closing did not wait, so this shows nothing");
         drop(others);
-        for thread in refused.threads.take() {
+        let threads = std::mem::take(&mut refused.closing.lock().unwrap().threads);
+        for thread in threads {
             thread.join().unwrap();
         }
         refused.put_away(UnixStream::pair().unwrap().0.into());
-        assert!(refused.parked.borrow().is_empty(), "what was parked is never closed");
+        assert!(refused.closing.lock().unwrap().parked.is_empty(), "what was parked is never closed");
     }
 }

@@ -23,8 +23,10 @@ pub struct Live {
     pub populated: bool,
     /// Out-of-memory kills that were signalled.
     pub oom_kills: u64,
-    /// Its entries among the watches.
+    /// Its entries among the watches, but for that of its holder.
     pub watches: Vec<u64>,
+    /// The watch for its holder's end.
+    pub holder_watch: Option<u64>,
     /// Its payload in each hierarchy.
     pub hierarchies: Vec<Hierarchy>,
 }
@@ -54,6 +56,7 @@ impl Grant {
             populated: false,
             oom_kills: 0,
             watches: Vec::new(),
+            holder_watch: None,
             hierarchies: Vec::new(),
         };
         Self { id, path, account, name, live: Mutex::new(live) }
@@ -256,13 +259,10 @@ impl Registry {
         }
     }
 
-    /// The grants that the connection held, which holds none afterwards.
+    /// The grants that the connection holds. They are not found by it any more, but still say that it holds them:
+    /// another may become the holder before somebody gets to their end.
     pub fn take_held(&mut self, connection: ConnectionId) -> Vec<Arc<Grant>> {
         let held = self.by_connection.remove(&connection).unwrap_or_default();
-        let grants: Vec<_> = held.into_iter().filter_map(|id| self.get(id)).collect();
-        for grant in &grants {
-            grant.live().connection = None;
-        }
-        grants
+        held.into_iter().filter_map(|id| self.get(id)).collect()
     }
 }

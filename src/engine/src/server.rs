@@ -1,6 +1,7 @@
 //! The engine's main loop: accepts, hands sockets to the socket front, takes requests, gives them to the pool.
 //!
-//! It never runs an operation itself and never waits for anything but epoll.
+//! It never runs an operation itself and never waits for anything but epoll. The pool's threads go through it in turns, one
+//! at a time.
 
 use std::{
     collections::HashSet,
@@ -88,35 +89,55 @@ impl Server {
     ///
     /// # Errors
     /// If epoll fails.
-    pub fn run(&self) -> std::io::Result<End> {
-        loop {
-            for (target, flags) in self.engine.watches.wait()? {
-                match target {
-                    Target::Control => {
-                        if let Some(end) = self.control()? {
-                            self.engine.pool.stop();
-                            self.engine.tree.close();
-                            return Ok(end);
-                        }
-                    }
-                    Target::Listener(number) => self.accept(number),
-                    Target::Link(front) => self.link(front, flags),
-                    Target::Net => self.net(),
-                    Target::Accounts => self.accounts_changed(),
-                    Target::Helper => {
+    pub fn run(self: &Arc<Self>) -> std::io::Result<End> {
+        let end = Arc::new(Mutex::new(None));
+        let look = {
+            let (server, end) = (Arc::clone(self), Arc::clone(&end));
+            move || {
+                let ended = server.turn().transpose();
+                let goes_on = ended.is_none();
+                *end.lock().unwrap_or_else(PoisonError::into_inner) = ended;
+                goes_on
+            }
+        };
+        self.engine.pool.serve(Arc::new(look)).map_err(std::io::Error::other)?;
+        let ended = end.lock().unwrap_or_else(PoisonError::into_inner).take();
+        ended.unwrap_or(Ok(End::Stopped))
+    }
+
+    /// Waits until something happens, and takes all that has.
+    fn turn(&self) -> std::io::Result<Option<End>> {
+        for (target, flags) in self.engine.watches.wait()? {
+            match target {
+                Target::Control => {
+                    if let Some(end) = self.control()? {
                         self.engine.pool.stop();
-                        return Ok(End::HelperDied);
+                        self.engine.tree.close();
+                        return Ok(Some(end));
                     }
-                    Target::Files => (),
-                    Target::Holder(id)
-                    | Target::Populated(id)
-                    | Target::Vanished(id)
-                    | Target::Oom(id)
-                    | Target::Pressure(id, _)
-                    | Target::Deadline(id) => self.grant_event(id, target),
                 }
+                Target::Listener(number) => self.accept(number),
+                Target::Link(front) => self.link(front, flags),
+                Target::Net => self.net(),
+                Target::Accounts => self.accounts_changed(),
+                Target::Helper => {
+                    self.engine.pool.stop();
+                    return Ok(Some(End::HelperDied));
+                }
+                Target::Files => (),
+                Target::Vacant(account) => {
+                    let engine = Arc::clone(&self.engine);
+                    self.submit_or_warn(account, Box::new(move || engine.vacate(account)));
+                }
+                Target::Holder(id, _)
+                | Target::Populated(id)
+                | Target::Vanished(id)
+                | Target::Oom(id)
+                | Target::Pressure(id, _)
+                | Target::Deadline(id) => self.grant_event(id, target),
             }
         }
+        Ok(None)
     }
 
     fn control(&self) -> std::io::Result<Option<End>> {
@@ -349,8 +370,8 @@ impl Server {
         caller.set_ended(how);
         let held = self.engine.registry().take_held(caller.connection);
         for grant in held {
-            let (engine, account) = (Arc::clone(&self.engine), grant.account);
-            let job = Box::new(move || ops::manage::connection_ended(&engine, &grant, how));
+            let (engine, account, connection) = (Arc::clone(&self.engine), grant.account, caller.connection);
+            let job = Box::new(move || ops::manage::holder_ended(&engine, &grant, connection, how));
             self.submit_or_warn(account, job);
         }
     }

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use cgrant_policy::HostUid;
 use cgrant_wire::{GrantId, boot::FrontKind};
 use nix::sys::{
     epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
@@ -31,8 +32,8 @@ pub enum Target {
     Link(FrontKind),
     /// Files changed.
     Files,
-    /// The process that holds the grant has ended.
-    Holder(GrantId),
+    /// The process that this watch is for, a holder of the grant's now or once, has ended.
+    Holder(GrantId, u64),
     /// The grant's `cgroup.events` changed.
     Populated(GrantId),
     /// Processes of the grant were killed for want of memory, maybe.
@@ -49,6 +50,8 @@ pub enum Target {
     Vanished(GrantId),
     /// The time for this has come.
     Deadline(GrantId),
+    /// The account's node may have been empty for a while.
+    Vacant(HostUid),
 }
 
 enum Watch {
@@ -114,10 +117,23 @@ impl Watches {
     /// # Errors
     /// If epoll refuses it; it is closed then.
     pub fn own(&self, fd: OwnedFd, flags: EpollFlags, target: Target) -> io::Result<u64> {
+        self.own_numbered(fd, flags, |_| target)
+    }
+
+    /// As [`own`](Self::own), for an event that says which watch it comes from.
+    ///
+    /// # Errors
+    /// As [`own`](Self::own).
+    pub fn own_numbered(
+        &self,
+        fd: OwnedFd,
+        flags: EpollFlags,
+        target: impl FnOnce(u64) -> Target,
+    ) -> io::Result<u64> {
         let mut table = self.table();
         let token = table.token();
         self.epoll.add(&fd, EpollEvent::new(flags, token))?;
-        table.watches.insert(token, Watch::Owned { target, fd });
+        table.watches.insert(token, Watch::Owned { target: target(token), fd });
         Ok(token)
     }
 
@@ -151,11 +167,11 @@ impl Watches {
         Ok(token)
     }
 
-    /// Says [`Target::Deadline`] of `grant` once, after `delay`.
+    /// Says `target` once, after `delay`.
     ///
     /// # Errors
     /// If the kernel has no descriptors left.
-    pub fn deadline(&self, delay: Duration, grant: GrantId) -> io::Result<u64> {
+    pub fn after(&self, delay: Duration, target: Target) -> io::Result<u64> {
         use rustix::time::{
             Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
             timerfd_settime,
@@ -172,22 +188,34 @@ impl Watches {
             TimerfdTimerFlags::empty(),
             &Itimerspec { it_interval: never, it_value: value },
         )?;
-        self.own(timer, EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, Target::Deadline(grant))
+        self.own(timer, EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, target)
     }
 
-    /// Ends a watch and closes what it owns. It may have ended before.
-    pub fn remove(&self, token: u64) {
+    /// Ends watches and closes what they own. They may have ended before.
+    pub fn remove(&self, tokens: &[u64]) {
         let mut table = self.table();
-        match table.watches.remove(&token) {
-            Some(Watch::Owned { fd, .. }) => {
-                let _ = self.epoll.delete(&fd);
+        let mut removed = Vec::with_capacity(tokens.len());
+        for token in tokens {
+            let Some(watch) = table.watches.remove(token) else { continue };
+            if let Watch::File { watch, .. } = &watch {
+                table.files.remove(watch);
             }
-            Some(Watch::File { watch, .. }) => {
-                table.files.remove(&watch);
-                // The kernel has dropped it already if the file is gone.
-                let _ = self.inotify.rm_watch(watch);
+            removed.push(watch);
+        }
+        // Without the table, which the main loop wants at once: the kernel tells it of every file that is watched no more.
+        // What it tells of these means nothing by now, and no number is given anew for a long time.
+        drop(table);
+        for watch in removed {
+            match watch {
+                Watch::Owned { fd, .. } => {
+                    let _ = self.epoll.delete(&fd);
+                }
+                Watch::File { watch, .. } => {
+                    // The kernel has dropped it already if the file is gone.
+                    let _ = self.inotify.rm_watch(watch);
+                }
+                Watch::Borrowed { .. } => (),
             }
-            Some(Watch::Borrowed { .. }) | None => (),
         }
     }
 

@@ -5,12 +5,12 @@
 //! go to whoever waits for them, and the rest is handed on at once.
 
 use std::{
-    cell::RefCell, collections::HashMap, io, num::NonZeroU32, os::unix::net::UnixStream as StdUnixStream,
-    rc::Rc, sync::Arc, time::Duration,
+    cell::RefCell, collections::HashMap, io, num::NonZeroU32, os::unix::net::UnixStream, rc::Rc, sync::Arc,
+    time::Duration,
 };
 
 use serde::Serialize;
-use tokio::{net::UnixStream, sync::oneshot, time::timeout};
+use tokio::{sync::oneshot, time::timeout};
 use zbus::{
     DynamicType, Message,
     address::{
@@ -27,6 +27,7 @@ use crate::{
     object::DRIVER_PATH,
     outbox::{BUS_QUEUE, Outbox, Outgoing},
     stream::{Reader, TooLong, halves},
+    watched::Watched,
 };
 
 /// How long the bus may take for an answer of its own.
@@ -112,9 +113,9 @@ pub struct Connected<W> {
 /// # Errors
 /// [`BusError::Connect`], [`BusError::Handshake`].
 pub async fn connect(path: &str) -> Result<Connected<impl Future<Output = ()> + use<>>, BusError> {
-    let stream = StdUnixStream::connect(path).map_err(BusError::Connect)?;
+    let stream = UnixStream::connect(path).map_err(BusError::Connect)?;
     stream.set_nonblocking(true).map_err(BusError::Connect)?;
-    let stream = UnixStream::from_std(stream).map_err(BusError::Connect)?;
+    let stream = Watched::new(stream).map_err(BusError::Connect)?;
     let bin = Castoffs::of_bus();
     let unix_fds = handshake::authenticate(&stream, &bin).await?;
     let (reader, writer) = halves(stream, unix_fds, TooLong::Blank, bin);
@@ -218,6 +219,8 @@ mod tests {
     #[tokio::test]
     async fn a_client_can_not_answer_for_the_bus() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let ours = Watched::new(ours).unwrap();
         let (reader, writer) = halves(ours, true, TooLong::Blank, Castoffs::of_bus());
         let (outbox, _writing) = Outbox::new(writer, Arc::clone(reader.stream()), BUS_QUEUE);
         let bus = Bus { outbox, waiting: RefCell::default() };

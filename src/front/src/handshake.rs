@@ -4,12 +4,13 @@
 use std::{io, os::fd::AsFd, time::Duration};
 
 use rustix::net::SendFlags;
-use tokio::{io::Interest, net::UnixStream, time::timeout};
+use tokio::time::timeout;
 
 use crate::{
     castoff::Bin,
     sasl::{Handshake, SaslError, hex},
     stream::{peek, receive_once},
+    watched::Watched,
 };
 
 /// How long a handshake may take from the first byte on.
@@ -44,16 +45,16 @@ pub enum HandshakeError {
 ///
 /// # Errors
 /// [`HandshakeError`]; the connection is then to be closed.
-pub async fn serve(stream: &UnixStream, uid: u32, guid: &str, bin: &Bin) -> Result<bool, HandshakeError> {
+pub async fn serve(stream: &Watched, uid: u32, guid: &str, bin: &Bin) -> Result<bool, HandshakeError> {
     timeout(DEADLINE, serve_untimed(stream, uid, guid, bin)).await.unwrap_or(Err(HandshakeError::TooSlow))
 }
 
-async fn serve_untimed(stream: &UnixStream, uid: u32, guid: &str, bin: &Bin) -> Result<bool, HandshakeError> {
+async fn serve_untimed(stream: &Watched, uid: u32, guid: &str, bin: &Bin) -> Result<bool, HandshakeError> {
     let mut handshake = Handshake::new(uid, guid);
     loop {
         // Looked at first and taken afterwards: what is behind BEGIN, descriptors included, belongs to a message.
         let mut piece = [0; PIECE];
-        let seen = stream.async_io(Interest::READABLE, || peek(stream, &mut piece)).await?;
+        let seen = stream.read(|| peek(stream, &mut piece)).await?;
         if seen == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
@@ -70,11 +71,11 @@ async fn serve_untimed(stream: &UnixStream, uid: u32, guid: &str, bin: &Bin) -> 
 ///
 /// # Errors
 /// [`HandshakeError`].
-pub async fn authenticate(stream: &UnixStream, bin: &Bin) -> Result<bool, HandshakeError> {
+pub async fn authenticate(stream: &Watched, bin: &Bin) -> Result<bool, HandshakeError> {
     timeout(DEADLINE, authenticate_untimed(stream, bin)).await.unwrap_or(Err(HandshakeError::TooSlow))
 }
 
-async fn authenticate_untimed(stream: &UnixStream, bin: &Bin) -> Result<bool, HandshakeError> {
+async fn authenticate_untimed(stream: &Watched, bin: &Bin) -> Result<bool, HandshakeError> {
     let uid = rustix::process::geteuid().as_raw();
     send_all(stream, format!("\0AUTH EXTERNAL {}\r\n", hex(&uid.to_string())).as_bytes()).await?;
     let answer = line(stream, bin).await?;
@@ -89,12 +90,11 @@ async fn authenticate_untimed(stream: &UnixStream, bin: &Bin) -> Result<bool, Ha
 
 /// One line of the daemon's. It says nothing that it was not asked for, so bytewise reading loses nothing, and
 /// costs little: two lines a connection.
-async fn line(stream: &UnixStream, bin: &Bin) -> Result<String, HandshakeError> {
+async fn line(stream: &Watched, bin: &Bin) -> Result<String, HandshakeError> {
     let mut line = Vec::new();
     loop {
         let mut byte = [0];
-        let (count, _) =
-            stream.async_io(Interest::READABLE, || receive_once(stream.as_fd(), &mut byte, bin)).await?;
+        let (count, _) = stream.read(|| receive_once(stream.as_fd(), &mut byte, bin)).await?;
         if count == 0 || line.len() > MAX_LINE {
             return Err(HandshakeError::Refused(String::from_utf8_lossy(&line).into_owned()));
         }
@@ -106,7 +106,7 @@ async fn line(stream: &UnixStream, bin: &Bin) -> Result<String, HandshakeError> 
 }
 
 /// Takes bytes that were seen already.
-fn take(stream: &UnixStream, mut count: usize, bin: &Bin) -> Result<(), HandshakeError> {
+fn take(stream: &Watched, mut count: usize, bin: &Bin) -> Result<(), HandshakeError> {
     while count > 0 {
         let mut piece = [0; PIECE];
         let wanted = piece.get_mut(..count.min(PIECE)).unwrap_or_default();
@@ -122,11 +122,10 @@ fn take(stream: &UnixStream, mut count: usize, bin: &Bin) -> Result<(), Handshak
     Ok(())
 }
 
-async fn send_all(stream: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
+async fn send_all(stream: &Watched, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        let sent =
-            stream.async_io(Interest::WRITABLE, || Ok(rustix::net::send(stream, bytes, flags)?)).await?;
+        let sent = stream.write(|| Ok(rustix::net::send(stream, bytes, flags)?)).await?;
         bytes = bytes.get(sent..).unwrap_or_default();
     }
     Ok(())

@@ -32,5 +32,6 @@ mod signal;
 mod stream;
 mod view;
 mod wait;
+mod watched;
 
 pub use boot::main;

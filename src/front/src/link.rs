@@ -15,11 +15,9 @@ use cgrant_sys::{Channel, ChannelError, Received};
 use cgrant_wire::{
     Answer, BusClient, ConnectionId, FromEngine, Op, Refusal, RefusalCode, RequestId, ToEngine,
 };
-use tokio::{
-    io::Interest,
-    net::UnixDatagram,
-    sync::{mpsc, oneshot},
-};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::watched::Watched;
 
 /// Messages that wait to be sent; whoever wants to send more waits.
 const QUEUE: usize = 64;
@@ -41,14 +39,11 @@ pub enum LinkError {
     Io(#[from] io::Error),
 }
 
-/// A channel in the runtime.
-///
-/// The runtime watches a second descriptor of the same socket, and takes it for a datagram socket; it is asked
-/// for nothing but readiness, which is the same for both. (Its type for any descriptor can't be made without `unsafe`.)
+/// A channel in the runtime, which watches a second descriptor of the same socket.
 #[derive(Debug)]
 pub struct AsyncChannel {
     channel: Channel,
-    readiness: UnixDatagram,
+    watched: Watched,
 }
 
 impl AsyncChannel {
@@ -58,8 +53,8 @@ impl AsyncChannel {
     /// Those of `fcntl(2)` and `epoll_ctl(2)`.
     pub fn new(channel: Channel) -> io::Result<Self> {
         channel.set_nonblocking(true)?;
-        let watched = std::os::unix::net::UnixDatagram::from(OwnedFd::from(channel.try_clone()?));
-        Ok(Self { channel, readiness: UnixDatagram::from_std(watched)? })
+        let watched = Watched::new(channel.try_clone()?)?;
+        Ok(Self { channel, watched })
     }
 
     /// Waits for a message; `None` at the end.
@@ -68,12 +63,22 @@ impl AsyncChannel {
     /// [`LinkError`].
     pub async fn receive(&self) -> Result<Option<Received>, LinkError> {
         loop {
-            match self.readiness.async_io(Interest::READABLE, || ready(self.channel.receive())).await? {
+            match self.watched.read(|| ready(self.channel.receive())).await? {
                 Err(ChannelError::Closed) => return Ok(None),
                 // No room for one more: what came is closed already. Ending would close everybody's connections.
                 Err(ChannelError::TooManyFds) => tracing::error!("this process has no descriptors left"),
                 result => return result.map_err(LinkError::Channel),
             }
+        }
+    }
+
+    /// Sends a message if there is room for it now; says whether there was.
+    fn try_send(&self, bytes: &[u8], fds: &[OwnedFd]) -> Result<bool, ChannelError> {
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        match self.channel.send(bytes, &fds) {
+            Ok(()) => Ok(true),
+            Err(ChannelError::WouldBlock) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -83,7 +88,7 @@ impl AsyncChannel {
     /// [`LinkError`].
     pub async fn send(&self, bytes: &[u8], fds: &[OwnedFd]) -> Result<(), LinkError> {
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        match self.readiness.async_io(Interest::WRITABLE, || ready(self.channel.send(bytes, &fds))).await? {
+        match self.watched.write(|| ready(self.channel.send(bytes, &fds))).await? {
             Err(ChannelError::Closed) => Err(LinkError::Closed),
             result => result.map_err(LinkError::Channel),
         }
@@ -113,7 +118,10 @@ pub type Pending = oneshot::Receiver<Reply>;
 /// The sending side, and the requests that wait for an answer.
 #[derive(Debug)]
 pub struct Engine {
+    channel: Rc<AsyncChannel>,
     queue: mpsc::Sender<(Vec<u8>, Vec<OwnedFd>)>,
+    /// How many messages are in the queue, or taken from it and not sent yet.
+    queued: Rc<Cell<usize>>,
     pending: RefCell<HashMap<RequestId, oneshot::Sender<Reply>>>,
     next: Cell<u64>,
 }
@@ -138,12 +146,20 @@ impl Engine {
     /// The sending side, and the task that sends.
     pub fn new(channel: Rc<AsyncChannel>) -> (Rc<Self>, impl Future<Output = LinkError>) {
         let (queue, mut messages) = mpsc::channel::<(Vec<u8>, Vec<OwnedFd>)>(QUEUE);
-        let engine = Rc::new(Self { queue, pending: RefCell::default(), next: Cell::new(1) });
+        let queued = Rc::new(Cell::new(0_usize));
+        let engine = Rc::new(Self {
+            channel: Rc::clone(&channel),
+            queue,
+            queued: Rc::clone(&queued),
+            pending: RefCell::default(),
+            next: Cell::new(1),
+        });
         let sending = async move {
             while let Some((bytes, fds)) = messages.recv().await {
                 if let Err(error) = channel.send(&bytes, &fds).await {
                     return error;
                 }
+                queued.set(queued.get().saturating_sub(1));
             }
             LinkError::Closed
         };
@@ -170,7 +186,7 @@ impl Engine {
     pub async fn closed(&self, connection: ConnectionId) {
         match cgrant_wire::encode(&ToEngine::Closed { connection }) {
             // A queue without receiver is a link that has ended, and this process with it.
-            Ok(bytes) => drop(self.queue.send((bytes, Vec::new())).await),
+            Ok(bytes) => drop(self.send(bytes, Vec::new()).await),
             Err(error) => tracing::error!(%error, "cannot encode the end of a connection"),
         }
     }
@@ -178,6 +194,18 @@ impl Engine {
     /// How many requests wait for their answer.
     pub fn waiting(&self) -> usize {
         self.pending.borrow().len()
+    }
+
+    /// Sends a message behind those that wait, at once if none does. `false` if the link has ended.
+    async fn send(&self, bytes: Vec<u8>, fds: Vec<OwnedFd>) -> bool {
+        // Where it can't be sent at once, for whatever reason, the task that sends meets the same, and waits or ends the link.
+        if self.queued.get() == 0 && matches!(self.channel.try_send(&bytes, &fds), Ok(true)) {
+            return true;
+        }
+        let Ok(place) = self.queue.reserve().await else { return false };
+        self.queued.set(self.queued.get() + 1);
+        place.send((bytes, fds));
+        true
     }
 
     async fn send_numbered(
@@ -191,7 +219,7 @@ impl Engine {
             .map_err(|error| Refusal::new(RefusalCode::InvalidArgument, error.to_string()))?;
         let (answer, pending) = oneshot::channel();
         self.pending.borrow_mut().insert(id, answer);
-        if self.queue.send((bytes, fds)).await.is_err() {
+        if !self.send(bytes, fds).await {
             self.pending.borrow_mut().remove(&id);
             return Err(Refusal::new(RefusalCode::Internal, "the broker is ending"));
         }

@@ -6,13 +6,15 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    net::UnixStream,
     sync::{OwnedSemaphorePermit, mpsc},
     time::timeout,
 };
 use zbus::Message;
 
-use crate::stream::{Writer, shut_down};
+use crate::{
+    stream::{Writer, shut_down},
+    watched::Watched,
+};
 
 /// Messages that may wait for a peer of our own socket. An account's thousand grants may end at once, with three
 /// signals each; the messages themselves are shared by all peers that get them.
@@ -35,17 +37,13 @@ pub struct Outgoing {
 #[derive(Debug, Clone)]
 pub struct Outbox {
     queue: mpsc::Sender<Outgoing>,
-    stream: Arc<UnixStream>,
+    stream: Arc<Watched>,
 }
 
 impl Outbox {
     /// A queue for what `writer` writes, and the task that writes. The task ends with the connection, and shuts the
     /// connection down when it can't write.
-    pub fn new(
-        mut writer: Writer,
-        stream: Arc<UnixStream>,
-        length: usize,
-    ) -> (Self, impl Future<Output = ()>) {
+    pub fn new(mut writer: Writer, stream: Arc<Watched>, length: usize) -> (Self, impl Future<Output = ()>) {
         let (queue, mut messages) = mpsc::channel::<Outgoing>(length);
         let outbox = Self { queue, stream: Arc::clone(&stream) };
         let writing = async move {

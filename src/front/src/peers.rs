@@ -11,7 +11,6 @@ use cgrant_sys::socket::set_pass_rights;
 use cgrant_wire::ConnectionId;
 use rustix::io::ioctl_fionread;
 use tokio::{
-    net::UnixStream,
     sync::Semaphore,
     task::spawn_local,
     time::{sleep, timeout},
@@ -25,6 +24,7 @@ use crate::{
     handshake,
     outbox::{Outbox, PEER_QUEUE},
     stream::{Reader, TooLong, halves, shut_down},
+    watched::Watched,
 };
 
 /// How long between two looks whether a connection can be closed.
@@ -130,7 +130,7 @@ impl Peers {
 
 /// Ends a connection. Nothing can be sent over it from now on; what is unread is taken out of it before it is closed, where
 /// nobody waits. A uid whose closings don't come to an end keeps its connections, which are counted, until they do.
-async fn part(stream: &UnixStream, bin: &Bin) {
+async fn part(stream: &Watched, bin: &Bin) {
     shut_down(stream);
     while ioctl_fionread(stream).is_ok_and(|unread| unread > 0) {
         if bin.has_room() {
@@ -143,8 +143,7 @@ async fn part(stream: &UnixStream, bin: &Bin) {
     }
 }
 
-fn to_stream(socket: OwnedFd) -> std::io::Result<UnixStream> {
-    let stream = std::os::unix::net::UnixStream::from(socket);
-    stream.set_nonblocking(true)?;
-    UnixStream::from_std(stream)
+fn to_stream(socket: OwnedFd) -> std::io::Result<Watched> {
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    Watched::new(socket)
 }

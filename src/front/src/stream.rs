@@ -16,7 +16,6 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
-use tokio::{io::Interest, net::UnixStream};
 use zbus::{
     Message,
     connection::socket::{ReadHalf, WriteHalf},
@@ -25,6 +24,7 @@ use zbus::{
 use crate::{
     castoff::Bin,
     framing::{Extent, FIXED, FramingError, MAX_FDS, without_body},
+    watched::Watched,
 };
 
 /// Most descriptors that the kernel gives at once (`SCM_MAX_FD`).
@@ -60,7 +60,7 @@ enum Position {
 /// Receives messages.
 #[derive(Debug)]
 pub struct Reader {
-    stream: Arc<UnixStream>,
+    stream: Arc<Watched>,
     too_long: TooLong,
     unix_fds: bool,
     header: [u8; FIXED],
@@ -74,13 +74,13 @@ pub struct Reader {
 /// Sends messages.
 #[derive(Debug)]
 pub struct Writer {
-    stream: Arc<UnixStream>,
+    stream: Arc<Watched>,
     unix_fds: bool,
 }
 
 /// Both halves of an authenticated stream. Without `unix_fds` a message with descriptors is an error.
 /// Descriptors that no operation takes go into `bin`.
-pub fn halves(stream: UnixStream, unix_fds: bool, too_long: TooLong, bin: Bin) -> (Reader, Writer) {
+pub fn halves(stream: Watched, unix_fds: bool, too_long: TooLong, bin: Bin) -> (Reader, Writer) {
     let stream = Arc::new(stream);
     let reader = Reader {
         stream: Arc::clone(&stream),
@@ -103,7 +103,7 @@ impl Reader {
     /// Those of `recv(2)`.
     pub async fn readable(&self) -> io::Result<()> {
         let stream = &self.stream;
-        stream.async_io(Interest::READABLE, || peek(stream, &mut [0])).await.map(drop)
+        stream.read(|| peek(stream, &mut [0])).await.map(drop)
     }
 
     /// The next message. Not to be dropped half-way: what was read of a message would be lost.
@@ -124,7 +124,7 @@ impl Reader {
     }
 
     /// The socket, to be shut down when the connection is to end.
-    pub fn stream(&self) -> &Arc<UnixStream> {
+    pub fn stream(&self) -> &Arc<Watched> {
         &self.stream
     }
 
@@ -205,8 +205,7 @@ impl Reader {
             // Left in the socket until there is room for its closing.
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
-        let (count, fds) =
-            stream.async_io(Interest::READABLE, || receive_once(stream.as_fd(), buffer, bin)).await?;
+        let (count, fds) = stream.read(|| receive_once(stream.as_fd(), buffer, bin)).await?;
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -269,7 +268,7 @@ impl Writer {
 impl WriteHalf for Writer {
     async fn sendmsg(&mut self, buffer: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
         let stream = &self.stream;
-        stream.async_io(Interest::WRITABLE, || send_once(stream.as_fd(), buffer, fds)).await
+        stream.write(|| send_once(stream.as_fd(), buffer, fds)).await
     }
 
     async fn close(&mut self) -> io::Result<()> {
@@ -283,7 +282,7 @@ impl WriteHalf for Writer {
 }
 
 /// Ends a connection in both directions; whoever waits on it wakes up.
-pub fn shut_down(stream: &UnixStream) {
+pub fn shut_down(stream: &Watched) {
     // A connection that is over already is what is wanted.
     let _ = rustix::net::shutdown(stream, rustix::net::Shutdown::Both);
 }
@@ -296,7 +295,7 @@ impl FramingError {
 }
 
 /// Looks at what there is to read and leaves it there.
-pub(crate) fn peek(stream: &UnixStream, piece: &mut [u8]) -> io::Result<usize> {
+pub(crate) fn peek(stream: &Watched, piece: &mut [u8]) -> io::Result<usize> {
     let (_, count) = rustix::net::recv(stream, piece, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
     Ok(count)
 }
@@ -342,7 +341,7 @@ fn send_once(stream: BorrowedFd<'_>, buffer: &[u8], fds: &[BorrowedFd<'_>]) -> i
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
+    use tokio::{io::AsyncWriteExt, net::UnixStream};
 
     use super::*;
     use crate::castoff::Castoffs;
@@ -352,6 +351,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (ours, theirs) = UnixStream::pair().unwrap();
+            let ours = Watched::new(ours.into_std().unwrap()).unwrap();
             let (mut reader, writer) = halves(ours, true, too_long, Castoffs::default().of(0));
             let bytes = bytes.to_vec();
             let writing = tokio::spawn(async move {

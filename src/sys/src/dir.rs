@@ -108,17 +108,44 @@ impl Dir {
     /// # Errors
     /// As [`Dir::open_dir`]; `EINVAL` also without a name.
     pub fn open_below<N: AsRef<OsStr>>(&self, names: &[N]) -> io::Result<Self> {
-        let mut path = OsString::new();
-        for name in names {
-            if !path.is_empty() {
-                path.push("/");
-            }
-            path.push(component(name.as_ref())?);
-        }
-        if path.is_empty() {
-            return Err(Errno::INVAL.into());
-        }
-        Ok(Self(self.resolve(&path, OPEN_DIR, Mode::empty())?))
+        Ok(Self(self.resolve(&joined(names)?, OPEN_DIR, Mode::empty())?))
+    }
+
+    /// Opens a file below it that is there, by the names on the way there, in one call. None of them may be a link or a mount.
+    ///
+    /// # Errors
+    /// As [`Dir::open_below`].
+    pub fn open_file_below<N: AsRef<OsStr>>(&self, names: &[N], flags: OFlags) -> io::Result<OwnedFd> {
+        Ok(self.resolve(&joined(names)?, opening(flags.difference(OFlags::CREATE)), Mode::empty())?)
+    }
+
+    /// The whole text of a file below it of at most `max` bytes, by the names on the way there.
+    ///
+    /// # Errors
+    /// As [`Dir::read`] and [`Dir::open_below`].
+    pub fn read_below<N: AsRef<OsStr>>(&self, names: &[N], max: usize) -> io::Result<String> {
+        let file = self.open_file_below(names, OFlags::RDONLY | OFlags::NONBLOCK)?;
+        String::from_utf8(read_bounded(&file, max)?).map_err(|_| io::ErrorKind::InvalidData.into())
+    }
+
+    /// Makes a directory below it (mode `mode` less the umask), by the names on the way there, in one call.
+    ///
+    /// mkdirat(2) can't be told to refuse links and mounts on the way. So this is for trees in which nobody but
+    /// ourselves makes what is on the way, or there are no links, as in cgroupfs.
+    ///
+    /// # Errors
+    /// `EINVAL` for a bad name or none; those of `mkdirat(2)`: `EEXIST` if there is anything of this name.
+    pub fn make_below<N: AsRef<OsStr>>(&self, names: &[N], mode: u32) -> io::Result<()> {
+        Ok(mkdirat(&self.0, &joined(names)?, Mode::from_raw_mode(mode))?)
+    }
+
+    /// Removes an empty directory (or a cgroup) below it, by the names on the way there, in one call. For such trees as
+    /// [`Dir::make_below`].
+    ///
+    /// # Errors
+    /// `EINVAL` for a bad name or none; as [`Dir::remove_dir`].
+    pub fn remove_below<N: AsRef<OsStr>>(&self, names: &[N]) -> io::Result<()> {
+        Ok(unlinkat(&self.0, &joined(names)?, AtFlags::REMOVEDIR)?)
     }
 
     /// Makes a directory (mode `mode` less the umask) and opens it.
@@ -311,12 +338,7 @@ impl Dir {
     /// As [`Dir::open_dir`].
     pub fn open_file(&self, name: impl AsRef<OsStr>, flags: OFlags) -> io::Result<OwnedFd> {
         let mode = if flags.contains(OFlags::CREATE) { Mode::RUSR | Mode::WUSR } else { Mode::empty() };
-        // O_PATH with O_NOFOLLOW would open a link itself; without it RESOLVE_NO_SYMLINKS refuses every link.
-        let mut flags = flags.difference(OFlags::NOFOLLOW) | OFlags::CLOEXEC;
-        if !flags.contains(OFlags::PATH) {
-            flags |= OFlags::NOCTTY;
-        }
-        Ok(self.step(name.as_ref(), flags, mode)?)
+        Ok(self.step(name.as_ref(), opening(flags), mode)?)
     }
 
     /// The names of all entries, in no order.
@@ -368,19 +390,6 @@ impl Dir {
         let file = self.open_file(file, OFlags::RDWR | OFlags::CREATE)?;
         retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))?;
         Ok(LockGuard { _file: file })
-    }
-
-    /// As [`Dir::lock`] without waiting; `None` if somebody has it.
-    ///
-    /// # Errors
-    /// As [`Dir::lock`].
-    pub fn try_lock(&self, file: impl AsRef<OsStr>) -> io::Result<Option<LockGuard>> {
-        let file = self.open_file(file, OFlags::RDWR | OFlags::CREATE)?;
-        match retry_on_intr(|| flock(&file, FlockOperation::NonBlockingLockExclusive)) {
-            Ok(()) => Ok(Some(LockGuard { _file: file })),
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(errno) => Err(errno.into()),
-        }
     }
 
     fn step(&self, name: &OsStr, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
@@ -442,6 +451,25 @@ impl From<FileType> for EntryKind {
             _ => Self::Other,
         }
     }
+}
+
+/// The flags that something is opened with.
+fn opening(flags: OFlags) -> OFlags {
+    // O_PATH with O_NOFOLLOW would open a link itself; without it RESOLVE_NO_SYMLINKS refuses every link.
+    let flags = flags.difference(OFlags::NOFOLLOW) | OFlags::CLOEXEC;
+    if flags.contains(OFlags::PATH) { flags } else { flags | OFlags::NOCTTY }
+}
+
+/// A path of names that are one component each.
+fn joined<N: AsRef<OsStr>>(names: &[N]) -> Result<OsString, Errno> {
+    let mut path = OsString::new();
+    for name in names {
+        if !path.is_empty() {
+            path.push("/");
+        }
+        path.push(component(name.as_ref())?);
+    }
+    if path.is_empty() { Err(Errno::INVAL) } else { Ok(path) }
 }
 
 /// `name` if it is one component of a path.
@@ -559,7 +587,20 @@ mod tests {
         assert_eq!(errno(dir.open_below(&["a", "none", "c"])), Some(Errno::NOENT));
         for bad in [&["a", "..", "a"][..], &["a/b"], &["", "a"], &["/"], &[]] {
             assert_eq!(errno(dir.open_below(bad)), Some(Errno::INVAL), "{bad:?}");
+            assert_eq!(errno(dir.open_file_below(bad, OFlags::RDONLY)), Some(Errno::INVAL), "{bad:?}");
+            assert_eq!(errno(dir.make_below(bad, 0o700)), Some(Errno::INVAL), "{bad:?}");
+            assert_eq!(errno(dir.remove_below(bad)), Some(Errno::INVAL), "{bad:?}");
         }
+        std::fs::write(path.join("a/b/f"), "text").unwrap();
+        assert_eq!(dir.read_below(&["a", "b", "f"], 4).unwrap(), "text");
+        assert_eq!(errno(dir.read_below(&["a", "b", "f"], 3)), Some(Errno::FBIG));
+        assert_eq!(errno(dir.read_below(&["a", "link", "f"], 4)), Some(Errno::LOOP));
+        dir.make_below(&["a", "b", "new"], 0o700).unwrap();
+        assert_eq!(errno(dir.make_below(&["a", "b", "new"], 0o700)), Some(Errno::EXIST));
+        assert_eq!(errno(dir.make_below(&["a", "none", "new"], 0o700)), Some(Errno::NOENT));
+        assert_eq!(errno(dir.remove_below(&["a", "b"])), Some(Errno::NOTEMPTY));
+        dir.remove_below(&["a", "b", "new"]).unwrap();
+        assert_eq!(errno(dir.remove_below(&["a", "b", "new"])), Some(Errno::NOENT));
         let proc = Dir::open(Path::new("/")).unwrap();
         assert_eq!(errno(proc.open_below(&["proc", "self"])), Some(Errno::XDEV));
     }
@@ -685,10 +726,11 @@ mod tests {
     fn a_lock_has_one_holder() {
         let (_directory, dir) = scratch();
         let guard = dir.lock("lock").unwrap();
-        assert!(dir.try_lock("lock").unwrap().is_none());
+        let again = dir.open_file("lock", OFlags::RDWR).unwrap();
+        let locked = || flock(&again, FlockOperation::NonBlockingLockExclusive);
+        assert_eq!(locked(), Err(Errno::WOULDBLOCK));
         drop(guard);
-        assert!(dir.try_lock("lock").unwrap().is_some());
-        assert!(dir.try_lock("lock").unwrap().is_some());
+        assert_eq!(locked(), Ok(()));
     }
 
     #[test]

@@ -12,9 +12,6 @@ use rustix::io::{Errno, pread, retry_on_intr, write};
 const FINAL: SealFlags =
     SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
 
-/// `MFD_EXEC`: executable even where the sysctl `vm.memfd_noexec` makes that an exception (kernel 6.3).
-const EXEC: MemfdFlags = MemfdFlags::from_bits_retain(0x10);
-
 /// `MFD_NOEXEC_SEAL`: never executable (kernel 6.3).
 const NOEXEC: MemfdFlags = MemfdFlags::from_bits_retain(0x08);
 
@@ -53,20 +50,6 @@ pub fn read_sealed(fd: impl AsFd, max: usize) -> io::Result<Vec<u8>> {
         }
     }
     Ok(bytes)
-}
-
-/// A sealed, executable copy of this program. What runs from it can't reach the program's file, and nobody
-/// in a container can write to it through `/proc/PID/exe` (CVE-2019-5736).
-///
-/// # Errors
-/// Those of reading `/proc/self/exe`; `ENOMEM`.
-pub fn clone_of_self_executable() -> io::Result<OwnedFd> {
-    let mut program = std::fs::File::open("/proc/self/exe")?;
-    let mut copy = std::fs::File::from(create("cgrant", EXEC)?);
-    io::copy(&mut program, &mut copy)?;
-    let copy = OwnedFd::from(copy);
-    fcntl_add_seals(&copy, FINAL)?;
-    Ok(copy)
 }
 
 /// A memory file that can be sealed; `extra` is left out where the kernel does not know it.
@@ -132,11 +115,5 @@ mod tests {
         );
         let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         assert_eq!(errno(read_sealed(socket, 100)), Some(Errno::INVAL));
-    }
-
-    #[test]
-    fn the_copy_of_the_program_is_whole() {
-        let copy = read_sealed(clone_of_self_executable().unwrap(), usize::MAX).unwrap();
-        assert!(copy == std::fs::read("/proc/self/exe").unwrap());
     }
 }

@@ -150,22 +150,6 @@ pub fn pivot_root(root: impl AsFd) -> io::Result<()> {
     Ok(chdir("/")?)
 }
 
-/// Takes the mount at `path` out of the tree, with all below it; it goes when nobody uses it any more.
-///
-/// # Errors
-/// `EINVAL` if no mount is there; `EPERM`.
-pub fn umount_detach(path: &Path) -> io::Result<()> {
-    Ok(unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?)
-}
-
-/// Changes the propagation of everything in this mount namespace.
-///
-/// # Errors
-/// `EPERM`.
-pub fn set_propagation(propagation: MountPropagationFlags) -> io::Result<()> {
-    Ok(rustix::mount::mount_change("/", propagation | MountPropagationFlags::REC)?)
-}
-
 /// Which kind of file system `fd` is on. Waits for the server of a FUSE file.
 ///
 /// # Errors

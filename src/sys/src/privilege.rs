@@ -9,7 +9,7 @@ use std::os::fd::RawFd;
 use caps::CapSet;
 use nix::unistd::{Gid, Uid, getgroups, getresgid, getresuid, setgroups, setresgid, setresuid};
 use rustix::io::Errno;
-use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, configure_capability_in_ambient_set, remove_capability_from_bounding_set,
     set_capabilities,
@@ -128,15 +128,6 @@ pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
     Ok(set_dumpable_behavior(behavior)?)
 }
 
-/// The signal that this process gets when the thread that made it ends; `None` for none. The kernel forgets it when
-/// the process changes its ids or executes a set-uid program. A parent that is gone already sends nothing: compare `getppid` afterwards.
-///
-/// # Errors
-/// Those of `prctl(2)`.
-pub fn set_parent_death_signal(signal: Option<Signal>) -> io::Result<()> {
-    Ok(set_parent_process_death_signal(signal)?)
-}
-
 /// Closes every descriptor from `first` on but those in `keep`, in a child that has just been forked.
 ///
 /// For the child's function of [`crate::Clone3::spawn`] alone: what the parent's variables own there is never dropped,
@@ -207,7 +198,8 @@ mod tests {
         let busy = Some(libc::EBUSY);
         assert_eq!(drop_capabilities(&[]).unwrap_err().raw_os_error(), busy);
         assert_eq!(set_no_new_privs().unwrap_err().raw_os_error(), busy);
-        assert!(matches!(crate::seccomp::hide_clone3(), Err(crate::seccomp::SeccompError::Threads(_))));
+        let filtered = crate::seccomp::apply(&[], crate::seccomp::Action::Refuse);
+        assert!(matches!(filtered, Err(crate::seccomp::SeccompError::Threads(_))));
         let spawned = crate::Clone3::new().spawn(|| 0);
         assert_eq!(spawned.unwrap_err().raw_os_error(), busy);
         drop(sender);

@@ -2,8 +2,7 @@
 //!
 //! A filter stays for the rest of the process's life and is inherited by its children. Source: `seccomp(2)`.
 
-use std::collections::BTreeMap;
-use std::io;
+use std::{collections::BTreeMap, io};
 
 use rustix::io::Errno;
 use seccompiler::{
@@ -95,16 +94,6 @@ pub fn apply(allowed: &[i64], otherwise: Action) -> Result<(), SeccompError> {
         Action::Log => SeccompAction::Log,
     };
     install(SeccompFilter::new(rules, otherwise, SeccompAction::Allow, architecture()?)?)
-}
-
-/// From now on `clone3` seems not to exist, in addition to whatever else is filtered. A filter can't look at its
-/// arguments, which lie in memory; libc then takes `clone`, whose flags a filter can see. Sets no_new_privs.
-///
-/// # Errors
-/// [`SeccompError`].
-pub fn hide_clone3() -> Result<(), SeccompError> {
-    let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    install(SeccompFilter::new(rules, SeccompAction::Allow, errno(Errno::NOSYS), architecture()?)?)
 }
 
 /// From now on this process and its children can't make the calls in `refused`, nor netlink sockets but those for

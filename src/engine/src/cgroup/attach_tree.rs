@@ -423,8 +423,12 @@ fn newest_pid() -> Result<u32, CgroupError> {
     text.split_ascii_whitespace().next_back().and_then(|pid| pid.parse().ok()).ok_or_else(malformed)
 }
 
-/// While this lives, our thread goes before the hundreds of processes of a fork bomb, which would leave it a hundredth of a CPU.
-/// Bounded by the deadlines above. Without CAP_SYS_NICE it changes nothing.
+/// While this lives, our thread goes before the hundreds of processes of a fork bomb, which would leave it a hundredth of a CPU:
+/// its tree could never be caught then, least of all by its own user who wants it bounded.
+///
+/// What that can cost others is less than what the bomb costs them anyhow: one thread an account, for an account's operations
+/// go one after the other; for [`DEADLINE`] at most, of which a tree that stands still takes a few milliseconds; and the
+/// requests are counted and bounded by policy. Without CAP_SYS_NICE it changes nothing.
 struct Hurry(Option<i32>);
 
 impl Hurry {

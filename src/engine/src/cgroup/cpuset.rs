@@ -47,23 +47,24 @@ pub(super) fn prepare_base(hierarchy: &Hierarchy) -> Result<(), CgroupError> {
 }
 
 /// Gives a new cgroup the CPUs and nodes of the one above it, if this is the v1 cpuset hierarchy and the kernel did not.
+/// Says whether it had to: the kernel gives them to every new cgroup below one that it has given them to.
 ///
 /// # Errors
 /// What the kernel refuses.
-pub(super) fn inherit(hierarchy: &Hierarchy, above: &Node, node: &Node) -> Result<(), CgroupError> {
+pub(super) fn inherit(hierarchy: &Hierarchy, above: &Node, node: &Node) -> Result<bool, CgroupError> {
     if !is_v1_cpuset(hierarchy) {
-        return Ok(());
+        return Ok(false);
     }
     // The kernel gives both or neither, and what is set here in its place ends with the memory nodes.
     let nodes = node.read(MEMS).map_err(CgroupError::kernel("to read", node.path_of(MEMS)))?;
     if !nodes.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     for file in [CPUS, MEMS] {
         let value = above.read(file).map_err(CgroupError::kernel("to read", above.path_of(file)))?;
         node.write(file, &value).map_err(CgroupError::kernel("to set", node.path_of(file)))?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// What the cgroup and all below it have now.

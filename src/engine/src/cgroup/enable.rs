@@ -12,6 +12,8 @@ use super::{
     node::{Node, errno},
 };
 
+const CONTROL: &str = "cgroup.subtree_control";
+
 /// A controller that could not be enabled, and the kernel's words.
 pub(super) type Refused = (String, io::Error);
 
@@ -24,7 +26,7 @@ pub(super) type Refused = (String, io::Error);
 /// [`CgroupError::ProcessesInside`] if processes sit in `node` itself; what the kernel refuses to read.
 pub(super) fn enable_all(node: &Node) -> Result<Vec<Refused>, CgroupError> {
     let Some(have) = node.read_if_there("cgroup.controllers")? else { return Ok(Vec::new()) };
-    let on = node.read_if_there("cgroup.subtree_control")?.unwrap_or_default();
+    let on = node.read_if_there(CONTROL)?.unwrap_or_default();
     let missing: Vec<&str> = have
         .split_ascii_whitespace()
         .filter(|name| !on.split_ascii_whitespace().any(|other| other == *name))
@@ -33,12 +35,12 @@ pub(super) fn enable_all(node: &Node) -> Result<Vec<Refused>, CgroupError> {
         return Ok(Vec::new());
     }
     let all = missing.iter().map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ");
-    if node.write("cgroup.subtree_control", &all).is_ok() {
+    if node.write(CONTROL, &all).is_ok() {
         return Ok(Vec::new());
     }
     let mut refused = Vec::new();
     for name in missing {
-        if let Err(error) = node.write("cgroup.subtree_control", &format!("+{name}")) {
+        if let Err(error) = node.write(CONTROL, &format!("+{name}")) {
             refused.push((name.to_owned(), error));
         }
     }
@@ -57,15 +59,27 @@ pub(super) fn enable_all(node: &Node) -> Result<Vec<Refused>, CgroupError> {
 pub(super) fn hand_on(hierarchy: &Hierarchy, node: &Node, fresh: bool) -> Result<(), CgroupError> {
     let on = match fresh {
         true => String::new(),
-        false => node.read_if_there("cgroup.subtree_control")?.unwrap_or_default(),
+        false => node.read_if_there(CONTROL)?.unwrap_or_default(),
     };
     let on: Vec<&str> = on.split_ascii_whitespace().collect();
     let missing = hierarchy.controllers.iter().filter(|name| !on.contains(&name.as_str()));
     let missing = missing.map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ");
-    if missing.is_empty() || node.write("cgroup.subtree_control", &missing).is_ok() {
+    if missing.is_empty() || node.write(CONTROL, &missing).is_ok() {
         return Ok(());
     }
     enable_all(node).map(drop)
+}
+
+/// As [`hand_on`] in a cgroup that has been made just now; `false` if something above it does not hand all of that down.
+///
+/// # Errors
+/// What the kernel refuses for another reason.
+pub(super) fn hand_on_new(hierarchy: &Hierarchy, node: &Node) -> Result<bool, CgroupError> {
+    if hierarchy.controllers.is_empty() {
+        return Ok(true);
+    }
+    let all = hierarchy.controllers.iter().map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ");
+    Ok(node.write(CONTROL, &all).is_ok())
 }
 
 fn holds_processes(node: &Node) -> bool {

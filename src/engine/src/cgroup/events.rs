@@ -13,7 +13,7 @@ use super::{
     error::CgroupError,
     mounts::Kind,
     node::Node,
-    tree::{MONITOR, PAYLOAD, Tree},
+    tree::{MONITOR, PAYLOAD, Tree, below_base, with_part},
 };
 
 /// A share of waiting time that is told: 150 ms in any 2 s. Windows of 2 s need no privilege (kernel 6.4).
@@ -41,7 +41,8 @@ impl Tree {
     /// # Errors
     /// [`CgroupError::NoSuchGrant`], what the kernel refuses.
     pub fn events_file(&self, grant: &GrantPath) -> Result<OwnedFd, CgroupError> {
-        self.need_part(self.v2(), grant, PAYLOAD)?.open("cgroup.events", OFlags::RDONLY)
+        let names = with_part(&with_part(&below_base(grant), PAYLOAD), "cgroup.events");
+        self.open_below(self.v2(), grant, &names, OFlags::RDONLY)
     }
 
     /// The grant's cgroup2 directory, for inotify: only there does the kernel tell of the payload's removal (`IN_DELETE`); a
@@ -50,7 +51,7 @@ impl Tree {
     /// # Errors
     /// [`CgroupError::NoSuchGrant`], what the kernel refuses.
     pub fn directory(&self, grant: &GrantPath) -> Result<OwnedFd, CgroupError> {
-        Ok(self.need(self.v2(), grant)?.into_dir().into())
+        self.open_below(self.v2(), grant, &below_base(grant), OFlags::RDONLY | OFlags::DIRECTORY)
     }
 
     /// What to wait on to learn that a grant has run out of memory.
@@ -60,8 +61,8 @@ impl Tree {
     pub fn oom_watch(&self, grant: &GrantPath) -> Result<OomWatch, CgroupError> {
         let Some(hierarchy) = self.hierarchies.controller("memory") else { return Ok(OomWatch::None) };
         if hierarchy.kind == Kind::V2 {
-            let node = self.need(hierarchy, grant)?;
-            return node.open("memory.events", OFlags::RDONLY).map(OomWatch::File);
+            let names = with_part(&below_base(grant), "memory.events");
+            return self.open_below(hierarchy, grant, &names, OFlags::RDONLY).map(OomWatch::File);
         }
         let payload = self.need_part(hierarchy, grant, PAYLOAD)?;
         let control = payload.open("memory.oom_control", OFlags::RDONLY)?;

@@ -17,12 +17,12 @@ use cgrant_policy::{GrantPath, HostGid, HostUid};
 
 use super::{
     cpuset,
-    enable::{enable_all, hand_on},
+    enable::{enable_all, hand_on, hand_on_new},
     error::CgroupError,
     hierarchy::Hierarchy,
     mounts::Kind,
     node::{Node, is_missing},
-    tree::{CHILDREN, LEAF, MONITOR, PAYLOAD, Tree, account_name},
+    tree::{CHILDREN, LEAF, MONITOR, PAYLOAD, Tree, account_name, below_base, with_part},
 };
 
 /// Where the kernel names the files that come with a delegated cgroup.
@@ -30,6 +30,8 @@ const DELEGATE: &str = "/sys/kernel/cgroup/delegate";
 /// Those of the oldest kernels that have cgroup2; what is delegated if the list can't be read.
 const ALWAYS_DELEGATED: [&str; 3] = ["cgroup.procs", "cgroup.threads", "cgroup.subtree_control"];
 const PROCS: &str = "cgroup.procs";
+/// What is made in a grant's own cgroup.
+const PARTS: [&str; 3] = [PAYLOAD, MONITOR, CHILDREN];
 /// The holder may write as its group, whose members are in the range all.
 const ENTERABLE: u32 = 0o664;
 
@@ -68,11 +70,12 @@ impl Tree {
     /// [`CgroupError::GrantExists`]; [`CgroupError::NoSuchGrant`] if the grant around it has no cgroup; what the kernel
     /// refuses. Nothing that was made is left then.
     pub fn make(&self, grant: &GrantPath, delegation: &Delegation) -> Result<u64, CgroupError> {
+        let names = below_base(grant);
         let mut made = Vec::new();
-        let result = self.make_all(grant, delegation, &mut made);
+        let result = self.make_all(grant, &names, delegation, &mut made);
         if result.is_err() {
-            for (above, hierarchy) in made.iter().rev() {
-                self.unmake(grant, above, hierarchy);
+            for hierarchy in made.iter().rev() {
+                unmake(hierarchy, grant, &names);
             }
             self.remove_empty_account(grant.account);
         }
@@ -82,50 +85,87 @@ impl Tree {
     fn make_all<'t>(
         &'t self,
         grant: &GrantPath,
+        names: &[String],
         delegation: &Delegation,
-        made: &mut Vec<(Node, &'t Hierarchy)>,
+        made: &mut Vec<&'t Hierarchy>,
     ) -> Result<u64, CgroupError> {
-        let Some((name, around)) = grant.names.split_last() else {
-            return Err(CgroupError::NoSuchGrant(grant.clone()));
-        };
-        let mut id = 0;
-        for hierarchy in self.hierarchies.all() {
-            let above = self.above(hierarchy, grant.account, around)?;
-            let node = above.make(name.as_str())?.ok_or_else(|| CgroupError::GrantExists(grant.clone()))?;
-            cpuset::inherit(hierarchy, &above, &node)?;
-            made.push((above, hierarchy));
-            if hierarchy.kind == Kind::V2 {
-                hand_on(hierarchy, &node, true)?;
-            }
-            for part in [PAYLOAD, MONITOR, CHILDREN] {
-                node.make_only(part)?;
-                if cpuset::is_v1_cpuset(hierarchy) {
-                    cpuset::inherit(hierarchy, &node, &open_made(&node, part)?)?;
+        let mut alone = false;
+        for hierarchy in &self.hierarchies.v1 {
+            self.make_own(hierarchy, grant, names, &mut alone)?;
+            made.push(hierarchy);
+            let given = cpuset::is_v1_cpuset(hierarchy) && {
+                let above = open_made(&hierarchy.base, names.split_last().map_or(&[], |(_, above)| above))?;
+                cpuset::inherit(hierarchy, &above, &open_made(&hierarchy.base, names)?)?
+            };
+            make_parts(hierarchy, names)?;
+            // Where the kernel gave the grant's cgroup its CPUs, it has given them to the new ones in it too.
+            if given {
+                let node = open_made(&hierarchy.base, names)?;
+                for part in PARTS {
+                    cpuset::inherit(hierarchy, &node, &open_made(&node, &[part.to_owned()])?)?;
                 }
             }
-            if hierarchy.kind == Kind::V2 {
-                id = self.delegate(&node, delegation)?;
-            }
         }
-        Ok(id)
+        let v2 = self.v2();
+        self.make_own(v2, grant, names, &mut false)?;
+        made.push(v2);
+        let node = open_made(&v2.base, names)?;
+        if !hand_on_new(v2, &node)? {
+            // What is above may have been made by somebody who did not come to handing anything down.
+            self.hand_on_above(grant)?;
+            hand_on(v2, &node, true)?;
+        }
+        make_parts(v2, names)?;
+        self.delegate(&node, delegation)
     }
 
-    /// The cgroup that a grant is made in: the account's node, or `children` of the grant around it.
-    fn above(
+    /// Makes a grant's own cgroup, and its account's if that is not there. `alone` is what the hierarchies before had to say
+    /// of that.
+    fn make_own(
         &self,
         hierarchy: &Hierarchy,
-        account: HostUid,
-        around: &[cgrant_policy::GrantName],
-    ) -> Result<Node, CgroupError> {
-        if around.is_empty() {
-            return self.ensure_account(hierarchy, account);
+        grant: &GrantPath,
+        names: &[String],
+        alone: &mut bool,
+    ) -> Result<(), CgroupError> {
+        let may_be_alone = grant.names.len() == 1;
+        if *alone && may_be_alone {
+            self.make_account(hierarchy, grant.account)?;
         }
-        let around = GrantPath { account, names: around.to_vec() };
-        let children = self.need_part(hierarchy, &around, CHILDREN)?;
+        let mut result = hierarchy.base.make_below(names)?;
+        if result.is_none() && may_be_alone {
+            *alone = true;
+            self.make_account(hierarchy, grant.account)?;
+            result = hierarchy.base.make_below(names)?;
+        }
+        match result {
+            Some(true) => Ok(()),
+            Some(false) => Err(CgroupError::GrantExists(grant.clone())),
+            None => Err(CgroupError::NoSuchGrant(grant.clone())),
+        }
+    }
+
+    /// Makes an account's node if it is not there.
+    fn make_account(&self, hierarchy: &Hierarchy, account: HostUid) -> Result<(), CgroupError> {
         if hierarchy.kind == Kind::V2 {
-            enable_all(&children)?;
+            return self.ensure_account(hierarchy, account).map(drop);
         }
-        Ok(children)
+        let names = [account_name(account)];
+        let made = hierarchy.base.make_below(&names)? == Some(true);
+        if made && cpuset::is_v1_cpuset(hierarchy) {
+            cpuset::inherit(hierarchy, &hierarchy.base, &open_made(&hierarchy.base, &names)?)?;
+        }
+        Ok(())
+    }
+
+    /// Hands controllers down on cgroup2 in what a grant is made in: the account's node, or `children` of the grant around it.
+    fn hand_on_above(&self, grant: &GrantPath) -> Result<(), CgroupError> {
+        let above = grant.names.split_last().map_or(&[][..], |(_, above)| above);
+        if above.is_empty() {
+            return self.ensure_account(self.v2(), grant.account).map(drop);
+        }
+        let around = GrantPath { account: grant.account, names: above.to_vec() };
+        enable_all(&self.need_part(self.v2(), &around, CHILDREN)?).map(drop)
     }
 
     /// An account's node, made if it is not there.
@@ -148,8 +188,8 @@ impl Tree {
     fn delegate(&self, grant: &Node, delegation: &Delegation) -> Result<u64, CgroupError> {
         let account = delegation.account.0.0;
         chown(grant, PROCS, account, 0)?;
-        chown(&open_made(grant, MONITOR)?, PROCS, account, 0)?;
-        let payload = open_made(grant, PAYLOAD)?;
+        chown(&open_made(grant, &[MONITOR.to_owned()])?, PROCS, account, 0)?;
+        let payload = open_made(grant, &[PAYLOAD.to_owned()])?;
         let id = payload.dir().inode().map_err(CgroupError::kernel("to stat", payload.path()))?;
         self.hand_over(&payload, delegation.holder(), account)?;
         Ok(id)
@@ -158,7 +198,8 @@ impl Tree {
     /// Gives a cgroup2 cgroup to its holder, who may then make cgroups in it and move its processes; `entrant` may enter it.
     pub(super) fn hand_over(&self, node: &Node, holder: (u32, u32), entrant: u32) -> Result<(), CgroupError> {
         let (uid, gid) = holder;
-        for file in &self.delegated {
+        // Who may enter is said below.
+        for file in self.delegated.iter().filter(|file| *file != PROCS) {
             match node.dir().chown(file, uid, gid) {
                 Err(error) if is_missing(&error) => (),
                 other => other.map_err(CgroupError::kernel("to hand over", node.path_of(file)))?,
@@ -186,28 +227,38 @@ impl Tree {
         }
         Ok(leaf)
     }
+}
 
-    /// Takes back what [`Tree::make`] made in one hierarchy before it failed. Nobody knows of it yet, so it is empty.
-    fn unmake(&self, grant: &GrantPath, above: &Node, hierarchy: &Hierarchy) {
-        let Some(name) = grant.name() else { return };
-        let result = above.child(name.as_str()).map(|node| {
-            if let Some(node) = node {
-                for part in [PAYLOAD, MONITOR, CHILDREN] {
-                    let _ = node.remove(part);
-                }
-            }
-            above.remove(name.as_str())
-        });
-        if !matches!(result, Ok(Ok(()))) {
-            tracing::warn!(%grant, hierarchy = hierarchy.name, "a cgroup that was half made could not be removed");
+/// Makes the parts of a grant in one hierarchy.
+fn make_parts(hierarchy: &Hierarchy, names: &[String]) -> Result<(), CgroupError> {
+    for part in PARTS {
+        let names = with_part(names, part);
+        if hierarchy.base.make_below(&names)? != Some(true) {
+            let path = hierarchy.base.path_of(names.join("/"));
+            return Err(CgroupError::kernel("to make", path)(rustix::io::Errno::NOENT.into()));
         }
+    }
+    Ok(())
+}
+
+/// Takes back what [`Tree::make`] made in one hierarchy before it failed. Nobody knows of it yet, so it is empty.
+fn unmake(hierarchy: &Hierarchy, grant: &GrantPath, names: &[String]) {
+    for part in PARTS {
+        let _ = hierarchy.base.remove_below(&with_part(names, part));
+    }
+    if let Err(error) = hierarchy.base.remove_below(names) {
+        tracing::warn!(%grant, hierarchy = hierarchy.name, %error, "a cgroup that was half made could not be removed");
     }
 }
 
-/// A part that was made just now.
-fn open_made(grant: &Node, part: &str) -> Result<Node, CgroupError> {
-    let gone = || CgroupError::kernel("to open", grant.path_of(part))(rustix::io::Errno::NOENT.into());
-    grant.child(part)?.ok_or_else(gone)
+/// A cgroup that was made just now, by the names on the way there; without names the one to start from.
+fn open_made(from: &Node, names: &[String]) -> Result<Node, CgroupError> {
+    if names.is_empty() {
+        return from.again();
+    }
+    let gone =
+        || CgroupError::kernel("to open", from.path_of(names.join("/")))(rustix::io::Errno::NOENT.into());
+    from.below(names)?.ok_or_else(gone)
 }
 
 fn chown(node: &Node, file: &str, uid: u32, gid: u32) -> Result<(), CgroupError> {

@@ -81,6 +81,52 @@ impl Node {
         }
     }
 
+    /// An error of the kernel's with a cgroup or file below it, by the names on the way there.
+    fn failed_below(&self, doing: &'static str, names: &[String]) -> impl FnOnce(io::Error) -> CgroupError {
+        CgroupError::kernel(doing, self.path_of(names.join("/")))
+    }
+
+    /// Makes a cgroup below it, by the names on the way there; `Ok(None)` if the one around it is not there, `Ok(Some(false))`
+    /// if there is one of this name already.
+    ///
+    /// All that is on the way is the broker's own: root's directories, in which nobody else makes or renames anything, in a
+    /// file system without links.
+    pub fn make_below(&self, names: &[String]) -> Result<Option<bool>, CgroupError> {
+        match self.dir.make_below(names, 0o755) {
+            Ok(()) => Ok(Some(true)),
+            Err(error) if errno(&error) == Some(Errno::EXIST) => Ok(Some(false)),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(self.failed_below("to make", names)(error)),
+        }
+    }
+
+    /// Removes a cgroup below it, by the names on the way there, which are the broker's own; fine if it is not there.
+    /// `EBUSY` if processes or cgroups are in it.
+    pub fn remove_below(&self, names: &[String]) -> io::Result<()> {
+        match self.dir.remove_below(names) {
+            Err(error) if is_missing(&error) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Opens a file or cgroup below it, by the names on the way there; `None` if it is not there.
+    pub fn open_below(&self, names: &[String], flags: OFlags) -> Result<Option<OwnedFd>, CgroupError> {
+        match self.dir.open_file_below(names, flags) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(self.failed_below("to open", names)(error)),
+        }
+    }
+
+    /// A value of a flat keyed file below it; the outer `None` if the file is not there.
+    pub fn keyed_below(&self, names: &[String], key: &str) -> Result<Option<Option<u64>>, CgroupError> {
+        match self.dir.read_below(names, MAX_FILE) {
+            Ok(text) => Ok(Some(value_of(&text, key))),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(self.failed_below("to read", names)(error)),
+        }
+    }
+
     /// Makes a cgroup in it; `Ok(None)` if there is one of this name already.
     pub fn make(&self, name: impl AsRef<OsStr>) -> Result<Option<Self>, CgroupError> {
         let name = name.as_ref();
@@ -89,11 +135,6 @@ impl Node {
             Err(error) if errno(&error) == Some(Errno::EXIST) => Ok(None),
             Err(error) => Err(CgroupError::kernel("to make", self.path_of(name))(error)),
         }
-    }
-
-    /// Makes a cgroup in it that is not looked into now.
-    pub fn make_only(&self, name: &str) -> Result<(), CgroupError> {
-        self.dir.make_dir(name, 0o755).map_err(CgroupError::kernel("to make", self.path_of(name)))
     }
 
     /// A cgroup in it, made if it is not there. Says whether it was made now.

@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::AsFd,
+    sync::PoisonError,
     time::{Duration, Instant},
 };
 
@@ -19,7 +20,9 @@ use super::{
     mounts::Kind,
     node::{Node, errno, is_missing, pids},
     state::{KILL_WAIT, kill_all, wait},
-    tree::{CHILDREN, ENTRY, EVICTED, MONITOR, PAYLOAD, Tree, account_name},
+    tree::{
+        CHILDREN, ENTRY, EVICTED, MONITOR, PAYLOAD, Tree, account_name, below_base, grants_in, with_part,
+    },
     walk::{Visit, walk},
 };
 
@@ -41,18 +44,32 @@ impl Tree {
     /// [`CgroupError::Populated`] if processes are in it and `kill` is not set: nothing is changed then.
     /// [`CgroupError::TimedOut`] if they don't end; what the kernel refuses. Another try goes on from there.
     pub fn remove(&self, grant: &GrantPath, kill: bool) -> Result<(), CgroupError> {
-        if let Some(node) = self.node(self.v2(), grant)? {
+        let result = self.remove_grant(grant, kill);
+        self.remove_empty_account(grant.account);
+        result
+    }
+
+    /// As [`Tree::remove`], but leaves the account's node for a grant that comes soon.
+    ///
+    /// # Errors
+    /// As [`Tree::remove`].
+    pub fn remove_grant(&self, grant: &GrantPath, kill: bool) -> Result<(), CgroupError> {
+        let names = below_base(grant);
+        let is_gone = kill && remove_empty(self.v2(), &names);
+        if !is_gone && let Some(node) = self.node(self.v2(), grant)? {
             empty(&node, kill)?;
         }
         let mut first = Ok(());
         for hierarchy in self.hierarchies.all().rev() {
+            if hierarchy.kind == Kind::V2 && is_gone || remove_empty(hierarchy, &names) {
+                continue;
+            }
             let result = match self.above_of(hierarchy, grant)? {
                 Some((above, name)) => tear_down(hierarchy, &above, &name, kill),
                 None => Ok(()),
             };
             first = first.and(result);
         }
-        self.remove_empty_account(grant.account);
         first
     }
 
@@ -72,18 +89,33 @@ impl Tree {
     }
 
     /// Removes an account's node where nothing is in it any more.
-    pub(super) fn remove_empty_account(&self, account: HostUid) {
+    pub fn remove_empty_account(&self, account: HostUid) {
+        self.governed.lock().unwrap_or_else(PoisonError::into_inner).remove(&account);
         let name = account_name(account);
         for hierarchy in self.hierarchies.all() {
             // EBUSY is the usual answer: other grants are there.
-            if hierarchy.base.remove(&name).is_err()
-                && let Ok(Some(node)) = hierarchy.base.child(&name)
-                && node.remove(EVICTED).is_ok()
-            {
-                let _ = hierarchy.base.remove(&name);
+            if hierarchy.base.remove(&name).is_ok() {
+                continue;
+            }
+            let Ok(Some(node)) = hierarchy.base.child(&name) else { continue };
+            let rid = node.remove(EVICTED).is_ok();
+            let others = if rid { hierarchy.base.remove(&name).is_err() } else { grants_in(node.dir()) > 1 };
+            if others {
+                // Grants have cgroups in every hierarchy: the account's nodes stay.
+                return;
             }
         }
     }
+}
+
+/// Removes a grant's cgroup in one hierarchy, if nobody is in it and nothing but its own parts.
+///
+/// The monitor's goes first: on cgroup2 nobody gets into the payload any more when that is empty and gone, and while
+/// somebody is in it everything stays as it is.
+fn remove_empty(hierarchy: &Hierarchy, names: &[String]) -> bool {
+    let parts = [MONITOR, PAYLOAD, CHILDREN];
+    parts.iter().all(|part| hierarchy.base.remove_below(&with_part(names, part)).is_ok())
+        && hierarchy.base.remove_below(names).is_ok()
 }
 
 /// Sees to it that nobody is in a grant's cgroup2 cgroups.

@@ -18,7 +18,7 @@ use rustix::{
 use super::{
     error::CgroupError,
     node::{Node, value_of},
-    tree::{CHILDREN, PAYLOAD, Tree},
+    tree::{CHILDREN, PAYLOAD, Tree, below_base, with_part},
 };
 
 /// How long the kernel may take to freeze everything.
@@ -81,6 +81,13 @@ impl Tree {
     /// # Errors
     /// [`CgroupError::NoSuchGrant`], what the kernel refuses.
     pub fn is_populated(&self, grant: &GrantPath) -> Result<bool, CgroupError> {
+        let events = with_part(&below_base(grant), EVENTS);
+        match self.v2().base.keyed_below(&events, "populated")? {
+            None => return Err(CgroupError::NoSuchGrant(grant.clone())),
+            Some(Some(0)) => return Ok(false),
+            // That may be the monitor.
+            Some(_) => (),
+        }
         for node in self.parts(grant)? {
             if node.is_populated()? {
                 return Ok(true);

@@ -938,6 +938,21 @@ fn cgroups_below_a_payload() {
     );
     let deep = tree.create_cgroup(&grant, &of("own/c/d")).unwrap_err();
     assert_eq!(code(deep), RefusalCode::KernelRefused);
+    let bounds = || {
+        let account = place.grant("cgroup2", &grant).parent().unwrap().to_owned();
+        ["cgroup.max.descendants", "cgroup.max.depth"]
+            .map(|file| fs::read_to_string(account.join(file)).unwrap())
+    };
+    let before = bounds();
+    tree.remove(&grant, false).unwrap();
+    assert_eq!(place.left(), Vec::<PathBuf>::new());
+    // Made anew, the account's node is bounded anew, and so it is when policy has changed.
+    place.make("web");
+    assert_ne!(bounds(), before);
+    tree.govern_account(HostUid(ACCOUNT), 3, 2, &[]).unwrap();
+    assert_eq!(bounds(), before);
+    tree.govern_account(HostUid(ACCOUNT), 4, 2, &[]).unwrap();
+    assert_ne!(bounds(), before);
     tree.remove(&grant, false).unwrap();
     assert_eq!(place.left(), Vec::<PathBuf>::new());
 }

@@ -1,10 +1,16 @@
 //! The tree of all cgroups of one instance over all hierarchies, and finding a grant's cgroups in it.
 
-use std::{fmt, os::fd::OwnedFd, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex},
+};
 
 use cgrant_policy::{GrantName, GrantPath, HostUid};
 use cgrant_sys::{Dir, ProcFs};
 use cgrant_wire::{Hierarchy as WireHierarchy, boot::Placement};
+use rustix::fs::OFlags;
 
 use super::{
     cpuset,
@@ -64,7 +70,12 @@ pub struct Tree {
     /// The files that come with a delegated cgroup.
     pub(super) delegated: Vec<String>,
     kind: HostKind,
+    /// What was said last of how many cgroups an account may have and how deep, and of which node: its kernel id.
+    pub(super) governed: Mutex<HashMap<HostUid, Governed>>,
 }
+
+/// Kernel id of an account's node, most descendants, greatest depth.
+pub(super) type Governed = (u64, u64, u64);
 
 impl Tree {
     /// Finds the host's hierarchies, makes the instance's node in each where systemd did not, enables all controllers on the way,
@@ -85,16 +96,32 @@ impl Tree {
         enable_to_base(&mut hierarchies.v2)?;
         let kind = kind_of(&hierarchies);
         let proc = ProcFs::open().map_err(CgroupError::system("opening /proc"))?;
-        let tree = Self { hierarchies: Arc::new(hierarchies), proc, delegated: delegated_files(), kind };
+        let tree = Self {
+            hierarchies: Arc::new(hierarchies),
+            proc,
+            delegated: delegated_files(),
+            kind,
+            governed: Mutex::default(),
+        };
         tree.finish_attachments()?;
-        for account in dirs(&tree.v2().base)?.iter().filter_map(|name| account_of(name)) {
-            tree.remove_empty_account(account);
-        }
+        tree.remove_empty_accounts()?;
         Ok(tree)
     }
 
-    /// Removes the instance's own nodes where they are empty and were not systemd's. To be called last.
+    fn remove_empty_accounts(&self) -> Result<(), CgroupError> {
+        let names = dirs(&self.v2().base)?;
+        names
+            .iter()
+            .filter_map(|name| account_of(name))
+            .for_each(|account| self.remove_empty_account(account));
+        Ok(())
+    }
+
+    /// Removes accounts' nodes that are empty, and the instance's own where they are and were not systemd's. To be called last.
     pub fn close(&self) {
+        if let Err(error) = self.remove_empty_accounts() {
+            tracing::warn!(%error, "empty cgroups of accounts may be left");
+        }
         for hierarchy in self.hierarchies.all().filter(|hierarchy| !hierarchy.in_scope) {
             let (above, name) = hierarchy.base_path.rsplit_once('/').unwrap_or_default();
             let above = if above.is_empty() { "/" } else { above };
@@ -106,6 +133,11 @@ impl Tree {
     /// Which versions the controllers are on.
     pub fn kind(&self) -> HostKind {
         self.kind
+    }
+
+    /// The processes of the host.
+    pub fn proc(&self) -> &ProcFs {
+        &self.proc
     }
 
     /// Did systemd delegate the tree?
@@ -205,8 +237,8 @@ impl Tree {
     /// # Errors
     /// [`CgroupError::NoSuchGrant`].
     pub fn open_payload(&self, grant: &GrantPath) -> Result<OwnedFd, CgroupError> {
-        let found = self.node(self.v2(), grant)?.ok_or_else(|| CgroupError::NoSuchGrant(grant.clone()))?;
-        super::subtree::open_path(&found, PAYLOAD)
+        let names = with_part(&below_base(grant), PAYLOAD);
+        self.open_below(self.v2(), grant, &names, OFlags::PATH | OFlags::DIRECTORY)
     }
 
     /// Every grant that there are cgroups of, in any hierarchy, those inside others after them.
@@ -251,9 +283,7 @@ impl Tree {
         grant: &GrantPath,
         part: &str,
     ) -> Result<Option<Node>, CgroupError> {
-        let mut names = below_base(grant);
-        names.push(part.to_owned());
-        hierarchy.base.below(&names)
+        hierarchy.base.below(&with_part(&below_base(grant), part))
     }
 
     /// A part of a grant that has to be there.
@@ -264,6 +294,17 @@ impl Tree {
         part: &str,
     ) -> Result<Node, CgroupError> {
         self.part(hierarchy, grant, part)?.ok_or_else(|| CgroupError::NoSuchGrant(grant.clone()))
+    }
+
+    /// Opens what has to be there of a grant, by the names from the instance's node.
+    pub(super) fn open_below(
+        &self,
+        hierarchy: &Hierarchy,
+        grant: &GrantPath,
+        names: &[String],
+        flags: OFlags,
+    ) -> Result<OwnedFd, CgroupError> {
+        hierarchy.base.open_below(names, flags)?.ok_or_else(|| CgroupError::NoSuchGrant(grant.clone()))
     }
 
     /// A grant's cgroup that has to be there.
@@ -324,6 +365,11 @@ pub(super) fn below_base(grant: &GrantPath) -> Vec<String> {
         names.push(name.to_string());
     }
     names
+}
+
+/// The names from the instance's node to a part of a grant's cgroup, or to a file in it.
+pub(super) fn with_part(names: &[String], part: &str) -> Vec<String> {
+    names.iter().map(String::as_str).chain([part]).map(str::to_owned).collect()
 }
 
 /// The cgroups directly below one whose names are text.

@@ -2,10 +2,13 @@
 //! rights that it takes. It does nothing else, and ends with the engine.
 //!
 //! **How a map is written.** `/proc/PID/uid_map` needs a process in the namespace. The helper makes one, the *member*,
-//! which joins the shown namespace and ends at once. The helper then writes through the zombie's `/proc`
-//! directory, which it opened before the member joined, and reaps it last. The pid can't come to name another
-//! process before that, and the directory never does. While there is nothing to do the next member is made: a fork
+//! which joins the shown namespace and ends at once. When the numbers have come, too, the helper writes through the
+//! zombie's `/proc` directory, which it opened before the member joined, and reaps it last. The pid can't come to name another
+//! process before that, and the directory never does. While nothing else is to do the next member is made: a fork
 //! takes longer than all the rest.
+//!
+//! The engine shows the namespace first, and sends the numbers when the ids are the account's and all that can be undone is
+//! done. If it drops the pipe that they come by, or dies, nothing is written.
 //!
 //! **What an attacker could want, and why it can't have it.** The attacker made the namespace and has every
 //! capability in it, over the member too from the moment when it joins.
@@ -16,7 +19,7 @@
 //!   has, no capability outside the shown namespace, and no descriptor but that of the namespace.
 //! * *Kill, stop or slow it*: before it joins nobody has a right to it; afterwards it has one system call to go, its last.
 //!   Until then it holds up the attacker's own request only: the helper waits for all members at once,
-//!   and each has a time limit. A zombie can't be stopped.
+//!   and each has a time limit. A zombie can't be stopped, traced or ended, however long the numbers take.
 //! * *Have another process mistaken for it*: nothing is looked up by pid after the fork.
 //! * *Have a map written into a namespace of another's, of the host's, or of a parent of its own*: owner, parent
 //!   and identity are asked of the very descriptor that the member joins by; a namespace's never change.
@@ -41,7 +44,7 @@ use rustix::{
 
 use super::{
     error::{MapRefusal, Step},
-    message::{MapAnswer, MapRequest, answer, timespec},
+    message::{MapAnswer, MapNumbers, MapRequest, answer, read, timespec},
 };
 
 /// How long a member may take to join.
@@ -67,14 +70,29 @@ pub fn start(channel: &Channel, spare: Spare) -> std::io::Result<Child> {
     })
 }
 
-/// A member that has not joined yet, and what it is for.
+/// A member that was sent, and what it is for.
 struct Pending {
     member: Pidfd,
     directory: Dir,
-    request: MapRequest,
+    /// Where the answer goes.
     pipe: OwnedFd,
+    /// Where the numbers come from.
+    orders: OwnedFd,
+    numbers: Option<MapNumbers>,
+    /// Until when it has to have joined.
     deadline: Instant,
-    given_up: bool,
+    stage: Stage,
+}
+
+/// How far a member is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// On its way into the namespace.
+    Joining,
+    /// It has ended, there or before. Its directory stays until it is reaped.
+    Ended,
+    /// Answered; to be reaped when it dies.
+    GivenUp,
 }
 
 /// A member that waits to be told where to go.
@@ -122,15 +140,15 @@ impl<'a> Helper<'a> {
     /// Serves until the engine is gone. Members that are left die with the kernel's help: nobody writes for them.
     fn run(mut self) -> i32 {
         loop {
-            if self.ready.is_none() && self.pending.iter().all(|pending| pending.given_up) {
+            if self.ready.is_none() && self.pending.iter().all(|pending| pending.stage != Stage::Joining) {
                 // If it can't be had now, the request that needs it will say so.
                 self.ready = Ready::new(self.spare).ok();
             }
-            let (has_request, ended) = match self.wait() {
+            let (has_request, news) = match self.wait() {
                 Ok(ready) => ready,
                 Err(_) => return 1,
             };
-            self.settle(&ended);
+            self.settle(&news);
             if has_request {
                 match self.channel.receive() {
                     Ok(Some(received)) => self.begin(received),
@@ -146,55 +164,59 @@ impl<'a> Helper<'a> {
         }
     }
 
-    /// Waits for a request and for members; says whether there is one, and which members have ended.
-    fn wait(&self) -> Result<(bool, Vec<bool>), Errno> {
+    /// Waits for a request, for members and for numbers; says whether there is a request, and of each that is pending
+    /// whether its member has ended and whether there are numbers, or their end.
+    fn wait(&self) -> Result<(bool, Vec<(bool, bool)>), Errno> {
         let mut fds = vec![PollFd::new(self.channel, PollFlags::IN)];
-        fds.extend(self.pending.iter().map(|pending| PollFd::new(&pending.member, PollFlags::IN)));
-        let waiting = self.pending.iter().filter(|pending| !pending.given_up);
-        let next = waiting.map(|pending| pending.deadline).min();
+        for pending in &self.pending {
+            // With no event asked for, poll(2) would still say that a pipe has ended, again and again.
+            if pending.awaits_end() {
+                fds.push(PollFd::new(&pending.member, PollFlags::IN));
+            }
+            if pending.awaits_numbers() {
+                fds.push(PollFd::new(&pending.orders, PollFlags::IN));
+            }
+        }
+        let joining = self.pending.iter().filter(|pending| pending.stage == Stage::Joining);
+        let next = joining.map(|pending| pending.deadline).min();
         let limit = next.map(|deadline| timespec(deadline.saturating_duration_since(Instant::now())));
         match poll(&mut fds, limit.as_ref()) {
             Ok(_) | Err(Errno::INTR) => (),
             Err(errno) => return Err(errno),
         }
         let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
-        Ok((ready.next().unwrap_or(false), ready.collect()))
+        let has_request = ready.next().unwrap_or(false);
+        let mut next = |asked: bool| asked && ready.next().unwrap_or(false);
+        let news = self.pending.iter().map(|each| (next(each.awaits_end()), next(each.awaits_numbers())));
+        Ok((has_request, news.collect()))
     }
 
-    /// Finishes for members that have ended, and gives up those whose time is over.
-    fn settle(&mut self, ended: &[bool]) {
+    /// Goes on with what has news, and gives up members whose time is over.
+    fn settle(&mut self, news: &[(bool, bool)]) {
         let now = Instant::now();
-        let mut ended = ended.iter();
+        let mut news = news.iter();
         self.pending.retain_mut(|pending| {
-            if ended.next() == Some(&true) {
-                if !pending.given_up {
-                    answer(&pending.pipe, &pending.finish());
-                }
-                return pending.member.try_wait().is_ok_and(|exit| exit.is_none());
-            }
-            if !pending.given_up && pending.deadline <= now {
-                // Reaped when it dies, which may be late if it is frozen.
-                let _ = pending.member.send_signal(cgrant_sys::pidfd::Signal::KILL);
-                answer(&pending.pipe, &MapAnswer::Err(MapRefusal::Interfered));
-                pending.given_up = true;
-            }
-            true
+            let (ended, ordered) = news.next().copied().unwrap_or_default();
+            pending.go_on(ended, ordered, now)
         });
     }
 
     /// Takes a request up: checks the namespace and sends a member into it.
     fn begin(&mut self, received: Received) {
         let mut fds = received.fds.into_iter();
-        let (Some(pipe), Some(namespace)) = (fds.next(), fds.next()) else { return };
+        let (Some(pipe), Some(orders), Some(namespace)) = (fds.next(), fds.next(), fds.next()) else {
+            return;
+        };
         let Ok(request) = cgrant_wire::decode::<MapRequest>(&received.bytes) else { return };
         match self.send_member(request, namespace) {
             Ok((member, directory)) => self.pending.push(Pending {
                 member,
                 directory,
-                request,
                 pipe,
+                orders,
+                numbers: None,
                 deadline: Instant::now() + MEMBER_LIMIT,
-                given_up: false,
+                stage: Stage::Joining,
             }),
             Err(refusal) => answer(&pipe, &MapAnswer::Err(refusal)),
         }
@@ -267,13 +289,60 @@ fn dismiss(gate: Channel, member: &Pidfd) {
 }
 
 impl Pending {
+    fn awaits_end(&self) -> bool {
+        self.stage != Stage::Ended
+    }
+
+    fn awaits_numbers(&self) -> bool {
+        self.stage != Stage::GivenUp && self.numbers.is_none()
+    }
+
+    /// Goes on as far as it can; `false` when there is nothing more to do. `ended`: the member has; `ordered`: there are
+    /// numbers, or their end.
+    fn go_on(&mut self, ended: bool, ordered: bool, now: Instant) -> bool {
+        if ended && self.stage == Stage::GivenUp {
+            return self.member.try_wait().is_ok_and(|exit| exit.is_none());
+        }
+        if ended {
+            self.stage = Stage::Ended;
+        }
+        if ordered {
+            match read(&self.orders) {
+                Ok(Some(numbers)) => self.numbers = Some(numbers),
+                // The engine does not want it any more.
+                Ok(None) | Err(_) => return self.give_up(),
+            }
+        }
+        match (self.stage, self.numbers) {
+            (Stage::Joining, _) if self.deadline <= now => {
+                answer(&self.pipe, &MapAnswer::Err(MapRefusal::Interfered));
+                self.give_up()
+            }
+            (Stage::Ended, Some(numbers)) => {
+                answer(&self.pipe, &self.finish(numbers));
+                self.give_up()
+            }
+            _ => true,
+        }
+    }
+
+    /// Has nothing more to do with the member; `false` if it is reaped. One that lives on is killed, which may take effect
+    /// late if it is frozen.
+    fn give_up(&mut self) -> bool {
+        if self.stage == Stage::Joining {
+            let _ = self.member.send_signal(cgrant_sys::pidfd::Signal::KILL);
+        }
+        self.stage = Stage::GivenUp;
+        self.member.try_wait().is_ok_and(|exit| exit.is_none())
+    }
+
     /// Writes the maps, through a member that has ended.
-    fn finish(&self) -> MapAnswer {
+    fn finish(&self, numbers: MapNumbers) -> MapAnswer {
         self.joined()?;
         if !self.is_unmapped()? {
             return Err(MapRefusal::AlreadyMapped);
         }
-        let MapRequest { uid, gid, count, setgroups, .. } = self.request;
+        let MapNumbers { uid, gid, count, setgroups } = numbers;
         if !setgroups {
             self.write("setgroups", "deny", Step::Setgroups)?;
         }
@@ -367,7 +436,7 @@ mod tests {
 
     use super::*;
 
-    /// What a helper answers to a request with these descriptors after the pipe; `None` if nothing. The test process has
+    /// What a helper answers to a request with these descriptors after the pipes; `None` if nothing. The test process has
     /// threads, so a request that is taken up fails where the member would be made, and not before.
     fn answered(bytes: &[u8], fds: Vec<OwnedFd>) -> Option<MapAnswer> {
         let (channel, _other) = seqpacket::pair().unwrap();
@@ -375,15 +444,18 @@ mod tests {
         let mut helper =
             Helper { channel: &channel, spare: Spare(1), host, pending: Vec::new(), ready: None };
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        helper.begin(Received { bytes: bytes.to_vec(), fds: std::iter::once(writer).chain(fds).collect() });
+        let (orders, _numbers) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        helper.begin(Received {
+            bytes: bytes.to_vec(),
+            fds: [writer, orders].into_iter().chain(fds).collect(),
+        });
         let mut answer = [0; 512];
         let length = rustix::io::read(&reader, &mut answer).unwrap();
         (length > 0).then(|| cgrant_wire::decode(&answer[..length]).unwrap())
     }
 
     fn request() -> Vec<u8> {
-        let request = MapRequest { owner: 0, uid: 1 << 30, gid: 1 << 30, count: 1, setgroups: true };
-        cgrant_wire::encode(&request).unwrap()
+        cgrant_wire::encode(&MapRequest { owner: 0 }).unwrap()
     }
 
     #[test]

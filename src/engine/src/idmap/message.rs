@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -23,11 +23,17 @@ use super::error::MapRefusal;
 /// Longest answer, in bytes: less than a pipe takes at once.
 const MAX_ANSWER: usize = 512;
 
-/// To the helper that writes maps. Beside it: the pipe, then the user namespace.
+/// To the helper that writes maps: that a namespace will be mapped. Beside it: the pipe for the answer, the pipe that
+/// the numbers come by ([`MapNumbers`]), then the user namespace.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct MapRequest {
     /// Who must have made the namespace.
     pub owner: u32,
+}
+
+/// What is to be written. It comes last; if its pipe ends without it, nothing is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapNumbers {
     /// The host uid that 0 inside becomes.
     pub uid: u32,
     /// The host gid that 0 inside becomes.
@@ -72,30 +78,46 @@ pub enum AskError {
 pub fn ask<Q: Serialize, A: DeserializeOwned>(
     helper: &Channel,
     request: &Q,
-    fd: Option<&dyn AsFd>,
     limit: Duration,
 ) -> Result<A, AskError> {
-    let bytes = cgrant_wire::encode(request).map_err(invalid)?;
     let (answer, pipe) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
-    let fds: Vec<_> = std::iter::once(pipe.as_fd()).chain(fd.map(AsFd::as_fd)).collect();
-    helper.send(&bytes, &fds).map_err(sending)?;
-    drop(fds);
+    send(helper, request, &[pipe.as_fd()])?;
     drop(pipe);
     receive(&answer, Instant::now() + limit)
 }
 
-fn receive<A: DeserializeOwned>(answer: &OwnedFd, deadline: Instant) -> Result<A, AskError> {
+/// Waits for an answer.
+///
+/// # Errors
+/// [`AskError`].
+pub fn receive<A: DeserializeOwned>(answer: &OwnedFd, deadline: Instant) -> Result<A, AskError> {
     let left = deadline.saturating_duration_since(Instant::now());
     if !wait(answer, PollFlags::IN, left)? {
         return Err(AskError::TimedOut);
     }
+    read(answer)?.ok_or(AskError::Gone)
+}
+
+/// Reads what is there on a pipe, which is one message; `None` if the pipe has ended.
+///
+/// # Errors
+/// Those of `read(2)`; `InvalidData` for what is no such message.
+pub fn read<M: DeserializeOwned>(pipe: &OwnedFd) -> io::Result<Option<M>> {
     let mut bytes = [0; MAX_ANSWER];
-    let length =
-        rustix::io::retry_on_intr(|| rustix::io::read(answer, &mut bytes)).map_err(io::Error::from)?;
+    let length = rustix::io::retry_on_intr(|| rustix::io::read(pipe, &mut bytes))?;
     match bytes.get(..length) {
-        Some(answer) if !answer.is_empty() => Ok(cgrant_wire::decode(answer).map_err(invalid)?),
-        _ => Err(AskError::Gone),
+        Some(message) if !message.is_empty() => cgrant_wire::decode(message).map(Some).map_err(invalid),
+        _ => Ok(None),
     }
+}
+
+/// Sends a message that something else follows, with the descriptors that belong to it.
+///
+/// # Errors
+/// [`AskError`].
+pub fn send<Q: Serialize>(helper: &Channel, request: &Q, fds: &[BorrowedFd<'_>]) -> Result<(), AskError> {
+    let bytes = cgrant_wire::encode(request).map_err(invalid)?;
+    helper.send(&bytes, fds).map_err(sending)
 }
 
 /// Answers a request. Nobody may be reading any more.

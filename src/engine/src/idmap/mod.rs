@@ -10,18 +10,19 @@ mod names;
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cgrant_policy::{HostUid, IdRange, IdSpan, Pool};
 use cgrant_sys::{Channel, Pidfd, UsernsFd, seqpacket};
+use rustix::pipe::{PipeFlags, pipe_with};
 
 pub use self::error::{MapError, MapRefusal, Step};
 use self::{
     helper::Spare,
-    message::{AskError, MapAnswer, MapRequest, NamesAnswer, NamesRequest, ask},
+    message::{AskError, MapAnswer, MapNumbers, MapRequest, NamesAnswer, NamesRequest, ask, receive, send},
 };
 use crate::ids::{NameService, NamesError};
 
@@ -58,29 +59,17 @@ impl Mapper {
         Ok(Self { maps, names: Arc::new(names), processes })
     }
 
-    /// Writes `range` into a user namespace that `owner` made, and before that says whether it may call setgroups(2).
-    ///
-    /// The namespace must be a child of the engine's own and have no map. Afterwards id 0 inside is the first of the range.
-    /// What can't be undone: a map stays for the namespace's life, also beyond the grant's; so the range must be the account's own for ever.
+    /// Has a process join a user namespace that `owner` made, and that is to be mapped. That takes a while, in which the
+    /// caller can do other things; nothing is written before [`Mapping::write`].
     ///
     /// # Errors
-    /// [`MapError`]. If the kernel refused the last step, the gids may have been written.
-    pub fn write(
-        &self,
-        namespace: &UsernsFd,
-        owner: HostUid,
-        range: IdRange,
-        setgroups: bool,
-    ) -> Result<(), MapError> {
-        let request = MapRequest {
-            owner: owner.0,
-            uid: range.uid().0,
-            gid: range.gid().0,
-            count: range.count(),
-            setgroups,
-        };
-        let answer: MapAnswer = ask(&self.maps, &request, Some(namespace), MAP_LIMIT)?;
-        Ok(answer?)
+    /// [`MapError`] if the helper can't be asked.
+    pub fn begin(&self, namespace: &UsernsFd, owner: HostUid) -> Result<Mapping, MapError> {
+        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from);
+        let ((answer, answers), (orders, numbers)) = (pipe()?, pipe()?);
+        let fds = [answers.as_fd(), orders.as_fd(), namespace.as_fd()];
+        send(&self.maps, &MapRequest { owner: owner.0 }, &fds)?;
+        Ok(Mapping { answer, numbers })
     }
 
     /// Asks the host's name service, through the other helper.
@@ -95,11 +84,35 @@ impl Mapper {
     }
 }
 
+/// A map that is being prepared. Dropped, it is not written.
+#[derive(Debug)]
+pub struct Mapping {
+    answer: OwnedFd,
+    numbers: OwnedFd,
+}
+
+impl Mapping {
+    /// Writes `range` into the namespace, and before that says whether it may call setgroups(2).
+    ///
+    /// The namespace must be a child of the engine's own and have no map. Afterwards id 0 inside is the first of the range.
+    /// What can't be undone: a map stays for the namespace's life, also beyond the grant's; so the range must be the account's own for ever.
+    ///
+    /// # Errors
+    /// [`MapError`]. If the kernel refused the last step, the gids may have been written.
+    pub fn write(self, range: IdRange, setgroups: bool) -> Result<(), MapError> {
+        let numbers = MapNumbers { uid: range.uid().0, gid: range.gid().0, count: range.count(), setgroups };
+        // A helper that has refused already takes no numbers; its answer says why.
+        message::answer(&self.numbers, &numbers);
+        let answer: MapAnswer = receive(&self.answer, Instant::now() + MAP_LIMIT)?;
+        Ok(answer?)
+    }
+}
+
 struct HostNames(Arc<Channel>);
 
 impl NameService for HostNames {
     fn knows(&self, span: IdSpan) -> Result<bool, NamesError> {
-        let answer: Result<NamesAnswer, AskError> = ask(&self.0, &NamesRequest { span }, None, NAMES_LIMIT);
+        let answer: Result<NamesAnswer, AskError> = ask(&self.0, &NamesRequest { span }, NAMES_LIMIT);
         match answer {
             Ok(Ok(known)) => Ok(known),
             Ok(Err(reason)) => Err(NamesError::Failed(reason)),

@@ -18,7 +18,10 @@ use std::{
 
 use cgrant_policy::{BLOCK, IdSpan};
 use cgrant_sys::{Child, Clone3, Pidfd, Received, privilege, seqpacket::Channel};
-use rustix::event::PollFlags;
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+};
 
 use super::{
     helper::{Spare, seclude},
@@ -52,15 +55,26 @@ fn serve(channel: &Channel, spare: Spare) -> i32 {
     }
     let mut children: Vec<Pidfd> = Vec::new();
     loop {
-        let received = match channel.receive() {
-            Ok(Some(received)) => received,
-            Ok(None) => return 0,
-            Err(_) => continue,
-        };
+        let Ok(has_request) = wait_for_news(channel, &children) else { return 1 };
         children.retain(|child| child.try_wait().is_ok_and(|exit| exit.is_none()));
-        if let Some(child) = begin(received, spare) {
-            children.push(child);
+        if !has_request {
+            continue;
         }
+        match channel.receive() {
+            Ok(Some(received)) => children.extend(begin(received, spare)),
+            Ok(None) => return 0,
+            Err(_) => (),
+        }
+    }
+}
+
+/// Waits for a request or the end of a child, which is reaped at once; says whether there is a request.
+fn wait_for_news(channel: &Channel, children: &[Pidfd]) -> Result<bool, Errno> {
+    let mut fds = vec![PollFd::new(channel, PollFlags::IN)];
+    fds.extend(children.iter().map(|child| PollFd::new(child, PollFlags::IN)));
+    match poll(&mut fds, None) {
+        Ok(_) | Err(Errno::INTR) => Ok(fds.first().is_some_and(|channel| !channel.revents().is_empty())),
+        Err(errno) => Err(errno),
     }
 }
 

@@ -275,6 +275,9 @@ fn effects(
 ) -> Result<(), Refusal> {
     let fault = &engine.fault;
     fault.step("create: intent recorded")?;
+    // Joining takes a while and has no effect that anybody sees: it goes on beside what follows. Dropped on the way out,
+    // nothing is written.
+    let mapping = plan.userns.as_ref().map(|userns| engine.mapper.begin(userns, caller.uid)).transpose()?;
     let mut record = plan.record.clone();
     if let Some(count) = plan.ids {
         let label = plan.record.range_named.then_some(&plan.name);
@@ -306,8 +309,8 @@ fn effects(
         *taps = links.make(&mut record)?;
         fault.step("create: links made")?;
     }
-    if let (Some(userns), Some(range)) = (&plan.userns, range_of(&record)) {
-        engine.mapper.write(userns, caller.uid, range, plan.setgroups)?;
+    if let (Some(mapping), Some(range)) = (mapping, range_of(&record)) {
+        mapping.write(range, plan.setgroups)?;
         fault.step("create: ids mapped")?;
     }
     // What happens from now on is noted and looked at after this operation, the account's operations being in order.

@@ -6,7 +6,7 @@
 use std::io;
 
 use cgrant_policy::{GrantPath, HostUid};
-use cgrant_sys::{namespace::UsernsFd, pidfd::Pidfd, process::ProcFs};
+use cgrant_sys::{namespace::UsernsFd, pidfd::Pidfd};
 use cgrant_wire::{Refusal, RefusalCode};
 
 use super::check;
@@ -17,7 +17,7 @@ use crate::{connection::Caller, engine::Engine, registry::Grant};
 /// # Errors
 /// `ESRCH` if the process has ended: what it lay in is not known then. Those of reading `/proc`.
 pub fn grant_around(engine: &Engine, process: &Pidfd) -> io::Result<Option<GrantPath>> {
-    let (proc, pid) = (ProcFs::open()?, process.pid()?);
+    let (proc, pid) = (engine.tree.proc(), process.pid()?);
     let cgroups = proc.cgroups(pid)?;
     // A process that is ending is in no cgroup by the kernel's word, wherever it was.
     if proc.stat(pid)?.exiting {

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use cgrant_policy::{CgroupPath, GrantName, Request, Verb};
-use cgrant_wire::{Answer, Attach, EndReason, Event, GrantChange, GrantId, Holder, Lifetime};
+use cgrant_wire::{Answer, Attach, ConnectionId, EndReason, Event, GrantChange, GrantId, Holder, Lifetime};
 
 use super::{check, inside, query::usable};
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
     events,
     record::HolderRecord,
     registry::Grant,
+    watch::Target,
 };
 
 /// How long a grant lives without processes and without the connection that the broker broke.
@@ -82,12 +83,17 @@ pub fn adopt(
         Holder::Persistent => Lifetime::Persistent,
     };
     let lifetime = record.lifetime;
-    engine.write_record(&record)?;
+    // The new holder is watched first: where there is no room for that, everything stays as it is.
+    let watch = process.as_ref().map(|process| events::watch_holder(engine, &grant, process)).transpose()?;
+    if let Err(refusal) = engine.write_record(&record) {
+        engine.watches.remove(watch.as_slice());
+        return Err(refusal);
+    }
+    let before = std::mem::replace(&mut grant.live().holder_watch, watch);
+    engine.watches.remove(before.as_slice());
     engine.registry().set_record(&grant, record);
     engine.registry().hold(&grant, (lifetime == Lifetime::Connection).then_some(caller.connection));
     ended_meanwhile(engine, caller, &grant);
-    events::unwatch(engine, &grant);
-    events::watch(engine, &grant, process.as_ref())?;
     engine.tell(Event::Changed {
         grant: grant.id,
         account: grant.account.0,
@@ -230,15 +236,23 @@ pub fn forget_range(engine: &Engine, caller: &Arc<Caller>, name: &str) -> Outcom
 
 /// The connection that has just been made the holder may have ended before that was noted.
 pub fn ended_meanwhile(engine: &Engine, caller: &Caller, grant: &Arc<Grant>) {
-    if let Some(how) = caller.ended()
-        && grant.live().connection == Some(caller.connection)
-    {
+    if let Some(how) = caller.ended() {
+        holder_ended(engine, grant, caller.connection, how);
+    }
+}
+
+/// The connection has ended. Nothing happens to the grant if it has another holder by now.
+pub fn holder_ended(engine: &Engine, grant: &Arc<Grant>, connection: ConnectionId, how: Ended) {
+    // Released meanwhile, its name may be another grant's.
+    let is_there = engine.registry().get(grant.id).is_some();
+    let holds = grant.live().connection == Some(connection);
+    if is_there && holds {
         engine.registry().hold(grant, None);
         connection_ended(engine, grant, how);
     }
 }
 
-/// A connection has ended: its grants end, or, when the front died and not the caller, live until they are empty.
+/// The connection of a grant has ended: the grant ends, or, when the front died and not the caller, lives until it is empty.
 pub fn connection_ended(engine: &Engine, grant: &Arc<Grant>, how: Ended) {
     if how == Ended::Closed {
         super::release::end(engine, grant, EndReason::ConnectionClosed);
@@ -255,7 +269,7 @@ pub fn connection_ended(engine: &Engine, grant: &Arc<Grant>, how: Ended) {
 
 /// Watches a grant without holder: it ends when its last process does, or after [`ORPHAN_GRACE`] if there is none.
 pub fn orphaned(engine: &Engine, grant: &Arc<Grant>) {
-    match engine.watches.deadline(ORPHAN_GRACE, grant.id) {
+    match engine.watches.after(ORPHAN_GRACE, Target::Deadline(grant.id)) {
         Ok(token) => grant.live().watches.push(token),
         Err(error) => {
             tracing::error!(%error, grant = %grant.id, "no timer for a grant without holder; it ends with its last process")

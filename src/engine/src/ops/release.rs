@@ -62,7 +62,8 @@ pub fn remove(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) -> Result<
     super::link::remove_all(engine, grant, &mut record)?;
     engine.fault.step("release: links removed")?;
     events::unwatch(engine, grant);
-    engine.tree.remove(&grant.path, true)?;
+    engine.tree.remove_grant(&grant.path, true)?;
+    engine.linger(grant.account);
     engine.fault.step("release: cgroups removed")?;
     engine.ids.release(grant.id)?;
     engine.fault.step("release: ids given back")?;

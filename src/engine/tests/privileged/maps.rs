@@ -21,6 +21,8 @@ pub const TESTS: &[Test] = &[
     ("maps::setgroups_is_denied_when_asked", setgroups_is_denied_when_asked),
     ("maps::a_namespace_without_processes_can_be_mapped", a_namespace_without_processes_can_be_mapped),
     ("maps::a_map_is_written_once", a_map_is_written_once),
+    ("maps::a_mapping_that_is_dropped_writes_nothing", a_mapping_that_is_dropped_writes_nothing),
+    ("maps::a_map_made_before_the_numbers_come_stays", a_map_made_before_the_numbers_come_stays),
     ("maps::a_namespace_of_another_user_is_refused", a_namespace_of_another_user_is_refused),
     ("maps::a_nested_namespace_is_refused", a_nested_namespace_is_refused),
     ("maps::the_hosts_own_namespace_is_refused", the_hosts_own_namespace_is_refused),
@@ -41,6 +43,17 @@ pub const TESTS: &[Test] = &[
 
 const USER: u32 = 3_000_000_001;
 const OTHER: u32 = 3_000_000_002;
+
+/// Begins and finishes.
+fn write(
+    mapper: &Mapper,
+    namespace: &UsernsFd,
+    owner: HostUid,
+    range: IdRange,
+    setgroups: bool,
+) -> Result<(), MapError> {
+    mapper.begin(namespace, owner)?.write(range, setgroups)
+}
 
 fn mapper() -> Mapper {
     Mapper::start(&Pool::default()).unwrap()
@@ -68,7 +81,7 @@ fn a_map_makes_the_user_root_inside_and_nobody_outside() {
     let mut inside = Inside::of(USER);
     assert!(!inside.order(Order::BecomeRoot));
     let range = IdRange::new(HostUid(0x7900_0000), HostGid(0x7a00_0000), 1000).unwrap();
-    mapper.write(&inside.namespace(), HostUid(USER), range, true).unwrap();
+    write(&mapper, &inside.namespace(), HostUid(USER), range, true).unwrap();
     assert_eq!(inside.proc("uid_map"), format!("0 {} 1000", 0x7900_0000));
     assert_eq!(inside.proc("gid_map"), format!("0 {} 1000", 0x7a00_0000));
     assert_eq!(inside.proc("setgroups"), "allow");
@@ -81,7 +94,7 @@ fn a_map_makes_the_user_root_inside_and_nobody_outside() {
 fn setgroups_is_denied_when_asked() {
     let mapper = mapper();
     let mut inside = Inside::of(USER);
-    mapper.write(&inside.namespace(), HostUid(USER), range(0), false).unwrap();
+    write(&mapper, &inside.namespace(), HostUid(USER), range(0), false).unwrap();
     assert_eq!(inside.proc("setgroups"), "deny");
     assert!(inside.order(Order::BecomeRoot) && !inside.order(Order::Setgroups));
     inside.end();
@@ -92,16 +105,52 @@ fn a_namespace_without_processes_can_be_mapped() {
     let inside = Inside::of(USER);
     let namespace = inside.namespace();
     inside.end();
-    mapper.write(&namespace, HostUid(USER), range(0), true).unwrap();
-    assert_eq!(refusal(mapper.write(&namespace, HostUid(USER), range(1), true)), MapRefusal::AlreadyMapped);
+    write(&mapper, &namespace, HostUid(USER), range(0), true).unwrap();
+    assert_eq!(refusal(write(&mapper, &namespace, HostUid(USER), range(1), true)), MapRefusal::AlreadyMapped);
 }
 
 fn a_map_is_written_once() {
     let mapper = mapper();
     let mut inside = Inside::of(USER);
     assert!(inside.order(Order::MapItself));
-    let again = refusal(mapper.write(&inside.namespace(), HostUid(USER), range(0), true));
+    let again = refusal(write(&mapper, &inside.namespace(), HostUid(USER), range(0), true));
     assert_eq!(again, MapRefusal::AlreadyMapped);
+    assert_eq!((inside.proc("uid_map"), inside.proc("gid_map")), (format!("0 {USER} 1"), String::new()));
+    inside.end();
+}
+
+fn a_mapping_that_is_dropped_writes_nothing() {
+    let mapper = mapper();
+    let [helper, _] = helpers(&mapper)[..] else { panic!("two helpers") };
+    let inside = Inside::of(USER);
+    let begun: Vec<_> = (0..20).map(|_| mapper.begin(&inside.namespace(), HostUid(USER)).unwrap()).collect();
+    // One that waits for its numbers holds up no other.
+    let other = Inside::of(OTHER);
+    write(&mapper, &other.namespace(), HostUid(OTHER), range(1), true).unwrap();
+    other.end();
+    drop(begun);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let zombies = || {
+        let children = std::fs::read_to_string(format!("/proc/{helper}/task/{helper}/children")).unwrap();
+        let pids = children.split_whitespace().map(|pid| pid.parse().unwrap());
+        let state = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        pids.filter(|pid: &u32| state(*pid).contains(") Z ")).count()
+    };
+    while zombies() > 0 {
+        assert!(Instant::now() < deadline, "{} members were not reaped", zombies());
+        std::thread::yield_now();
+    }
+    assert_eq!((inside.proc("uid_map"), inside.proc("gid_map")), (String::new(), String::new()));
+    write(&mapper, &inside.namespace(), HostUid(USER), range(0), true).unwrap();
+    inside.end();
+}
+
+fn a_map_made_before_the_numbers_come_stays() {
+    let mapper = mapper();
+    let mut inside = Inside::of(USER);
+    let mapping = mapper.begin(&inside.namespace(), HostUid(USER)).unwrap();
+    assert!(inside.order(Order::MapItself));
+    assert_eq!(refusal(mapping.write(range(0), true)), MapRefusal::AlreadyMapped);
     assert_eq!((inside.proc("uid_map"), inside.proc("gid_map")), (format!("0 {USER} 1"), String::new()));
     inside.end();
 }
@@ -109,10 +158,10 @@ fn a_map_is_written_once() {
 fn a_namespace_of_another_user_is_refused() {
     let mapper = mapper();
     let inside = Inside::of(USER);
-    let refused = refusal(mapper.write(&inside.namespace(), HostUid(OTHER), range(0), true));
+    let refused = refusal(write(&mapper, &inside.namespace(), HostUid(OTHER), range(0), true));
     assert_eq!(refused, MapRefusal::OthersNamespace(USER));
     // Root's word is no better: the namespace must be the account's.
-    let refused = refusal(mapper.write(&inside.namespace(), HostUid::ROOT, range(0), true));
+    let refused = refusal(write(&mapper, &inside.namespace(), HostUid::ROOT, range(0), true));
     assert_eq!(refused, MapRefusal::OthersNamespace(USER));
     assert_eq!(inside.proc("uid_map"), "");
     inside.end();
@@ -121,10 +170,10 @@ fn a_namespace_of_another_user_is_refused() {
 fn a_nested_namespace_is_refused() {
     let mapper = mapper();
     let mut inside = Inside::of(USER);
-    mapper.write(&inside.namespace(), HostUid(USER), range(0), true).unwrap();
+    write(&mapper, &inside.namespace(), HostUid(USER), range(0), true).unwrap();
     assert!(inside.order(Order::BecomeRoot) && inside.order(Order::Nest));
     for owner in [USER, range(0).uid().0] {
-        let refused = refusal(mapper.write(&inside.namespace(), HostUid(owner), range(1), true));
+        let refused = refusal(write(&mapper, &inside.namespace(), HostUid(owner), range(1), true));
         assert_eq!(refused, MapRefusal::Nested);
     }
     assert_eq!(inside.proc("uid_map"), "");
@@ -132,7 +181,7 @@ fn a_nested_namespace_is_refused() {
 }
 
 fn the_hosts_own_namespace_is_refused() {
-    let refused = mapper().write(&UsernsFd::own().unwrap(), HostUid::ROOT, range(0), true);
+    let refused = write(&mapper(), &UsernsFd::own().unwrap(), HostUid::ROOT, range(0), true);
     assert_eq!(refusal(refused), MapRefusal::HostNamespace);
 }
 
@@ -141,7 +190,7 @@ fn ids_that_are_none_are_refused_by_the_kernel() {
     let inside = Inside::of(USER);
     // Nothing above can stand for an id that overflows; the kernel's own check is the last one.
     let largest = IdRange::new(HostUid(u32::MAX - 1), HostGid(u32::MAX - 1), 1).unwrap();
-    mapper.write(&inside.namespace(), HostUid(USER), largest, true).unwrap();
+    write(&mapper, &inside.namespace(), HostUid(USER), largest, true).unwrap();
     assert_eq!(inside.proc("uid_map"), format!("0 {} 1", u32::MAX - 1));
     inside.end();
 }
@@ -189,7 +238,7 @@ fn the_member_that_waits_has_one_right_and_one_descriptor() {
     assert_eq!(std::fs::read_dir(format!("/proc/{member}/fd")).unwrap().count(), 1);
     // It is the one that is sent, and another takes its place.
     let inside = Inside::of(USER);
-    mapper.write(&inside.namespace(), HostUid(USER), range(0), true).unwrap();
+    write(&mapper, &inside.namespace(), HostUid(USER), range(0), true).unwrap();
     inside.end();
     let waits = |pid: u32| pid != member && confined(pid);
     until("the next member waits", &|| members().trim().parse().is_ok_and(waits));
@@ -197,7 +246,7 @@ fn the_member_that_waits_has_one_right_and_one_descriptor() {
     let next: u32 = members().trim().parse().unwrap();
     Pidfd::open(next).unwrap().send_signal(Signal::KILL).unwrap();
     let inside = Inside::of(USER);
-    mapper.write(&inside.namespace(), HostUid(USER), range(0), true).unwrap();
+    write(&mapper, &inside.namespace(), HostUid(USER), range(0), true).unwrap();
     inside.end();
 }
 
@@ -229,7 +278,7 @@ fn a_helper_that_died_is_told() {
         Pidfd::open(pid).unwrap().send_signal(Signal::KILL).unwrap();
     }
     assert!(mapper.processes().all(readable));
-    let refused = mapper.write(&inside.namespace(), HostUid(USER), range(0), true);
+    let refused = write(&mapper, &inside.namespace(), HostUid(USER), range(0), true);
     assert!(matches!(refused, Err(MapError::HelperGone)), "{refused:?}");
     let span = IdSpan::new(0x7900_0000, BLOCK).unwrap();
     assert!(mapper.name_service().knows(span).is_err());
@@ -242,6 +291,14 @@ fn the_name_service_knows_the_hosts_ids() {
     assert!(names.knows(IdSpan::new(0, BLOCK).unwrap()).unwrap(), "root");
     assert!(!names.knows(IdSpan::new(0x7900_0000, BLOCK).unwrap()).unwrap());
     assert!(!names.knows(IdSpan::new(0x7900_0000, 3 * BLOCK).unwrap()).unwrap());
+    // Nothing is left of the asking, although nobody asks again.
+    let [_, helper] = helpers(&mapper)[..] else { panic!("two helpers") };
+    let children = || std::fs::read_to_string(format!("/proc/{helper}/task/{helper}/children")).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !children().is_empty() {
+        assert!(Instant::now() < deadline, "children that are not reaped: {}", children());
+        std::thread::yield_now();
+    }
 }
 
 /// A hostile owner watches the helper's children and does to them all that it can as soon as it may, while its own and
@@ -253,7 +310,7 @@ fn the_owner_of_a_namespace_can_disturb_nobody_but_itself() {
     let hostile = in_child(|| {
         for _ in 0..60 {
             let inside = Inside::of(USER);
-            match mapper.write(&inside.namespace(), HostUid(USER), range(0), true) {
+            match write(&mapper, &inside.namespace(), HostUid(USER), range(0), true) {
                 Ok(()) => assert_eq!(inside.proc("uid_map"), format!("0 {} 65536", range(0).uid())),
                 Err(MapError::Refused(MapRefusal::Interfered)) => (),
                 Err(other) => panic!("{other}"),
@@ -265,7 +322,7 @@ fn the_owner_of_a_namespace_can_disturb_nobody_but_itself() {
     for _ in 0..60 {
         let inside = Inside::of(OTHER);
         let start = Instant::now();
-        mapper.write(&inside.namespace(), HostUid(OTHER), range(1), true).unwrap();
+        write(&mapper, &inside.namespace(), HostUid(OTHER), range(1), true).unwrap();
         slowest = slowest.max(start.elapsed());
         inside.end();
     }
@@ -283,7 +340,7 @@ fn the_owner_of_a_namespace_can_disturb_nobody_but_itself() {
     while left().len() > 1 && Instant::now() < deadline {
         // A request makes the helper look at what is left.
         let inside = Inside::of(OTHER);
-        mapper.write(&inside.namespace(), HostUid(OTHER), range(1), true).unwrap();
+        write(&mapper, &inside.namespace(), HostUid(OTHER), range(1), true).unwrap();
         inside.end();
     }
     assert!(left().len() <= 1, "processes of the helper are left: {:?}", left());

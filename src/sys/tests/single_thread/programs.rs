@@ -4,13 +4,12 @@ use std::ffi::{CStr, CString};
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 
-use cgrant_sys::{Exit, inherited, memfd};
+use cgrant_sys::{Exit, inherited};
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 
 use crate::{Test, errno, in_child};
 
 pub const TESTS: &[Test] = &[
-    ("programs::the_sealed_copy_of_a_program_runs", the_sealed_copy_of_a_program_runs),
     ("programs::an_inherited_descriptor_is_taken_once", an_inherited_descriptor_is_taken_once),
     ("programs::signals_are_as_a_program_expects_them", signals_are_as_a_program_expects_them),
     ("programs::the_session_keyring_is_new", the_session_keyring_is_new),
@@ -19,9 +18,6 @@ pub const TESTS: &[Test] = &[
 /// What this program does when it is started as a probe: it looks, and says by its status whether it saw what it should.
 pub fn probe(name: &str) -> ExitCode {
     let seen = match name {
-        "copy" => {
-            std::fs::read_link("/proc/self/exe").is_ok_and(|path| path.starts_with("/memfd:cgrant (deleted)"))
-        }
         "inherited" => inherits_seven(),
         "signals" => resets_signals(),
         _ => false,
@@ -47,12 +43,6 @@ fn execute(program: impl std::os::fd::AsFd, probe: &str) -> i32 {
     let arguments: [&CStr; 2] = [c"test", &argument];
     let never = nix::unistd::fexecve(program, &arguments, &[] as &[&CStr]);
     panic!("{never:?}");
-}
-
-fn the_sealed_copy_of_a_program_runs() {
-    let copy = memfd::clone_of_self_executable().unwrap();
-    assert!(rustix::io::write(&copy, b"x").is_err());
-    assert_eq!(in_child(|| execute(&copy, "copy")), Exit::Code(42));
 }
 
 fn an_inherited_descriptor_is_taken_once() {

@@ -2,14 +2,14 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 
+use cgrant_sys::Exit;
 use cgrant_sys::privilege::{
     Capability, become_account, close_fds_from, drop_capabilities, set_dumpable, set_no_new_privs,
-    set_parent_death_signal, thread_count,
+    thread_count,
 };
 use cgrant_sys::seccomp::{self, Action, RUNTIME};
-use cgrant_sys::{Clone3, Exit, pidfd::Signal};
 
-use crate::{Test, errno, in_child, is_readable_soon};
+use crate::{Test, errno, in_child};
 
 pub const TESTS: &[Test] = &[
     ("rights::an_account_is_for_good", an_account_is_for_good),
@@ -24,12 +24,10 @@ pub const TESTS: &[Test] = &[
     ),
     ("rights::no_new_privs_is_set", no_new_privs_is_set),
     ("rights::what_is_not_dumpable_belongs_to_root", what_is_not_dumpable_belongs_to_root),
-    ("rights::a_child_dies_with_its_parent", a_child_dies_with_its_parent),
     ("rights::threads_are_counted", threads_are_counted),
     ("rights::descriptors_are_closed_but_those_kept", descriptors_are_closed_but_those_kept),
     ("rights::a_filter_refuses_what_is_not_listed", a_filter_refuses_what_is_not_listed),
     ("rights::a_filter_can_kill", a_filter_can_kill),
-    ("rights::a_filter_can_hide_clone3", a_filter_can_hide_clone3),
     ("rights::the_runtime_list_is_enough_for_the_runtime", the_runtime_list_is_enough_for_the_runtime),
 ];
 
@@ -96,29 +94,6 @@ fn what_is_not_dumpable_belongs_to_root() {
     assert_eq!(std::fs::metadata("/proc/self/environ").unwrap().uid(), 0);
 }
 
-fn a_child_dies_with_its_parent() {
-    let (reader, writer) = rustix::pipe::pipe().unwrap();
-    let parent = Clone3::new().spawn(|| {
-        let (ready, is_ready) = rustix::pipe::pipe().unwrap();
-        Clone3::new()
-            .spawn(|| {
-                set_parent_death_signal(Some(Signal::KILL)).unwrap();
-                rustix::io::write(&is_ready, b"x").unwrap();
-                // Longer than the test waits, and not for ever if the test fails.
-                std::thread::sleep(std::time::Duration::from_secs(20));
-                0
-            })
-            .unwrap();
-        rustix::io::read(&ready, &mut [0; 1]).unwrap();
-        0
-    });
-    assert_eq!(parent.unwrap().pidfd.wait().unwrap(), Exit::Code(0));
-    drop(writer);
-    // Ends when nobody has the writing end any more: parent and grandchild are gone.
-    assert!(is_readable_soon(&reader), "the grandchild lives on");
-    assert_eq!(rustix::io::read(&reader, &mut [0; 1]).unwrap(), 0);
-}
-
 fn threads_are_counted() {
     assert_eq!(thread_count().unwrap(), 1);
     let (end, wait) = std::sync::mpsc::channel::<()>();
@@ -172,37 +147,6 @@ fn a_filter_can_kill() {
         i32::from(std::fs::File::open("/dev/null").is_ok())
     });
     assert_eq!(exit, Exit::Signal(libc::SIGSYS));
-}
-
-fn a_filter_can_hide_clone3() {
-    // In both orders, beside a filter that would allow it.
-    for first in [true, false] {
-        let exit = in_child(|| {
-            let allowed = [
-                RUNTIME,
-                &[
-                    libc::SYS_clone3,
-                    libc::SYS_openat,
-                    libc::SYS_getdents64,
-                    libc::SYS_statx,
-                    libc::SYS_newfstatat,
-                    libc::SYS_seccomp,
-                    libc::SYS_prctl,
-                ],
-            ]
-            .concat();
-            if first {
-                seccomp::hide_clone3().unwrap();
-            }
-            seccomp::apply(&allowed, Action::Refuse).unwrap();
-            if !first {
-                seccomp::hide_clone3().unwrap();
-            }
-            assert_eq!(errno(Clone3::new().spawn(|| 0)), libc::ENOSYS);
-            0
-        });
-        assert_eq!(exit, Exit::Code(0));
-    }
 }
 
 fn the_runtime_list_is_enough_for_the_runtime() {

@@ -8,7 +8,7 @@ mod v1;
 mod v2;
 mod values;
 
-use std::{io, rc::Rc};
+use std::{io, rc::Rc, sync::PoisonError};
 
 use cgrant_policy::{GrantPath, HostUid, LimitKey, LimitValue, RawKey, Setting};
 
@@ -18,7 +18,7 @@ use super::{
     hierarchy::Hierarchy,
     mounts::Kind,
     node::Node,
-    tree::{PAYLOAD, Tree, grants_in},
+    tree::{Governed, PAYLOAD, Tree, grants_in},
 };
 
 /// Cgroups that a grant has for itself at most: its own, payload, monitor, children, and now and then `entry` and `.cgrant`.
@@ -73,16 +73,27 @@ impl Tree {
         let node = self.ensure_account(self.v2(), account)?;
         // Room for the grants that are there, one more, and `_evicted`; what they have for themselves is not the holder's.
         let own = grants_in(node.dir()).saturating_add(2).saturating_mul(MOST_PARTS);
+        let id = node.dir().inode().map_err(CgroupError::kernel("to stat", node.path()))?;
         // Two levels are the grant and its payload.
-        for (file, value) in [
-            ("cgroup.max.descendants", cgroups.saturating_add(own)),
-            ("cgroup.max.depth", depth.saturating_add(2)),
-        ] {
+        self.bound(account, &node, (id, cgroups.saturating_add(own), depth.saturating_add(2)))?;
+        self.apply(&path, ceilings)
+    }
+
+    /// Bounds what is below an account's node, unless it is bounded so already.
+    fn bound(&self, account: HostUid, node: &Node, bounds: Governed) -> Result<(), CgroupError> {
+        let governed = || self.governed.lock().unwrap_or_else(PoisonError::into_inner);
+        if governed().get(&account) == Some(&bounds) {
+            return Ok(());
+        }
+        governed().remove(&account);
+        let (_, descendants, depth) = bounds;
+        for (file, value) in [("cgroup.max.descendants", descendants), ("cgroup.max.depth", depth)] {
             // The kernel holds both in an int.
             let value = value.min(i32::MAX as u64).to_string();
             node.write(file, &value).map_err(CgroupError::kernel("to set", node.path_of(file)))?;
         }
-        self.apply(&path, ceilings)
+        governed().insert(account, bounds);
+        Ok(())
     }
 
     fn apply(&self, path: &GrantPath, settings: &[Setting]) -> Result<(), CgroupError> {

@@ -1,0 +1,125 @@
+//! Descriptors in the runtime, watched for what there is to read.
+//!
+//! The runtime's own socket types watch both directions, so that this process wakes up for nothing each time the other side
+//! takes something out of the socket. Sending seldom has to wait; the room is watched for only then, by a second descriptor.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
+};
+
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::sleep,
+};
+
+/// How long between two tries to send while this process has no descriptor left.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A descriptor that is watched.
+#[derive(Debug)]
+pub struct Watched(AsyncFd<OwnedFd>);
+
+impl Watched {
+    /// Registers a non-blocking descriptor with the runtime.
+    ///
+    /// # Errors
+    /// Those of `epoll_ctl(2)`.
+    pub fn new(fd: impl Into<OwnedFd>) -> io::Result<Self> {
+        register(fd.into(), Interest::READABLE).map(Self)
+    }
+
+    /// Tries `attempt` whenever there is something to read, until it says something else than `WouldBlock`.
+    ///
+    /// # Errors
+    /// Those of `attempt`.
+    pub async fn read<R>(&self, mut attempt: impl FnMut() -> io::Result<R>) -> io::Result<R> {
+        self.0.async_io(Interest::READABLE, |_| attempt()).await
+    }
+
+    /// Tries `attempt` at once and whenever there is room, until it says something else than `WouldBlock`.
+    ///
+    /// # Errors
+    /// Those of `attempt`.
+    pub async fn write<R>(&self, mut attempt: impl FnMut() -> io::Result<R>) -> io::Result<R> {
+        loop {
+            match attempt() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                other => return other,
+            }
+            let again = self.0.get_ref().try_clone().and_then(|fd| register(fd, Interest::WRITABLE));
+            match again {
+                Ok(room) => return room.async_io(Interest::WRITABLE, |_| attempt()).await,
+                Err(_) => sleep(PAUSE).await,
+            }
+        }
+    }
+}
+
+impl AsFd for Watched {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.get_ref().as_fd()
+    }
+}
+
+#[expect(
+    deprecated,
+    reason = "only for types that may give another descriptor than they own, which OwnedFd can't"
+)]
+fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(fd, interest)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::{io::Read, os::unix::net::UnixStream};
+
+    use rustix::net::SendFlags;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_finds_no_room_sends_when_there_is_some() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let watched = Watched::new(ours).unwrap();
+        let mut sent = 0;
+        let send = || Ok(rustix::net::send(&watched, &[7; 4096], SendFlags::DONTWAIT)?);
+        while let Ok(count) = send() {
+            sent += count;
+        }
+        let reading = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            let mut all = Vec::new();
+            theirs.read_to_end(&mut all).map(|_| all.len())
+        });
+        sent += tokio::time::timeout(Duration::from_secs(20), watched.write(send)).await.unwrap().unwrap();
+        drop(watched);
+        assert_eq!(reading.join().unwrap().unwrap(), sent);
+    }
+
+    #[tokio::test]
+    async fn the_others_reading_is_nothing_to_wake_up_for() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let watched = Watched::new(ours).unwrap();
+        let mut looks = 0;
+        let mut look = || {
+            looks += 1;
+            Ok(rustix::net::recv(&watched, &mut [0; 8], rustix::net::RecvFlags::DONTWAIT)?.1)
+        };
+        let other_side = async {
+            for _ in 0..10 {
+                rustix::net::send(&watched, b"x", SendFlags::DONTWAIT).unwrap();
+                rustix::net::recv(&theirs, &mut [0; 8], rustix::net::RecvFlags::DONTWAIT).unwrap();
+                sleep(Duration::from_millis(2)).await;
+            }
+            rustix::net::send(&theirs, b"y", SendFlags::DONTWAIT).unwrap();
+        };
+        let (read, ()) = tokio::join!(watched.read(&mut look), other_side);
+        assert_eq!(read.unwrap(), 1);
+        assert_eq!(looks, 1, "it looked before there was something");
+    }
+}
