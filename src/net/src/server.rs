@@ -73,7 +73,9 @@ impl Server {
                 } else if fd == self.engine.as_fd().as_raw_fd() {
                     self.engine()
                 } else {
-                    self.net.ready(fd);
+                    if self.is_ready(fd) {
+                        self.net.ready(fd);
+                    }
                     Next::GoOn
                 };
                 if matches!(next, Next::End) {
@@ -108,6 +110,17 @@ impl Server {
         }
         let ready = fds.iter().filter(|fd| !fd.revents().is_empty());
         Ok(ready.map(|fd| fd.as_fd().as_raw_fd()).collect())
+    }
+
+    /// Is it still so? What came before it may have closed the descriptor, and opened another one with its number.
+    ///
+    /// An attacker wants the helper to wait for ever: he asks a bridge's router, whose socket is closed by somebody's order, and a
+    /// name server that has just been started has its number; the helper would wait for that one's end.
+    fn is_ready(&self, fd: RawFd) -> bool {
+        let descriptors = self.net.descriptors();
+        let Some(fd) = descriptors.iter().find(|own| own.as_raw_fd() == fd) else { return false };
+        let mut fds = [PollFd::from_borrowed_fd(*fd, PollFlags::IN)];
+        poll(&mut fds, Some(&timespec(Duration::ZERO))).is_ok_and(|count| count > 0)
     }
 
     fn control(&self) -> Next {
