@@ -37,6 +37,10 @@ macro_rules! kinds {
 }
 
 kinds! {
+    /// Addresses of all links.
+    TAKEN4 Netdev "taken4" ["ipv4_addr"];
+    /// The same, IPv6.
+    TAKEN6 Netdev "taken6" ["ipv6_addr"];
     /// Ports of links.
     LINKS Bridge "links" ["iface_index"];
     /// Those on bridges of the administrator's.
@@ -274,6 +278,7 @@ pub fn of_link(placed: &Placed) -> Vec<Element> {
     elements.push(Element::member(&SAME6, [mark.clone(), local]));
     for address in placed.addresses() {
         let atom = Atom::Address(address);
+        elements.push(Element::member(by_family(address, &TAKEN4, &TAKEN6), [atom.clone()]));
         elements.push(Element::member(by_family(address, &KNOWN4, &KNOWN6), [atom.clone()]));
         elements.push(Element::member(by_family(address, &SAME4, &SAME6), [mark.clone(), atom.clone()]));
         if placed.link.open {

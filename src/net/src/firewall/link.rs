@@ -314,14 +314,24 @@ fn chain(table: &str, owner: &Owner<'_>) -> Vec<Command> {
 }
 
 fn internet4(writer: &mut Writer<'_>, owner: &Owner<'_>) {
-    let sender = || is(field("arp", "saddr ether"), owner.mac);
-    if owner.any_address {
-        // The administrator said that addresses are not theirs to judge; 0.0.0.0 is then one of them.
-        writer.rule("any IPv4", [is(field("ether", "type"), "ip"), goto("ip4")]);
-        writer.rule("any ARP", [sender(), goto("arp4")]);
+    if let Some(address) = owner.addresses.iter().copied().find(IpAddr::is_ipv4) {
+        own4(writer, owner, address);
+    }
+    if !owner.any_address {
         return;
     }
-    let Some(address) = owner.addresses.iter().copied().find(IpAddr::is_ipv4) else { return };
+    // The administrator said that addresses are not the broker's to judge, 0.0.0.0 among them; but those that it gave to others are.
+    let (source, sender) = (field("ip", "saddr"), field("arp", "saddr ip"));
+    writer.rule("another's IPv4", [is(source, "@taken4"), DROP]);
+    writer.rule("ARP of another", [is(sender.clone(), "@taken4"), DROP]);
+    let probed = is(field("arp", "daddr ip"), "@taken4");
+    writer.rule("ARP probe of another", [is(sender, "0.0.0.0"), probed, DROP]);
+    writer.rule("any IPv4", [is(field("ether", "type"), "ip"), goto("ip4")]);
+    writer.rule("any ARP", [is(field("arp", "saddr ether"), owner.mac), goto("arp4")]);
+}
+
+fn own4(writer: &mut Writer<'_>, owner: &Owner<'_>, address: IpAddr) {
+    let sender = || is(field("arp", "saddr ether"), owner.mac);
     // Wants: a neighbour's address, to answer in its place or to have the blame fall on it.
     writer.rule("own IPv4", [is(field("ip", "saddr"), address), goto("ip4")]);
     writer.rule("no IPv4 yet", [is(field("ip", "saddr"), "0.0.0.0"), goto("nothing4")]);
@@ -343,9 +353,7 @@ fn internet6(writer: &mut Writer<'_>, owner: &Owner<'_>) {
     let local = link_local(owner.mac);
     let mut own: Vec<Ipv6Addr> = owner.addresses.iter().filter_map(only6).collect();
     own.push(local);
-    if !owner.any_address {
-        sources6(writer, owner.inventive, local, &own);
-    }
+    sources6(writer, owner, local, &own);
     writer.rule("IPv6", [is(field("ether", "type"), "ip6"), jump("ip6")]);
     // Only neighbour discovery comes back from there.
     // Wants: to name another's MAC beside its own address, or its own beside another's. One option at most, and what it says
@@ -370,9 +378,7 @@ fn internet6(writer: &mut Writer<'_>, owner: &Owner<'_>) {
             ACCEPT,
         ],
     );
-    if !owner.any_address {
-        targets6(writer, owner.inventive, local, &own);
-    }
+    targets6(writer, owner, local, &own);
     writer.rule(
         "advertisement with own MAC",
         [
@@ -388,14 +394,12 @@ fn internet6(writer: &mut Writer<'_>, owner: &Owner<'_>) {
 
 /// Wants: a neighbour's address, or the router's. Link-local ones that it makes up pass where neighbours are only its own,
 /// unless they are the own bridges' or made of a MAC (`ff:fe` in the middle): its own MAC it may use, so that one belongs, or
-/// will belong, to somebody else.
-fn sources6(writer: &mut Writer<'_>, inventive: bool, local: Ipv6Addr, own: &[Ipv6Addr]) {
+/// will belong, to somebody else. Who may use any address may still use none that the broker gave to another.
+fn sources6(writer: &mut Writer<'_>, owner: &Owner<'_>, local: Ipv6Addr, own: &[Ipv6Addr]) {
     let source = || field("ip6", "saddr");
     // One comparison after the other and not a set: that would be one more thing to list for each later run of nft.
     let mut not_own: Vec<Statement> = own.iter().map(|address| isnt(source(), text(*address))).collect();
-    not_own.push(isnt(source(), "::"));
-    if inventive {
-        not_own.push(isnt(source(), prefix(IpAddr::V6(LINK_LOCAL), 64)));
+    if owner.inventive || owner.any_address {
         writer.rule("link-local of the router", [is(source(), text(ROUTER)), DROP]);
         writer.rule(
             "link-local of another MAC",
@@ -407,27 +411,42 @@ fn sources6(writer: &mut Writer<'_>, inventive: bool, local: Ipv6Addr, own: &[Ip
             ],
         );
     }
+    if owner.any_address {
+        not_own.extend([is(source(), "@taken6"), DROP]);
+        writer.rule("another's IPv6", not_own);
+        return;
+    }
+    not_own.push(isnt(source(), "::"));
+    if owner.inventive {
+        not_own.push(isnt(source(), prefix(IpAddr::V6(LINK_LOCAL), 64)));
+    }
     not_own.push(DROP);
     writer.rule("own IPv6", not_own);
 }
 
-/// The same for the addresses that neighbour discovery is about.
-fn targets6(writer: &mut Writer<'_>, inventive: bool, local: Ipv6Addr, own: &[Ipv6Addr]) {
+/// The same for the addresses that neighbour discovery is about. (Raw payload can't be looked up in a set: what the broker gave
+/// to others is not looked for here, if any address may be used.)
+fn targets6(writer: &mut Writer<'_>, owner: &Owner<'_>, local: Ipv6Addr, own: &[Ipv6Addr]) {
     let target = || raw("th", 64, 128);
+    let link_local = || Expression::Text("0xfe80000000000000".to_owned());
     let mut not_own: Vec<Statement> = own.iter().map(|address| isnt(target(), number(*address))).collect();
-    if inventive {
-        let link_local = Expression::Text("0xfe80000000000000".to_owned());
-        not_own.push(isnt(raw("th", 64, 64), link_local.clone()));
+    if owner.inventive || owner.any_address {
         writer.rule("claims of the router's link-local", [is(target(), number(ROUTER)), DROP]);
         writer.rule(
             "claims of link-local of another MAC",
             [
-                is(raw("th", 64, 64), link_local),
+                is(raw("th", 64, 64), link_local()),
                 isnt(target(), number(local)),
                 is(raw("th", 152, 16), 0xfffe),
                 DROP,
             ],
         );
+    }
+    if owner.any_address {
+        return;
+    }
+    if owner.inventive {
+        not_own.push(isnt(raw("th", 64, 64), link_local()));
     }
     not_own.push(DROP);
     writer.rule("claims of own IPv6", not_own);

@@ -292,7 +292,18 @@ impl World {
         if kind == Kind::Walled {
             world.host.set("ipv4/conf/cgrant0/route_localnet", "1");
         }
+        world.wait();
         world
+    }
+
+    /// Waits until the bridge has seen that its ports are up, which it does when it has time.
+    fn wait(&self) {
+        let end = Instant::now() + Duration::from_secs(60);
+        for ip in self.containers.iter().flat_map(Container::ips) {
+            while !self.host.ping(ip) {
+                assert!(Instant::now() < end, "the container at {ip} is out of reach of its host");
+            }
+        }
     }
 
     fn add_server(&mut self, kind: Kind) {
