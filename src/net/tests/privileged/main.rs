@@ -46,14 +46,17 @@ fn main() -> ExitCode {
     assert!(rustix::process::geteuid().is_root(), "these tests need root");
     let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let chosen = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(*filter));
-    let mut failed = Vec::new();
+    let (mut passed_count, mut failed) = (0_usize, Vec::new());
     for (name, test) in tests.into_iter().filter(|(name, _)| chosen(name)) {
         let passed = in_namespace(test);
         println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
-        if !passed {
+        if passed {
+            passed_count += 1;
+        } else {
             failed.push(name);
         }
     }
+    println!("test result: {passed_count} passed; {} failed", failed.len());
     if failed.is_empty() {
         return ExitCode::SUCCESS;
     }
