@@ -164,7 +164,8 @@ impl Net {
     }
 
     fn perform(&mut self, order: Order, fds: Vec<OwnedFd>) -> Carried {
-        let needs_nothing = matches!(order, Order::FindSubnets { .. } | Order::Examine | Order::ListAddresses);
+        let needs_nothing =
+            matches!(order, Order::FindSubnets { .. } | Order::Examine | Order::ListAddresses);
         if !needs_nothing && !self.is_restored {
             return Err(Failure::Malformed("it came before what ought to be was told"));
         }
