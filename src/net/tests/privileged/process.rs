@@ -11,6 +11,7 @@ use cgrant_sys::{Channel, Child, Clone3, Exit, privilege::close_fds_from, seqpac
 use cgrant_wire::{
     FdIndex,
     boot::{CONTROL_FD, FromChild, LogTarget, NetBoot, ToChild},
+    link::LinkKind,
     net::{FromNet, NetEvent, Order, OrderId, Reply, ToNet},
 };
 use nix::fcntl::{FcntlArg, fcntl};
@@ -122,6 +123,12 @@ fn a_confined_helper_serves() {
         }
         other => panic!("{other:?}"),
     }
+    let mut tap = link(2);
+    tap.info.kind = LinkKind::Tap;
+    let order = Order::AddLink { bridge: own_bridge(), link: tap.clone(), netns: None };
+    let reply = helper.order(order, &[]).unwrap();
+    assert!(matches!(reply, Reply::Link { tap: Some(FdIndex(0)), .. }), "{reply:?}");
+    helper.order(Order::RemoveLink(tap.key), &[]).unwrap();
     run_in(&netns, "ip link del eth0");
     let gone = helper.receive();
     assert_eq!(gone, FromNet::Event(NetEvent::LinkGone { key: one.key, far_end: true }));
