@@ -49,7 +49,13 @@ const ELSEWHERE: &[&str] = &[
     "grants::names_of_every_byte_are_taken_or_refused",
     "grants::sizes_of_ranges",
     "links::a_tap_speaks_with_containers",
+    "links::four_containers_of_two_accounts",
     "links::links_come_and_go_while_a_grant_lives",
+    "links::names_lead_both_ways",
+    "links::the_command_line",
+    "links::what_a_link_is_like",
+    "links_attacks::nobody_steals_or_fills_the_bridges_memory",
+    "links_attacks::the_hosts_loopback_is_the_hosts",
     "limits::wrong_values_are_refused_and_change_nothing",
 ];
 

@@ -100,6 +100,8 @@ impl Plain {
 fn throughput(bench: &Bench, network: &Network<'_>, client: &Client, plain: &Plain) {
     let one = Container::new(&bench.user, client, "one", Options::new());
     let two = Container::new(&bench.user, client, "two", Options::new());
+    // On a machine of people's everybody may open it.
+    network.host.sh("mount -t tmpfs tun /dev/net; mknod -m 666 /dev/net/tun c 10 200");
     let helper = network.node_of(&bench.user);
     let (pasta, slirp) = (user_mode(bench, &helper, Mode::Pasta), user_mode(bench, &helper, Mode::Slirp));
     for node in [&two.node, &plain.two, &network.host, &network.outside] {
@@ -290,19 +292,12 @@ fn creation(bench: &Bench, network: &Network<'_>, client: &Client, plain: &Plain
 fn lxc(bench: &Bench, network: &Network<'_>) -> Option<Node> {
     let scratch = bench.lab.scratch.display();
     let uid = bench.user.uid;
-    let (status, _) = network.host.try_run(&[
-        "test",
-        "-u",
-        "/usr/libexec/lxc/lxc-user-nic",
-        "-a",
-        "-f",
-        "/etc/lxc/lxc-usernet",
-    ]);
+    let (status, _) = network.host.try_run(&["test", "-u", "/usr/libexec/lxc/lxc-user-nic"]);
     if status != 0 {
         return None;
     }
     network.host.sh(&format!(
-        "echo 'bench veth plain 100' >{scratch}/lxc-usernet; mount --bind {scratch}/lxc-usernet /etc/lxc/lxc-usernet
+        "mount -t tmpfs lxc /etc/lxc; echo 'bench veth plain 100' >/etc/lxc/lxc-usernet
          {{ cat /etc/passwd; echo 'bench:x:{uid}:{uid}::{}:/bin/sh'; }} >{scratch}/passwd; mount --bind {scratch}/passwd /etc/passwd
          mount -t tmpfs run /run; mkdir /run/lxc",
         bench.user.home.display()
