@@ -672,6 +672,16 @@ mod tests {
     }
 
     #[test]
+    fn what_all_may_read_is_so_under_any_umask() {
+        let (directory, dir) = scratch();
+        for content in ["one", "two"] {
+            dir.write_readable("f", content.as_bytes()).unwrap();
+            assert_eq!((dir.read("f", 10).unwrap().as_str(), dir.names().unwrap().len()), (content, 1));
+            assert_eq!(std::fs::metadata(directory.path().join("f")).unwrap().mode() & 0o7777, 0o644);
+        }
+    }
+
+    #[test]
     fn sweeping_takes_unfinished_files_only() {
         let (directory, dir) = scratch();
         for name in [".f.0123456789abcdef.new", "f", ".hidden", "x.new"] {

@@ -22,11 +22,14 @@ pub const TESTS: &[Test] = &[
         "rights::kept_capabilities_survive_execve_and_others_do_not",
         kept_capabilities_survive_execve_and_others_do_not,
     ),
+    ("rights::an_account_keeps_capabilities_through_execve", an_account_keeps_capabilities_through_execve),
     ("rights::no_new_privs_is_set", no_new_privs_is_set),
     ("rights::what_is_not_dumpable_belongs_to_root", what_is_not_dumpable_belongs_to_root),
     ("rights::threads_are_counted", threads_are_counted),
     ("rights::descriptors_are_closed_but_those_kept", descriptors_are_closed_but_those_kept),
     ("rights::a_filter_refuses_what_is_not_listed", a_filter_refuses_what_is_not_listed),
+    ("rights::a_filter_refuses_what_is_listed", a_filter_refuses_what_is_listed),
+    ("rights::an_ignored_signal_is_ignored_by_programs", an_ignored_signal_is_ignored_by_programs),
     ("rights::a_filter_can_kill", a_filter_can_kill),
     ("rights::the_runtime_list_is_enough_for_the_runtime", the_runtime_list_is_enough_for_the_runtime),
 ];
@@ -77,6 +80,19 @@ fn kept_capabilities_survive_execve_and_others_do_not() {
     let text = String::from_utf8(output.stdout).unwrap();
     let effective = u64::from_str_radix(text.split_ascii_whitespace().nth(1).unwrap(), 16).unwrap();
     assert_eq!(effective, Capability::CAP_SETPCAP.bitmask());
+}
+
+fn an_account_keeps_capabilities_through_execve() {
+    use cgrant_sys::privilege::keep_through_exec;
+    // As in a user namespace where the account is nobody's root.
+    rustix::thread::set_keep_capabilities(true).unwrap();
+    become_account(12345, 12346).unwrap();
+    let kept = [Capability::CAP_NET_RAW, Capability::CAP_KILL];
+    keep_through_exec(&kept).unwrap();
+    let output = std::process::Command::new("grep").args(["^CapEff", "/proc/self/status"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let effective = u64::from_str_radix(text.split_ascii_whitespace().nth(1).unwrap(), 16).unwrap();
+    assert_eq!(effective, kept[0].bitmask() | kept[1].bitmask());
 }
 
 fn no_new_privs_is_set() {
@@ -133,6 +149,24 @@ fn a_filter_refuses_what_is_not_listed() {
     let _ = std::os::unix::process::parent_id();
     assert_eq!(std::fs::File::open("/dev/null").unwrap_err().raw_os_error(), Some(libc::EPERM));
     assert_eq!(rustix::thread::no_new_privs().unwrap_err(), rustix::io::Errno::PERM);
+}
+
+fn a_filter_refuses_what_is_listed() {
+    use rustix::net::{AddressFamily, SocketType, netlink, socket};
+    seccomp::refuse(&[libc::SYS_getpriority]).unwrap();
+    assert_eq!(rustix::process::getpriority_process(None).unwrap_err(), rustix::io::Errno::PERM);
+    assert!(std::fs::File::open("/dev/null").is_ok());
+    assert!(socket(AddressFamily::INET, SocketType::DGRAM, None).is_ok());
+    // NETLINK_ROUTE is protocol 0.
+    assert!(socket(AddressFamily::NETLINK, SocketType::RAW, None).is_ok());
+    let other = socket(AddressFamily::NETLINK, SocketType::RAW, Some(netlink::NETFILTER));
+    assert_eq!(other.unwrap_err(), rustix::io::Errno::PERM);
+}
+
+fn an_ignored_signal_is_ignored_by_programs() {
+    cgrant_sys::signals::ignore(nix::sys::signal::Signal::SIGHUP).unwrap();
+    let status = std::process::Command::new("sh").args(["-c", "kill -HUP $$; exit 7"]).status().unwrap();
+    assert_eq!(status.code(), Some(7));
 }
 
 fn a_filter_can_kill() {
