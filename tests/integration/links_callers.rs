@@ -42,14 +42,12 @@ fn descriptors_that_are_not_the_callers(lab: &Lab) {
     refused("a pidfd", &own.process.pidfd, "InvalidDescriptor");
     let file = OwnedFd::from(fs::File::open("/dev/null").unwrap());
     refused("a device", &file, "InvalidDescriptor");
-    let path = OwnedFd::from(
-        rustix::fs::open(
-            format!("/proc/{}/ns/net", own.process.pid),
-            rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
-            rustix::fs::Mode::empty(),
-        )
-        .unwrap(),
-    );
+    let path = rustix::fs::open(
+        format!("/proc/{}/ns/net", own.process.pid),
+        rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )
+    .unwrap();
     refused("a path that proves nothing", &path, "InvalidDescriptor");
     let (pipe, _end) = rustix::pipe::pipe().unwrap();
     refused("a pipe", &pipe, "InvalidDescriptor");
