@@ -115,8 +115,15 @@ impl Space {
         let stream = self.enter(|| TcpStream::connect_timeout(&to, time));
         let _stream = stream.ok()?;
         listener.set_nonblocking(true).unwrap();
-        // Somebody else may have answered.
-        listener.accept().ok().map(|(_, peer)| peer.ip())
+        // Somebody else may have answered; or the server's kernel has not yet seen the last step of the handshake.
+        let end = Instant::now() + time;
+        loop {
+            match listener.accept() {
+                Ok((_, peer)) => return Some(peer.ip()),
+                Err(_) if Instant::now() > end => return None,
+                Err(_) => std::thread::sleep(Duration::from_millis(2)),
+            }
+        }
     }
 
     /// As [`Space::connect`], with a datagram there and back, from port `from` (0 for any); the sender that the server saw.
