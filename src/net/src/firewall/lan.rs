@@ -4,13 +4,20 @@
 //! the broker's are let alone.
 
 use super::{
-    mark::{MASK, PUBLISHED},
-    schema::{ACCEPT, Command, DROP, Expression, Family, Hook, Statement, Writer, is, isnt, meta},
+    mark::{BRIDGED, MASK, Mark, PUBLISHED},
+    schema::{ACCEPT, Command, DROP, Expression, Family, Hook, Mangle, Statement, Writer, is, isnt, meta},
 };
 
 /// Bits of the mark that are ours.
 pub fn our_mark() -> Expression {
     Expression::And(Box::new([meta("mark"), Expression::from(u64::from(MASK))]))
+}
+
+/// Changes our bits of the mark, and only those.
+pub fn set_mark(mark: Mark) -> Statement {
+    let others = Expression::And(Box::new([meta("mark"), Expression::from(u64::from(!MASK))]));
+    let value = Expression::Or(Box::new([others, Expression::from(u64::from(mark.0))]));
+    Statement::Mangle(Mangle { key: meta("mark"), value })
 }
 
 /// The chains.
@@ -21,6 +28,8 @@ pub fn chains(table: &str) -> Vec<Command> {
     let from = |set: &str| is(meta("iif"), set);
     let to = |set: &str| is(meta("oif"), set);
     let walled = || isnt(our_mark(), 0);
+    // With bridge-nf-call-* the inet table sees the packet next, and could not tell it from one that is routed.
+    let bridged = || set_mark(BRIDGED);
     // With bridge-nf-call-iptables a connection to a port published on this bridge is bridged to its container, its
     // destination rewritten; the inet table said so with this mark. Ports are in hairpin mode for one that reaches itself that
     // way, and only for that: a container that got its own broadcasts back would find its addresses taken.
@@ -30,14 +39,14 @@ pub fn chains(table: &str) -> Vec<Command> {
     // Two containers of one account. The first test keeps out marks of another instance on a bridge that both use: its numbers
     // mean other accounts.
     let same = Expression::Concat(vec![our_mark(), meta("oif")]);
-    writer.rule("same account", [from("@links"), is(same, "@same"), ACCEPT]);
-    writer.rule("both open", [from("@open"), to("@open"), walled(), ACCEPT]);
+    writer.rule("same account", [from("@links"), is(same, "@same"), bridged(), ACCEPT]);
+    writer.rule("both open", [from("@open"), to("@open"), walled(), bridged(), ACCEPT]);
     // Wants: another account's container.
     writer.rule("other accounts", [from("@links"), to("@links"), DROP]);
-    writer.rule("to the name server", [from("@links"), to("@servers"), walled(), ACCEPT]);
-    writer.rule("from the name server", [from("@servers"), to("@links"), walled(), ACCEPT]);
+    writer.rule("to the name server", [from("@links"), to("@servers"), walled(), bridged(), ACCEPT]);
+    writer.rule("from the name server", [from("@servers"), to("@links"), walled(), bridged(), ACCEPT]);
     // On a bridge of the administrator's, what else is on it is what the link is for.
-    writer.rule("to the administrator's network", [from("@foreign"), walled(), ACCEPT]);
+    writer.rule("to the administrator's network", [from("@foreign"), walled(), bridged(), ACCEPT]);
     writer.rule("from the administrator's network", [to("@foreign"), ACCEPT]);
     // On an own bridge nothing else belongs.
     for (comment, side) in [

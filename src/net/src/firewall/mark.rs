@@ -17,10 +17,13 @@ pub const PUBLISHED: Mark = Mark(0xfff0_0000);
 /// On packets of name servers.
 pub const SERVER: Mark = Mark(0xffe0_0000);
 
+/// On packets that are bridged and may be: what is routed never has it.
+pub const BRIDGED: Mark = Mark(0xffd0_0000);
+
 const SHIFT: u32 = 20;
 
 /// The last number of an account.
-const LAST: u32 = 0xffd;
+const LAST: u32 = 0xffc;
 
 /// A mark, in place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,7 +103,7 @@ mod tests {
         let mut marks = Marks::default();
         for account in 0..LAST {
             let mark = take(&mut marks, account).unwrap();
-            assert!(mark != SERVER && mark != PUBLISHED && mark.0 & !MASK == 0 && mark.0 != 0);
+            assert!(![SERVER, PUBLISHED, BRIDGED].contains(&mark) && mark.0 & !MASK == 0 && mark.0 != 0);
         }
         assert!(matches!(take(&mut marks, LAST), Err(FirewallError::Accounts(LAST))));
     }

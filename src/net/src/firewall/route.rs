@@ -5,11 +5,11 @@
 //! sides; the rules hold for those as well.
 
 use super::{
-    lan::our_mark,
-    mark::{MASK, PUBLISHED, SERVER},
+    lan::{our_mark, set_mark},
+    mark::{BRIDGED, PUBLISHED, SERVER},
     schema::{
-        ACCEPT, Command, DROP, Expression, Family, Hook, Mangle, Match, Nat, Ports, Statement, Writer, ct,
-        field, goto, is, isnt, jump, meta,
+        ACCEPT, Command, DROP, Expression, Family, Hook, Match, Nat, Ports, Statement, Writer, ct, field,
+        goto, is, isnt, jump, meta,
     },
 };
 
@@ -92,10 +92,8 @@ fn published(writer: &mut Writer<'_>) {
     // Connections to a published port may cross accounts, also where bridge-nf-call-iptables bridges them. New and established
     // only: an ICMP error that claims to belong to somebody's connection has no such right.
     writer.chain("crossing", hook("filter", "prerouting", -90));
-    let bits = Expression::And(Box::new([meta("mark"), Expression::from(u64::from(!MASK))]));
-    let mark = Expression::Or(Box::new([bits, Expression::from(u64::from(PUBLISHED.0))]));
-    let set = Statement::Mangle(Mangle { key: meta("mark"), value: mark });
-    writer.rule("published", [isnt(our_mark(), 0), dnat(), state(["new", "established"]), set]);
+    writer
+        .rule("published", [isnt(our_mark(), 0), dnat(), state(["new", "established"]), set_mark(PUBLISHED)]);
 }
 
 fn redirect(family: &'static str, map: &str, key: &Expression) -> Statement {
@@ -196,12 +194,14 @@ fn between(writer: &mut Writer<'_>) {
 
 /// Who may pass from link to link.
 fn passage(writer: &mut Writer<'_>) {
-    // A frame to all or to a group is never routed: this one is bridged, and the bridge table judges it.
-    writer.rule("bridged", [isnt(meta("pkttype"), "host"), ACCEPT]);
-    // Nor is what comes from a link-local address, or from none.
-    let local = Expression::Prefix { addr: "fe80::".to_owned(), len: 10 };
-    writer.rule("bridged, from link-local", [is(field("ip6", "saddr"), local), ACCEPT]);
-    writer.rule("bridged, from nowhere", [is(field("ip6", "saddr"), "::"), ACCEPT]);
+    // What is bridged comes by here with bridge-nf-call-*; the bridge table has judged it.
+    writer.rule("bridged", [is(our_mark(), u64::from(BRIDGED.0)), ACCEPT]);
+    // Wants: another account's container, past all that is said about addresses below. The kernel routes what is link-local, or comes
+    // from nowhere, if it leaves where it came in [tried: 6.18].
+    let local = || Expression::Prefix { addr: "fe80::".to_owned(), len: 10 };
+    writer.rule("from link-local", [is(field("ip6", "saddr"), local()), DROP]);
+    writer.rule("to link-local", [is(field("ip6", "daddr"), local()), DROP]);
+    writer.rule("from nowhere", [is(field("ip6", "saddr"), "::"), DROP]);
     writer.rule("published", [dnat(), state(["new", "established"]), ACCEPT]);
     for (protocol, same, known, open) in
         [("ip", "@same4", "@known4", "@open4"), ("ip6", "@same6", "@known6", "@open6")]

@@ -6,10 +6,10 @@ use cgrant_wire::link::{PublishedPort, Transport};
 
 use crate::{
     Test,
-    frame::{UDP, ethernet, ip4, same, udp},
+    frame::{UDP, ethernet, ip4, ip6, link_local, same, udp},
     world::{
-        ABSENCE, GATEWAY_MAC, GATEWAY4, GATEWAY6, HOST4, HOST6, Kind, OUTSIDE4, OUTSIDE6, SERVER4, SERVER6,
-        Space, World,
+        ABSENCE, ARRIVAL, GATEWAY_MAC, GATEWAY4, GATEWAY6, HOST4, HOST6, Kind, OUTSIDE4, OUTSIDE6, SERVER4,
+        SERVER6, Space, World,
     },
 };
 
@@ -17,6 +17,7 @@ use crate::{
 pub const TESTS: &[Test] = &[
     ("containers of an account reach each other", account),
     ("containers of other accounts are out of reach", other_accounts),
+    ("nothing link-local is routed to other accounts", no_way_round),
     ("open links reach each other", open),
     ("the host reaches containers", host),
     ("containers reach nothing of the host's", services),
@@ -96,6 +97,27 @@ fn other_accounts(called: bool) {
                 );
                 assert_eq!(client.space.ping(ip), reached, "routed ping, {one} to {other} at {ip}");
             }
+        }
+    }
+}
+
+/// The kernel routes what comes from a link-local address, or goes to one, if it leaves where it came in [tried: 6.18].
+fn no_way_round(called: bool) {
+    for kind in [Kind::Open, Kind::Walled] {
+        let world = World::new(kind, called);
+        let (one, other) = (&world.containers[0], &world.containers[2]);
+        let (own, theirs) = (link_local(one.mac()), link_local(other.mac()));
+        for (from, to) in [(own, other.ip6()), (own, theirs), (one.ip6(), theirs)] {
+            let text = format!("{from} {to}");
+            let mut data = udp(from.into(), to.into(), (5000, 5001));
+            data.truncate(8);
+            let frame = ethernet(GATEWAY_MAC, one.mac(), 0x86dd, &ip6(from, to, UDP, &data));
+            let watch = other.space.packets("eth0", 3);
+            one.wire.send(&frame);
+            let (time, walled) = if kind == Kind::Open { (ARRIVAL, false) } else { (ABSENCE, true) };
+            let addresses = [from.octets(), to.octets()].concat();
+            let arrived = watch.sees(time, |seen| seen.get(22..54) == Some(&addresses[..]));
+            assert_eq!(arrived, !walled, "{text}");
         }
     }
 }
@@ -188,7 +210,7 @@ fn name_server(called: bool) {
     let packet = ip4(SERVER4, client.ip4(), UDP, &answer);
     let frame = ethernet(client.mac(), crate::world::SERVER_MAC, 0x0800, &packet);
     packets.send(&frame);
-    assert!(watch.sees(crate::world::ARRIVAL, |seen| same(seen, &frame)), "an answer of the name server's");
+    assert!(watch.sees(ARRIVAL, |seen| same(seen, &frame)), "an answer of the name server's");
     let forged =
         ethernet(client.mac(), crate::world::SERVER_MAC, 0x0800, &ip4(GATEWAY4, client.ip4(), UDP, &answer));
     packets.send(&forged);
