@@ -86,7 +86,7 @@ fn arp(writer: &mut Writer<'_>) {
 
 /// IPv4 whose source was looked at.
 fn ip4(writer: &mut Writer<'_>) {
-    writer.chain("ip4", None);
+    writer.chain("internet4", None);
     // Wants: source routes, round the account test. Only IGMP needs an option.
     writer.rule("options", [isnt(field("ip", "hdrlength"), 5), isnt(field("ip", "protocol"), 2), DROP]);
     // Wants: to become the network's querier, and by its silence end what others hear of groups. Reports pass.
@@ -121,7 +121,7 @@ fn ip4(writer: &mut Writer<'_>) {
 
 /// IPv6 whose source was looked at. Returns for neighbour discovery, which the link's own chain judges.
 fn ip6(writer: &mut Writer<'_>) {
-    writer.chain("ip6", None);
+    writer.chain("internet6", None);
     writer.rule("no IPv6 address yet", [is(field("ip6", "saddr"), "::"), goto("nothing6")]);
     // As for IPv4.
     writer.rule("DHCPv6 answers from", [is(field("udp", "sport"), 547), DROP]);
@@ -326,14 +326,14 @@ fn internet4(writer: &mut Writer<'_>, owner: &Owner<'_>) {
     writer.rule("ARP of another", [is(sender.clone(), "@taken4"), DROP]);
     let probed = is(field("arp", "daddr ip"), "@taken4");
     writer.rule("ARP probe of another", [is(sender, "0.0.0.0"), probed, DROP]);
-    writer.rule("any IPv4", [is(field("ether", "type"), "ip"), goto("ip4")]);
+    writer.rule("any IPv4", [is(field("ether", "type"), "ip"), goto("internet4")]);
     writer.rule("any ARP", [is(field("arp", "saddr ether"), owner.mac), goto("arp4")]);
 }
 
 fn own4(writer: &mut Writer<'_>, owner: &Owner<'_>, address: IpAddr) {
     let sender = || is(field("arp", "saddr ether"), owner.mac);
     // Wants: a neighbour's address, to answer in its place or to have the blame fall on it.
-    writer.rule("own IPv4", [is(field("ip", "saddr"), address), goto("ip4")]);
+    writer.rule("own IPv4", [is(field("ip", "saddr"), address), goto("internet4")]);
     writer.rule("no IPv4 yet", [is(field("ip", "saddr"), "0.0.0.0"), goto("nothing4")]);
     // Wants: the neighbour's, or the gateway's, traffic, by saying that its address lives here. ARP has no other sender.
     writer.rule("own ARP", [sender(), is(field("arp", "saddr ip"), address), goto("arp4")]);
@@ -354,7 +354,7 @@ fn internet6(writer: &mut Writer<'_>, owner: &Owner<'_>) {
     let mut own: Vec<Ipv6Addr> = owner.addresses.iter().filter_map(only6).collect();
     own.push(local);
     sources6(writer, owner, local, &own);
-    writer.rule("IPv6", [is(field("ether", "type"), "ip6"), jump("ip6")]);
+    writer.rule("IPv6", [is(field("ether", "type"), "ip6"), jump("internet6")]);
     // Only neighbour discovery comes back from there.
     // Wants: to name another's MAC beside its own address, or its own beside another's. One option at most, and what it says
     // is looked at: a second one could say something else.

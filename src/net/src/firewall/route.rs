@@ -231,10 +231,10 @@ fn source(writer: &mut Writer<'_>) {
         [("ip", "@known4", "from containers"), ("ip6", "@known6", "from containers, IPv6")]
     {
         let (saddr, daddr) = (field(protocol, "saddr"), field(protocol, "daddr"));
-        writer.rule(comment, [is(saddr, known), is(daddr, known), goto("masquerade")]);
+        writer.rule(comment, [is(saddr, known), is(daddr, known), goto("host-name")]);
     }
     let local = is(Expression::Fib { result: "type", flags: ["saddr"] }, "local");
-    writer.rule("from the host", [to_bridges(), local, goto("masquerade")]);
+    writer.rule("from the host", [to_bridges(), local, goto("host-name")]);
 
     // Wants: a published port of somebody else's. Who sends from the host's port 5000 to a client is the one that the client's
     // packets to port 5000 are an answer to: they would come here and not to the container that has the port. So only that
@@ -244,7 +244,7 @@ fn source(writer: &mut Writer<'_>) {
         [("ip", "@held4", "own published port"), ("ip6", "@held6", "own published port, IPv6")]
     {
         let own = is(pair(field(protocol, "saddr"), service("sport")), held);
-        writer.rule(comment, [own, goto("masquerade")]);
+        writer.rule(comment, [own, goto("host-name")]);
     }
     for transport in ["tcp", "udp"] {
         let held = is(Expression::Concat(service("sport").into()), "@held");
@@ -253,11 +253,11 @@ fn source(writer: &mut Writer<'_>) {
         let random = masquerade(Some("fully-random"));
         writer.rule(comment, [is(meta("l4proto"), transport), held, random]);
     }
-    writer.rule("the rest", [goto("masquerade")]);
+    writer.rule("the rest", [goto("host-name")]);
 
     // Wants: a source port that NFS, rsh and others trust because only root has it on the host; without the range a container's
     // port 700 leaves as port 700 [tried].
-    writer.chain("masquerade", None);
+    writer.chain("host-name", None);
     for (transport, comment) in [("tcp", "TCP"), ("udp", "UDP")] {
         writer.rule(comment, [is(meta("l4proto"), transport), masquerade(None)]);
     }
