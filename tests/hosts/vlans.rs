@@ -83,6 +83,7 @@ fn links_in_vlans(lab: &Lab) {
     }
     network.assert_as_before();
     drop((here, elsewhere));
+    network.host.run(&["ip", "link", "del", "office"]);
     wait_until("the machines are gone", || {
         !network.devices().iter().any(|name| name == "desk" || name == "lobby")
     });
