@@ -82,6 +82,9 @@ impl Picture {
                     // Only indexes of devices are numbers in one and names in the other.
                     let word = |(place, word): (usize, String)| match devices.get(place) {
                         Some(kind) if kind == "iface_index" => name(&word),
+                        // Without /etc/protocols nft lists numbers [tried].
+                        Some(kind) if kind == "inet_proto" && word == "6" => "tcp".to_owned(),
+                        Some(kind) if kind == "inet_proto" && word == "17" => "udp".to_owned(),
                         _ => word,
                     };
                     words(element).into_iter().enumerate().map(word).collect::<Vec<_>>().join(" ")
