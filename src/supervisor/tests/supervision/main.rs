@@ -202,7 +202,9 @@ fn without_a_network_helper_the_rest_is_served() {
     assert_eq!(scene.count_prefix("engine pid "), 1);
     scene.mode("net", "");
     let end = broker.stop();
-    assert!(end.stderr.contains("network helper: it ended with status 4"), "{}", end.stderr);
+    // Its channel may be seen to end before it has ended itself; it is made sure of then.
+    let told = ["network helper: it ended with status 4", "network helper: it was killed by SIGKILL"];
+    assert!(told.iter().any(|words| end.stderr.contains(words)), "{}", end.stderr);
 }
 
 fn restarts_come_slower_and_slower() {
