@@ -42,6 +42,23 @@ pub fn main_without(tests: &[&[Test]], left_out: &[&str]) -> ExitCode {
     main(&[&kept])
 }
 
+/// As [`main_without`], also without `modules`, whose tests are reported as those of `host`.
+pub fn main_without_modules(tests: &[&[Test]], left_out: &[&str], modules: &[&str], host: &str) -> ExitCode {
+    let short = |name: &'static str| name.split_once("::").map_or(name, |(_, rest)| rest);
+    let is_elsewhere = |name: &'static str| modules.iter().any(|module| short(name).starts_with(module));
+    let (elsewhere, here): (Vec<Test>, Vec<Test>) =
+        tests.concat().into_iter().partition(|(name, _)| is_elsewhere(name));
+    let kept_out: Vec<&str> =
+        left_out.iter().copied().filter(|name| here.iter().any(|(known, _)| short(known) == *name)).collect();
+    if let Some(end) = agent::requested() {
+        return end;
+    }
+    for (name, _) in elsewhere.iter().filter(|(name, _)| !left_out.contains(&short(name))) {
+        append_to_report(&format!("same {} {host}\n", short(name)));
+    }
+    main_without(&[&here], &kept_out)
+}
+
 /// The main function of a test program.
 pub fn main(tests: &[&[Test]]) -> ExitCode {
     if let Some(end) = agent::requested() {
@@ -112,17 +129,20 @@ fn broker_logs(lab: &Lab) -> String {
 
 // For runs in a virtual machine: one line a test in a file.
 fn report(name: &str, seconds: f32, failure: Option<&str>) {
+    let mut text = match failure {
+        None => format!("ok {name} {seconds:.1}\n"),
+        Some(_) => format!("FAILED {name} {seconds:.1}\n"),
+    };
+    for line in failure.into_iter().flat_map(str::lines) {
+        text += &format!("| {line}\n");
+    }
+    append_to_report(&text);
+}
+
+fn append_to_report(text: &str) {
     let Ok(path) = std::env::var("CGRANT_TEST_REPORT") else { return };
     let mut file = fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
-    match failure {
-        None => writeln!(file, "ok {name} {seconds:.1}").unwrap(),
-        Some(message) => {
-            writeln!(file, "FAILED {name} {seconds:.1}").unwrap();
-            for line in message.lines() {
-                writeln!(file, "| {line}").unwrap();
-            }
-        }
-    }
+    file.write_all(text.as_bytes()).unwrap();
 }
 
 // The programs in a directory that every user can reach; the build's own may lie under somebody's home.
