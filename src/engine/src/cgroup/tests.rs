@@ -727,7 +727,8 @@ fn bomb(uid: u32, size: usize, script: &str) {
         refused
     });
     let count = attempts.find_map(Result::ok).expect("it is caught in one of twenty attempts");
-    assert!(count > 1, "{count}");
+    // Of a spark each that was moved may have ended when they are counted.
+    assert!(count >= 1, "{count}");
     let payload = format!("/{}/", place.name);
     let inside = |line: &str| line.contains(&payload) && line.ends_with("/payload");
     let proc = cgrant_sys::ProcFs::open().unwrap();
@@ -740,6 +741,7 @@ fn bomb(uid: u32, size: usize, script: &str) {
         }
     }
     assert!(!entry.exists());
+    until("it goes on inside", || processes_of(uid).len() >= size);
     place.tree.remove(&grant, true).unwrap();
     assert_eq!(processes_of(uid), Vec::<u32>::new(), "all were inside, so all are dead");
     assert_eq!(place.left(), [origin]);
