@@ -19,7 +19,7 @@
 //!   has, no capability outside the shown namespace, and no descriptor but that of the namespace.
 //! * *Kill, stop or slow it*: before it joins nobody has a right to it; afterwards it has one system call to go, its last.
 //!   Until then it holds up the attacker's own request only: the helper waits for all members at once,
-//!   and each has a time limit. A zombie can't be stopped, traced or ended, however long the numbers take.
+//!   and each has a time limit, at which it is killed, so that stopped ones don't pile up. A zombie can't be stopped, traced or ended, however long the numbers take.
 //! * *Have another process mistaken for it*: nothing is looked up by pid after the fork.
 //! * *Have a map written into a namespace of another's, of the host's, or of a parent of its own*: owner, parent
 //!   and identity are asked of the very descriptor that the member joins by; a namespace's never change.
@@ -132,8 +132,9 @@ impl<'a> Helper<'a> {
         use privilege::Capability as C;
         // SYS_ADMIN: to join, and for the member's setgroups file. SETUID and SETGID: the kernel asks for them to write
         // maps of ids other than one's own, and the member becomes its account with them. SYS_PTRACE: to see the member's
-        // /proc directory where proc is mounted with hidepid. SETFCAP is only asked for where uid 0 is mapped.
-        seclude(channel, &[C::CAP_SYS_ADMIN, C::CAP_SETUID, C::CAP_SETGID, C::CAP_SYS_PTRACE])?;
+        // /proc directory where proc is mounted with hidepid. KILL: to end a member, which has another uid, that somebody
+        // stopped on its way. SETFCAP is only asked for where uid 0 is mapped.
+        seclude(channel, &[C::CAP_SYS_ADMIN, C::CAP_SETUID, C::CAP_SETGID, C::CAP_SYS_PTRACE, C::CAP_KILL])?;
         Ok(Self { channel, spare, host: UsernsFd::own()?.id()?, pending: Vec::new(), ready: None })
     }
 
@@ -281,10 +282,11 @@ impl Ready {
     }
 }
 
-/// Lets a member that has not been sent anywhere end, and reaps it. It ends by itself when its gate is gone; the right
-/// to kill what has another uid is one that the helper does without.
+/// Ends a member that has not been sent anywhere, and reaps it. It would end by itself when its gate is gone, unless
+/// somebody has stopped it.
 fn dismiss(gate: Channel, member: &Pidfd) {
     drop(gate);
+    let _ = member.send_signal(cgrant_sys::pidfd::Signal::KILL);
     let _ = member.wait();
 }
 

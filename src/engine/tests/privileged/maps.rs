@@ -32,6 +32,7 @@ pub const TESTS: &[Test] = &[
         "maps::the_member_that_waits_has_one_right_and_one_descriptor",
         the_member_that_waits_has_one_right_and_one_descriptor,
     ),
+    ("maps::a_member_that_is_stopped_is_ended", a_member_that_is_stopped_is_ended),
     ("maps::the_helpers_end_with_the_engine", the_helpers_end_with_the_engine),
     ("maps::a_helper_that_died_is_told", a_helper_that_died_is_told),
     ("maps::the_name_service_knows_the_hosts_ids", the_name_service_knows_the_hosts_ids),
@@ -199,9 +200,9 @@ fn the_helpers_have_what_they_need_and_no_more() {
     let mapper = mapper();
     let bits =
         |numbers: &[u32]| format!("{:016x}", numbers.iter().fold(0u64, |set, number| set | 1 << number));
-    // CAP_SETGID 6, CAP_SETUID 7, CAP_SYS_PTRACE 19, CAP_SYS_ADMIN 21.
+    // CAP_KILL 5, CAP_SETGID 6, CAP_SETUID 7, CAP_SYS_PTRACE 19, CAP_SYS_ADMIN 21.
     // Standard streams and the channel; and what the first has of the member that waits: its pidfd, directory and gate.
-    let wanted = [(bits(&[6, 7, 19, 21]), 7), (bits(&[6, 7]), 4)];
+    let wanted = [(bits(&[5, 6, 7, 19, 21]), 7), (bits(&[6, 7]), 4)];
     for (pid, (expected, most)) in helpers(&mapper).into_iter().zip(wanted) {
         // The helper confines itself as its first act, but it is a process of its own.
         let deadline = Instant::now() + Duration::from_secs(5);
@@ -218,20 +219,27 @@ fn the_helpers_have_what_they_need_and_no_more() {
     }
 }
 
+/// The member that waits, once it has given up its rights and is not `before`.
+fn waiting_member(helper: u32, before: Option<u32>) -> u32 {
+    let members = || std::fs::read_to_string(format!("/proc/{helper}/task/{helper}/children")).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        // CAP_SYS_ADMIN 21.
+        if let Ok(member) = members().trim().parse()
+            && Some(member) != before
+            && status(member, "CapEff") == format!("{:016x}", 1 << 21)
+        {
+            return member;
+        }
+        assert!(Instant::now() < deadline, "no member waits: {:?}", members());
+        std::thread::yield_now();
+    }
+}
+
 fn the_member_that_waits_has_one_right_and_one_descriptor() {
     let mapper = mapper();
-    let [helper, _] = helpers(&mapper)[..] else { panic!("two helpers") };
-    let members = || std::fs::read_to_string(format!("/proc/{helper}/task/{helper}/children")).unwrap();
-    let until = |what: &str, holds: &dyn Fn() -> bool| {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while !holds() {
-            assert!(Instant::now() < deadline, "{what}");
-            std::thread::yield_now();
-        }
-    };
-    let confined = |pid: u32| status(pid, "CapEff") == format!("{:016x}", 1 << 21);
-    until("a member waits", &|| members().trim().parse().is_ok_and(confined));
-    let member: u32 = members().trim().parse().unwrap();
+    let helper = helpers(&mapper)[0];
+    let member = waiting_member(helper, None);
     let spare = Pool::default().own_block().unwrap().first() + 3;
     assert_eq!(status(member, "Uid"), [spare; 4].map(|id| id.to_string()).join(" "));
     assert_eq!(status(member, "CapPrm"), status(member, "CapEff"));
@@ -240,12 +248,25 @@ fn the_member_that_waits_has_one_right_and_one_descriptor() {
     let inside = Inside::of(USER);
     write(&mapper, &inside.namespace(), HostUid(USER), range(0), true).unwrap();
     inside.end();
-    let waits = |pid: u32| pid != member && confined(pid);
-    until("the next member waits", &|| members().trim().parse().is_ok_and(waits));
     // One that is gone is no harm.
-    let next: u32 = members().trim().parse().unwrap();
+    let next = waiting_member(helper, Some(member));
     Pidfd::open(next).unwrap().send_signal(Signal::KILL).unwrap();
     let inside = Inside::of(USER);
+    write(&mapper, &inside.namespace(), HostUid(USER), range(0), true).unwrap();
+    inside.end();
+}
+
+/// Who made the namespace can stop a member between its joining and its end; stopped ones must not pile up, or a few
+/// of them would leave no room for anybody's.
+fn a_member_that_is_stopped_is_ended() {
+    let mapper = mapper();
+    let helper = helpers(&mapper)[0];
+    let member = Pidfd::open(waiting_member(helper, None)).unwrap();
+    member.send_signal(Signal::STOP).unwrap();
+    let inside = Inside::of(USER);
+    let refused = refusal(write(&mapper, &inside.namespace(), HostUid(USER), range(0), true));
+    assert_eq!(refused, MapRefusal::Interfered);
+    assert!(readable(&member), "a stopped member lives on");
     write(&mapper, &inside.namespace(), HostUid(USER), range(0), true).unwrap();
     inside.end();
 }
