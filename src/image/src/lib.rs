@@ -3,10 +3,22 @@
 
 pub mod acl;
 pub mod archive;
+mod attributes;
+mod copy;
 mod limits;
 mod path;
+mod place;
 mod progress;
+mod remove;
+mod unpack;
+mod walk;
 
+pub use attributes::LeftOut;
+pub use copy::{Copied, CopyError, CopyOptions, copy};
 pub use limits::Limits;
 pub use path::{BadPath, TreePath};
+pub use place::{Omissions, PlaceError};
 pub use progress::{Progress, Step, Watch};
+pub use remove::remove_tree;
+pub use unpack::{UnpackError, Unpacked, unpack};
+pub use walk::WalkError;

@@ -44,6 +44,8 @@ pub enum Kind {
     Fifo,
     /// A device node.
     Device,
+    /// What an overlay's upper layer says "removed" with: a node of device 0:0. Never what an archive holds.
+    Whiteout,
 }
 
 /// A time in seconds since 1970 and nanoseconds.

@@ -184,7 +184,7 @@ fn flag(kind: &Kind) -> u8 {
         Kind::File(_) => b'0',
         Kind::HardLink(_) => b'1',
         Kind::SymbolicLink(_) => b'2',
-        Kind::Device => b'3',
+        Kind::Device | Kind::Whiteout => b'3',
         Kind::Directory => b'5',
         Kind::Fifo => b'6',
     }
