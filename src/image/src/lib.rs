@@ -5,6 +5,8 @@ pub mod acl;
 pub mod archive;
 mod attributes;
 mod copy;
+mod digest;
+mod export;
 mod limits;
 mod path;
 mod place;
@@ -15,6 +17,8 @@ mod walk;
 
 pub use attributes::LeftOut;
 pub use copy::{Copied, CopyError, CopyOptions, copy};
+pub use digest::{NotASum, Sha256};
+pub use export::{ExportError, Exported, Form, export, identity};
 pub use limits::Limits;
 pub use path::{BadPath, TreePath};
 pub use place::{Omissions, PlaceError};

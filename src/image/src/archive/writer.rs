@@ -70,11 +70,6 @@ impl<W: Write> Writer<W> {
         self.output.write_all(zeros.get(..self.padding).unwrap_or_default())
     }
 
-    /// The bytes that the member still must be given.
-    pub fn left(&self) -> u64 {
-        self.left
-    }
-
     /// Ends the archive.
     pub fn finish(mut self) -> io::Result<W> {
         self.output.write_all(&[0; 2 * BLOCK])?;
