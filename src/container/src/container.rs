@@ -58,6 +58,16 @@ impl Dispositions {
         Self::read("self")
     }
 
+    /// Looks at another process, whose end meanwhile the caller rules out.
+    pub(crate) fn of_process(pid: u32) -> io::Result<Self> {
+        Self::read(&pid.to_string())
+    }
+
+    /// As [`Dispositions::of`], for signals without a name too.
+    pub(crate) fn of_number(&self, signal: i32) -> io::Result<Disposition> {
+        disposition(&self.0, signal).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
     fn read(process: &str) -> io::Result<Self> {
         std::fs::read_to_string(format!("/proc/{process}/status")).map(Self)
     }

@@ -44,6 +44,20 @@ pub enum Step {
     DeviceLink,
     /// Showing who answers for names, and the container's own name.
     Names,
+    /// Opening the console's terminal, or showing it.
+    Console,
+    /// Making what `/run/host` tells.
+    HostView,
+    /// Writing what is the container's own into its root, at its first start.
+    Personal,
+    /// Giving up capabilities and system calls.
+    Confine,
+    /// Removing what an earlier start left in the payload.
+    Clean,
+    /// Entering the namespaces of a running container.
+    Join,
+    /// Looking up a user in the container.
+    User,
     /// Changing to the working directory.
     WorkingDirectory,
     /// Forking the command, under the reaper.
@@ -144,6 +158,13 @@ impl fmt::Display for StepFailure {
             Step::Device => write!(f, "cannot show the device {subject}"),
             Step::DeviceLink => write!(f, "cannot make the link {subject}"),
             Step::Names => write!(f, "cannot show a {subject} of its own"),
+            Step::Console => write!(f, "cannot set up the terminal {subject}"),
+            Step::HostView => write!(f, "cannot make /run/host/{subject}"),
+            Step::Personal => write!(f, "cannot write /{subject}"),
+            Step::Confine => write!(f, "cannot give up {subject}"),
+            Step::Clean => write!(f, "cannot clean the cgroup {subject:?} of an earlier start"),
+            Step::Join => write!(f, "cannot enter the container"),
+            Step::User => write!(f, "cannot find the user {subject:?} in the container"),
             Step::WorkingDirectory => write!(f, "cannot enter the working directory {subject:?}"),
             Step::Fork => write!(f, "cannot start the command under the reaper"),
             Step::Execute => write!(f, "cannot execute {subject:?}"),

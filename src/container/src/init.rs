@@ -7,7 +7,10 @@
 //! no_new_privs is not set: setuid programs work inside, between ids of the namespace. Capabilities stay
 //! those of the namespace's root. From the change of uid to execve the process is not dumpable.
 
-use std::{convert::Infallible, ffi::CString};
+use std::{
+    convert::Infallible,
+    ffi::{CStr, CString},
+};
 
 use cgrant_sys::Channel;
 use nix::sched::CloneFlags;
@@ -60,7 +63,7 @@ fn set_up(spec: &Prepared, placement: &Placement) -> Result<(), StepFailure> {
 
 /// Nothing of the launcher's surroundings stays: signal mask and dispositions, controlling terminal (with
 /// which a process could type into the caller's shell), session keyring, umask.
-fn clean_process() -> Result<(), StepFailure> {
+pub(crate) fn clean_process() -> Result<(), StepFailure> {
     cgrant_sys::signals::reset().at(Step::Process, "signals")?;
     rustix::process::setsid().at(Step::Process, "session")?;
     cgrant_sys::keyring::new_session().at(Step::Process, "keyring")?;
@@ -70,7 +73,7 @@ fn clean_process() -> Result<(), StepFailure> {
 
 /// Uid and gid 0 of the namespace, whose map the broker has written; no supplementary groups, unless the
 /// namespace may not call setgroups, where the account's groups stay (they appear as `nogroup`).
-fn become_root(setgroups: bool) -> Result<(), StepFailure> {
+pub(crate) fn become_root(setgroups: bool) -> Result<(), StepFailure> {
     if setgroups {
         rustix::thread::set_thread_groups(&[]).at(Step::Credentials, "")?;
     }
@@ -86,26 +89,30 @@ fn execute(channel: &Channel, spec: &Prepared) -> StepFailure {
     if send(channel, &FromStage::Executing, None).is_err() {
         return StepFailure { step: Step::Proceed, subject: String::new(), errno: 0 };
     }
-    let Err((program, errno)) = execute_first(spec);
+    let Err((program, errno)) = execute_first(&spec.programs, &spec.argv, &spec.env);
     failure(Step::Execute, program, errno as i32)
 }
 
 /// Tries the program's candidates in order, as a shell does: one that is there and may not be executed is
 /// remembered, because it says more than that the last one was not there.
-fn execute_first(spec: &Prepared) -> Result<Infallible, (&CString, nix::errno::Errno)> {
+pub(crate) fn execute_first<'p>(
+    programs: &'p [CString],
+    argv: &'p [CString],
+    env: &[CString],
+) -> Result<Infallible, (&'p CStr, nix::errno::Errno)> {
     let mut worst = None;
-    for program in &spec.programs {
-        let Err(errno) = nix::unistd::execve(program, &spec.argv, &spec.env);
+    for program in programs {
+        let Err(errno) = nix::unistd::execve(program, argv, env);
         match errno {
             nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR => {}
-            nix::errno::Errno::EACCES => worst = worst.or(Some((program, errno))),
+            nix::errno::Errno::EACCES => worst = worst.or(Some((program.as_c_str(), errno))),
             _ => return Err((program, errno)),
         }
     }
-    let named = spec.argv.first().unwrap_or(&spec.directory);
+    let named = argv.first().map_or(c"", CString::as_c_str);
     Err(worst.unwrap_or((named, nix::errno::Errno::ENOENT)))
 }
 
-fn failure(step: Step, subject: &CString, errno: i32) -> StepFailure {
+pub(crate) fn failure(step: Step, subject: &CStr, errno: i32) -> StepFailure {
     StepFailure { step, subject: subject.to_string_lossy().into_owned(), errno }
 }

@@ -21,6 +21,7 @@ mod root;
 mod session;
 mod spec;
 mod stage;
+pub mod system;
 
 pub use cgrant_sys::{
     Pidfd,

@@ -31,10 +31,10 @@ use crate::{
     spec::Root,
 };
 
-const READ_ONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
+pub(crate) const READ_ONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
 const NO_DEVICES: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
-const SAFE: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(NO_DEVICES);
-const INERT: MountAttrFlags = SAFE.union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
+pub(crate) const SAFE: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(NO_DEVICES);
+pub(crate) const INERT: MountAttrFlags = SAFE.union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
 /// For `/dev` and its terminals: device nodes are what they are for.
 const DEVICE_TREE: MountAttrFlags =
     MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
@@ -59,7 +59,7 @@ type Options<'a> = &'a [(&'a str, Option<&'a str>)];
 /// A copy of the tree that becomes the root, and the place in the host's tree where it is mounted for a moment.
 #[derive(Debug)]
 pub(crate) struct NewRoot {
-    tree: OwnedFd,
+    pub(crate) tree: OwnedFd,
     place: OwnedFd,
     name: String,
 }
@@ -86,7 +86,7 @@ impl NewRoot {
     /// Makes it the root of a namespace of this placement's ids, with everything mounted that belongs in it, and
     /// leaves the host's tree.
     pub(crate) fn enter(self, hostname: &str, placement: &Placement) -> Result<(), StepFailure> {
-        move_mount(&self.tree, &self.place, Path::new("")).at(Step::EnterRoot, &self.name)?;
+        self.attach()?;
         self.mount_kernel_views()?;
         self.mount_devices(placement.ids)?;
         self.mount("tmpfs", &[("mode", Some("0755"))], SAFE, "run")?;
@@ -94,11 +94,21 @@ impl NewRoot {
         if let Some(given) = &placement.network {
             network::show(&self.tree, given, hostname, placement.ids)?;
         }
+        self.leave_host()
+    }
+
+    /// Puts it into the mount namespace, over the place that it is a copy of.
+    pub(crate) fn attach(&self) -> Result<(), StepFailure> {
+        move_mount(&self.tree, &self.place, Path::new("")).at(Step::EnterRoot, &self.name)
+    }
+
+    /// Makes it the root, and lets go of the host's tree.
+    pub(crate) fn leave_host(&self) -> Result<(), StepFailure> {
         pivot_root(&self.tree).at(Step::EnterRoot, &self.name)
     }
 
     /// `/proc`, `/sys` and the container's own cgroup tree.
-    fn mount_kernel_views(&self) -> Result<(), StepFailure> {
+    pub(crate) fn mount_kernel_views(&self) -> Result<(), StepFailure> {
         self.mount("proc", &[], INERT, "proc")?;
         match self.mount("sysfs", &[], INERT | READ_ONLY, "sys") {
             // Something hides a part of the host's /sys: what is to be seen of it is seen inside as well.
@@ -118,7 +128,7 @@ impl NewRoot {
     }
 
     /// A `/dev` of the container's own.
-    fn mount_devices(&self, ids: u32) -> Result<(), StepFailure> {
+    pub(crate) fn mount_devices(&self, ids: u32) -> Result<(), StepFailure> {
         self.mount("tmpfs", &[("mode", Some("0755"))], DEVICE_TREE, "dev")?;
         for name in DEVICES {
             self.show_device(name).at(Step::Device, name)?;
@@ -144,7 +154,7 @@ impl NewRoot {
         move_mount(&device, &self.tree, Path::new(&target))
     }
 
-    fn mount(
+    pub(crate) fn mount(
         &self,
         kind: &str,
         options: Options<'_>,

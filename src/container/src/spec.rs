@@ -152,11 +152,11 @@ pub fn check_hostname(name: &str) -> Result<(), SpecError> {
     Err(SpecError::Hostname { name: name.to_owned() })
 }
 
-fn c_string(what: &'static str, text: &OsStr) -> Result<CString, SpecError> {
+pub(crate) fn c_string(what: &'static str, text: &OsStr) -> Result<CString, SpecError> {
     CString::new(text.as_bytes()).map_err(|_| SpecError::Nul { what })
 }
 
-fn variable((name, value): &(OsString, OsString)) -> Result<CString, SpecError> {
+pub(crate) fn variable((name, value): &(OsString, OsString)) -> Result<CString, SpecError> {
     if name.is_empty() || name.as_bytes().contains(&b'=') {
         return Err(SpecError::Variable { name: name.clone() });
     }
@@ -168,7 +168,7 @@ fn variable((name, value): &(OsString, OsString)) -> Result<CString, SpecError> 
 
 /// The files that a program's name stands for: itself if it has a slash, otherwise one in each directory
 /// of the command's own `PATH` (not of the launcher's).
-fn candidates(program: &OsStr, env: &[(OsString, OsString)]) -> Result<Vec<CString>, SpecError> {
+pub(crate) fn candidates(program: &OsStr, env: &[(OsString, OsString)]) -> Result<Vec<CString>, SpecError> {
     if program.as_bytes().contains(&b'/') {
         return Ok(vec![c_string("the program", program)?]);
     }

@@ -180,6 +180,21 @@ impl Pidfd {
         Ok(pidfd_send_signal(&self.0, signal)?)
     }
 
+    /// Sends it a signal by its number, real-time signals included, with this process's rights.
+    ///
+    /// # Errors
+    /// `EINVAL` for a number that is no signal's; `ESRCH` if it has ended, `EPERM` if this process may not.
+    pub fn send_number(&self, signal: i32) -> io::Result<()> {
+        if signal == 0 {
+            return Err(Errno::INVAL.into());
+        }
+        let nothing = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: takes numbers and a null pointer, which stands for what kill(2) tells the receiver.
+        let result =
+            unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal, nothing, 0) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
     /// The user namespace it is in. Kernel 6.11 gives it by the pidfd; before, `/proc/PID/ns/user` does.
     ///
     /// # Errors

@@ -1,0 +1,40 @@
+//! What launcher, monitor, stage and first process of a system container say to each other while it starts.
+//!
+//! The launcher says one thing only: a [`crate::Placement`] with the payload beside it, once the ids are mapped.
+
+use serde::{Deserialize, Serialize};
+
+use super::state::Ended;
+use crate::failure::StepFailure;
+
+/// From the stage and the first process to the monitor. Where a descriptor is named, it comes beside the message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum FromInit {
+    /// The first process's pidfd.
+    Init,
+    /// The console's master.
+    Console,
+    /// The directory of the container's terminals.
+    Terminals,
+    /// The socket that init notifies.
+    Notify,
+    /// Everything is set up; next comes execve. If it succeeds, the channel ends.
+    Executing,
+    /// A step failed; the sender ends.
+    Failed(StepFailure),
+}
+
+/// From the monitor to its launcher.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum FromMonitor {
+    /// The user namespace's descriptor is beside it.
+    UserNamespace,
+    /// The network namespace's.
+    NetworkNamespace,
+    /// Init was executed. The last word: the monitor stays.
+    Started,
+    /// A step failed; the monitor ends.
+    Failed(StepFailure),
+    /// The first process died while it was set up; the monitor ends.
+    Died(Ended),
+}

@@ -1,0 +1,240 @@
+//! The launcher's side of a system container's start, as states, and the first steps of the monitor.
+//!
+//! A start that is dropped at any point ends its processes: the monitor ends when the channel does, until it has said that
+//! the container runs.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use cgrant_sys::{Channel, Clone3, Dir, Pidfd, pidfd::Signal, privilege, seqpacket};
+use rustix::{
+    fs::{CWD, FlockOperation, Mode, OFlags},
+    io::Errno,
+};
+
+use super::{
+    init::take_streams,
+    message::FromMonitor,
+    serve::{Ears, Server},
+    spec::{Prepared, SystemError, SystemSpec},
+    stage::{self, BootError, Ground, Site},
+    state::Ended,
+};
+use crate::{
+    failure::{At, LaunchError, Step, StepFailure},
+    launch::Placement,
+    message::{receive, send},
+};
+
+/// Held by the monitor as long as it lives.
+const LOCK: &str = "lock";
+/// What it is called in lists of processes.
+const NAME: &std::ffi::CStr = c"cgrant-monitor";
+
+/// Why a system container was not started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The specification cannot be carried out.
+    #[error(transparent)]
+    Spec(#[from] SystemError),
+    /// The run directory cannot be used.
+    #[error("cannot use the container's run directory: {0}")]
+    Run(#[source] io::Error),
+    /// It has a monitor.
+    #[error("the container is running already")]
+    Running,
+    /// The monitor could not be started.
+    #[error("cannot start the container's monitor: {0}")]
+    Monitor(#[source] io::Error),
+    /// A step failed; nothing is left running.
+    #[error("{0}")]
+    Step(StepFailure),
+    /// The first process died before init was executed.
+    #[error("the container's first process died while it was set up ({0})")]
+    Died(Ended),
+    /// The monitor died.
+    #[error("the container's monitor died while the container was started")]
+    MonitorDied,
+    /// The monitor said something that was not due.
+    #[error("the container's monitor answered out of turn")]
+    OutOfTurn,
+}
+
+/// Starts system containers.
+#[derive(Debug)]
+pub struct Monitor;
+
+/// A start whose monitor has been forked.
+#[derive(Debug)]
+pub struct Begun {
+    channel: Channel,
+    monitor: Owned,
+}
+
+/// A start whose namespaces are there and unmapped.
+#[derive(Debug)]
+pub struct Namespaces {
+    channel: Channel,
+    monitor: Owned,
+    user: OwnedFd,
+    network: OwnedFd,
+}
+
+/// The monitor, killed and reaped if the start is given up.
+#[derive(Debug)]
+struct Owned(Option<Pidfd>);
+
+impl Monitor {
+    /// Forks the monitor, which at once makes the namespaces. Returns without waiting for it.
+    ///
+    /// The calling process must have one thread: the monitor goes on with what it finds in memory, so that a caller who forks it first of
+    /// all has a small one.
+    ///
+    /// # Errors
+    /// [`StartError::Spec`], [`StartError::Run`], [`StartError::Monitor`].
+    pub fn begin(spec: &SystemSpec) -> Result<Begun, StartError> {
+        let mut prepared = spec.prepare()?;
+        prepared.root = std::path::absolute(&prepared.root).map_err(StartError::Run)?;
+        let run = Dir::open(&spec.run).map_err(StartError::Run)?;
+        let (channel, far) = seqpacket::pair().map_err(StartError::Monitor)?;
+        let child = Clone3::new().spawn(|| live(&far, &prepared, &run)).map_err(StartError::Monitor)?;
+        Ok(Begun { channel, monitor: Owned(Some(child.pidfd)) })
+    }
+}
+
+impl Begun {
+    /// Waits for the namespaces.
+    ///
+    /// # Errors
+    /// [`StartError::Running`] if the container has a monitor; [`StartError::Step`]; [`StartError::MonitorDied`].
+    pub fn namespaces(self) -> Result<Namespaces, StartError> {
+        let Self { channel, monitor } = self;
+        let (FromMonitor::UserNamespace, Some(user)) = next(&channel)? else {
+            return Err(StartError::OutOfTurn);
+        };
+        let (FromMonitor::NetworkNamespace, Some(network)) = next(&channel)? else {
+            return Err(StartError::OutOfTurn);
+        };
+        Ok(Namespaces { channel, monitor, user, network })
+    }
+}
+
+impl Namespaces {
+    /// The new, unmapped user namespace.
+    pub fn user(&self) -> BorrowedFd<'_> {
+        self.user.as_fd()
+    }
+
+    /// The network namespace, owned by it.
+    pub fn network(&self) -> BorrowedFd<'_> {
+        self.network.as_fd()
+    }
+
+    /// The pidfd of the monitor, which is to be the grant's holder and its stage. A start that was given up has none.
+    ///
+    /// # Errors
+    /// `ESRCH` if it was given up.
+    pub fn monitor(&self) -> io::Result<BorrowedFd<'_>> {
+        Ok(self.monitor.0.as_ref().ok_or(Errno::SRCH)?.as_fd())
+    }
+
+    /// Lets the monitor start the container in `payload` (an `O_PATH` descriptor of a cgroup2 directory), and waits until its init is
+    /// executed. The ids of the namespace must be mapped, and the monitor be in the grant. Its pidfd; it is a
+    /// child of this process, which may wait for it or leave that to its own end.
+    ///
+    /// # Errors
+    /// [`StartError::Step`] with the step that failed; [`StartError::Died`], [`StartError::MonitorDied`].
+    pub fn start(self, payload: BorrowedFd<'_>, placement: &Placement) -> Result<Pidfd, StartError> {
+        let Self { channel, mut monitor, user, network } = self;
+        drop((user, network));
+        send(&channel, placement, Some(payload)).map_err(|_| StartError::MonitorDied)?;
+        match next(&channel)? {
+            (FromMonitor::Started, None) => monitor.0.take().ok_or(StartError::OutOfTurn),
+            _ => Err(StartError::OutOfTurn),
+        }
+    }
+}
+
+fn next(channel: &Channel) -> Result<(FromMonitor, Option<OwnedFd>), StartError> {
+    match receive(channel) {
+        Ok(Some((FromMonitor::Failed(failure), _))) => Err(match failure {
+            StepFailure { step: Step::Proceed, errno, .. } if errno == Errno::WOULDBLOCK.raw_os_error() => {
+                StartError::Running
+            }
+            failure => StartError::Step(failure),
+        }),
+        Ok(Some((FromMonitor::Died(ended), _))) => Err(StartError::Died(ended)),
+        Ok(Some(message)) => Ok(message),
+        Ok(None) | Err(LaunchError::Channel(_)) => Err(StartError::MonitorDied),
+        Err(_) => Err(StartError::OutOfTurn),
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        let Some(pidfd) = self.0.take() else { return };
+        // ESRCH and ECHILD: it has ended, and was reaped, before.
+        let _ = pidfd.send_signal(Signal::KILL);
+        let _ = pidfd.wait();
+    }
+}
+
+/// The monitor, from its fork to its exit status.
+fn live(channel: &Channel, spec: &Prepared, run: &Dir) -> i32 {
+    let failure = match start(channel, spec, run) {
+        Ok(Some(mut server)) => return server.serve(),
+        Ok(None) => return 1,
+        Err(BootError::Step(failure)) => FromMonitor::Failed(failure),
+        Err(BootError::Died(ended)) => FromMonitor::Died(ended),
+    };
+    let _ = send(channel, &failure, None);
+    1
+}
+
+/// `None` if the launcher has given up.
+fn start<'s>(channel: &Channel, spec: &'s Prepared, run: &'s Dir) -> Result<Option<Server<'s>>, BootError> {
+    become_monitor(channel, run)?;
+    // Held to the monitor's end.
+    lock(run).at(Step::Proceed, "").map(std::mem::forget)?;
+    let ears = Ears::open(run).at(Step::Process, "socket")?;
+    let ground = Ground::make()?;
+    for (message, fd) in [
+        (FromMonitor::UserNamespace, ground.user.as_fd()),
+        (FromMonitor::NetworkNamespace, ground.network.as_fd()),
+    ] {
+        if send(channel, &message, Some(fd)).is_err() {
+            return Ok(None);
+        }
+    }
+    let Ok(Some((placement, Some(payload)))) = receive::<Placement>(channel) else { return Ok(None) };
+    let site = Site { ground, payload, placement };
+    let booted = stage::boot(spec, &site, false)?;
+    let server = Server::new(run, spec, site, ears, booted).at(Step::Process, "state")?;
+    if send(channel, &FromMonitor::Started, None).is_err() {
+        server.give_up();
+        return Ok(None);
+    }
+    Ok(Some(server))
+}
+
+/// Nothing of the launcher's surroundings stays: streams, descriptors, terminal, signals, working directory.
+fn become_monitor(channel: &Channel, run: &Dir) -> Result<(), StepFailure> {
+    let keep = [channel.as_fd().as_raw_fd(), run.as_fd().as_raw_fd()];
+    privilege::close_fds_from(3, &keep).at(Step::Process, "descriptors")?;
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let nothing = rustix::fs::openat(CWD, "/dev/null", flags, Mode::empty()).at(Step::Process, "streams")?;
+    take_streams([nothing.as_fd(); 3]).at(Step::Process, "streams")?;
+    cgrant_sys::signals::reset().at(Step::Process, "signals")?;
+    rustix::process::setsid().at(Step::Process, "session")?;
+    rustix::process::umask(Mode::from_raw_mode(0o077));
+    rustix::process::chdir("/").at(Step::Process, "directory")?;
+    rustix::thread::set_name(NAME).at(Step::Process, "name")
+}
+
+fn lock(run: &Dir) -> io::Result<OwnedFd> {
+    let file = run.open_file(LOCK, OFlags::RDWR | OFlags::CREATE)?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(file)
+}

@@ -1,0 +1,263 @@
+//! What is to be started as a system container.
+
+use std::{
+    ffi::{CString, OsString},
+    fmt,
+    path::PathBuf,
+    str::FromStr,
+};
+
+use crate::spec::{SpecError, c_string, candidates, check_hostname, variable};
+
+/// The files that may be a system's init, in the order in which the kernel (`init/main.c`) and initramfs look for it.
+const INITS: [&str; 4] = ["/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/bin/init"];
+/// Most credentials, and the longest one in bytes (as systemd bounds them: `CREDENTIALS_TOTAL_SIZE_MAX`).
+const MAX_CREDENTIALS: usize = 256;
+const CREDENTIAL_MAX: usize = 1024 * 1024;
+
+/// The identity of an installation: machine-id(5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MachineId(u128);
+
+impl MachineId {
+    /// From sixteen random bytes: the id is that of a version 4 UUID, as machine-id(5) asks for.
+    pub fn from_random(bytes: [u8; 16]) -> Self {
+        let bits = u128::from_be_bytes(bytes);
+        let cleared = bits & !(0xf << 76) & !(0b11 << 62);
+        Self(cleared | 0x4 << 76 | 0b10 << 62)
+    }
+
+    /// As a UUID with hyphens.
+    pub(crate) fn hyphenated(self) -> String {
+        let text = self.to_string();
+        let part = |from, to| text.get(from..to).unwrap_or_default();
+        format!("{}-{}-{}-{}-{}", part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32))
+    }
+}
+
+impl fmt::Display for MachineId {
+    /// 32 lower-case hexadecimal digits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl FromStr for MachineId {
+    type Err = SystemError;
+
+    fn from_str(text: &str) -> Result<Self, SystemError> {
+        let good = text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let id = u128::from_str_radix(text, 16).ok().filter(|id| good && *id != 0);
+        id.map(Self).ok_or_else(|| SystemError::MachineId { text: text.to_owned() })
+    }
+}
+
+/// What is written into the container's root at its first start, and is the container's to change from then on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Personal {
+    /// The host's time zone, as a name below `/usr/share/zoneinfo`; without one, and where the root does not have it, what the
+    /// image says stays.
+    pub timezone: Option<String>,
+}
+
+/// A system container to be started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SystemSpec {
+    /// Its root directory, whose files belong to the container's ids. Looked up as the account, from the current directory.
+    pub root: PathBuf,
+    /// The directory of the account's (0700) where its monitor keeps socket, state and log.
+    pub run: PathBuf,
+    /// Its hostname.
+    pub hostname: String,
+    /// Its machine id, the same at every start.
+    pub machine: MachineId,
+    /// Its init and the arguments; empty: the init that the root has.
+    pub init: Vec<OsString>,
+    /// More variables of init's environment.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Credentials for its systemd: names and contents (systemd.exec(5), `ImportCredential=`).
+    pub credentials: Vec<(String, Vec<u8>)>,
+    /// May it make containers itself? Then nothing is masked, and complete proc and sysfs mounts lie where its root alone
+    /// can reach them, without which the kernel refuses new ones to inner namespaces.
+    pub nesting: bool,
+    /// Is this the first start? What is then written into the root.
+    pub personal: Option<Personal>,
+}
+
+/// Why a [`SystemSpec`] cannot be started.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SystemError {
+    /// What it shares with other containers.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The text is no machine id.
+    #[error("{text:?} is no machine id: 32 lower-case hexadecimal digits, not all 0, are")]
+    MachineId {
+        /// The text.
+        text: String,
+    },
+    /// A credential that systemd would not take.
+    #[error(
+        "{name:?} is no credential: its name has 1 to 255 letters, digits and '.', '_', '-', and it is at most 1 MiB long"
+    )]
+    Credential {
+        /// Its name.
+        name: String,
+    },
+    /// Too many credentials.
+    #[error("a container can have {MAX_CREDENTIALS} credentials")]
+    Credentials,
+    /// The text is no name of a time zone.
+    #[error("{name:?} is no time zone")]
+    Timezone {
+        /// The text.
+        name: String,
+    },
+}
+
+/// The same in the form that the kernel takes.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) root: PathBuf,
+    pub(crate) hostname: String,
+    pub(crate) machine: MachineId,
+    pub(crate) programs: Vec<CString>,
+    pub(crate) argv: Vec<CString>,
+    pub(crate) environment: Vec<CString>,
+    pub(crate) credentials: Vec<(String, Vec<u8>)>,
+    pub(crate) nesting: bool,
+    pub(crate) personal: Option<Personal>,
+}
+
+impl SystemSpec {
+    /// Checks everything that can be known beforehand.
+    pub(crate) fn prepare(&self) -> Result<Prepared, SystemError> {
+        check_hostname(&self.hostname)?;
+        c_string("the root", self.root.as_os_str())?;
+        c_string("the run directory", self.run.as_os_str())?;
+        self.check_credentials()?;
+        if let Some(Personal { timezone: Some(name) }) = &self.personal {
+            check_timezone(name)?;
+        }
+        let programs = match self.init.first() {
+            Some(program) => candidates(program, &self.environment)?,
+            None => INITS.iter().map(|path| c_string("init", path.as_ref())).collect::<Result<_, _>>()?,
+        };
+        let argv = match self.init.is_empty() {
+            true => vec![c_string("init", "/sbin/init".as_ref())?],
+            false => self.init.iter().map(|a| c_string("an argument", a)).collect::<Result<_, _>>()?,
+        };
+        Ok(Prepared {
+            root: self.root.clone(),
+            hostname: self.hostname.clone(),
+            machine: self.machine,
+            programs,
+            argv,
+            environment: self.environment.iter().map(variable).collect::<Result<_, _>>()?,
+            credentials: self.credentials.clone(),
+            nesting: self.nesting,
+            personal: self.personal.clone(),
+        })
+    }
+
+    fn check_credentials(&self) -> Result<(), SystemError> {
+        if self.credentials.len() > MAX_CREDENTIALS {
+            return Err(SystemError::Credentials);
+        }
+        let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+        let named = |name: &str| {
+            (1..=255).contains(&name.len()) && name.bytes().all(good) && name != "." && name != ".."
+        };
+        match self.credentials.iter().find(|(name, value)| !named(name) || value.len() > CREDENTIAL_MAX) {
+            Some((name, _)) => Err(SystemError::Credential { name: name.clone() }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A name such as `Europe/Paris`, which can't lead out of the directory of zones.
+fn check_timezone(name: &str) -> Result<(), SystemError> {
+    let part = |part: &str| {
+        let mut bytes = part.bytes();
+        bytes.next().is_some_and(|b| b.is_ascii_alphanumeric())
+            && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'+'))
+    };
+    match name.len() <= 64 && name.split('/').all(part) {
+        true => Ok(()),
+        false => Err(SystemError::Timezone { name: name.to_owned() }),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    fn spec() -> SystemSpec {
+        SystemSpec {
+            root: "/r".into(),
+            run: "/run".into(),
+            hostname: "web".into(),
+            machine: MachineId::from_random([0xff; 16]),
+            init: Vec::new(),
+            environment: vec![("A".into(), "b".into())],
+            credentials: vec![("passwd.hashed-password.root".into(), b"x".to_vec())],
+            nesting: false,
+            personal: Some(Personal { timezone: Some("America/Port-au-Prince".into()) }),
+        }
+    }
+
+    #[test]
+    fn machine_ids_are_version_4_uuids() {
+        let id = MachineId::from_random([0xff; 16]);
+        assert_eq!(id.to_string(), "ffffffffffff4fffbfffffffffffffff");
+        assert_eq!(id.hyphenated(), "ffffffff-ffff-4fff-bfff-ffffffffffff");
+        assert_eq!(id.to_string().parse::<MachineId>().unwrap(), id);
+        assert_eq!(MachineId::from_random([0; 16]).to_string(), "00000000000040008000000000000000");
+        let upper = "F".repeat(32);
+        for text in ["", "0", "00000000000000000000000000000000", "ffffffffffff4fffbfffffffffffffffa", &upper]
+        {
+            assert!(text.parse::<MachineId>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn without_an_init_the_roots_own_is_tried() {
+        let prepared = spec().prepare().unwrap();
+        assert_eq!(prepared.programs.len(), INITS.len());
+        assert_eq!(prepared.argv, [c"/sbin/init".to_owned()]);
+        let own =
+            SystemSpec { init: vec!["/bin/busybox".into(), "init".into()], ..spec() }.prepare().unwrap();
+        assert_eq!(own.programs, [c"/bin/busybox".to_owned()]);
+        assert_eq!(own.argv.len(), 2);
+    }
+
+    #[test]
+    fn what_can_not_be_is_refused() {
+        let refused = |change: fn(&mut SystemSpec)| {
+            let mut spec = spec();
+            change(&mut spec);
+            spec.prepare().unwrap_err()
+        };
+        assert!(matches!(refused(|s| s.hostname = "a b".into()), SystemError::Spec(_)));
+        assert!(matches!(refused(|s| s.root = "a\0".into()), SystemError::Spec(_)));
+        for name in ["", "..", "a/b", "a b"] {
+            let mut spec = spec();
+            spec.credentials[0].0 = name.into();
+            assert!(matches!(spec.prepare(), Err(SystemError::Credential { .. })), "{name}");
+        }
+        assert!(matches!(
+            refused(|s| s.credentials[0].1 = vec![0; CREDENTIAL_MAX + 1]),
+            SystemError::Credential { .. }
+        ));
+        assert_eq!(
+            refused(|s| s.credentials = vec![("a".into(), Vec::new()); 257]),
+            SystemError::Credentials
+        );
+        for zone in ["", "../x", "/etc/passwd", "Europe/", "a//b", ".x"] {
+            let mut spec = spec();
+            spec.personal = Some(Personal { timezone: Some(zone.into()) });
+            assert!(matches!(spec.prepare(), Err(SystemError::Timezone { .. })), "{zone}");
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Short-lived children of the monitor: one that makes the namespaces which outlast a reboot, and one that enters them and clones
+//! the container's first process, as the monitor's own child, straight into the payload.
+//!
+//! They are processes of their own because the monitor itself stays outside of every namespace of the container's: as
+//! the account, which owns the user namespace, it has all rights over it (user_namespaces(7)), and nobody inside has any
+//! over it.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use cgrant_sys::{Channel, Clone3, NetnsFd, Pidfd, UsernsFd, pidfd::Signal, privilege, seqpacket};
+use nix::sched::CloneFlags;
+use rustix::fs::{CWD, Mode, OFlags};
+
+use super::{init, message::FromInit, payload, spec::Prepared, state::Ended, tree::Kept};
+use crate::{
+    failure::{At, Step, StepFailure},
+    launch::Placement,
+    message::{receive, send},
+};
+
+/// The namespaces that are new at each start, besides the cgroup namespace, which is made from inside the payload.
+const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
+    .union(CloneFlags::CLONE_NEWPID)
+    .union(CloneFlags::CLONE_NEWIPC)
+    .union(CloneFlags::CLONE_NEWUTS);
+
+/// The namespaces that the broker's grants lie in.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    pub(crate) user: UsernsFd,
+    pub(crate) network: NetnsFd,
+}
+
+/// Where each start happens.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub(crate) ground: Ground,
+    pub(crate) payload: OwnedFd,
+    pub(crate) placement: Placement,
+}
+
+/// A container whose init was executed.
+#[derive(Debug)]
+pub(crate) struct Booted {
+    pub(crate) init: Pidfd,
+    pub(crate) pid: u32,
+    pub(crate) kept: Kept,
+}
+
+impl Booted {
+    /// Ends it.
+    pub(crate) fn give_up(&self) {
+        let _ = self.init.send_signal(Signal::KILL);
+        let _ = self.init.wait();
+    }
+}
+
+/// Why it was not.
+#[derive(Debug)]
+pub(crate) enum BootError {
+    Step(StepFailure),
+    Died(Ended),
+}
+
+impl From<StepFailure> for BootError {
+    fn from(failure: StepFailure) -> Self {
+        Self::Step(failure)
+    }
+}
+
+impl Ground {
+    /// Makes both, unmapped; no process is in them.
+    pub(crate) fn make() -> Result<Self, StepFailure> {
+        let (near, far) = seqpacket::pair().at(Step::UserNamespace, "")?;
+        let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET;
+        let child = Clone3::new().flags(flags).spawn(|| show_own(&far)).at(Step::UserNamespace, "")?;
+        drop(far);
+        let user = near.receive().ok().flatten();
+        let network = near.receive().ok().flatten();
+        child.pidfd.wait().at(Step::UserNamespace, "")?;
+        let fd = |message: Option<cgrant_sys::Received>| {
+            message.and_then(|message| message.fds.into_iter().next())
+        };
+        let user = fd(user).and_then(|fd| UsernsFd::from_fd(fd).ok());
+        let network = fd(network).and_then(|fd| NetnsFd::from_fd(fd).ok());
+        match (user, network) {
+            (Some(user), Some(network)) => Ok(Self { user, network }),
+            (None, _) => Err(nothing(Step::ShowUserNamespace)),
+            _ => Err(nothing(Step::ShowNetworkNamespace)),
+        }
+    }
+}
+
+fn show_own(channel: &Channel) -> i32 {
+    for kind in ["user", "net"] {
+        let path = format!("/proc/self/ns/{kind}");
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let shown = rustix::fs::openat(CWD, path, flags, Mode::empty())
+            .is_ok_and(|namespace| channel.send(b"namespace", &[namespace.as_fd()]).is_ok());
+        if !shown {
+            return 1;
+        }
+    }
+    0
+}
+
+fn nothing(step: Step) -> StepFailure {
+    StepFailure { step, subject: String::new(), errno: 0 }
+}
+
+/// Starts the container. Waits until its init is executed, which takes as long as mounting its tree.
+pub(crate) fn boot(spec: &Prepared, site: &Site, again: bool) -> Result<Booted, BootError> {
+    let (near, far) = seqpacket::pair().at(Step::Fork, "")?;
+    let child = Clone3::new().spawn(|| run(&far, spec, site, again)).at(Step::Fork, "")?;
+    drop(far);
+    let heard = Heard::until_end(&near);
+    let _ = child.pidfd.wait();
+    heard.booted()
+}
+
+/// What the stage and the first process said until both had closed the channel.
+#[derive(Debug, Default)]
+struct Heard {
+    init: Option<Pidfd>,
+    console: Option<OwnedFd>,
+    terminals: Option<OwnedFd>,
+    notify: Option<OwnedFd>,
+    executing: bool,
+    failure: Option<StepFailure>,
+}
+
+impl Heard {
+    fn until_end(channel: &Channel) -> Self {
+        let mut heard = Self::default();
+        while let Ok(Some((message, fd))) = receive(channel) {
+            match message {
+                FromInit::Init => heard.init = fd.and_then(|fd| Pidfd::from_fd(fd).ok()),
+                FromInit::Console => heard.console = fd,
+                FromInit::Terminals => heard.terminals = fd,
+                FromInit::Notify => heard.notify = fd,
+                FromInit::Executing => heard.executing = true,
+                FromInit::Failed(failure) => heard.failure = Some(failure),
+            }
+        }
+        heard
+    }
+
+    fn booted(self) -> Result<Booted, BootError> {
+        let Self { init, console, terminals, notify, executing, failure } = self;
+        let Some(init) = init else {
+            return Err(failure.unwrap_or_else(|| nothing(Step::Clone)).into());
+        };
+        let kept = match (console, terminals, notify) {
+            (Some(console), Some(terminals), Some(notify)) => Some(Kept { console, terminals, notify }),
+            _ => None,
+        };
+        match (kept, failure, executing, init.pid()) {
+            (Some(kept), None, true, Ok(pid)) => Ok(Booted { init, pid, kept }),
+            (_, failure, ..) => {
+                let _ = init.send_signal(Signal::KILL);
+                let ended = init.wait().map(Ended::of_process);
+                match (failure, ended) {
+                    (Some(failure), _) => Err(failure.into()),
+                    (None, Ok(ended)) => Err(BootError::Died(ended)),
+                    (None, Err(_)) => Err(nothing(Step::Clone).into()),
+                }
+            }
+        }
+    }
+}
+
+/// The stage, from its fork to its exit status.
+fn run(channel: &Channel, spec: &Prepared, site: &Site, again: bool) -> i32 {
+    let Err(failure) = start(channel, spec, site, again) else { return 0 };
+    let _ = send(channel, &FromInit::Failed(failure), None);
+    1
+}
+
+fn start(channel: &Channel, spec: &Prepared, site: &Site, again: bool) -> Result<(), StepFailure> {
+    let Site { ground, payload, placement } = site;
+    // Nothing inside may look through it at what the monitor has in memory.
+    privilege::set_dumpable(false).at(Step::Process, "memory")?;
+    let keep = [channel.as_fd(), payload.as_fd(), ground.user.as_fd(), ground.network.as_fd()];
+    privilege::close_fds_from(3, &keep.map(|fd| fd.as_raw_fd())).at(Step::Process, "descriptors")?;
+    ground.user.enter().at(Step::Join, "")?;
+    ground.network.enter().at(Step::Join, "")?;
+    if again {
+        payload::clean(payload)?;
+    }
+    let child = Clone3::new()
+        .flags(NAMESPACES)
+        .sibling()
+        .cgroup(payload.as_fd())
+        .spawn(|| init::run(channel, spec, placement))
+        .at(Step::Clone, "")?;
+    send(channel, &FromInit::Init, Some(child.pidfd.as_fd())).map_err(|_| nothing(Step::Proceed))
+}

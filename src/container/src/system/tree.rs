@@ -1,0 +1,152 @@
+//! The tree of a system container: what is mounted over its root beside what every container has, and its console.
+//!
+//! | place | what |
+//! |---|---|
+//! | `/proc` | `/proc/sys` read-only but for `/proc/sys/net`, which is of the container's own network namespace; parts masked |
+//! | `/sys` | read-only, by which systemd knows that devices are not its business; `/sys/fs/cgroup` writable |
+//! | `/dev` | as every container's, and `console`: a terminal of the container's own devpts |
+//! | `/run`, `/run/host` | tmpfs; what systemd is told |
+//!
+//! `/tmp` is the image's business.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
+
+use cgrant_sys::mount::{MountAttrFlags, MountChange, mount_setattr, move_mount, open_tree_clone};
+use rustix::{
+    fs::{Mode, OFlags, mkdirat, openat},
+    io::Errno,
+    pty::unlockpt,
+};
+
+use super::{
+    confine::{MASKED_DIRECTORIES, MASKED_FILES, READ_ONLY as READ_ONLY_PLACES},
+    host_view::HostView,
+    personal,
+    spec::Prepared,
+};
+use crate::{
+    failure::{At, Step, StepFailure},
+    launch::Placement,
+    network,
+    root::{INERT, NewRoot, READ_ONLY, SAFE},
+    spec::Root,
+};
+
+/// A place that only root can enter.
+const HIDDEN: &str = "run/.cgrant";
+
+/// What the monitor keeps of a container's tree.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    /// The console's master.
+    pub(crate) console: OwnedFd,
+    /// The directory of the container's terminals.
+    pub(crate) terminals: OwnedFd,
+    /// The socket that init notifies.
+    pub(crate) notify: OwnedFd,
+}
+
+/// Opens and copies the root, as the account.
+pub(crate) fn open(spec: &Prepared) -> Result<NewRoot, StepFailure> {
+    NewRoot::open(&Root::Directory { path: spec.root.clone(), read_only: false })
+}
+
+/// Mounts everything in it and makes it the root, as the namespace's root.
+pub(crate) fn enter(
+    root: &NewRoot,
+    spec: &Prepared,
+    placement: &Placement,
+    os_release: &str,
+) -> Result<Kept, StepFailure> {
+    let tree = &root.tree;
+    root.attach()?;
+    personal::write(tree, spec)?;
+    root.mount_kernel_views()?;
+    root.mount_devices(placement.ids)?;
+    root.mount("tmpfs", &[("mode", Some("0755"))], SAFE, "run")?;
+    let view = HostView::make(tree, spec, os_release)?;
+    let network = placement.network.clone().unwrap_or_default();
+    network::show(tree, &network, &spec.hostname, placement.ids)?;
+    protect_settings(tree)?;
+    match spec.nesting {
+        true => keep_whole_views(root)?,
+        false => mask(tree)?,
+    }
+    let (console, terminals) = make_console(tree).at(Step::Console, "/dev/console")?;
+    view.seal()?;
+    root.leave_host()?;
+    Ok(Kept { console, terminals, notify: view.notify })
+}
+
+/// The first terminal of the container's own devpts, which belongs to its root because that opens it here, shown as `/dev/console`.
+fn make_console(tree: &OwnedFd) -> io::Result<(OwnedFd, OwnedFd)> {
+    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let terminals = openat(tree, "dev/pts", directory, Mode::empty())?;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let master = openat(&terminals, "ptmx", flags, Mode::empty())?;
+    unlockpt(&master)?;
+    let name = rustix::pty::ptsname(&master, Vec::new())?;
+    let name = name.to_str().ok().and_then(|path| path.strip_prefix("/dev/pts/")).ok_or(Errno::NOTTY)?;
+    let create = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    drop(openat(tree, "dev/console", create, Mode::from_raw_mode(0o600))?);
+    move_mount(open_tree_clone(&terminals, Path::new(name), false)?, tree, Path::new("dev/console"))?;
+    Ok((master, terminals))
+}
+
+/// The kernel's settings are the host's, but those of the network namespace.
+fn protect_settings(tree: &OwnedFd) -> Result<(), StepFailure> {
+    let own = copy(tree, "proc/sys/net", INERT).at(Step::Mount, "/proc/sys/net")?;
+    bind(tree, "proc/sys", INERT | READ_ONLY).at(Step::Mount, "/proc/sys")?;
+    move_mount(own, tree, Path::new("proc/sys/net")).at(Step::Mount, "/proc/sys/net")
+}
+
+fn mask(tree: &OwnedFd) -> Result<(), StepFailure> {
+    let masked = |with: &'static str| move |place: &'static str| (place, with);
+    let files = MASKED_FILES.into_iter().map(masked("run/host/inaccessible/reg"));
+    let directories = MASKED_DIRECTORIES.into_iter().map(masked("run/host/inaccessible/dir"));
+    for (place, with) in files.chain(directories) {
+        if_there(cover(tree, place, with)).at(Step::Mount, place)?;
+    }
+    for place in READ_ONLY_PLACES {
+        if_there(bind(tree, place, INERT | READ_ONLY)).at(Step::Mount, place)?;
+    }
+    Ok(())
+}
+
+/// What this kernel does not have needs no mask.
+fn if_there(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+fn cover(tree: &OwnedFd, place: &str, with: &str) -> io::Result<()> {
+    move_mount(copy(tree, with, INERT | READ_ONLY)?, tree, Path::new(place))
+}
+
+/// Binds a part of the tree over itself, with more attributes.
+fn bind(tree: &OwnedFd, place: &str, attributes: MountAttrFlags) -> io::Result<()> {
+    move_mount(copy(tree, place, attributes)?, tree, Path::new(place))
+}
+
+fn copy(tree: &OwnedFd, place: &str, attributes: MountAttrFlags) -> io::Result<OwnedFd> {
+    let copy = open_tree_clone(tree.as_fd(), Path::new(place), false)?;
+    mount_setattr(&copy, &MountChange { set: attributes, ..MountChange::default() })?;
+    Ok(copy)
+}
+
+/// Complete proc and sysfs mounts: the kernel gives an inner namespace new ones only where it sees whole ones already.
+fn keep_whole_views(root: &NewRoot) -> Result<(), StepFailure> {
+    let make = |path: &str, mode| mkdirat(&root.tree, path, Mode::from_raw_mode(mode)).at(Step::Mount, path);
+    make(HIDDEN, 0o700)?;
+    for (kind, place) in [("proc", "run/.cgrant/proc"), ("sysfs", "run/.cgrant/sys")] {
+        make(place, 0o755)?;
+        root.mount(kind, &[], INERT, place)?;
+    }
+    Ok(())
+}
