@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::thread::JoinHandle;
 
-use rustix::fs::{CWD, readlinkat};
+use rustix::fs::{CWD, OFlags, fcntl_getfl, readlinkat};
 
 /// The kernel's name of the object behind `fd`: `anon_inode:[pidfd]`, `user:[4026531837]`, `socket:[77]`, or
 /// for a file its path, which begins with `/`. Bytes that are not UTF-8 are replaced.
@@ -24,6 +24,18 @@ use rustix::fs::{CWD, readlinkat};
 pub fn kind_of(fd: impl AsFd) -> io::Result<String> {
     let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
     Ok(readlinkat(CWD, path, Vec::new())?.to_string_lossy().into_owned())
+}
+
+/// Is it a directory that was opened as one (`O_DIRECTORY`), for reading and not `O_PATH`?
+///
+/// Never waits for the file system: the kernel lets nothing be opened so but what is a directory (`do_open` of `fs/namei.c`), and
+/// nobody can set the flag later. A file without a name is opened with a flag that holds this one, and is none.
+///
+/// # Errors
+/// Those of `fcntl(2)`.
+pub fn is_open_directory(fd: impl AsFd) -> io::Result<bool> {
+    let flags = fcntl_getfl(fd)?;
+    Ok(flags.contains(OFlags::DIRECTORY) && !flags.contains(OFlags::TMPFILE) && !flags.contains(OFlags::PATH))
 }
 
 /// Closes descriptors that somebody sent, without waiting for anybody: those that may make `close(2)` wait, by a thread
@@ -42,12 +54,13 @@ pub fn close_aside(fds: Vec<OwnedFd>) -> Option<JoinHandle<()>> {
     std::thread::Builder::new().name("close".to_owned()).spawn(move || drop(slow)).ok()
 }
 
-/// Kinds whose release never waits: pidfds, event descriptors and the like, pipes, namespaces.
+/// Kinds whose release never waits: pidfds, event descriptors and the like, pipes, namespaces but those of mounts, which the
+/// last who closes one takes apart.
 fn closes_at_once(name: &str) -> bool {
     let kind = name.split_once(":[").map_or("", |(kind, _)| kind);
     matches!(name, "anon_inode:[pidfd]" | "anon_inode:[eventfd]" | "anon_inode:[timerfd]")
         || kind == "pipe"
-        || crate::namespace::KINDS.contains(&kind)
+        || (kind != "mnt" && crate::namespace::KINDS.contains(&kind))
 }
 
 #[cfg(test)]
@@ -62,6 +75,23 @@ mod tests {
         assert!(kind_of(&file).unwrap().starts_with('/'));
         let memfd = rustix::fs::memfd_create("anon_inode:[pidfd]", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         assert!(kind_of(&memfd).unwrap().starts_with("/memfd:"));
+    }
+
+    #[test]
+    fn only_a_directory_opened_as_one_is_one() {
+        use rustix::fs::{Mode, openat};
+        let directory = tempfile::tempdir().unwrap();
+        let open =
+            |flags: OFlags| openat(CWD, directory.path(), flags | OFlags::CLOEXEC, Mode::RWXU).unwrap();
+        assert!(is_open_directory(open(OFlags::RDONLY | OFlags::DIRECTORY)).unwrap());
+        assert!(!is_open_directory(open(OFlags::RDONLY)).unwrap());
+        assert!(!is_open_directory(open(OFlags::PATH | OFlags::DIRECTORY)).unwrap());
+        let unnamed = open(OFlags::RDWR | OFlags::TMPFILE);
+        assert!(!is_open_directory(&unnamed).unwrap());
+        let file = std::fs::File::create(directory.path().join("f")).unwrap();
+        // Not even its owner can make it look like one.
+        let _ = rustix::fs::fcntl_setfl(&file, OFlags::DIRECTORY);
+        assert!(!is_open_directory(&file).unwrap());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! User and network namespaces named by descriptor.
+//! User, network and mount namespaces named by descriptor.
 //!
 //! Sources: `ioctl_nsfs(2)`, `include/uapi/linux/nsfs.h`, `user_namespaces(7)`.
 
@@ -25,6 +25,12 @@ pub struct UsernsFd(OwnedFd);
 /// A descriptor that names a network namespace.
 #[derive(Debug)]
 pub struct NetnsFd(OwnedFd);
+
+/// A descriptor that names a mount namespace.
+///
+/// Closing the last one of a namespace without processes takes all its mounts apart, of which there may be 100,000.
+#[derive(Debug)]
+pub struct MntnsFd(OwnedFd);
 
 /// Why a descriptor does not name a namespace of the kind that is asked for.
 #[derive(Debug, thiserror::Error)]
@@ -195,6 +201,40 @@ impl NetnsFd {
     }
 }
 
+impl MntnsFd {
+    /// Takes a descriptor that came from elsewhere, if it names a mount namespace.
+    ///
+    /// # Errors
+    /// [`NamespaceError`].
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, NamespaceError> {
+        check_kind(&fd, "mnt", libc::CLONE_NEWNS)?;
+        Ok(Self(fd))
+    }
+
+    /// The user namespace whose root rules it.
+    ///
+    /// # Errors
+    /// `EPERM` if that lies outside this process's user namespace.
+    pub fn owner_userns(&self) -> io::Result<UsernsFd> {
+        Ok(UsernsFd(related(&self.0, libc::NS_GET_USERNS)?))
+    }
+
+    /// Makes this process a member; its root and working directory are the namespace's root from then on.
+    ///
+    /// # Errors
+    /// `EPERM` without `CAP_SYS_ADMIN` and `CAP_SYS_CHROOT` here, and `CAP_SYS_ADMIN` in the namespace's owner; `EINVAL`
+    /// if the process has threads.
+    pub fn enter(&self) -> io::Result<()> {
+        Ok(move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Mount))?)
+    }
+}
+
+impl AsFd for MntnsFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl AsFd for UsernsFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -281,7 +321,9 @@ mod tests {
         assert!(UsernsFd::from_fd(file("/proc/self/ns/user")).is_ok());
         assert!(NetnsFd::from_fd(file("/proc/self/ns/net")).is_ok());
         assert!(matches!(UsernsFd::from_fd(file("/proc/self/ns/net")), Err(NamespaceError::OtherKind)));
+        assert!(MntnsFd::from_fd(file("/proc/self/ns/mnt")).is_ok());
         assert!(matches!(NetnsFd::from_fd(file("/proc/self/ns/mnt")), Err(NamespaceError::OtherKind)));
+        assert!(matches!(MntnsFd::from_fd(file("/proc/self/ns/net")), Err(NamespaceError::OtherKind)));
         for path in ["/dev/null", "/proc/self/ns", "/proc/self/status"] {
             assert!(matches!(UsernsFd::from_fd(file(path)), Err(NamespaceError::NotANamespace)), "{path}");
         }
