@@ -24,7 +24,7 @@ fn create(name: &str, holder: Holder) -> CreateGrant {
         name: name.into(),
         key: String::new(),
         holder,
-        range: Some(RangeRequest { count: 0, named: true, setgroups: true }),
+        range: Some(RangeRequest { count: 0, named: true, setgroups: true, own_ids: false }),
         userns: None,
         stage: None,
         limits: Vec::new(),

@@ -29,6 +29,7 @@ use crate::{
     fault::Fault,
     idmap::Mapper,
     ids::IdRecord,
+    mountmap::Mounter,
     net::Network,
     ops::check::Descriptors,
     reconcile,
@@ -112,9 +113,11 @@ fn start(control: &Channel) -> Result<Server, BootError> {
         boot.listeners.iter().map(|index| fds.take(*index, "a listener")).collect::<Result<Vec<_>, _>>();
     let listeners = listeners.map_err(|refusal| BootError::NotStarted(refusal.message))?;
 
-    // While there is one thread: the helpers that keep the rights to write id maps, which the engine itself gives up.
+    // While there is one thread: the helpers that keep the rights to write id maps and to make mounts, which the engine itself
+    // gives up.
     let settings = step("configuration", settings::settings(&config))?;
     let mapper = step("starting the helpers", Mapper::start(&settings.ids.pool))?;
+    let mounter = step("starting the helpers", Mounter::start())?;
     let policy = step("policy", read_policy(&config))?;
     let tree = step("cgroups", Tree::open(&boot.instance, &boot.placements))?;
     step("giving up privileges", sandbox::confine())?;
@@ -128,6 +131,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
         tree,
         ids,
         mapper,
+        mounter,
         network: Network::new(settings.network, step("record of addresses", Addresses::open(&state))?),
         journal: step("journal", Journal::open(&state, &run))?,
         fault: step("journal", Fault::new(&run))?,

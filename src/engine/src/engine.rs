@@ -24,6 +24,7 @@ use crate::{
     idmap::Mapper,
     ids::IdRecord,
     link::Link,
+    mountmap::Mounter,
     net::Network,
     pool::Pool,
     record::{GrantRecord, Journal, JournalError},
@@ -57,6 +58,8 @@ pub struct Engine {
     pub ids: IdRecord,
     /// Writes id maps.
     pub mapper: Mapper,
+    /// Makes id-mapped mounts.
+    pub mounter: Mounter,
     /// Links.
     pub network: Network,
     /// The grants on disk.
@@ -363,6 +366,7 @@ fn verb(request: &Request<'_>) -> &'static str {
             Verb::RemoveLink => "remove link",
             Verb::Unpublish => "unpublish ports",
             Verb::ForgetRange => "forget range",
+            Verb::MapDirectory => "map directory",
         },
         Request::AddLink { .. } => "add link",
         Request::Publish { .. } => "publish ports",

@@ -14,6 +14,7 @@ mod fault;
 pub mod idmap;
 pub mod ids;
 mod link;
+pub mod mountmap;
 mod net;
 mod ops;
 mod pool;

@@ -5,16 +5,17 @@
 
 use std::os::fd::OwnedFd;
 
-use cgrant_proto::names::{CGROUP, GRANT, LINKS, MANAGER};
+use cgrant_proto::names::{CGROUP, GRANT, LINKS, MANAGER, MOUNTS};
 use cgrant_wire::{
-    Attach, AttachTarget, ConnectionId, CreateGrant, GrantId, Holder, LinkKind, Op, RangeRequest, Refusal,
-    RefusalCode,
+    Attach, AttachTarget, ConnectionId, CreateGrant, GrantId, Holder, LinkKind, MapDirectory, Op,
+    RangeRequest, Refusal, RefusalCode,
 };
 use zbus::{Message, OwnedFd as BodyFd, message::Flags};
 
 use crate::{
     contract::{Contract, DRIVER, INTROSPECTABLE, OBJECT_MANAGER, PEER, PROPERTIES},
     fault::Fault,
+    mounts::source,
     network::{ports, request},
     object::{self, Object},
     options::{Descriptors, MAX_TEXT, Options, Pairs, Texts, printable},
@@ -178,6 +179,7 @@ impl Request<'_> {
             (Object::Grant(grant), GRANT) => self.grant(grant, member),
             (Object::Grant(grant), CGROUP) => self.cgroup(grant, member),
             (Object::Grant(grant), LINKS) => self.links(grant, member),
+            (Object::Grant(grant), MOUNTS) if member == "MapDirectory" => self.map_directory(grant),
             _ => Err(Self::no_method(member)),
         }
     }
@@ -358,6 +360,11 @@ impl Request<'_> {
         if let Op::CreateGrant(CreateGrant { range: None, userns: Some(_), .. }) = op {
             return Err(Fault::argument("userns", "there is no range to write into it with no-range"));
         }
+        if let Op::CreateGrant(CreateGrant { range: Some(range), userns: None, .. }) = &op
+            && range.own_ids
+        {
+            return Err(Fault::argument("own-ids", "there is no userns to write them into"));
+        }
         Ok(ask_with(op, fds, View::Created))
     }
 
@@ -436,6 +443,18 @@ impl Request<'_> {
         }
     }
 
+    fn map_directory(&self, grant: GrantId) -> Result<Action, Fault> {
+        self.needs_fds()?;
+        let (directory, namespace, mut options): (BodyFd, BodyFd, Options) = self.body()?;
+        let from = source(&mut options)?;
+        let read_only = options.flag("read-only")?.unwrap_or(false);
+        options.finish()?;
+        let mut fds = Descriptors::default();
+        let (directory, mount_namespace) = (fds.add(directory.into()), fds.add(namespace.into()));
+        let request = MapDirectory { grant, directory, mount_namespace, from, read_only };
+        Ok(ask_with(Op::MapDirectory(request), fds, View::Mount))
+    }
+
     fn path(&self) -> Result<String, Fault> {
         at_most("path", self.body()?, MAX_TEXT)
     }
@@ -476,17 +495,20 @@ fn range(options: &mut Options) -> Result<Option<RangeRequest>, Fault> {
     let count = options.number("range-count")?;
     let named = options.flag("range-named")?;
     let setgroups = options.flag("setgroups")?;
+    let own_ids = options.flag("own-ids")?;
     if !options.flag("no-range")?.unwrap_or(false) {
         return Ok(Some(RangeRequest {
             count: count.unwrap_or(0),
             named: named.unwrap_or(true),
             setgroups: setgroups.unwrap_or(true),
+            own_ids: own_ids.unwrap_or(false),
         }));
     }
     let about_a_range = [
         ("range-count", count.is_some()),
         ("range-named", named.is_some()),
         ("setgroups", setgroups.is_some()),
+        ("own-ids", own_ids.is_some()),
     ];
     match about_a_range.iter().find(|(_, given)| *given) {
         Some((name, _)) => Err(Fault::argument(name, "means nothing with no-range")),

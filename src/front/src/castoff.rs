@@ -1,9 +1,12 @@
 //! Descriptors that callers send and that no operation takes: put away without touching them, closed where nobody waits.
 //!
 //! An attacker wants the front to wait. Closing a file of a FUSE file system waits for its server, which may be the sender,
-//! for as long as it likes; not even SIGKILL ends that. So of what arrives only pidfds, user and network namespaces are kept. Anything
-//! else is handed to a thread that closes it, and an empty event descriptor takes its place, which the engine then refuses
+//! for as long as it likes; not even SIGKILL ends that. So of what arrives only pidfds, user, network and mount namespaces, and
+//! directories that were opened as such are kept. Anything else is handed to a thread that closes it, and an empty event descriptor takes its place, which the engine then refuses
 //! by name. The threads that have not finished are counted to the uid; past a few it is served no more until they have.
+//!
+//! Closing a directory or a mount namespace waits for nobody, but the last who does may have to take apart what the sender has
+//! mounted. So these are [`Pins`] too, which outlive their message and are closed where nobody waits.
 
 use std::{
     collections::HashMap,
@@ -13,7 +16,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use cgrant_sys::{close_aside, kind_of};
+use cgrant_sys::{close_aside, is_open_directory, kind_of};
 use rustix::net::RecvFlags;
 
 /// Closings of one uid that may be under way.
@@ -28,6 +31,13 @@ const SCRATCH: usize = 4096;
 /// What is being closed, by the uid that sent it.
 #[derive(Debug, Clone, Default)]
 pub struct Castoffs(Arc<Mutex<HashMap<u32, Vec<JoinHandle<()>>>>>);
+
+/// Other descriptors of what came with a message and must not be closed here. To be dropped after the message.
+#[derive(Debug)]
+pub struct Pins {
+    bin: Bin,
+    fds: Vec<OwnedFd>,
+}
 
 /// What is being closed for one uid.
 #[derive(Debug, Clone)]
@@ -47,6 +57,35 @@ impl Castoffs {
     /// though nobody's over the broker's own socket.
     pub fn of_bus() -> Bin {
         Bin { castoffs: Self::default(), uid: u32::MAX, most: MAX_UNFINISHED_OF_BUS }
+    }
+}
+
+impl Pins {
+    /// None yet; closed by `bin`.
+    pub const fn new(bin: Bin) -> Self {
+        Self { bin, fds: Vec::new() }
+    }
+
+    /// Adds what of these may be slow to close.
+    ///
+    /// # Errors
+    /// `EMFILE`, `ENFILE`.
+    pub fn add(&mut self, fds: &[OwnedFd]) -> io::Result<()> {
+        for fd in fds.iter().filter(|fd| is_slow(fd)) {
+            self.fds.push(fd.try_clone()?);
+        }
+        Ok(())
+    }
+
+    /// All so far; none are left.
+    pub fn take(&mut self) -> Self {
+        Self { bin: self.bin.clone(), fds: std::mem::take(&mut self.fds) }
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        self.bin.throw(std::mem::take(&mut self.fds));
     }
 }
 
@@ -121,7 +160,12 @@ fn is_taken_by_operations(fd: &OwnedFd) -> bool {
     kind_of(fd).is_ok_and(|name| {
         name == "anon_inode:[pidfd]"
             || name.split_once(":[").is_some_and(|(kind, _)| matches!(kind, "user" | "net"))
-    })
+    }) || is_slow(fd)
+}
+
+/// Is it one of those that are taken, and whose last closing may take a while?
+fn is_slow(fd: &OwnedFd) -> bool {
+    is_open_directory(fd).unwrap_or(false) || kind_of(fd).is_ok_and(|name| name.starts_with("mnt:["))
 }
 
 #[cfg(test)]
@@ -159,7 +203,36 @@ mod tests {
         assert_eq!(names[1], "anon_inode:[eventfd]");
         assert!(names[2].starts_with("user:["));
         assert!(names[3].starts_with("net:["));
-        assert_eq!(names[4], "anon_inode:[eventfd]");
+        assert!(names[4].starts_with("mnt:["));
+    }
+
+    #[test]
+    fn only_a_directory_that_was_opened_as_one_is_kept() {
+        use rustix::fs::{CWD, Mode, OFlags, openat};
+        let bin = Castoffs::default().of(7);
+        let open = |flags| openat(CWD, "/proc/self", flags | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let flags = [OFlags::DIRECTORY, OFlags::RDONLY, OFlags::DIRECTORY | OFlags::PATH];
+        let sifted = bin.sift(flags.map(open).into()).unwrap();
+        let names: Vec<String> = sifted.iter().map(|fd| kind_of(fd).unwrap()).collect();
+        assert!(names[0].starts_with("/proc/"), "{names:?}");
+        assert_eq!(names[1..], ["anon_inode:[eventfd]"; 2]);
+    }
+
+    #[test]
+    fn what_is_slow_to_close_is_closed_by_a_thread_that_is_counted() {
+        let bin = Castoffs::default().of(7);
+        let mut pins = Pins::new(bin.clone());
+        let threads = || bin.castoffs.0.lock().unwrap().values().map(Vec::len).sum::<usize>();
+        let open = |path: &str| OwnedFd::from(std::fs::File::open(path).unwrap());
+        pins.add(&[open("/proc/self/ns/net"), open("/proc/self/ns/user")]).unwrap();
+        drop(pins.take());
+        assert_eq!(threads(), 0);
+        pins.add(&[open("/proc/self/ns/mnt")]).unwrap();
+        let taken = pins.take();
+        drop(pins);
+        assert_eq!(threads(), 0, "it is closed before its message");
+        drop(taken);
+        assert_eq!(threads(), 1);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::{
     contract::DRIVER,
     core::{CALLS_PER_CONNECTION, Core, PerUid},
     fault::Fault,
-    stream::Reader,
+    stream::{Parcel, Reader},
 };
 
 /// Most clients at once. Each costs a match rule, of which a bus gives 512 to a connection as it is shipped.
@@ -43,7 +43,7 @@ const PRIMARY_OWNER: u32 = 1;
 #[derive(Debug)]
 enum Client {
     /// The bus and the engine are being asked about it; its calls wait.
-    Introducing(VecDeque<Message>),
+    Introducing(VecDeque<Parcel>),
     /// It is known.
     Known {
         caller: Caller,
@@ -120,8 +120,10 @@ impl Clients {
         }
     }
 
-    async fn take(self: &Rc<Self>, message: Message) {
-        let Some(message) = self.bus.take_answer(message) else { return };
+    async fn take(self: &Rc<Self>, message: Parcel) {
+        if self.bus.take_answer(Message::clone(&message)).is_none() {
+            return;
+        }
         match message.message_type() {
             Type::MethodCall => self.call(message).await,
             Type::Signal => self.signal(&message).await,
@@ -130,7 +132,7 @@ impl Clients {
     }
 
     /// A client calls.
-    async fn call(self: &Rc<Self>, message: Message) {
+    async fn call(self: &Rc<Self>, message: Parcel) {
         let Some(name) = message.header().sender().map(ToString::to_string) else { return };
         let known = {
             let mut clients = self.clients.borrow_mut();
@@ -161,7 +163,7 @@ impl Clients {
 
     /// Passes a call on if its client and its uid have a slot. Others' calls come over the same connection, so none
     /// can be made to wait here.
-    async fn serve(&self, caller: Caller, slots: &Arc<Semaphore>, message: Message) {
+    async fn serve(&self, caller: Caller, slots: &Arc<Semaphore>, message: Parcel) {
         let own = Arc::clone(slots).try_acquire_owned();
         let of_uid = self.core.calls.of(caller.uid).try_acquire_owned();
         match (own, of_uid) {
@@ -226,7 +228,7 @@ impl Clients {
     }
 
     /// The next call that waits for its client's introduction; `None` if that client is not being introduced.
-    fn next_waiting(&self, name: &str) -> Option<Option<Message>> {
+    fn next_waiting(&self, name: &str) -> Option<Option<Parcel>> {
         match self.clients.borrow_mut().get_mut(name) {
             Some(Client::Introducing(calls)) => Some(calls.pop_front()),
             _ => None,

@@ -8,12 +8,13 @@ use crate::object::Object;
 /// Introspection, properties, and what else is in no file of ours.
 const STANDARD: &str = include_str!("standard.xml");
 /// The broker's own interfaces.
-pub const OWN: [&str; 5] = [
+pub const OWN: [&str; 6] = [
     include_str!("../../../dbus/org.cgrant.Broker1.Manager.xml"),
     include_str!("../../../dbus/org.cgrant.Broker1.Grant.xml"),
     include_str!("../../../dbus/org.cgrant.Broker1.Cgroup.xml"),
     include_str!("../../../dbus/org.cgrant.Broker1.Links.xml"),
     include_str!("../../../dbus/org.cgrant.Broker1.Ids.xml"),
+    include_str!("../../../dbus/org.cgrant.Broker1.Mounts.xml"),
 ];
 
 /// Introspection of an object.
@@ -91,12 +92,12 @@ impl Contract {
 
     /// Names of the interfaces of an object; `ids` if it is a grant that has some.
     pub fn interfaces_of(object: Object, ids: bool) -> &'static [&'static str] {
-        use cgrant_proto::names::{CGROUP, GRANT, IDS, LINKS, MANAGER};
+        use cgrant_proto::names::{CGROUP, GRANT, IDS, LINKS, MANAGER, MOUNTS};
         match object {
             Object::Above(_) | Object::Grants => &[INTROSPECTABLE, PEER],
             Object::Driver => &[DRIVER, INTROSPECTABLE, PEER],
             Object::Manager => &[MANAGER, OBJECT_MANAGER, PROPERTIES, INTROSPECTABLE, PEER],
-            Object::Grant(_) if ids => &[GRANT, CGROUP, LINKS, IDS, PROPERTIES, INTROSPECTABLE, PEER],
+            Object::Grant(_) if ids => &[GRANT, CGROUP, LINKS, IDS, MOUNTS, PROPERTIES, INTROSPECTABLE, PEER],
             Object::Grant(_) => &[GRANT, CGROUP, LINKS, PROPERTIES, INTROSPECTABLE, PEER],
         }
     }
@@ -180,6 +181,7 @@ mod tests {
             ("org.cgrant.Broker1.Cgroup", "Attach", "ha{sv}"),
             ("org.cgrant.Broker1.Cgroup", "SetLimits", "a{ss}"),
             ("org.cgrant.Broker1.Links", "PublishPorts", "sas"),
+            ("org.cgrant.Broker1.Mounts", "MapDirectory", "hha{sv}"),
             (PROPERTIES, "Set", "ssv"),
             (DRIVER, "Hello", ""),
         ] {

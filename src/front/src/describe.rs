@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use cgrant_proto::{
     Port, Transport,
-    names::{CGROUP, GRANT, IDS, LINKS, MANAGER},
+    names::{CGROUP, GRANT, IDS, LINKS, MANAGER, MOUNTS},
 };
 use cgrant_wire::{
     Address, BridgeInfo, BrokerInfo, EndReason, GrantInfo, Lifetime, LinkEnd, LinkInfo, LinkKind,
@@ -48,13 +48,17 @@ pub fn grant<'a>(info: &'a GrantInfo, interface: &str) -> Option<Properties<'a>>
                 ("Count", Variant::from(range.count)),
             ])
         }),
+        MOUNTS => info.range.map(|_| BTreeMap::new()),
         _ => None,
     }
 }
 
-/// All interfaces of a grant that have properties, with them.
+/// All interfaces of a grant, with their properties.
 pub fn whole_grant(info: &GrantInfo) -> BTreeMap<&'static str, Properties<'_>> {
-    [GRANT, CGROUP, LINKS, IDS].into_iter().filter_map(|name| Some((name, grant(info, name)?))).collect()
+    [GRANT, CGROUP, LINKS, IDS, MOUNTS]
+        .into_iter()
+        .filter_map(|name| Some((name, grant(info, name)?)))
+        .collect()
 }
 
 /// The properties of the broker, of its interface `interface`; `None` if that has none.

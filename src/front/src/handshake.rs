@@ -112,6 +112,7 @@ fn take(stream: &Watched, mut count: usize, bin: &Bin) -> Result<(), HandshakeEr
         let wanted = piece.get_mut(..count.min(PIECE)).unwrap_or_default();
         let (taken, fds) = receive_once(stream.as_fd(), wanted, bin)?;
         if !fds.is_empty() {
+            bin.throw(fds);
             return Err(HandshakeError::Fds);
         }
         if taken == 0 {

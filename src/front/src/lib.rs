@@ -22,6 +22,7 @@ mod framing;
 mod handshake;
 mod link;
 mod log;
+mod mounts;
 mod network;
 mod object;
 mod options;

@@ -11,7 +11,7 @@ use std::{
     rc::Rc,
 };
 
-use cgrant_sys::{Channel, ChannelError, Received};
+use cgrant_sys::{Channel, ChannelError, Received, close_aside};
 use cgrant_wire::{
     Answer, BusClient, ConnectionId, FromEngine, Op, Refusal, RefusalCode, RequestId, ToEngine,
 };
@@ -160,6 +160,8 @@ impl Engine {
                     return error;
                 }
                 queued.set(queued.get().saturating_sub(1));
+                // The engine may have closed its own by now, and these must not be the last: see `castoff`.
+                drop(close_aside(fds));
             }
             LinkError::Closed
         };

@@ -5,7 +5,7 @@
 
 use std::{cell::RefCell, collections::BTreeMap};
 
-use cgrant_proto::names::{CGROUP, GRANT, IDS, LINKS, MANAGER, MANAGER_PATH};
+use cgrant_proto::names::{CGROUP, GRANT, IDS, LINKS, MANAGER, MANAGER_PATH, MOUNTS};
 use cgrant_wire::{ConnectionId, Event, GrantChange};
 use serde::Serialize;
 use zbus::{DynamicType, Message, ObjectPath, Variant};
@@ -133,7 +133,7 @@ fn signals(event: &Event, destination: Option<&str>) -> zbus::Result<Vec<Message
                     MANAGER_PATH,
                     OBJECT_MANAGER,
                     "InterfacesRemoved",
-                    &(&object, [GRANT, CGROUP, LINKS, IDS].as_slice()),
+                    &(&object, [GRANT, CGROUP, LINKS, IDS, MOUNTS].as_slice()),
                 )?,
             ])
         }

@@ -22,7 +22,7 @@ use zbus::{
 };
 
 use crate::{
-    castoff::Bin,
+    castoff::{Bin, Pins},
     framing::{Extent, FIXED, FramingError, MAX_FDS, without_body},
     watched::Watched,
 };
@@ -69,6 +69,23 @@ pub struct Reader {
     fds_of_message: usize,
     received: u64,
     bin: Bin,
+    pins: Pins,
+}
+
+/// A message with what must not be closed here before it.
+#[derive(Debug)]
+pub struct Parcel {
+    message: Message,
+    /// Dropped after the message.
+    _pins: Pins,
+}
+
+impl std::ops::Deref for Parcel {
+    type Target = Message;
+
+    fn deref(&self) -> &Message {
+        &self.message
+    }
 }
 
 /// Sends messages.
@@ -91,6 +108,7 @@ pub fn halves(stream: Watched, unix_fds: bool, too_long: TooLong, bin: Bin) -> (
         fds: Vec::new(),
         fds_of_message: 0,
         received: 0,
+        pins: Pins::new(bin.clone()),
         bin,
     };
     (reader, Writer { stream, unix_fds })
@@ -111,8 +129,10 @@ impl Reader {
     /// # Errors
     /// `InputOutput` when the stream has ended, or must: a message past a limit, or bytes that are no message. Anything
     /// else is about this message alone, and the next one can be read.
-    pub async fn next(&mut self) -> zbus::Result<Message> {
+    pub async fn next(&mut self) -> zbus::Result<Parcel> {
         self.skip_rest();
+        // Those of a message that could not be read.
+        drop(self.pins.take());
         self.received = self.received.wrapping_add(1);
         let message = self.receive_message(self.received, &mut Vec::new(), &mut Vec::new()).await?;
         // More descriptors than the header names would stay open for as long as the message does.
@@ -120,7 +140,7 @@ impl Reader {
         if u32::try_from(message.data().fds().len()) != Ok(named) && self.too_long == TooLong::Fail {
             return Err(FramingError::TooManyFds.into_io().into());
         }
-        Ok(message)
+        Ok(Parcel { message, _pins: self.pins.take() })
     }
 
     /// The socket, to be shut down when the connection is to end.
@@ -209,6 +229,7 @@ impl Reader {
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        self.pins.add(&fds)?;
         self.fds_of_message += fds.len();
         // A bus daemon has limits of its own, and passes on what is within them; its messages carry them all at once.
         let most = if self.too_long == TooLong::Fail { MAX_FDS } else { KERNEL_FDS };
@@ -360,7 +381,7 @@ mod tests {
             });
             let mut results = Vec::new();
             loop {
-                let result = reader.next().await;
+                let result = reader.next().await.map(|parcel| Message::clone(&parcel));
                 let ended = matches!(result, Err(zbus::Error::InputOutput(_)));
                 results.push(result);
                 if ended {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, os::fd::OwnedFd};
 
-use cgrant_proto::names::IDS;
+use cgrant_proto::names::{IDS, MOUNTS};
 use cgrant_wire::{Answer, Created, FdIndex, GrantInfo, Refusal, RefusalCode, Usage};
 use zbus::{Fd, Message, ObjectPath, Variant};
 
@@ -46,6 +46,8 @@ pub enum View {
     Cgroups,
     /// `OpenCgroup`.
     Directory,
+    /// `MapDirectory`.
+    Mount,
     /// One property of a grant or of the broker.
     Property {
         /// Of which interface.
@@ -122,7 +124,9 @@ impl View {
             (Self::Stat, Answer::Stat(stat)) => reply.build(&describe::stat(stat)),
             (Self::Processes, Answer::Processes(pids)) => reply.build(pids),
             (Self::Cgroups, Answer::Cgroups(paths)) => reply.build(paths),
-            (Self::Directory, Answer::Cgroup(index)) => reply.build(&descriptor(fds, *index)?),
+            (Self::Directory, Answer::Cgroup(index)) | (Self::Mount, Answer::Mount(index)) => {
+                reply.build(&descriptor(fds, *index)?)
+            }
             (Self::Property { interface, property }, answer) => {
                 reply.build(&property_of(answer, interface, property)?)
             }
@@ -219,7 +223,7 @@ fn property_of<'a>(answer: &'a Answer, interface: &str, property: &str) -> Resul
 fn properties_of<'a>(answer: &'a Answer, interface: &str) -> Result<describe::Properties<'a>, Fault> {
     if !interface.is_empty() {
         return match interface_of(answer, interface)? {
-            None if interface == IDS => Err(no_interface(interface)),
+            None if [IDS, MOUNTS].contains(&interface) => Err(no_interface(interface)),
             properties => Ok(properties.unwrap_or_default()),
         };
     }

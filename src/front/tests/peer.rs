@@ -16,13 +16,15 @@ use std::{
 
 use cgrant_proto::{
     Account, AddLink, AdoptGrant, AttachTo, CgroupProxy, Code, CreateGrant, Error, GrantProxy, IdsProxy,
-    Lifetime, LinksProxy, ListGrants, ManagerProxy, ReleaseGrant, Target,
+    Lifetime, LinksProxy, ListGrants, ManagerProxy, MapDirectory, MountsProxy, ReleaseGrant, Target,
 };
 use cgrant_wire::{
     Attach, AttachTarget, CreateGrant as CreateOp, EndReason, Event, FdIndex, GrantChange, GrantId, Holder,
-    LinkEnd, LinkKind, LinkRequest, Op, PublishedPort, RangeRequest, Transport,
+    LinkEnd, LinkKind, LinkRequest, MapDirectory as MapOp, MapSource, Op, PublishedPort, RangeRequest,
+    Transport,
 };
 use futures_util::StreamExt;
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use support::{
     FRONT_UID, Front, GRANT, GRANT_PATH, block_on, client, eventually, grant, link, read_to_end, refusal,
 };
@@ -63,6 +65,7 @@ fn every_method_of_the_manager_is_its_operation() {
             .range_count(1000)
             .range_named(false)
             .setgroups(false)
+            .own_ids()
             .userns(file.as_fd())
             .stage(file.as_fd())
             .limits(&limits)
@@ -85,7 +88,7 @@ fn every_method_of_the_manager_is_its_operation() {
         assert_eq!(seen.len(), 1);
         assert_eq!((seen[0].connection, seen[0].fds), (number, 4));
         let holder = Holder::Process(FdIndex(0));
-        let range = Some(RangeRequest { count: 1000, named: false, setgroups: false });
+        let range = Some(RangeRequest { count: 1000, named: false, setgroups: false, own_ids: true });
         let expected = CreateOp {
             name: "web".to_owned(),
             key: "once".to_owned(),
@@ -110,7 +113,7 @@ fn every_method_of_the_manager_is_its_operation() {
         let ops: Vec<_> = front.seen().into_iter().map(|seen| seen.op).collect();
         let [Op::CreateGrant(bare), Op::CreateGrant(plain)] = &ops[..] else { panic!("{ops:?}") };
         assert_eq!((bare.range, bare.holder), (None, Holder::Persistent));
-        let default = RangeRequest { count: 0, named: true, setgroups: true };
+        let default = RangeRequest { count: 0, named: true, setgroups: true, own_ids: false };
         assert_eq!((plain.range, plain.holder), (Some(default), Holder::Connection));
 
         let listed = manager.list_grants(&ListGrants::new().all()).await.unwrap();
@@ -207,6 +210,49 @@ fn every_method_of_a_grant_is_its_operation() {
         assert!(cgroup.populated().await.unwrap());
         let ids = IdsProxy::new(&connection, GRANT_PATH).await.unwrap();
         assert_eq!(ids.uid().await.unwrap(), 200_000);
+    });
+}
+
+#[test]
+fn directories_are_mapped_as_the_contract_says() {
+    let front = Front::socket();
+    block_on(async {
+        let (connection, _) = client(&front, 1000).await;
+        let mounts = MountsProxy::new(&connection, GRANT_PATH).await.unwrap();
+        let [directory, namespace] = ["/proc/self", "/proc/self/ns/mnt"].map(|path| {
+            let flags = if path == "/proc/self" { OFlags::DIRECTORY } else { OFlags::RDONLY };
+            openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty()).unwrap()
+        });
+        let fds = || (Fd::from(directory.as_fd()), Fd::from(namespace.as_fd()));
+        for options in [
+            MapDirectory::new().from_range("web").read_only(),
+            MapDirectory::new(),
+            MapDirectory::new().from_own(7, 8),
+        ] {
+            let mount = mounts.map_directory(fds().0, fds().1, &options).await.unwrap();
+            assert!(rustix::fs::fstat(&mount).is_ok());
+        }
+        let seen = front.seen();
+        let asked = |from, read_only| {
+            let (directory, mount_namespace) = (FdIndex(0), FdIndex(1));
+            Op::MapDirectory(MapOp { grant: GRANT, directory, mount_namespace, from, read_only })
+        };
+        let ops: Vec<_> = seen.iter().map(|seen| (seen.op.clone(), seen.fds)).collect();
+        assert_eq!(
+            ops,
+            [
+                (asked(MapSource::Range("web".to_owned()), true), 2),
+                (asked(MapSource::Own { uid: 0, gid: 0 }, false), 2),
+                (asked(MapSource::Own { uid: 7, gid: 8 }, false), 2),
+            ]
+        );
+        for (key, value) in [("recursive", Variant::from(true)), ("as-uid", Variant::from(7u32))] {
+            let options = HashMap::from([("from", Variant::from("web")), (key, value)]);
+            let body = (fds().0, fds().1, options);
+            let refused = call(&connection, GRANT_PATH, None, "MapDirectory", &body).await;
+            assert_eq!(error_name(refused), "org.cgrant.Error.InvalidArgument", "{key}");
+        }
+        assert!(front.seen().is_empty(), "what is refused here does not reach the engine");
     });
 }
 
@@ -491,7 +537,7 @@ fn introspection_and_properties_are_the_contract() {
         let managed: HashMap<zbus::OwnedObjectPath, HashMap<String, HashMap<String, OwnedVariant>>> =
             reply.body().deserialize().unwrap();
         assert_eq!(managed.len(), 1);
-        assert_eq!(managed.values().next().unwrap().len(), 4);
+        assert_eq!(managed.values().next().unwrap().len(), 5);
     });
 }
 
@@ -557,8 +603,8 @@ fn every_method_of_the_contract_is_there() {
                 }
             }
         }
-        assert_eq!(calls, 26);
-        assert!(front.seen_count() >= 26);
+        assert_eq!(calls, 27);
+        assert!(front.seen_count() >= 27);
     });
 }
 

@@ -153,6 +153,8 @@ pub enum Verb {
     Unpublish,
     /// Unties a range from its name.
     ForgetRange,
+    /// Has a directory as a mount whose files belong to its ids.
+    MapDirectory,
 }
 
 /// What an account has at the moment, the request not counted.
@@ -520,6 +522,8 @@ fn use_grant(rules: &Ruling, caller: &Caller, owner: HostUid, verb: Verb, usage:
     authority(rules, caller, owner)?;
     match verb {
         Verb::Persist if !caller.uid.is_root() => persist(rules, usage),
+        Verb::MapDirectory => door(rules, rules.access.mounts, "have directories mapped for containers")
+            .map_err(|denial| denial.hinted("copy the directory instead")),
         _ => Ok(None),
     }
 }
@@ -894,6 +898,9 @@ vlans = ["100-199"]
         let closed = with("access.connect = \"deny\"\naccess.setgroups = \"deny\"\n");
         assert!(!allowed(&closed, PERSON, &Request::Connect));
         assert!(!allowed(&closed, PERSON, &create));
+        let map = Request::UseGrant { owner: HostUid(PERSON), verb: Verb::MapDirectory };
+        assert!(allowed(&closed, PERSON, &map));
+        assert!(!allowed(&with("access.mounts = \"deny\"\n"), PERSON, &map));
         let without = NewGrant { setgroups: false, ..plain() };
         assert!(allowed(&closed, PERSON, &Request::CreateGrant(without)));
         let no_ids = NewGrant { ids: None, ..plain() };
@@ -947,6 +954,7 @@ vlans = ["100-199"]
             Verb::RemoveLink,
             Verb::Unpublish,
             Verb::ForgetRange,
+            Verb::MapDirectory,
         ])
     }
 

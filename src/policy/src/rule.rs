@@ -112,6 +112,8 @@ table! {
         setgroups: Door = Door,
         /// To links.
         link: Access = Access,
+        /// To directories as mounts of containers.
+        mounts: Door = Door,
     }
 }
 

@@ -18,6 +18,8 @@ pub const CGROUP: &str = "org.cgrant.Broker1.Cgroup";
 pub const IDS: &str = "org.cgrant.Broker1.Ids";
 /// Interface of a grant's links.
 pub const LINKS: &str = "org.cgrant.Broker1.Links";
+/// Interface of mounts for a grant's ids; a grant without ids does not have it.
+pub const MOUNTS: &str = "org.cgrant.Broker1.Mounts";
 /// What every error name of the broker starts with.
 pub const ERROR_PREFIX: &str = "org.cgrant.Error.";
 /// Socket of the instance `default`, which is also the broker's socket inside a container.

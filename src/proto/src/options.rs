@@ -61,6 +61,8 @@ options! {
     AdoptGrant
     /// Options of `Cgroup.Attach`.
     AttachTo
+    /// Options of `Mounts.MapDirectory`.
+    MapDirectory
     /// Options of `Links.AddLink`, and of each link of `Manager.CreateGrant`.
     AddLink
 }
@@ -143,6 +145,12 @@ impl<'a> CreateGrant<'a> {
         self.with("setgroups", allowed)
     }
 
+    /// The caller's own uid and gid too, as the id behind the range's last; they are not by default.
+    #[must_use]
+    pub fn own_ids(self) -> Self {
+        self.with("own-ids", true)
+    }
+
     /// The process that will start the payload, by pidfd.
     #[must_use]
     pub fn stage(self, pidfd: BorrowedFd<'a>) -> Self {
@@ -168,6 +176,26 @@ impl<'a> CreateGrant<'a> {
     pub fn links(self, links: Vec<AddLink<'a>>) -> Self {
         let links: Vec<Entries<'a>> = links.into_iter().map(|link| link.0).collect();
         self.with("links", links)
+    }
+}
+
+impl<'a> MapDirectory<'a> {
+    /// The files belong to the account's range of this name.
+    #[must_use]
+    pub fn from_range(self, name: &'a str) -> Self {
+        self.with("from", name)
+    }
+
+    /// The files belong to the caller, whose uid and gid these are inside; 0 and 0 by default.
+    #[must_use]
+    pub fn from_own(self, uid: u32, gid: u32) -> Self {
+        self.with("from", "own").with("as-uid", uid).with("as-gid", gid)
+    }
+
+    /// Nothing can be written through the mount.
+    #[must_use]
+    pub fn read_only(self) -> Self {
+        self.with("read-only", true)
     }
 }
 

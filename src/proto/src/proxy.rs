@@ -7,7 +7,7 @@ use zbus::{DeserializeDict, Fd, OwnedFd, OwnedObjectPath, OwnedVariant, Type, pr
 use crate::{
     description::Description,
     error::Error,
-    options::{Account, AddLink, AdoptGrant, AttachTo, CreateGrant, ListGrants, ReleaseGrant},
+    options::{Account, AddLink, AdoptGrant, AttachTo, CreateGrant, ListGrants, MapDirectory, ReleaseGrant},
 };
 
 /// What `CreateGrant` tells beside the object and the descriptor. Keys that a later broker adds are ignored.
@@ -264,4 +264,20 @@ pub trait Ids {
     /// How many of each.
     #[zbus(property(emits_changed_signal = "const"))]
     fn count(&self) -> Result<u32, Error>;
+}
+
+/// Mounts for the ids of a grant.
+#[proxy(
+    interface = "org.cgrant.Broker1.Mounts",
+    default_service = "org.cgrant.Broker1",
+    assume_defaults = false
+)]
+pub trait Mounts {
+    /// A mount of a directory, attached nowhere, whose files belong to ids of the grant.
+    fn map_directory(
+        &self,
+        directory: Fd<'_>,
+        mount_namespace: Fd<'_>,
+        options: &MapDirectory<'_>,
+    ) -> Result<OwnedFd, Error>;
 }

@@ -12,8 +12,8 @@ use std::{
 
 use cgrant_proto::{
     Account, AddLink, AdoptGrant, AttachTo, CgroupProxy, CreateGrant, GrantProxy, IdsProxy, LinksProxy,
-    ListGrants, ManagerProxy, ReleaseGrant,
-    names::{CGROUP, GRANT, IDS, LINKS, MANAGER, MANAGER_PATH, grant_path},
+    ListGrants, ManagerProxy, MapDirectory, MountsProxy, ReleaseGrant,
+    names::{CGROUP, GRANT, IDS, LINKS, MANAGER, MANAGER_PATH, MOUNTS, grant_path},
 };
 use futures_util::StreamExt;
 use zbus::{
@@ -224,6 +224,9 @@ async fn proxies_and_xml_are_one_contract() {
     links.remove_link("eth0").await.unwrap();
     links.publish_ports("eth0", &[]).await.unwrap();
     links.unpublish_ports("eth0", &[]).await.unwrap();
+    let mounts = MountsProxy::new(&connection, path.as_str()).await.unwrap();
+    let (directory, namespace) = (Fd::from(&file), Fd::from(&file));
+    mounts.map_directory(directory, namespace, &MapDirectory::new().from_range("x")).await.unwrap();
     let grant = GrantProxy::new(&connection, path.as_str()).await.unwrap();
     grant.adopt(&AdoptGrant::new()).await.unwrap();
 
@@ -255,7 +258,7 @@ async fn proxies_and_xml_are_one_contract() {
         .collect();
     assert_eq!(*called.lock().unwrap(), expected);
     assert!(
-        [MANAGER, GRANT, CGROUP, LINKS, IDS]
+        [MANAGER, GRANT, CGROUP, LINKS, IDS, MOUNTS]
             .iter()
             .all(|name| expected.iter().any(|(interface, _)| interface == name))
     );

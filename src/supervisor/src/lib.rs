@@ -51,7 +51,7 @@ const DESCRIPTORS: u64 = 262_144;
 /// What the children keep of root's capabilities, or need to get rid of them; the supervisor has no others either.
 /// The engine's are listed where it confines itself; `SETUID`, `SETGID` and `SYS_ADMIN` are for writing id maps,
 /// `SETPCAP` for dropping; those that begin with `NET` are the network helper's.
-const CAPABILITIES: [Capability; 13] = [
+const CAPABILITIES: [Capability; 14] = [
     Capability::CAP_CHOWN,
     Capability::CAP_DAC_OVERRIDE,
     Capability::CAP_FOWNER,
@@ -63,6 +63,7 @@ const CAPABILITIES: [Capability; 13] = [
     Capability::CAP_SETPCAP,
     Capability::CAP_SETUID,
     Capability::CAP_SYS_ADMIN,
+    Capability::CAP_SYS_CHROOT,
     Capability::CAP_SYS_NICE,
     Capability::CAP_SYS_PTRACE,
 ];

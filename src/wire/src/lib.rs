@@ -20,7 +20,7 @@ pub use link::{
     Address, BridgeInfo, LinkEnd, LinkInfo, LinkKind, LinkRequest, Mac, PublishedPort, Transport,
 };
 pub use op::{
-    Answer, Attach, AttachTarget, BrokerInfo, CreateGrant, Created, FdIndex, Holder, Op, RangeInfo,
-    RangeRequest, Usage, UsageRow,
+    Answer, Attach, AttachTarget, BrokerInfo, CreateGrant, Created, FdIndex, Holder, MapDirectory, MapSource,
+    Op, RangeInfo, RangeRequest, Usage, UsageRow,
 };
 pub use refusal::{Refusal, RefusalCode};

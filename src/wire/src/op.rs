@@ -32,6 +32,37 @@ pub struct RangeRequest {
     pub named: bool,
     /// May the namespace call setgroups? Decided before its gid_map is written.
     pub setgroups: bool,
+    /// The caller's own uid and gid too, as the id behind the range's last inside. Needs a user namespace.
+    pub own_ids: bool,
+}
+
+/// Which ids files have on disk that are to be shown as ids of a grant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MapSource {
+    /// Those of the account's range of this name, each as the one at the same place in the grant's.
+    Range(String),
+    /// The account's own uid and gid, as these ids inside the grant's range.
+    Own {
+        /// The uid, counted from the range's first.
+        uid: u32,
+        /// The gid, counted from the range's first.
+        gid: u32,
+    },
+}
+
+/// A directory to be had as a mount whose files belong to ids of a grant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapDirectory {
+    /// The grant whose range it is for.
+    pub grant: GrantId,
+    /// The directory, opened for reading in the mount namespace beside it.
+    pub directory: FdIndex,
+    /// That mount namespace, which is the caller's own.
+    pub mount_namespace: FdIndex,
+    /// Which ids are shown.
+    pub from: MapSource,
+    /// Can nothing be written through it?
+    pub read_only: bool,
 }
 
 /// Where attached processes go.
@@ -222,6 +253,8 @@ pub enum Op {
         /// The ports.
         ports: Vec<PublishedPort>,
     },
+    /// A mount of a directory whose files belong to ids of a grant, attached nowhere.
+    MapDirectory(MapDirectory),
     /// The bridges that the caller may have links on.
     ListBridges,
     /// What stands in the way of links on this host.
@@ -329,6 +362,8 @@ pub enum Answer {
     Attached(u32),
     /// To [`Op::AddLink`]: the link, and a tap's descriptor.
     Link(LinkInfo, Option<FdIndex>),
+    /// To [`Op::MapDirectory`].
+    Mount(FdIndex),
     /// To [`Op::ListBridges`].
     Bridges(Vec<BridgeInfo>),
     /// To [`Op::ExamineNetwork`].

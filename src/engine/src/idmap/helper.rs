@@ -344,12 +344,12 @@ impl Pending {
         if !self.is_unmapped()? {
             return Err(MapRefusal::AlreadyMapped);
         }
-        let MapNumbers { uid, gid, count, setgroups } = numbers;
-        if !setgroups {
+        if !numbers.setgroups {
             self.write("setgroups", "deny", Step::Setgroups)?;
         }
-        self.write("gid_map", &format!("0 {gid} {count}\n"), Step::GidMap)?;
-        self.write("uid_map", &format!("0 {uid} {count}\n"), Step::UidMap)
+        let [uids, gids] = numbers.maps();
+        self.write("gid_map", &gids, Step::GidMap)?;
+        self.write("uid_map", &uids, Step::UidMap)
     }
 
     /// Did the member join? Leaves it to be reaped.

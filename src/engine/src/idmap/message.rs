@@ -40,8 +40,22 @@ pub struct MapNumbers {
     pub gid: u32,
     /// How many ids.
     pub count: u32,
+    /// The account's own uid and gid, if they are mapped too, as the id behind the range's last.
+    pub own: Option<(u32, u32)>,
     /// May the namespace call setgroups?
     pub setgroups: bool,
+}
+
+impl MapNumbers {
+    /// What is written into `uid_map` and `gid_map`.
+    pub fn maps(&self) -> [String; 2] {
+        let Self { uid, gid, count, own, .. } = *self;
+        let map = |first: u32, own: Option<u32>| {
+            let last = own.map(|id| format!("{count} {id} 1\n")).unwrap_or_default();
+            format!("0 {first} {count}\n{last}")
+        };
+        [map(uid, own.map(|(uid, _)| uid)), map(gid, own.map(|(_, gid)| gid))]
+    }
 }
 
 /// What came of it.

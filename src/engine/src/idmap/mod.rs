@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cgrant_policy::{HostUid, IdRange, IdSpan, Pool};
+use cgrant_policy::{HostGid, HostUid, IdRange, IdSpan, Pool};
 use cgrant_sys::{Channel, Pidfd, UsernsFd, seqpacket};
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -23,6 +23,10 @@ pub use self::error::{MapError, MapRefusal, Step};
 use self::{
     helper::Spare,
     message::{AskError, MapAnswer, MapNumbers, MapRequest, NamesAnswer, NamesRequest, ask, receive, send},
+};
+pub(crate) use self::{
+    helper::seclude,
+    message::{timespec, wait},
 };
 use crate::ids::{NameService, NamesError};
 
@@ -97,10 +101,20 @@ impl Mapping {
     /// The namespace must be a child of the engine's own and have no map. Afterwards id 0 inside is the first of the range.
     /// What can't be undone: a map stays for the namespace's life, also beyond the grant's; so the range must be the account's own for ever.
     ///
+    /// `own` are the ids of the account itself, as the id behind the range's last. They must be those of the connection that
+    /// asks: the namespace's root has all rights over what belongs to them.
+    ///
     /// # Errors
     /// [`MapError`]. If the kernel refused the last step, the gids may have been written.
-    pub fn write(self, range: IdRange, setgroups: bool) -> Result<(), MapError> {
-        let numbers = MapNumbers { uid: range.uid().0, gid: range.gid().0, count: range.count(), setgroups };
+    pub fn write(
+        self,
+        range: IdRange,
+        own: Option<(HostUid, HostGid)>,
+        setgroups: bool,
+    ) -> Result<(), MapError> {
+        let own = own.map(|(uid, gid)| (uid.0, gid.0));
+        let (uid, gid, count) = (range.uid().0, range.gid().0, range.count());
+        let numbers = MapNumbers { uid, gid, count, own, setgroups };
         // A helper that has refused already takes no numbers; its answer says why.
         message::answer(&self.numbers, &numbers);
         let answer: MapAnswer = receive(&self.answer, Instant::now() + MAP_LIMIT)?;

@@ -35,7 +35,7 @@ impl Descriptors {
         Self(fds.into_iter().map(Slot::There).collect())
     }
 
-    /// Those among a caller's that operations take: pidfds, user and network namespaces.
+    /// Those among a caller's that operations take: pidfds, namespaces of users, networks and mounts, open directories.
     ///
     /// An attacker wants the engine to wait: closing a file of a FUSE file system of its own, or a socket that lingers,
     /// can last for ever. What is neither is put away at once, without touching it, and closed where nobody waits.
@@ -66,7 +66,9 @@ impl Descriptors {
             Some(Slot::There(fd)) => Ok(fd),
             Some(Slot::Wrong) => Err(Refusal::new(
                 RefusalCode::InvalidDescriptor,
-                format!("the descriptor of {what} is neither a pidfd nor a user or network namespace"),
+                format!(
+                    "the descriptor of {what} is neither a pidfd, a namespace of the kinds that are taken, nor an open directory"
+                ),
             )),
             Some(Slot::Taken) | None => Err(Refusal::new(
                 RefusalCode::InvalidDescriptor,
@@ -95,7 +97,20 @@ fn is_expected(fd: &OwnedFd) -> bool {
     let name = cgrant_sys::kind_of(fd).unwrap_or_default();
     // Before pidfs (Linux 6.9) and since, a pidfd has this name; a namespace's is its kind and inode.
     name == "anon_inode:[pidfd]"
-        || name.split_once(":[").is_some_and(|(kind, _)| matches!(kind, "user" | "net"))
+        || name.split_once(":[").is_some_and(|(kind, _)| matches!(kind, "user" | "net" | "mnt"))
+        || cgrant_sys::is_open_directory(fd).unwrap_or(false)
+}
+
+/// What was not taken is closed where nobody waits: the last who closes a directory or a mount namespace may have to take a
+/// whole file system apart.
+impl Drop for Descriptors {
+    fn drop(&mut self) {
+        let left = self.0.drain(..).filter_map(|slot| match slot {
+            Slot::There(fd) => Some(fd),
+            Slot::Wrong | Slot::Taken => None,
+        });
+        drop(cgrant_sys::close_aside(left.collect()));
+    }
 }
 
 /// A fault of our own or of the machine; the log has it.

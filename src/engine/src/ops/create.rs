@@ -44,6 +44,8 @@ struct Plan {
     /// How many ids are asked for, 0 for as many as the name's range has or the default; `None` for no ids.
     ids: Option<u32>,
     setgroups: bool,
+    /// The account's own ids, if they are to be mapped too.
+    own: Option<(HostUid, HostGid)>,
     links: Vec<link::Wish>,
 }
 
@@ -226,6 +228,7 @@ fn plan(
             "a user namespace was shown but no ids were asked for",
         ));
     }
+    let own = own_ids(caller, request)?;
     let stage =
         request.stage.map(|index| check::own_process(caller, fds.take(index, "the stage")?)).transpose()?;
     let links = link::wishes(engine, caller, caller.uid, &request.links, &[], &mut fds, userns.as_ref())?;
@@ -244,8 +247,28 @@ fn plan(
         holder,
         ids,
         setgroups: request.range.is_some_and(|range| range.setgroups),
+        own,
         links,
     })
+}
+
+/// The caller's own ids, if its namespace is to have them.
+///
+/// An attacker wants rights over files of others, or to be rid of groups. In the namespace it gets all rights over what
+/// belongs to its own uid and gid, or to the range's, and to nobody else (`capable_wrt_inode_uidgid`): files it can do
+/// anything with anyway. Leaving groups takes setgroups(2), which is asked for and judged as ever; leaving its primary gid for one
+/// of the range's it can with any range, and gains by it no more than there.
+fn own_ids(caller: &Caller, request: &CreateGrant) -> Result<Option<(HostUid, HostGid)>, Refusal> {
+    if !request.range.is_some_and(|range| range.own_ids) {
+        return Ok(None);
+    }
+    if request.userns.is_none() {
+        return Err(Refusal::new(
+            RefusalCode::InvalidArgument,
+            "own ids are mapped, but no user namespace was shown to map them in",
+        ));
+    }
+    super::mount::own_ids(caller).map(Some)
 }
 
 /// The effects, each with its undo. Ends with the grant active, recorded and watched.
@@ -310,7 +333,7 @@ fn effects(
         fault.step("create: links made")?;
     }
     if let (Some(mapping), Some(range)) = (mapping, range_of(&record)) {
-        mapping.write(range, plan.setgroups)?;
+        mapping.write(range, plan.own, plan.setgroups)?;
         fault.step("create: ids mapped")?;
     }
     // What happens from now on is noted and looked at after this operation, the account's operations being in order.

@@ -6,6 +6,7 @@ pub mod create;
 pub mod inside;
 pub mod link;
 pub mod manage;
+pub mod mount;
 pub mod query;
 pub mod release;
 
@@ -30,6 +31,7 @@ pub fn account_of(engine: &Engine, caller: &Caller, op: &Op) -> HostUid {
 fn grant_of(op: &Op) -> Option<GrantId> {
     match op {
         Op::Attach(attach) => Some(attach.grant),
+        Op::MapDirectory(request) => Some(request.grant),
         Op::Describe { grant }
         | Op::Adopt { grant, .. }
         | Op::SetLimits { grant, .. }
@@ -87,6 +89,7 @@ fn words(engine: &Engine, op: &Op) -> (&'static str, String) {
         Op::RemoveLink { .. } => "remove link",
         Op::PublishPorts { .. } => "publish ports",
         Op::UnpublishPorts { .. } => "unpublish ports",
+        Op::MapDirectory(_) => "map directory",
         Op::ListBridges => "list bridges",
         Op::ExamineNetwork => "examine network",
         Op::ListRanges => "list ranges",
@@ -125,7 +128,7 @@ fn carry_out(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: check::Descript
         .rule("built-in nesting")
         .hint("ask the broker from outside the container"));
     }
-    if !matches!(op, Op::CreateGrant(_) | Op::Attach(_) | Op::Adopt { .. } | Op::AddLink { .. }) {
+    if !takes_descriptors(&op) {
         fds.finish()?;
         return without_descriptors(engine, caller, op);
     }
@@ -137,8 +140,16 @@ fn carry_out(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: check::Descript
         Op::Attach(request) => manage::attach(engine, caller, &request, fds),
         Op::Adopt { grant, holder } => manage::adopt(engine, caller, grant, holder, fds),
         Op::AddLink { grant, link } => link::add(engine, caller, grant, &link, fds),
+        Op::MapDirectory(request) => mount::map_directory(engine, caller, &request, fds),
         other => without_descriptors(engine, caller, other),
     }
+}
+
+fn takes_descriptors(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::CreateGrant(_) | Op::Attach(_) | Op::Adopt { .. } | Op::AddLink { .. } | Op::MapDirectory(_)
+    )
 }
 
 fn without_descriptors(engine: &Engine, caller: &Arc<Caller>, op: Op) -> Outcome {
@@ -167,7 +178,7 @@ fn without_descriptors(engine: &Engine, caller: &Arc<Caller>, op: Op) -> Outcome
         Op::UnpublishPorts { grant, name, ports } => link::unpublish(engine, caller, grant, &name, &ports),
         Op::ListBridges => link::list_bridges(engine, caller),
         Op::ExamineNetwork => link::examine(engine, caller),
-        Op::CreateGrant(_) | Op::Attach(_) | Op::Adopt { .. } | Op::AddLink { .. } => {
+        Op::CreateGrant(_) | Op::Attach(_) | Op::Adopt { .. } | Op::AddLink { .. } | Op::MapDirectory(_) => {
             Err(Refusal::new(RefusalCode::InvalidDescriptor, "this operation needs a descriptor"))
         }
     }

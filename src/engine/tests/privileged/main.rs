@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
 
 mod maps;
+mod mounts;
 mod race;
 mod support;
 
@@ -13,7 +14,7 @@ type Test = (&'static str, fn());
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let tests: Vec<Test> = maps::TESTS.iter().chain(race::TESTS).copied().collect();
+    let tests: Vec<Test> = maps::TESTS.iter().chain(mounts::TESTS).chain(race::TESTS).copied().collect();
     if arguments.iter().any(|argument| argument == "--list") {
         let none = arguments.iter().any(|argument| argument == "--ignored");
         tests.iter().filter(|_| !none).for_each(|(name, _)| println!("{name}: test"));

@@ -19,6 +19,7 @@ pub const TESTS: &[Test] = &[
         a_map_makes_the_user_root_inside_and_nobody_outside,
     ),
     ("maps::setgroups_is_denied_when_asked", setgroups_is_denied_when_asked),
+    ("maps::the_accounts_own_ids_come_behind_the_range", the_accounts_own_ids_come_behind_the_range),
     ("maps::a_namespace_without_processes_can_be_mapped", a_namespace_without_processes_can_be_mapped),
     ("maps::a_map_is_written_once", a_map_is_written_once),
     ("maps::a_mapping_that_is_dropped_writes_nothing", a_mapping_that_is_dropped_writes_nothing),
@@ -53,7 +54,7 @@ fn write(
     range: IdRange,
     setgroups: bool,
 ) -> Result<(), MapError> {
-    mapper.begin(namespace, owner)?.write(range, setgroups)
+    mapper.begin(namespace, owner)?.write(range, None, setgroups)
 }
 
 fn mapper() -> Mapper {
@@ -96,6 +97,19 @@ fn setgroups_is_denied_when_asked() {
     let mapper = mapper();
     let mut inside = Inside::of(USER);
     write(&mapper, &inside.namespace(), HostUid(USER), range(0), false).unwrap();
+    assert_eq!(inside.proc("setgroups"), "deny");
+    assert!(inside.order(Order::BecomeRoot) && !inside.order(Order::Setgroups));
+    inside.end();
+}
+
+fn the_accounts_own_ids_come_behind_the_range() {
+    let mapper = mapper();
+    let mut inside = Inside::of(USER);
+    let own = Some((HostUid(USER), HostGid(OTHER)));
+    let range = IdRange::new(HostUid(0x7900_0000), HostGid(0x7a00_0000), 1000).unwrap();
+    mapper.begin(&inside.namespace(), HostUid(USER)).unwrap().write(range, own, false).unwrap();
+    assert_eq!(inside.proc("uid_map"), format!("0 {} 1000 1000 {USER} 1", 0x7900_0000));
+    assert_eq!(inside.proc("gid_map"), format!("0 {} 1000 1000 {OTHER} 1", 0x7a00_0000));
     assert_eq!(inside.proc("setgroups"), "deny");
     assert!(inside.order(Order::BecomeRoot) && !inside.order(Order::Setgroups));
     inside.end();
@@ -151,7 +165,7 @@ fn a_map_made_before_the_numbers_come_stays() {
     let mut inside = Inside::of(USER);
     let mapping = mapper.begin(&inside.namespace(), HostUid(USER)).unwrap();
     assert!(inside.order(Order::MapItself));
-    assert_eq!(refusal(mapping.write(range(0), true)), MapRefusal::AlreadyMapped);
+    assert_eq!(refusal(mapping.write(range(0), None, true)), MapRefusal::AlreadyMapped);
     assert_eq!((inside.proc("uid_map"), inside.proc("gid_map")), (format!("0 {USER} 1"), String::new()));
     inside.end();
 }

@@ -306,7 +306,9 @@ fn op_name(op: &Op) -> Option<&'static str> {
 fn send_answer(engine: &Channel, id: RequestId, result: Result<Answer, Refusal>) {
     let file = File::open("/").unwrap();
     let fds = match &result {
-        Ok(Answer::Created(_) | Answer::Cgroup(_) | Answer::Link(_, Some(_))) => vec![file.as_fd()],
+        Ok(Answer::Created(_) | Answer::Cgroup(_) | Answer::Mount(_) | Answer::Link(_, Some(_))) => {
+            vec![file.as_fd()]
+        }
         _ => Vec::new(),
     };
     // The front may have ended already.
@@ -408,6 +410,7 @@ pub fn answer(op: &Op, connection: ConnectionId) -> Answer {
         Op::ListProcesses { .. } => Answer::Processes((1..=20_000).collect()),
         Op::ListCgroups { .. } => Answer::Cgroups(vec!["a".to_owned(), "a/b".to_owned()]),
         Op::OpenCgroup { .. } => Answer::Cgroup(FdIndex(0)),
+        Op::MapDirectory(_) => Answer::Mount(FdIndex(0)),
         Op::Attach(_) => Answer::Attached(3),
         Op::ListRanges => Answer::Ranges(vec![RangeInfo {
             range: Range { uid: 1, gid: 2, count: 3 },
