@@ -1,0 +1,457 @@
+//! Images of Debian, put together from its packages by mmdebstrap, without root.
+//!
+//! mmdebstrap runs as root of the storage namespace, in a mount namespace of its own in which the image's directory is
+//! bound to `/mnt`: its path may be long, and users that packages make can't pass through a home of mode 0700. Programs of
+//! packages run as ids of the account's range, which is what a package that is hostile gets.
+
+use std::collections::VecDeque;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use cgrant_sys::Dir;
+use cgrant_sys::mount::{
+    MountChange, MountPropagationFlags, mount_setattr, move_mount, open_place, open_tree_clone,
+};
+use nix::sched::{CloneFlags, unshare};
+use rustix::fs::Mode;
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{chdir, fchdir, umask};
+
+use crate::import::ROOTFS;
+use crate::path::shown;
+use crate::progress::{Progress, Step, Watch};
+
+/// What a system container needs of packages beyond the smallest Debian: an init, a message bus, logins, a network.
+pub const PACKAGES: [&str; 10] = [
+    "systemd",
+    "systemd-sysv",
+    "dbus",
+    "libpam-systemd",
+    "iproute2",
+    "iputils-ping",
+    "netbase",
+    "procps",
+    "ca-certificates",
+    "less",
+];
+
+const PROGRAM: &str = "mmdebstrap";
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Where the image's directory is while it is filled.
+const PLACE: &str = "/mnt";
+/// How many lines of output are told when it fails.
+const TOLD: usize = 25;
+/// Longest line of output that is looked at, in bytes.
+const MAX_LINE: u64 = 4096;
+/// Variables that say how servers are reached.
+const PROXIES: [&str; 6] = ["http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"];
+
+/// What mmdebstrap says before each of its steps.
+const STEPS: [&str; 7] = [
+    "running apt-get update",
+    "downloading packages with apt",
+    "extracting archives",
+    "installing essential packages",
+    "installing remaining packages",
+    "cleaning package lists",
+    "success in",
+];
+
+/// A word of a recipe, of bounded length and few letters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Word(String);
+
+/// A server with Debian's packages: `http://deb.debian.org/debian`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mirror(String);
+
+/// What can't stand in a recipe.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadRecipe {
+    /// Not a distribution that can be built.
+    #[error("`{0}` can't be built: `debian:bookworm`, `debian:trixie` and other releases of Debian can")]
+    Distribution(String),
+    /// Not a word of a recipe.
+    #[error("`{0}` is no name of a release, package or architecture: lower-case letters, digits and `.+-`")]
+    Word(String),
+    /// Not a mirror.
+    #[error("`{0}` is no mirror: give a URL that begins with http:// or https://")]
+    Mirror(String),
+}
+
+/// What is to be built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recipe {
+    suite: Word,
+    mirror: Option<Mirror>,
+    packages: Vec<Word>,
+    architecture: Option<Word>,
+}
+
+/// Why nothing was built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The program is not there.
+    #[error(
+        "mmdebstrap is not installed: ask the administrator for it (`apt install mmdebstrap`), or import an image instead"
+    )]
+    NotInstalled,
+    /// Its mount namespace could not be made.
+    #[error("the mounts that mmdebstrap needs could not be made")]
+    Mounts(#[source] io::Error),
+    /// It could not be run.
+    #[error("mmdebstrap could not be run")]
+    Run(#[source] io::Error),
+    /// It failed.
+    #[error("mmdebstrap failed ({status}); it said last:\n{}", last.join("\n"))]
+    Failed {
+        /// How it ended.
+        status: String,
+        /// The last lines of its output.
+        last: Vec<String>,
+    },
+    /// The image's directory can't be changed.
+    #[error("the image's directory could not be changed")]
+    Directory(#[source] io::Error),
+}
+
+impl Word {
+    /// Takes a word: a lower-case letter or digit, then those and `.+-`, 64 at most.
+    ///
+    /// # Errors
+    /// [`BadRecipe::Word`].
+    pub fn parse(text: &str) -> Result<Self, BadRecipe> {
+        let plain = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit();
+        let good = text.starts_with(plain)
+            && text.len() <= 64
+            && text.chars().all(|letter| plain(letter) || ".+-".contains(letter));
+        if good { Ok(Self(text.to_owned())) } else { Err(BadRecipe::Word(shown(text.as_bytes()))) }
+    }
+}
+
+impl Mirror {
+    /// Takes a URL.
+    ///
+    /// # Errors
+    /// [`BadRecipe::Mirror`].
+    pub fn parse(text: &str) -> Result<Self, BadRecipe> {
+        let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+        let good = rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
+            && text.len() <= 500
+            && text.chars().all(|letter| letter.is_ascii_graphic() && !"[]\"'\\#".contains(letter));
+        if good {
+            Ok(Self(text.trim_end_matches('/').to_owned()))
+        } else {
+            Err(BadRecipe::Mirror(shown(text.as_bytes())))
+        }
+    }
+
+    /// The server that this machine gets its packages of Debian from, if its apt says so: `/etc/apt` and what is in it.
+    pub fn of_machine(apt: &Path) -> Option<Self> {
+        let mut files = vec![apt.join("sources.list")];
+        let parts = std::fs::read_dir(apt.join("sources.list.d"));
+        let mut parts: Vec<PathBuf> =
+            parts.into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        parts.sort();
+        files.extend(parts);
+        files.iter().find_map(|file| {
+            let mut text = String::new();
+            std::fs::File::open(file).ok()?.take(1 << 20).read_to_string(&mut text).ok()?;
+            archive(&text)
+        })
+    }
+}
+
+/// The first main archive of Debian that a list of sources names, in either of its formats.
+fn archive(text: &str) -> Option<Mirror> {
+    let lines =
+        text.lines().map(str::trim).filter(|line| line.starts_with("deb ") || line.starts_with("URIs:"));
+    let mut words = lines.flat_map(str::split_whitespace).map(|word| word.trim_end_matches('/'));
+    words.find(|word| word.ends_with("/debian")).and_then(|word| Mirror::parse(word).ok())
+}
+
+impl Recipe {
+    /// A recipe for `debian:SUITE`, with [`PACKAGES`] and these, from this mirror or else from Debian's own.
+    ///
+    /// # Errors
+    /// [`BadRecipe`].
+    pub fn new(name: &str, packages: &[String], mirror: Option<Mirror>) -> Result<Self, BadRecipe> {
+        let suite = match name.split_once(':') {
+            Some(("debian", suite)) => Word::parse(suite)?,
+            _ => return Err(BadRecipe::Distribution(shown(name.as_bytes()))),
+        };
+        let packages = PACKAGES.into_iter().chain(packages.iter().map(String::as_str));
+        let packages = packages.map(Word::parse).collect::<Result<_, _>>()?;
+        Ok(Self { suite, mirror, packages, architecture: None })
+    }
+
+    /// Without any package beyond the smallest Debian: no container boots it.
+    #[must_use]
+    pub fn minimal(self) -> Self {
+        Self { packages: Vec::new(), ..self }
+    }
+
+    /// For another architecture than the machine's, by Debian's name or the kernel's.
+    ///
+    /// # Errors
+    /// [`BadRecipe::Word`].
+    pub fn architecture(self, name: &str) -> Result<Self, BadRecipe> {
+        let name = name.replace('_', "-");
+        let name = if name == "x86-64" { "amd64" } else { crate::image::debian_name(&name) };
+        Ok(Self { architecture: Some(Word::parse(name)?), ..self })
+    }
+
+    /// Where the packages come from, for people.
+    pub fn source(&self) -> String {
+        let mirror = self.mirror.as_ref().map_or("", |mirror| mirror.0.as_str());
+        format!("mmdebstrap {} {mirror}", self.suite.0).trim_end().to_owned()
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let mut arguments: Vec<String> =
+            ["--mode=root", "--variant=minbase", "--format=directory"].map(str::to_owned).into();
+        if !self.packages.is_empty() {
+            let packages: Vec<&str> = self.packages.iter().map(|word| word.0.as_str()).collect();
+            arguments.push(format!("--include={}", packages.join(",")));
+        }
+        if let Some(Word(architecture)) = &self.architecture {
+            arguments.push(format!("--architectures={architecture}"));
+        }
+        arguments.extend([self.suite.0.clone(), PLACE.to_owned()]);
+        if let Some(Mirror(mirror)) = &self.mirror {
+            let suite = &self.suite.0;
+            arguments.push(format!("deb {mirror} {suite} main"));
+            // Whoever follows the unreleased one gets everything by it.
+            if !["sid", "unstable", "experimental"].contains(&suite.as_str()) {
+                arguments.push(format!("deb {mirror} {suite}-updates main"));
+                arguments.push(format!("deb {mirror}-security {suite}-security main"));
+            }
+        }
+        arguments
+    }
+}
+
+/// Builds `rootfs/` in the directory `image`, as root of the storage namespace. Tells `log` each line that mmdebstrap says.
+///
+/// The calling thread gets a mount namespace of its own and `/` as working directory, and keeps both: this is for a
+/// process that does nothing else. Its other threads, if it has some, are not changed.
+///
+/// # Errors
+/// [`BuildError`]; `image` is to be removed then.
+pub fn build(
+    image: &Dir,
+    recipe: &Recipe,
+    log: &mut dyn FnMut(&str),
+    watch: &mut Watch<'_>,
+) -> Result<(), BuildError> {
+    let program =
+        PATH.split(':').map(|directory| Path::new(directory).join(PROGRAM)).find(|path| path.exists());
+    run(image, &program.ok_or(BuildError::NotInstalled)?, recipe, log, watch)
+}
+
+fn run(
+    image: &Dir,
+    program: &Path,
+    recipe: &Recipe,
+    log: &mut dyn FnMut(&str),
+    watch: &mut Watch<'_>,
+) -> Result<(), BuildError> {
+    let rootfs = image.create_dir(ROOTFS, 0o755).map_err(BuildError::Directory)?;
+    rootfs.chmod("", 0o755).map_err(BuildError::Directory)?;
+    show(&rootfs).map_err(BuildError::Mounts)?;
+    // Files that packages' scripts make have the modes that their authors saw.
+    let before = umask(Mode::WGRP | Mode::WOTH);
+    let result = debootstrap(program, recipe, log, watch);
+    umask(before);
+    unmount(PLACE, UnmountFlags::DETACH).map_err(|errno| BuildError::Mounts(errno.into()))?;
+    result?;
+    settle(&rootfs).map_err(BuildError::Directory)
+}
+
+/// Makes `rootfs` visible at [`PLACE`], in a mount namespace of this thread's own.
+fn show(rootfs: &Dir) -> io::Result<()> {
+    // A directory of the old namespace can't be cloned in the new one; the working directory goes along.
+    fchdir(rootfs)?;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let private = MountChange {
+        propagation: Some(MountPropagationFlags::PRIVATE),
+        recursive: true,
+        ..MountChange::default()
+    };
+    mount_setattr(open_place(Path::new("/"))?, &private)?;
+    let clone = open_tree_clone(open_place(Path::new("."))?, Path::new(""), false)?;
+    move_mount(clone, open_place(Path::new(PLACE))?, Path::new(""))?;
+    Ok(chdir("/")?)
+}
+
+fn debootstrap(
+    program: &Path,
+    recipe: &Recipe,
+    log: &mut dyn FnMut(&str),
+    watch: &mut Watch<'_>,
+) -> Result<(), BuildError> {
+    let (output, input) = io::pipe().map_err(BuildError::Run)?;
+    let proxies = PROXIES.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+    let mut command = Command::new(program);
+    command
+        .args(recipe.arguments())
+        .env_clear()
+        .env("PATH", PATH)
+        .env("LC_ALL", "C.UTF-8")
+        .env("HOME", "/")
+        .env("TMPDIR", "/tmp")
+        .envs(proxies)
+        .stdin(Stdio::null())
+        .stdout(input.try_clone().map_err(BuildError::Run)?)
+        .stderr(input);
+    let mut child = command.spawn().map_err(BuildError::Run)?;
+    // It holds the other end of the pipe for as long as it lives.
+    drop(command);
+    let last = follow(output, log, watch);
+    let status = child.wait().map_err(BuildError::Run)?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(BuildError::Failed { status: status.to_string(), last: last.into() })
+    }
+}
+
+/// Reads what it says until its end, and keeps the last of it.
+fn follow(output: impl Read, log: &mut dyn FnMut(&str), watch: &mut Watch<'_>) -> VecDeque<String> {
+    let mut output = BufReader::new(output);
+    let mut last = VecDeque::new();
+    let mut done = 0;
+    loop {
+        let mut line = Vec::new();
+        // A longer line comes in parts.
+        match output.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
+            Ok(0) => return last,
+            Ok(_) => (),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // The other end is what tells how it went.
+            Err(_) => return last,
+        }
+        let line: String =
+            String::from_utf8_lossy(&line).chars().filter(|letter| !letter.is_control()).collect();
+        if let Some(step) = STEPS.iter().position(|step| line.starts_with("I: ") && line.contains(step)) {
+            done = done.max((step as u64).saturating_add(1));
+            watch(Progress { step: Step::Build, done, total: Some(STEPS.len() as u64) });
+        }
+        log(&line);
+        if last.len() == TOLD {
+            last.pop_front();
+        }
+        last.push_back(line);
+    }
+}
+
+/// Takes out of the files what is this machine's: its name and its servers for names, which mmdebstrap copies. The empty
+/// machine id makes each container get its own.
+fn settle(rootfs: &Dir) -> io::Result<()> {
+    let etc = rootfs.open_dir("etc")?;
+    for name in ["hostname", "resolv.conf"] {
+        match etc.remove_file(name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => (),
+        }
+    }
+    etc.write_readable("machine-id", b"")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recipes_are_of_few_letters() {
+        let recipe = |name: &str| Recipe::new(name, &[], None);
+        for bad in ["trixie", "debian", "ubuntu:noble", "debian trixie"] {
+            assert!(matches!(recipe(bad), Err(BadRecipe::Distribution(_))), "{bad}");
+        }
+        for bad in ["debian:", "debian:--mode=x", "debian:a b", "debian:../x", "debian:A", "debian:a,b"] {
+            assert!(matches!(recipe(bad), Err(BadRecipe::Word(_))), "{bad}");
+        }
+        assert!(Recipe::new("debian:sid", &["--x".into()], None).is_err());
+        for bad in [
+            "deb.debian.org",
+            "file:///x",
+            "http://",
+            "http:///x",
+            "http://a b",
+            "http://a\nb",
+            "https://[x]",
+        ] {
+            assert!(Mirror::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn arguments_are_what_the_recipe_says() {
+        let recipe = Recipe::new("debian:trixie", &["vim".into()], None).unwrap();
+        let arguments = recipe.arguments();
+        assert!(arguments.contains(&format!("--include={},vim", PACKAGES.join(","))));
+        assert_eq!(arguments[arguments.len() - 2..], ["trixie", "/mnt"]);
+        let mirror = Mirror::parse("https://mirror.example/debian/").unwrap();
+        let recipe = Recipe::new("debian:trixie", &[], Some(mirror.clone())).unwrap().minimal();
+        let expected = [
+            "--mode=root",
+            "--variant=minbase",
+            "--format=directory",
+            "--architectures=arm64",
+            "trixie",
+            "/mnt",
+            "deb https://mirror.example/debian trixie main",
+            "deb https://mirror.example/debian trixie-updates main",
+            "deb https://mirror.example/debian-security trixie-security main",
+        ];
+        assert_eq!(recipe.clone().architecture("aarch64").unwrap().arguments(), expected);
+        assert!(
+            recipe.architecture("x86_64").unwrap().arguments().contains(&"--architectures=amd64".to_owned())
+        );
+        let sid = Recipe::new("debian:sid", &[], Some(mirror)).unwrap().arguments();
+        assert_eq!(sid.last().unwrap(), "deb https://mirror.example/debian sid main");
+    }
+
+    #[test]
+    fn the_machines_sources_name_a_mirror() {
+        let apt = tempfile::tempdir().unwrap();
+        assert_eq!(Mirror::of_machine(apt.path()), None);
+        std::fs::create_dir(apt.path().join("sources.list.d")).unwrap();
+        let list =
+            "# deb http://wrong.example/debian x main\ndeb http://security.example/debian-security x main\n";
+        std::fs::write(apt.path().join("sources.list"), list).unwrap();
+        let sources = "Types: deb\nURIs: https://mirror.example/debian/\nSuites: trixie\n";
+        std::fs::write(apt.path().join("sources.list.d/debian.sources"), sources).unwrap();
+        assert_eq!(Mirror::of_machine(apt.path()), Some(Mirror("https://mirror.example/debian".into())));
+        std::fs::write(
+            apt.path().join("sources.list"),
+            "deb [arch=amd64] http://first.example/debian x main\n",
+        )
+        .unwrap();
+        assert_eq!(Mirror::of_machine(apt.path()), Some(Mirror("http://first.example/debian".into())));
+    }
+
+    #[test]
+    fn output_is_followed_within_bounds() {
+        let mut said = String::new();
+        for place in 0..1000 {
+            said.push_str(&format!("line {place}\x1b\n"));
+        }
+        said.push_str("I: extracting archives...\ndone\nI: success in 3 seconds\n");
+        said.push_str(&"x".repeat(100_000));
+        let (mut lines, mut steps) = (0, Vec::new());
+        let last = follow(
+            said.as_bytes(),
+            &mut |line| {
+                lines += 1;
+                assert!(line.len() <= 4096)
+            },
+            &mut |progress| {
+                steps.push(progress.done);
+            },
+        );
+        assert_eq!((last.len(), lines, steps), (TOLD, 1003 + 25, vec![3, 7]));
+    }
+}
