@@ -23,7 +23,7 @@ use rustix::net::{
     SendFlags,
 };
 
-use super::node;
+use super::{node, place};
 
 /// Becomes the user that the arguments after `--agent` name, and executes a program or plays a role.
 ///
@@ -125,6 +125,8 @@ fn play(arguments: &[OsString]) -> ExitCode {
         }
         // A network namespace, and what is asked for in it.
         ["node", kind] => return node::play(kind, socket),
+        // User and mount namespaces, and what is asked for in a directory there.
+        ["place", directory] => return place::play(directory, &socket),
         // Does to a file of the host what the test says, and answers with the kernel's words.
         ["files"] => {
             tell(&socket, "ok", &[]);

@@ -17,6 +17,7 @@ pub mod host;
 pub mod lab;
 pub mod network;
 pub mod node;
+pub mod place;
 pub mod raw;
 pub mod user;
 
@@ -27,6 +28,7 @@ pub use host::{Host, Kind};
 pub use lab::Lab;
 pub use network::{Container, Network};
 pub use node::Node;
+pub use place::Place;
 pub use user::{Process, User};
 
 use std::time::{Duration, Instant};

@@ -166,6 +166,11 @@ impl Process {
         self.hear().map(|(line, _)| line)
     }
 
+    /// Says a line to an agent.
+    pub fn say(&self, line: &str, fds: &[std::os::fd::BorrowedFd<'_>]) {
+        agent::tell(self.socket.as_ref().unwrap(), line, fds);
+    }
+
     /// Gives a `through-fd` agent a descriptor; what opening each name relative to it came to.
     pub fn give(&self, fd: &OwnedFd, names: &[&'static str]) -> Vec<(&'static str, String)> {
         agent::tell(self.socket.as_ref().unwrap(), &names.join(" "), &[fd.as_fd()]);

@@ -30,6 +30,7 @@ mod links_attacks;
 mod links_bridges;
 mod links_callers;
 mod links_failures;
+mod mounts;
 mod policy;
 
 fn main() -> std::process::ExitCode {
@@ -55,5 +56,6 @@ fn main() -> std::process::ExitCode {
         links_bridges::TESTS,
         links_callers::TESTS,
         links_failures::TESTS,
+        mounts::TESTS,
     ])
 }
