@@ -21,6 +21,7 @@ use crate::archive::{Kind, Member, Time};
 use crate::attributes::{Attributes, ForeignOwner, LeftOut, set_modified, set_modified_at};
 use crate::limits::Limits;
 use crate::path::{BadPath, TreePath, shown};
+use crate::walk::reopen;
 
 /// How much is written between two looks at what is free.
 const LOOK_BYTES: u64 = 16 << 20;
@@ -125,8 +126,8 @@ pub(crate) trait Content {
 }
 
 /// A tree that is being made.
-pub(crate) struct Placer<'a> {
-    root: &'a Dir,
+pub(crate) struct Placer {
+    root: Dir,
     limits: Limits,
     /// This is the upper layer of an overlay: its whiteouts and attributes mean something.
     overlay: bool,
@@ -140,9 +141,10 @@ pub(crate) struct Placer<'a> {
     pub bytes: u64,
 }
 
-impl<'a> Placer<'a> {
+impl Placer {
     /// `root` is an empty directory of our own.
-    pub fn new(root: &'a Dir, limits: Limits, overlay: bool) -> io::Result<Self> {
+    pub fn new(root: &Dir, limits: Limits, overlay: bool) -> io::Result<Self> {
+        let root = reopen(root)?;
         let space = Space { root: root.try_clone()?.into(), keep: limits.keep_free, bytes: 0, entries: 0 };
         Ok(Self {
             root,
@@ -341,7 +343,7 @@ impl<'a> Placer<'a> {
         }
         match &self.parent {
             Some((_, dir)) => Ok(dir),
-            None => Ok(self.root),
+            None => Ok(&self.root),
         }
     }
 

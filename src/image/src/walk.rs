@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 
 use cgrant_sys::Dir;
-use rustix::fs::{AtFlags, FileType, OFlags, SeekFrom, Stat, readlinkat, seek, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, Stat, openat, readlinkat, seek, statat};
 use rustix::io::Errno;
 
 use crate::archive::{Kind, Member, Segment, Time};
@@ -68,8 +68,10 @@ impl<'a, V> Walk<'a, V> {
     {
         let path = TreePath::default();
         let read = |source| WalkError::Read { path: path.clone(), source };
-        let stat = rustix::fs::fstat(root).map_err(|errno| read(errno.into()))?;
-        self.directory(root, &path, &stat)
+        // A mount's own descriptor can't be read from.
+        let root = reopen(root).map_err(read)?;
+        let stat = rustix::fs::fstat(&root).map_err(|errno| read(errno.into()))?;
+        self.directory(&root, &path, &stat)
     }
 
     fn directory<E: From<WalkError>>(&mut self, dir: &Dir, path: &TreePath, stat: &Stat) -> Result<(), E>
@@ -168,6 +170,12 @@ impl<'a, V> Walk<'a, V> {
         }
         (self.visit)(Found { path, member, file })
     }
+}
+
+/// Another description of the same directory, to read from, with its own lock and its own place in the listing.
+pub(crate) fn reopen(dir: &Dir) -> io::Result<Dir> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Dir::from_fd(openat(dir, ".", flags, Mode::empty())?)
 }
 
 /// What of a file is no hole; `None` if it has none.

@@ -23,7 +23,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Use`].
     pub fn containers(&self) -> Result<Vec<String>, StoreError> {
-        let reading = unfinished::reopen(&self.containers).and_then(|containers| containers.entries());
+        let reading = crate::walk::reopen(&self.containers).and_then(|containers| containers.entries());
         let entries = reading.map_err(|source| used("containers", source))?;
         let directories = entries.into_iter().filter(|entry| entry.kind == EntryKind::Directory);
         let mut names: Vec<String> = directories.filter_map(|entry| entry.name.into_string().ok()).collect();

@@ -198,7 +198,7 @@ impl Store {
     }
 
     fn ids(&self) -> Result<Vec<String>, StoreError> {
-        let reading = unfinished::reopen(&self.images).and_then(|images| images.entries());
+        let reading = crate::walk::reopen(&self.images).and_then(|images| images.entries());
         let entries = reading.map_err(|source| used("images", source))?;
         let names = entries.into_iter().filter_map(|entry| entry.name.into_string().ok());
         Ok(names.filter(|name| name.len() == 64 && is_id_prefix(name)).collect())

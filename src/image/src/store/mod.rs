@@ -190,7 +190,7 @@ struct Locked {
 /// Waits for whoever has the directory. Nobody holds it for longer than a few system calls.
 fn lock(dir: &Dir) -> io::Result<Locked> {
     // A description of its own: a lock belongs to that.
-    let own = unfinished::reopen(dir)?;
+    let own = crate::walk::reopen(dir)?;
     retry_on_intr(|| flock(&own, FlockOperation::LockExclusive))?;
     Ok(Locked { _dir: own })
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 
 use cgrant_sys::Dir;
-use rustix::fs::{FlockOperation, Mode, OFlags, RenameFlags, flock, openat, renameat_with};
+use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
 use super::lock;
@@ -75,7 +75,7 @@ pub(super) fn put_aside(parent: &Dir, name: &OsStr) -> io::Result<OsString> {
 /// Removes what nobody is making any more.
 pub(super) fn sweep(parent: &Dir) -> io::Result<()> {
     let mut result = Ok(());
-    for entry in reopen(parent)?.entries()? {
+    for entry in crate::walk::reopen(parent)?.entries()? {
         let name = entry.name.as_bytes();
         if name.starts_with(ASIDE.as_bytes()) || (name.starts_with(NEW) && is_abandoned(parent, &entry.name))
         {
@@ -89,10 +89,4 @@ fn is_abandoned(parent: &Dir, name: &OsStr) -> bool {
     let Ok(_locked) = lock(parent) else { return false };
     let Ok(dir) = parent.open_dir(name) else { return false };
     flock(&dir, FlockOperation::NonBlockingLockExclusive) != Err(Errno::WOULDBLOCK)
-}
-
-/// Another description of the same directory, with its own lock and its own place in the listing.
-pub(super) fn reopen(dir: &Dir) -> io::Result<Dir> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Dir::from_fd(openat(dir, ".", flags, Mode::empty())?)
 }

@@ -1,0 +1,359 @@
+//! The cases.
+
+use std::fs::File;
+use std::io::Seek;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use cgrant_image::archive::Compression;
+use cgrant_image::build::{BuildError, Mirror, Recipe, build};
+use cgrant_image::store::{Alias, Store, StoreError};
+use cgrant_image::{
+    CopyOptions, Form, ImportError, Imported, LeftOut, PlaceError, Source, UnpackError, copy, describe_built,
+    export, identity, import, remove_tree, unpack,
+};
+use cgrant_sys::{Dir, mount};
+
+use crate::scene::{CALLER, IMAGES, INSIDE, Scene, WEB, limits, mapped};
+
+/// Capabilities without a root: `cap_net_raw=ep`.
+const CAPS: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// An archive as GNU tar makes it of files with odd owners, made by the real root, at `home/image.tar`.
+fn make_archive(scene: &Scene) {
+    let tree = scene.home().join("source");
+    for directory in ["usr/bin", "etc", "var/mail", "dev"] {
+        std::fs::create_dir_all(tree.join(directory)).unwrap();
+    }
+    std::fs::write(tree.join("usr/bin/ping"), "ping").unwrap();
+    std::fs::write(tree.join("usr/bin/su"), "su").unwrap();
+    std::fs::hard_link(tree.join("usr/bin/su"), tree.join("usr/bin/other")).unwrap();
+    std::os::unix::fs::symlink("usr/bin", tree.join("bin")).unwrap();
+    std::os::unix::fs::chown(tree.join("var/mail"), Some(0), Some(8)).unwrap();
+    std::os::unix::fs::chown(tree.join("usr/bin/ping"), Some(65_535), Some(65_535)).unwrap();
+    std::fs::set_permissions(tree.join("usr/bin/su"), PermissionsExt::from_mode(0o4755)).unwrap();
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(tree.join("usr/bin/ping"), "security.capability", &CAPS, flags).unwrap();
+    let acl =
+        cgrant_image::acl::Acl::from_text("user::rwx,user:7:r--,group::r-x,mask::r-x,other::---", 65_536);
+    rustix::fs::setxattr(tree.join("etc"), "system.posix_acl_access", &acl.unwrap().to_bytes(), flags)
+        .unwrap();
+    let kind = nix::sys::stat::SFlag::S_IFCHR;
+    let null = nix::sys::stat::makedev(1, 3);
+    nix::sys::stat::mknod(&tree.join("dev/null"), kind, nix::sys::stat::Mode::empty(), null).unwrap();
+    let status = std::process::Command::new("tar")
+        .args(["--create", "--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner", "--file"])
+        .arg(scene.home().join("image.tar"))
+        .arg("--directory")
+        .arg(&tree)
+        .arg(".")
+        .status();
+    assert!(status.unwrap().success());
+    std::os::unix::fs::chown(scene.home().join("image.tar"), Some(CALLER), Some(CALLER)).unwrap();
+}
+
+fn archive(home: &Dir) -> File {
+    home.open_file("image.tar", rustix::fs::OFlags::RDONLY).unwrap().into()
+}
+
+pub fn owners_are_those_of_the_range() {
+    let scene = Scene::new();
+    make_archive(&scene);
+    scene.inside(IMAGES, |home| {
+        let image = home.create_dir("image", 0o755).unwrap();
+        let imported = import(&image, Source::Archive(archive(&home)), None, &limits(), &mut |_| ()).unwrap();
+        assert_eq!(imported.omissions.count, 1, "{:?}", imported.omissions);
+        assert_eq!(imported.omissions.first[0].1, LeftOut::Device);
+    });
+    let path = |name: &str| scene.home().join("image/rootfs").join(name);
+    let owner =
+        |name: &str| std::fs::symlink_metadata(path(name)).map(|file| (file.uid(), file.gid())).unwrap();
+    assert_eq!(owner(""), (IMAGES, IMAGES));
+    assert_eq!(owner("bin"), (IMAGES, IMAGES));
+    assert_eq!(owner("var/mail"), (IMAGES, IMAGES + 8));
+    assert_eq!(owner("usr/bin/ping"), (IMAGES + 65_535, IMAGES + 65_535));
+    assert_eq!(std::fs::metadata(path("usr/bin/su")).unwrap().mode() & 0o7777, 0o4755);
+    assert_eq!(std::fs::metadata(path("usr/bin/su")).unwrap().nlink(), 2);
+    let xattr = |name: &str, key: &str| {
+        let mut value = vec![0; 1000];
+        let length = rustix::fs::getxattr(path(name), key, value.as_mut_slice()).unwrap();
+        value.truncate(length);
+        value
+    };
+    // They hold for the range's root alone: the kernel wrote down which.
+    let caps = xattr("usr/bin/ping", "security.capability");
+    assert_eq!((caps.len(), caps[3]), (24, 3));
+    assert_eq!(caps[20..], IMAGES.to_le_bytes());
+    let acl = cgrant_image::acl::Acl::from_bytes(&xattr("etc", "system.posix_acl_access"), u32::MAX).unwrap();
+    assert!(acl.to_text().contains(&format!("user:{}:r--", IMAGES + 7)), "{}", acl.to_text());
+}
+
+pub fn the_callers_id_is_no_owner() {
+    let scene = Scene::new();
+    let tree = scene.home().join("source/etc");
+    std::fs::create_dir_all(&tree).unwrap();
+    std::fs::write(tree.join("setuid"), "").unwrap();
+    std::os::unix::fs::chown(tree.join("setuid"), Some(65_536), Some(0)).unwrap();
+    let status = std::process::Command::new("tar")
+        .args(["--create", "--file"])
+        .arg(scene.home().join("image.tar"))
+        .arg("--directory")
+        .arg(scene.home().join("source"))
+        .arg(".")
+        .status();
+    assert!(status.unwrap().success());
+    scene.inside(IMAGES, |home| {
+        let image = home.create_dir("image", 0o755).unwrap();
+        let result = import(&image, Source::Archive(archive(&home)), None, &limits(), &mut |_| ());
+        match result {
+            Err(ImportError::Unpack(UnpackError::Place(PlaceError::Owner { id: 65_536, .. }))) => (),
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
+pub fn both_sides_use_one_store() {
+    let scene = Scene::new();
+    make_archive(&scene);
+    scene.outside(|home| drop(Store::open(&home.join("data/cgrant")).unwrap()));
+    let name: Alias = "debian:test".parse().unwrap();
+    scene.inside(IMAGES, |home| {
+        let store = Store::open_inside(&home.open_below(&["data", "cgrant"]).unwrap(), INSIDE).unwrap();
+        let new = store.begin_image().unwrap();
+        let imported =
+            import(new.dir(), Source::Archive(archive(&home)), None, &limits(), &mut |_| ()).unwrap();
+        store.finish_image(new, imported, "image.tar", std::slice::from_ref(&name)).unwrap();
+        // Half made, and its maker will be gone.
+        let half = store.begin_image().unwrap();
+        half.dir().create_dir("rootfs", 0o700).unwrap();
+        std::mem::forget(half);
+    });
+    scene.outside(|home| {
+        let store = Store::open(&home.join("data/cgrant")).unwrap();
+        let image = store.image("debian:test").unwrap();
+        assert_eq!(image.left_out, 1);
+        store.name(image.id, &["mine".parse().unwrap()]).unwrap();
+        assert!(store.unname(&name).unwrap());
+        // The files are not the account's to remove.
+        assert!(matches!(store.sweep(), Err(StoreError::Use { .. })));
+        assert!(store.remove_image(image.id).is_err());
+        store.sweep().unwrap_err();
+    });
+    scene.inside(IMAGES, |home| {
+        let store = Store::open_inside(&home.open_below(&["data", "cgrant"]).unwrap(), INSIDE).unwrap();
+        drop(store.begin_image().unwrap());
+        store.name(cgrant_image::Sha256::of_reader(&b""[..], None, &mut |_| ()).unwrap(), &[]).unwrap();
+    });
+    let images = scene.home().join("data/cgrant/images");
+    let names: Vec<_> = std::fs::read_dir(images).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["aliases.json"], "what was half made and half removed is gone");
+}
+
+pub fn what_is_exported_has_the_owners_of_the_inside() {
+    let scene = Scene::new();
+    make_archive(&scene);
+    scene.inside(IMAGES, |home| {
+        let import_to = |name: &str| {
+            let image = home.create_dir(name, 0o755).unwrap();
+            let mut tar = archive(&home);
+            tar.rewind().unwrap();
+            import(&image, Source::Archive(tar), None, &limits(), &mut |_| ()).unwrap();
+            image.open_dir("rootfs").unwrap()
+        };
+        let rootfs = import_to("image");
+        let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CREATE;
+        let metadata = "architecture: x86_64\n";
+        let mut out = File::from(home.open_file("out.tar.zst", flags).unwrap());
+        let form = Form::Unified(metadata);
+        export(&rootfs, form, Compression::Zstd, &mut out, &limits(), &mut |_| ()).unwrap();
+        out.rewind().unwrap();
+        let again = home.create_dir("again", 0o755).unwrap();
+        let imported = import(&again, Source::Archive(out), None, &limits(), &mut |_| ()).unwrap();
+        assert_eq!(imported.about.architecture, "x86_64");
+        let sum = |dir: &Dir| identity(dir, &limits(), &mut |_| ()).unwrap();
+        assert_eq!(sum(&again.open_dir("rootfs").unwrap()), sum(&rootfs));
+    });
+    // Everybody else's tar understands it.
+    let listing = std::process::Command::new("tar")
+        .args(["--list", "--verbose", "--numeric-owner", "--zstd", "--file"])
+        .arg(scene.home().join("out.tar.zst"))
+        .output()
+        .unwrap();
+    let listing = String::from_utf8(listing.stdout).unwrap();
+    assert!(listing.contains(" 65535/65535 "), "{listing}");
+    assert!(
+        listing.lines().any(|line| line.starts_with("-rwsr-xr-x") && line.contains(" 0/0 ")),
+        "{listing}"
+    );
+}
+
+pub fn another_ranges_tree_is_copied() {
+    let scene = Scene::new();
+    make_archive(&scene);
+    scene.inside(IMAGES, |home| {
+        let image = home.create_dir("image", 0o755).unwrap();
+        import(&image, Source::Archive(archive(&home)), None, &limits(), &mut |_| ()).unwrap();
+    });
+    let rootfs = mapped(&scene.home().join("image/rootfs"), IMAGES, WEB);
+    scene.inside(WEB, |home| {
+        let target = home.create_dir("web", 0o755).unwrap();
+        let source = Dir::from_fd(rootfs).unwrap();
+        let copied = copy(&source, &target, CopyOptions::default(), &limits(), &mut |_| ()).unwrap();
+        assert_eq!(copied.omissions.count, 0);
+        let sum = |dir: &Dir| identity(dir, &limits(), &mut |_| ()).unwrap();
+        assert_eq!(sum(&source), sum(&target));
+    });
+    let ping = std::fs::metadata(scene.home().join("web/usr/bin/ping")).unwrap();
+    assert_eq!(ping.uid(), WEB + 65_535);
+}
+
+pub fn another_ranges_tree_is_piped() {
+    let scene = Scene::new();
+    make_archive(&scene);
+    let (output, input) = std::io::pipe().unwrap();
+    scene.inside(IMAGES, |home| {
+        let image = home.create_dir("image", 0o755).unwrap();
+        import(&image, Source::Archive(archive(&home)), None, &limits(), &mut |_| ()).unwrap();
+        let rootfs = image.open_dir("rootfs").unwrap();
+        // Less than a pipe holds, so that one may come after the other here.
+        export(&rootfs, Form::Plain, Compression::None, input, &limits(), &mut |_| ()).unwrap();
+    });
+    scene.inside(WEB, |home| {
+        let target = home.create_dir("web", 0o755).unwrap();
+        unpack(output, None, &target, &limits(), &mut |_| ()).unwrap();
+    });
+    let owner = |path: &str| std::fs::metadata(scene.home().join(path)).unwrap().uid();
+    assert_eq!(owner("image/rootfs/usr/bin/ping"), IMAGES + 65_535);
+    assert_eq!(owner("web/usr/bin/ping"), WEB + 65_535);
+}
+
+pub fn the_callers_directory_becomes_an_image() {
+    let scene = Scene::new();
+    scene.outside(|home| {
+        std::fs::create_dir_all(home.join("mine/etc")).unwrap();
+        std::fs::write(home.join("mine/etc/secret"), "x").unwrap();
+        std::fs::set_permissions(home.join("mine/etc/secret"), PermissionsExt::from_mode(0o600)).unwrap();
+    });
+    scene.inside(IMAGES, |home| {
+        let image = home.create_dir("image", 0o755).unwrap();
+        let source = Source::Directory(home.open_dir("mine").unwrap(), Some(INSIDE));
+        let Imported { entries, .. } = import(&image, source, None, &limits(), &mut |_| ()).unwrap();
+        assert_eq!(entries, 3);
+    });
+    let secret = std::fs::metadata(scene.home().join("image/rootfs/etc/secret")).unwrap();
+    assert_eq!((secret.uid(), secret.gid(), secret.mode() & 0o7777), (IMAGES, IMAGES, 0o600));
+}
+
+pub fn a_full_disk_is_named() {
+    let scene = Scene::new();
+    scene.inside(IMAGES, |home| {
+        let attributes = mount::MountAttrFlags::empty();
+        for (options, keep_free, expected) in [
+            ([("size", Some("4M")), ("nr_inodes", Some("0"))], 0, "the file system is full"),
+            ([("size", Some("64M")), ("nr_inodes", Some("0"))], 60 << 20, "is nearly full"),
+            ([("size", Some("64M")), ("nr_inodes", Some("100"))], 0, "the file system is full"),
+        ] {
+            let disk = Dir::from_fd(mount::fs_mount("tmpfs", &options, attributes).unwrap()).unwrap();
+            let source = tree_of_noise(&home);
+            let limits = cgrant_image::Limits { keep_free, ..limits() };
+            let error = copy(&source, &disk, CopyOptions::default(), &limits, &mut |_| ()).unwrap_err();
+            assert!(error.to_string().contains(expected), "{options:?}: {error}");
+        }
+    });
+}
+
+/// 200 files of together 20 MiB without zeros.
+fn tree_of_noise(home: &Dir) -> Dir {
+    if let Ok(there) = home.open_dir("noise") {
+        return there;
+    }
+    let noise = home.create_dir("noise", 0o755).unwrap();
+    for file in 0..200 {
+        noise.write_atomic(format!("f{file}"), &vec![7; 100 << 10], false).unwrap();
+    }
+    noise
+}
+
+pub fn a_mount_is_not_removed() {
+    let scene = Scene::new();
+    scene.inside(IMAGES, |home| {
+        home.create_dir("tree", 0o755).unwrap().create_dir("mounted", 0o755).unwrap();
+        let other = mount::fs_mount("tmpfs", &[], mount::MountAttrFlags::empty()).unwrap();
+        let place = home.open_below(&["tree", "mounted"]).unwrap();
+        mount::move_mount(&other, &place, Path::new("")).unwrap();
+        let other = Dir::from_fd(other).unwrap();
+        other.write_atomic("precious", b"", false).unwrap();
+        remove_tree(&home, "tree".as_ref(), ".old-").unwrap_err();
+        assert!(other.exists("precious").unwrap());
+    });
+}
+
+pub fn a_builder_that_fails_says_why() {
+    let scene = Scene::new();
+    let script = scene.home().join("script");
+    std::fs::write(
+        &script,
+        "#!/bin/sh\necho \"I: extracting archives...\"\necho \"E: out of $2\" >&2\nexit 3\n",
+    )
+    .unwrap();
+    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+    scene.inside(IMAGES, |home| {
+        let clone = mount::open_tree_clone(&home, Path::new("script"), false).unwrap();
+        let place = mount::open_place(Path::new("/usr/bin/mmdebstrap")).unwrap();
+        mount::move_mount(&clone, place, Path::new("")).unwrap();
+        let image = home.create_dir("image", 0o755).unwrap();
+        let recipe = Recipe::new("debian:bookworm", &[], None).unwrap();
+        let mut steps = Vec::new();
+        let error =
+            build(&image, &recipe, &mut |_| (), &mut |progress| steps.push(progress.done)).unwrap_err();
+        match error {
+            BuildError::Failed { status, last } => {
+                assert!(status.contains('3'), "{status}");
+                assert_eq!(last, ["I: extracting archives...", "E: out of --variant=minbase"]);
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(steps, [3]);
+    });
+}
+
+pub fn debian_is_built_without_root() {
+    let scene = Scene::new();
+    scene.outside(|home| drop(Store::open(&home.join("data")).unwrap()));
+    scene.inside(IMAGES, |home| {
+        let store = Store::open_inside(&home.open_dir("data").unwrap(), INSIDE).unwrap();
+        let new = store.begin_image().unwrap();
+        let mirror = Mirror::of_machine(Path::new("/etc/apt"));
+        let recipe = Recipe::new("debian:bookworm", &[], mirror).unwrap().minimal();
+        let mut done = Vec::new();
+        build(new.dir(), &recipe, &mut |line| eprintln!("{line}"), &mut |progress| done.push(progress.done))
+            .unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(done.last(), Some(&7));
+        let imported = describe_built(new.dir(), &limits(), &mut |_| ()).unwrap();
+        let name: Alias = "debian:bookworm".parse().unwrap();
+        let image = store.finish_image(new, imported, &recipe.source(), &[name]).unwrap();
+        assert_eq!((image.about.os.as_str(), image.about.release.as_str()), ("debian", "bookworm"));
+        assert!(image.entries > 5000 && image.bytes > 100 << 20, "{image:?}");
+    });
+    scene.outside(|home| {
+        let store = Store::open(&home.join("data")).unwrap();
+        let image = store.image("debian:bookworm").unwrap();
+        println!("{image:?}");
+        assert_eq!(image.about.architecture, rustix::system::uname().machine().to_str().unwrap());
+    });
+    let images = scene.home().join("data/images");
+    let mut rootfs = std::fs::read_dir(images).unwrap().map(|entry| entry.unwrap().path().join("rootfs"));
+    let rootfs = rootfs.find(|path| path.exists()).expect("an image");
+    let shadow = std::fs::metadata(rootfs.join("etc/shadow")).unwrap();
+    assert_eq!((shadow.uid(), shadow.gid()), (IMAGES, IMAGES + 42));
+    assert_eq!(std::fs::read(rootfs.join("etc/machine-id")).unwrap(), b"");
+    for name in ["etc/hostname", "etc/resolv.conf"] {
+        assert!(!rootfs.join(name).exists(), "{name} is this machine's");
+    }
+    scene.inside(IMAGES, |home| {
+        let store = Store::open_inside(&home.open_dir("data").unwrap(), INSIDE).unwrap();
+        let image = store.image("debian:bookworm").unwrap();
+        store.remove_image(image.id).unwrap();
+        assert!(store.images().unwrap().is_empty());
+    });
+}
