@@ -18,6 +18,18 @@ const GROUP: u16 = 0x08;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
+/// Whose number is looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// A user's.
+    User,
+    /// A group's.
+    Group,
+}
+
+/// Knows the numbers of users and groups by their names.
+pub(crate) type Lookup<'a> = dyn Fn(Whose, &str) -> Option<u32> + 'a;
+
 /// One list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Acl(Vec<Entry>);
@@ -50,9 +62,17 @@ impl Acl {
     /// # Errors
     /// [`BadAcl`].
     pub fn from_text(text: &str, ids: u32) -> Result<Self, BadAcl> {
+        Self::from_text_with(text, ids, &|_, _| None)
+    }
+
+    /// The same, with somebody who knows the numbers of users and groups.
+    pub(crate) fn from_text_with(text: &str, ids: u32, lookup: &Lookup<'_>) -> Result<Self, BadAcl> {
         let lines = text.split([',', '\n']).map(|line| line.split('#').next().unwrap_or_default().trim());
-        let entries: Result<Vec<Entry>, BadAcl> =
-            lines.filter(|line| !line.is_empty()).take(MAX_ENTRIES + 1).map(entry_of_text).collect();
+        let entries: Result<Vec<Entry>, BadAcl> = lines
+            .filter(|line| !line.is_empty())
+            .take(MAX_ENTRIES + 1)
+            .map(|line| entry_of_text(line, lookup))
+            .collect();
         Self::checked(entries?, ids)
     }
 
@@ -114,7 +134,7 @@ impl Acl {
     }
 }
 
-fn entry_of_text(line: &str) -> Result<Entry, BadAcl> {
+fn entry_of_text(line: &str, lookup: &Lookup<'_>) -> Result<Entry, BadAcl> {
     let line = line.strip_prefix("default:").unwrap_or(line);
     let mut fields = line.split(':');
     let (Some(tag), Some(who), Some(permissions)) = (fields.next(), fields.next(), fields.next()) else {
@@ -133,7 +153,12 @@ fn entry_of_text(line: &str) -> Result<Entry, BadAcl> {
     let id = match (who, number) {
         ("", _) => NO_ID,
         (_, Some(number)) => number.parse().map_err(|_| BadAcl::Malformed)?,
-        (who, None) => who.parse().map_err(|_| BadAcl::Named)?,
+        (who, None) => match who.parse() {
+            Ok(id) => id,
+            Err(_) => {
+                lookup(if tag == USER { Whose::User } else { Whose::Group }, who).ok_or(BadAcl::Named)?
+            }
+        },
     };
     let mut bits = 0;
     for letter in permissions.chars() {

@@ -42,6 +42,16 @@ pub(crate) struct Attributes {
     pub gid: u32,
     pub modified: Time,
     pub xattrs: Vec<(String, Vec<u8>)>,
+    /// Access control lists that name users or groups, as text: their numbers are in the tree itself.
+    pub named: Vec<NamedAcl>,
+}
+
+/// An access control list that waits for the tree's `/etc/passwd` and `/etc/group`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NamedAcl {
+    /// The extended attribute that it will be.
+    pub xattr: &'static str,
+    pub text: String,
 }
 
 /// Something of a member that was left out, and why.
@@ -82,7 +92,7 @@ impl Attributes {
     ) -> Result<Self, ForeignOwner> {
         let id = |id: u64| u32::try_from(id).ok().filter(|id| *id < ids).ok_or(ForeignOwner(id));
         let (uid, gid) = (id(member.uid)?, id(member.gid)?);
-        let mut xattrs = Vec::new();
+        let (mut xattrs, mut named) = (Vec::new(), Vec::new());
         for (name, value) in &member.xattrs {
             match xattr(&member.kind, name, value, ids, overlay) {
                 Ok(pair) => xattrs.push(pair),
@@ -92,12 +102,13 @@ impl Attributes {
         for (name, text) in [(ACL_ACCESS, &member.acl_access), (ACL_DEFAULT, &member.acl_default)] {
             let Some(text) = text else { continue };
             let text = std::str::from_utf8(text).map_err(|_| BadAcl::Malformed);
-            match text.and_then(|text| Acl::from_text(text, ids)) {
-                Ok(acl) => xattrs.push((name.to_owned(), acl.to_bytes())),
-                Err(error) => leave_out(LeftOut::Acl(error)),
+            match text.map(|text| (Acl::from_text(text, ids), text)) {
+                Ok((Ok(acl), _)) => xattrs.push((name.to_owned(), acl.to_bytes())),
+                Ok((Err(BadAcl::Named), text)) => named.push(NamedAcl { xattr: name, text: text.to_owned() }),
+                Ok((Err(error), _)) | Err(error) => leave_out(LeftOut::Acl(error)),
             }
         }
-        Ok(Self { mode: member.mode & 0o7777, uid, gid, modified: member.modified, xattrs })
+        Ok(Self { mode: member.mode & 0o7777, uid, gid, modified: member.modified, xattrs, named })
     }
 
     /// Gives a file or directory what these say, in an order in which no step undoes another.

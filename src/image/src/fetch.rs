@@ -5,15 +5,19 @@
 //! refused at every step.
 
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cgrant_sys::Dir;
+use rustix::fs::OFlags;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use crate::digest::{Hasher, Sha256};
 use crate::path::shown;
+use crate::place::{PlaceError, Space};
 use crate::progress::{Progress, Step, Watch};
 
 /// Most redirects that are followed.
@@ -140,6 +144,9 @@ pub enum FetchError {
         /// What it has.
         found: Sha256,
     },
+    /// There is not enough room for it.
+    #[error(transparent)]
+    NoRoom(#[from] PlaceError),
     /// Where it goes takes it not.
     #[error("what was fetched could not be written")]
     Write(#[source] io::Error),
@@ -240,6 +247,56 @@ pub fn fetch(
             Err(FetchError::Checksum { url: url.clone(), expected, found })
         }
         _ => Ok(Fetched { sha256: found, size }),
+    }
+}
+
+/// Fetches `url` into a file without a name on the file system of `dir`, of which `keep_free` bytes stay free. Gives the
+/// file at its beginning.
+///
+/// # Errors
+/// As [`fetch`]: [`FetchError::NoRoom`].
+pub fn fetch_file(
+    dir: &Dir,
+    keep_free: u64,
+    url: &Url,
+    options: &FetchOptions,
+    watch: &mut Watch<'_>,
+) -> Result<(File, Fetched), FetchError> {
+    let name = format!(".fetch-{:016x}", cgrant_sys::process::random_u64().map_err(FetchError::Write)?);
+    let file =
+        dir.open_file(&name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL).map_err(FetchError::Write)?;
+    dir.remove_file(&name).map_err(FetchError::Write)?;
+    let mut space = Space::of(dir, keep_free).map_err(FetchError::Write)?;
+    space.look()?;
+    let mut guarded = Guarded { file: file.into(), space, full: None };
+    let result = fetch(url, &mut guarded, options, watch);
+    let Guarded { mut file, full, .. } = guarded;
+    if let Some(full) = full {
+        return Err(full.into());
+    }
+    let fetched = result?;
+    file.rewind().map_err(FetchError::Write)?;
+    Ok((file, fetched))
+}
+
+/// A file that is written to as long as there is room.
+struct Guarded {
+    file: File,
+    space: Space,
+    full: Option<PlaceError>,
+}
+
+impl Write for Guarded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Err(full) = self.space.bytes(bytes.len() as u64) {
+            self.full = Some(full);
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }
 
@@ -457,6 +514,21 @@ pub(crate) mod tests {
         let other = Sha256::of_reader(&b""[..], None, &mut |_| ()).unwrap();
         let options = FetchOptions { sha256: Some(other), ..server.options() };
         assert!(matches!(server.fetch("/f", &options).1, Err(FetchError::Checksum { .. })));
+    }
+
+    #[test]
+    fn a_file_has_no_name_and_leaves_room() {
+        let body = vec![7; 1 << 20];
+        let server = Server::new(&[("/f", file(&body))]);
+        let directory = tempfile::tempdir().unwrap();
+        let dir = Dir::open(directory.path()).unwrap();
+        let fetched = fetch_file(&dir, 0, &server.url("/f"), &server.options(), &mut |_| ());
+        let mut bytes = Vec::new();
+        fetched.unwrap().0.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, body);
+        let result = fetch_file(&dir, u64::MAX, &server.url("/f"), &server.options(), &mut |_| ());
+        assert!(matches!(result, Err(FetchError::NoRoom(PlaceError::NearlyFull { .. }))));
+        assert!(dir.names().unwrap().is_empty());
     }
 
     #[test]

@@ -14,11 +14,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
 use cgrant_sys::Dir;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstatvfs, ftruncate, linkat, mknodat, symlinkat};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, XattrFlags, fsetxattr, fstatvfs, ftruncate, linkat, mknodat, symlinkat,
+};
 use rustix::io::Errno;
 
+use crate::acl::{Acl, BadAcl, Whose};
 use crate::archive::{Kind, Member, Time};
-use crate::attributes::{Attributes, ForeignOwner, LeftOut, set_modified, set_modified_at};
+use crate::attributes::{Attributes, ForeignOwner, LeftOut, NamedAcl, set_modified, set_modified_at};
 use crate::limits::Limits;
 use crate::path::{BadPath, TreePath, shown};
 use crate::walk::reopen;
@@ -29,6 +32,10 @@ const LOOK_BYTES: u64 = 16 << 20;
 const LOOK_ENTRIES: u64 = 2048;
 /// How many things that were left out are told one by one.
 const MAX_TOLD: usize = 200;
+/// Most access control lists that name somebody.
+const MAX_NAMED: usize = 4096;
+/// Largest list of users or groups of a tree that is looked into, in bytes.
+const MAX_ACCOUNTS: usize = 1 << 20;
 /// Size of pieces in which data are written.
 pub(crate) const PIECE: usize = 1 << 16;
 
@@ -136,6 +143,8 @@ pub(crate) struct Placer {
     parent: Option<(Vec<OsString>, Dir)>,
     /// Directories' times are set last, since each entry that is made changes them.
     directories: HashMap<TreePath, Time>,
+    /// Access control lists that can be set when it is known who is who.
+    named: Vec<(TreePath, NamedAcl)>,
     pub omissions: Omissions,
     pub entries: u64,
     pub bytes: u64,
@@ -145,7 +154,7 @@ impl Placer {
     /// `root` is an empty directory of our own.
     pub fn new(root: &Dir, limits: Limits, overlay: bool) -> io::Result<Self> {
         let root = reopen(root)?;
-        let space = Space { root: root.try_clone()?.into(), keep: limits.keep_free, bytes: 0, entries: 0 };
+        let space = Space::of(&root, limits.keep_free)?;
         Ok(Self {
             root,
             limits,
@@ -153,6 +162,7 @@ impl Placer {
             space,
             parent: None,
             directories: HashMap::new(),
+            named: Vec::new(),
             omissions: Omissions::default(),
             entries: 0,
             bytes: 0,
@@ -197,16 +207,47 @@ impl Placer {
         for left_out in omitted {
             self.omissions.add(&path, left_out);
         }
+        for acl in attributes.named {
+            if self.named.len() < MAX_NAMED {
+                self.named.push((path.clone(), acl));
+            } else {
+                self.omissions.add(&path, LeftOut::Acl(BadAcl::Named));
+            }
+        }
         Ok(())
     }
 
     /// Sets what could not be set before everything was there.
-    pub fn finish(self) -> Result<(Omissions, u64, u64), PlaceError> {
+    pub fn finish(mut self) -> Result<(Omissions, u64, u64), PlaceError> {
+        if !self.named.is_empty() {
+            self.set_named();
+        }
         for (path, modified) in &self.directories {
             let dir = self.open(path).map_err(|source| failed(path, source))?;
             set_modified(&dir, *modified).map_err(|source| failed(path, source))?;
         }
         Ok((self.omissions, self.entries, self.bytes))
+    }
+
+    /// Sets the lists that name users and groups, by the numbers that these have in the tree.
+    fn set_named(&mut self) {
+        let accounts = Accounts::of(&self.root);
+        for (path, NamedAcl { xattr, text }) in std::mem::take(&mut self.named) {
+            let acl = Acl::from_text_with(&text, self.limits.ids, &|whose, name| accounts.find(whose, name));
+            let set = acl.and_then(|acl| {
+                // It may have been replaced since; a pipe is not waited for.
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+                let file = match path.components() {
+                    [] => self.root.try_clone().map(OwnedFd::from),
+                    names => self.root.open_file_below(names, flags),
+                };
+                let set = |file| Ok(fsetxattr(&file, xattr, &acl.to_bytes(), XattrFlags::empty())?);
+                file.and_then(set).map_err(|_| BadAcl::Named)
+            });
+            if let Err(error) = set {
+                self.omissions.add(&path, LeftOut::Acl(error));
+            }
+        }
     }
 
     fn open(&self, path: &TreePath) -> io::Result<Dir> {
@@ -368,8 +409,30 @@ impl Placer {
     }
 }
 
+/// The users and groups of a tree.
+struct Accounts {
+    passwd: String,
+    group: String,
+}
+
+impl Accounts {
+    /// What can't be read names nobody.
+    fn of(root: &Dir) -> Self {
+        let read = |name| root.read_below(&["etc", name], MAX_ACCOUNTS).unwrap_or_default();
+        Self { passwd: read("passwd"), group: read("group") }
+    }
+
+    fn find(&self, whose: Whose, name: &str) -> Option<u32> {
+        let text = if whose == Whose::User { &self.passwd } else { &self.group };
+        let mut lines = text.lines().map(|line| line.split(':'));
+        lines.find_map(
+            |mut fields| if fields.next() == Some(name) { fields.nth(1)?.parse().ok() } else { None },
+        )
+    }
+}
+
 /// What is free on the file system that is written to.
-struct Space {
+pub(crate) struct Space {
     root: OwnedFd,
     keep: u64,
     /// Written since the last look.
@@ -378,7 +441,13 @@ struct Space {
 }
 
 impl Space {
-    fn bytes(&mut self, count: u64) -> Result<(), PlaceError> {
+    /// Of the file system that `dir` is on; `keep` bytes of it stay free.
+    pub fn of(dir: &Dir, keep: u64) -> io::Result<Self> {
+        Ok(Self { root: reopen(dir)?.into(), keep, bytes: 0, entries: 0 })
+    }
+
+    /// So many bytes are about to be written.
+    pub fn bytes(&mut self, count: u64) -> Result<(), PlaceError> {
         self.bytes = self.bytes.saturating_add(count);
         if self.bytes >= LOOK_BYTES { self.look() } else { Ok(()) }
     }
@@ -388,7 +457,8 @@ impl Space {
         if self.entries >= LOOK_ENTRIES { self.look() } else { Ok(()) }
     }
 
-    fn look(&mut self) -> Result<(), PlaceError> {
+    /// Is there enough room?
+    pub fn look(&mut self) -> Result<(), PlaceError> {
         (self.bytes, self.entries) = (0, 0);
         let root = TreePath::default();
         let space = fstatvfs(&self.root).map_err(|errno| failed(&root, errno.into()))?;

@@ -411,6 +411,49 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn lists_that_name_users_mean_those_of_the_tree() {
+        let scene = Scene::new();
+        let mut journal = dir("var/log/journal");
+        journal.acl_access =
+            Some(b"user::rwx,user:joe:r--,group::r-x,group:adm:r-x,mask::r-x,other::---".to_vec());
+        let mut unknown = file("x");
+        unknown.acl_access =
+            Some(b"user::rw-,user:nobody-knows:r--,group::r--,mask::r--,other::---".to_vec());
+        let mut foreign = file("y");
+        foreign.acl_access = Some(b"user::rw-,user:large:r--,group::r--,mask::r--,other::---".to_vec());
+        let mut writer = Writer::new(Vec::new());
+        let passwd = b"root:x:0:0::/:/bin/sh\njoe:x:1234:5::/:\nlarge:x:65536:5::/:\n".to_vec();
+        let group = b"adm:x:4:joe\njoe:x:77:\n".to_vec();
+        for (mut member, data) in [
+            (journal, Vec::new()),
+            (unknown, Vec::new()),
+            (foreign, Vec::new()),
+            (file("etc/passwd"), passwd),
+            (file("etc/group"), group),
+        ] {
+            member.size = data.len() as u64;
+            writer.start(&member).unwrap();
+            writer.data(&data).unwrap();
+            writer.finish_member().unwrap();
+        }
+        let root = Dir::open(&scene.root()).unwrap();
+        let archive = writer.finish().unwrap();
+        let unpacked = unpack(&archive[..], None, &root, &Limits::default(), &mut |_| ()).unwrap();
+        let left_out: Vec<String> =
+            unpacked.omissions.first.iter().map(|(path, what)| format!("{path}: {what}")).collect();
+        assert_eq!(left_out.len(), 2, "{left_out:?}");
+        assert!(
+            left_out[0].starts_with("/x: access control list") && left_out[1].contains("range"),
+            "{left_out:?}"
+        );
+        let mut value = vec![0; 1000];
+        let path = scene.root().join("var/log/journal");
+        let length = rustix::fs::getxattr(path, "system.posix_acl_access", value.as_mut_slice()).unwrap();
+        let acl = crate::acl::Acl::from_bytes(&value[..length], 65_536).unwrap().to_text();
+        assert_eq!(acl, "user::rwx,user:1234:r--,group::r-x,group:4:r-x,mask::r-x,other::---");
+    }
+
+    #[test]
     fn holes_stay_holes_and_zeros_become_some() {
         let scene = Scene::new();
         let mut writer = Writer::new(Vec::new());
