@@ -2,6 +2,9 @@
 //! bounding set, system calls that are refused, and files of proc and sysfs that are hidden or read-only.
 //!
 //! The kernel refuses most of this to a user namespace anyhow. What is refused twice needs two errors to be open.
+//! The container's root may unmount what hides a file, for it is the root of the namespace that the mount is in; for everybody else inside,
+//! inner user namespaces included, it holds.
+//!
 //! no_new_privs is not set, so that sudo and su work inside.
 
 use std::io;

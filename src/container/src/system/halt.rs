@@ -33,9 +33,12 @@ fn choose(takes: impl Fn(i32) -> bool, busybox: bool) -> Option<i32> {
     order.into_iter().find(|signal| takes(*signal))
 }
 
+/// Busybox as init, and not as a shell.
 fn is_busybox(pid: u32) -> bool {
     let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     program.file_name().is_some_and(|name| name.as_bytes().starts_with(b"busybox"))
+        && matches!(name.trim_end(), "init" | "linuxrc")
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use super::{
     serve::{Ears, Server},
     spec::{Prepared, SystemError, SystemSpec},
     stage::{self, BootError, Ground, Site},
-    state::Ended,
+    state::{Ended, Phase, read_state},
 };
 use crate::{
     failure::{At, LaunchError, Step, StepFailure},
@@ -28,7 +28,7 @@ use crate::{
     message::{receive, send},
 };
 
-/// Held by the monitor as long as it lives.
+/// Held by the monitor until its container has ended.
 const LOCK: &str = "lock";
 /// What it is called in lists of processes.
 const NAME: &std::ffi::CStr = c"cgrant-monitor";
@@ -196,9 +196,8 @@ fn live(channel: &Channel, spec: &Prepared, run: &Dir) -> i32 {
 /// `None` if the launcher has given up.
 fn start<'s>(channel: &Channel, spec: &'s Prepared, run: &'s Dir) -> Result<Option<Server<'s>>, BootError> {
     become_monitor(channel, run)?;
-    // Held to the monitor's end.
-    lock(run).at(Step::Proceed, "").map(std::mem::forget)?;
-    let ears = Ears::open(run).at(Step::Process, "socket")?;
+    let lock = lock(run).at(Step::Proceed, "")?;
+    let ears = Ears::open(run, lock).at(Step::Process, "socket")?;
     let ground = Ground::make()?;
     for (message, fd) in [
         (FromMonitor::UserNamespace, ground.user.as_fd()),
@@ -235,6 +234,12 @@ fn become_monitor(channel: &Channel, run: &Dir) -> Result<(), StepFailure> {
 
 fn lock(run: &Dir) -> io::Result<OwnedFd> {
     let file = run.open_file(LOCK, OFlags::RDWR | OFlags::CREATE)?;
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        // One whose container has ended is about to end itself.
+        Err(Errno::WOULDBLOCK) if read_state(run).is_ok_and(|state| state.phase == Phase::Stopped) => {
+            rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+        }
+        locked => locked?,
+    }
     Ok(file)
 }

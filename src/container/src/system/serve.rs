@@ -63,12 +63,14 @@ pub(super) struct Ears {
     signals: SignalFd,
     listener: OwnedFd,
     log: Log,
+    /// Keeps other monitors out of the run directory.
+    lock: Option<OwnedFd>,
 }
 
 impl Ears {
     /// Makes them. The run directory is this monitor's alone.
-    pub(super) fn open(run: &Dir) -> io::Result<Self> {
-        Ok(Self { signals: signals()?, listener: listener(run)?, log: Log::open(run)? })
+    pub(super) fn open(run: &Dir, lock: OwnedFd) -> io::Result<Self> {
+        Ok(Self { signals: signals()?, listener: listener(run)?, log: Log::open(run)?, lock: Some(lock) })
     }
 }
 
@@ -279,9 +281,11 @@ impl<'s> Server<'s> {
         self.state.init = None;
         self.state.ended = Some(ended);
         self.state.stopped = Some(now());
-        // The name of the socket goes first: who reads that the container has stopped can start it.
+        // What is told last is that it can be started again.
         let _ = rustix::fs::unlinkat(self.run, SOCKET, AtFlags::empty());
-        self.changed();
+        let _ = self.state.write(self.run);
+        self.ears.lock = None;
+        self.tell_watchers();
         Some(0)
     }
 
@@ -338,6 +342,10 @@ impl<'s> Server<'s> {
     /// Writes the state, and tells whoever watches. A disk that is full does not stop the container.
     fn changed(&mut self) {
         let _ = self.state.write(self.run);
+        self.tell_watchers();
+    }
+
+    fn tell_watchers(&mut self) {
         let answer = Answer::State(self.state.clone());
         let watching: Vec<u64> = self.clients.iter().filter(|c| c.watches).map(|c| c.id).collect();
         watching.into_iter().for_each(|id| self.tell(id, &answer));

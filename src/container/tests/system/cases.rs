@@ -1,0 +1,341 @@
+//! Start, life and end of containers.
+
+use std::{fs, io::Write};
+
+use cgrant_container::{
+    Exit, Signal, Step,
+    system::{
+        Answer, Control, ControlError, Ended, MachineId, Monitor, Personal, Phase, Request, StartError,
+        SystemSpec, Terminal,
+    },
+};
+
+use crate::scene::{Case, Scene, case, read_until, wait_until};
+
+pub const CASES: &[Case] = &[
+    case("init_is_told_what_it_is", init_is_told_what_it_is),
+    case("kernel_views_are_protected", kernel_views_are_protected),
+    case("nesting_has_whole_views", nesting_has_whole_views),
+    case("rights_are_bounded", rights_are_bounded),
+    case("credentials_are_roots_alone", credentials_are_roots_alone),
+    case("personal_files_are_written_once", personal_files_are_written_once),
+    case("links_in_a_root_lead_nowhere", links_in_a_root_lead_nowhere),
+    case("the_console_is_a_terminal", the_console_is_a_terminal),
+    case("a_flood_on_the_console_holds_up_nobody", a_flood_on_the_console_holds_up_nobody),
+    case("an_end_is_recorded", an_end_is_recorded),
+    case("a_container_runs_once", a_container_runs_once),
+    case("ready_is_what_init_says", ready_is_what_init_says),
+    case("stop_asks_as_init_understands", stop_asks_as_init_understands),
+    case("stop_ends_what_does_not_listen", stop_ends_what_does_not_listen),
+    case("a_signal_to_the_monitor_is_an_orderly_stop", a_signal_to_the_monitor_is_an_orderly_stop),
+    case("reboot_and_power_off_from_inside", reboot_and_power_off_from_inside),
+    case("a_reboot_without_end_ends", a_reboot_without_end_ends),
+    case("restart_from_outside", restart_from_outside),
+    case("what_fails_is_named_and_leaves_nothing", what_fails_is_named_and_leaves_nothing),
+    case("a_start_that_is_given_up_leaves_nothing", a_start_that_is_given_up_leaves_nothing),
+    Case {
+        orderly: false,
+        ..case("a_killed_monitor_is_known_to_be_gone", a_killed_monitor_is_known_to_be_gone)
+    },
+];
+
+fn init_is_told_what_it_is(scene: &Scene) {
+    let script = "env; hostname; cd /run/host; cat container-manager; echo; cat container-uuid; echo; \
+        stat -c '%A %n' notify inaccessible/*; touch x; stat -c '%u %g %F' /dev/console; readlink /proc/self/fd/0; \
+        grep -c ' - sysfs ' /proc/self/mountinfo; id; echo $$; busybox ls -1 /proc/self/fd";
+    let state = scene.play(&scene.script(script));
+    assert_eq!((state.ended, state.phase, state.init), (Some(Ended::Status(0)), Phase::Stopped, None));
+    let log = scene.log();
+    for text in [
+        "container=cgrant\n",
+        "container_uuid=07070707-0707-4707-8707-070707070707\n",
+        "NOTIFY_SOCKET=/run/host/notify\n",
+        "\nweb\ncgrant\n07070707-0707-4707-8707-070707070707\n",
+        "srw------- notify\nd--------- inaccessible/dir\np--------- inaccessible/fifo\n---------- inaccessible/reg\ns--------- inaccessible/sock\n",
+        "touch: x: Read-only file system\n",
+        "0 5 character special file\n/dev/console\n1\nuid=0(root) gid=0(root)",
+        // No descriptor but the streams and that of `ls`.
+        "\n1\n0\n1\n2\n3\n",
+    ] {
+        assert!(log.contains(text), "{text:?} is not in\n{log}");
+    }
+}
+
+fn kernel_views_are_protected(scene: &Scene) {
+    let script = "echo x > /proc/sys/kernel/hostname; echo 1 > /proc/sys/net/ipv4/ip_forward && echo forwards; \
+        stat -c '%s %A %n' /proc/keys; \
+        touch /sys/x; mkdir /sys/fs/cgroup/own 2>/dev/null || busybox mkdir /sys/fs/cgroup/own && echo delegated; ls /sys/firmware; echo done";
+    scene.play(&scene.script(script));
+    let log = scene.log();
+    for text in [
+        "can't create /proc/sys/kernel/hostname: Read-only file system",
+        "forwards\n",
+        "0 ---------- /proc/keys\n",
+        "touch: /sys/x: Read-only file system",
+        "delegated\ndone\n",
+    ] {
+        assert!(log.contains(text), "{text:?} is not in\n{log}");
+    }
+}
+
+fn nesting_has_whole_views(scene: &Scene) {
+    let script = "unshare -Urmpfn sh -c 'mount -t proc proc /proc && mount -t sysfs sysfs /sys && echo inner'; \
+        stat -c %A /run/.cgrant";
+    let whole = SystemSpec { nesting: true, ..scene.script(script) };
+    scene.play(&whole);
+    assert!(scene.log().contains("inner\ndrwx------\n"), "{}", scene.log());
+    scene.play(&scene.script(script));
+    assert_eq!(scene.log().matches("inner\n").count(), 1, "masks do not hide anything:\n{}", scene.log());
+}
+
+fn rights_are_bounded(scene: &Scene) {
+    scene.play(&scene.script("grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status"));
+    let log = scene.log();
+    for text in [
+        "CapInh:\t0000000000000000\n",
+        "CapPrm:\t000001009decffff\n",
+        "CapBnd:\t000001009decffff\n",
+        "NoNewPrivs:\t0\n",
+        "Seccomp:\t2\n",
+    ] {
+        assert!(log.contains(text), "{text:?} is not in\n{log}");
+    }
+}
+
+fn credentials_are_roots_alone(scene: &Scene) {
+    let script = "cd $CREDENTIALS_DIRECTORY; stat -c '%a %u' . the.key; cat the.key";
+    let credentials = vec![("the.key".to_owned(), b"secret\n".to_vec())];
+    scene.play(&SystemSpec { credentials, ..scene.script(script) });
+    assert!(scene.log().ends_with("700 0\n400 0\nsecret\n"), "{}", scene.log());
+    assert!(!scene.log().contains("/secret"));
+}
+
+fn personal_files_are_written_once(scene: &Scene) {
+    let script = "busybox mkdir -p /usr/share/zoneinfo/Asia; echo own > /usr/share/zoneinfo/Asia/Tokyo; \
+        cat /etc/hostname /etc/machine-id; readlink /etc/localtime; cat /etc/hosts; echo -n mine > /etc/hostname";
+    let zone = Personal { timezone: Some("Asia/Tokyo".into()) };
+    let first = SystemSpec { personal: Some(zone), ..scene.script(script) };
+    scene.play(&first);
+    assert!(
+        scene.log().starts_with("web\n07070707070747078707070707070707\n127.0.0.1\tlocalhost"),
+        "{}",
+        scene.log()
+    );
+    scene.play(&first);
+    assert!(scene.log().contains("../usr/share/zoneinfo/Asia/Tokyo\n"), "{}", scene.log());
+    scene.play(&scene.script(script));
+    assert!(
+        scene.log().contains("mine07070707"),
+        "what is the container's own was written again:\n{}",
+        scene.log()
+    );
+}
+
+fn links_in_a_root_lead_nowhere(scene: &Scene) {
+    let outside = scene.run.join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::set_permissions(&outside, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    fs::write(outside.join("hostname"), "outside").unwrap();
+    // The tree is the container's, so the container makes the links.
+    let outer = outside.display();
+    scene.play(
+        &scene.script(&format!(
+            "cd /; busybox mv etc old; busybox ln -s {outer} etc; busybox mkdir -p {outer}"
+        )),
+    );
+    let personal = Some(Personal { timezone: None });
+    scene.play(&SystemSpec { personal: personal.clone(), ..scene.script("cat /etc/hostname") });
+    assert!(scene.log().ends_with("web\n"), "{}", scene.log());
+    assert_eq!(fs::read_to_string(outside.join("hostname")).unwrap(), "outside");
+    scene.play(&scene.script(
+        "cd /; busybox rm etc; busybox mv old etc; busybox ln -sf /keep etc/hostname; echo kept > /keep",
+    ));
+    scene.play(&SystemSpec { personal, ..scene.script("cat /keep; cat /etc/hostname") });
+    assert!(scene.log().ends_with("kept\nweb\n"), "{}", scene.log());
+}
+
+fn the_console_is_a_terminal(scene: &Scene) {
+    scene.start(&scene.script("echo before; stty -echo; while read line; do case $line in size) stty size;; *) eval \"$line\";; esac; done"));
+    let control = scene.control();
+    scene.wait_for_log("before\n");
+    let mut console = scene.console(&control, true);
+    read_until(&mut console, "before\r\n");
+    let second = scene.control();
+    let mut other = scene.console(&second, false);
+    console.write_all(b"tty; echo a$((1 + 1))b\n").unwrap();
+    assert!(read_until(&mut console, "a2b").contains("/dev/console\r\n"));
+    assert!(!read_until(&mut other, "a2b").contains("before"), "what was not asked for was played back");
+    second.tell(&Request::Resize(Terminal { columns: 97, rows: 31 })).unwrap();
+    other.write_all(b"size\n").unwrap();
+    read_until(&mut other, "31 97");
+    // More than the terminal takes at once arrives all the same.
+    let words = "x".repeat(1000);
+    for _ in 0..40 {
+        other.write_all(format!(": {words}\n").as_bytes()).unwrap();
+    }
+    other.write_all(b"echo e$((2 + 2))d; exit 5\n").unwrap();
+    read_until(&mut other, "e4d");
+    wait_until("it has ended", || scene.last_state().ended == Some(Ended::Status(5)));
+}
+
+fn a_flood_on_the_console_holds_up_nobody(scene: &Scene) {
+    scene.start(&scene.script("exec yes"));
+    scene.wait_for_log("y\ny\n");
+    let idle = scene.control();
+    let _never_read = scene.console(&idle, true);
+    for _ in 0..20 {
+        assert_eq!(scene.control().state().unwrap().phase, Phase::Starting);
+    }
+    scene.control().tell(&Request::Kill { signal: Signal::KILL.as_raw() }).unwrap();
+    wait_until("it has ended", || scene.last_state().ended == Some(Ended::Signal(9)));
+    let kept: u64 = ["console.log", "console.log.1"]
+        .iter()
+        .map(|name| fs::metadata(scene.run.join(name)).map_or(0, |data| data.len()))
+        .sum();
+    assert!(kept <= 2 * 70_000, "{kept} bytes were kept");
+}
+
+fn an_end_is_recorded(scene: &Scene) {
+    let state = scene.play(&scene.script("echo last words; exit 7"));
+    assert_eq!((state.ended, state.phase), (Some(Ended::Status(7)), Phase::Stopped));
+    assert!(state.stopped.unwrap() >= state.started && state.init.is_none());
+    assert_eq!(scene.log(), "last words\n");
+    assert!(matches!(Control::connect(&scene.run_dir()), Err(ControlError::NotRunning)));
+    assert!(!scene.run.join("control").exists());
+    let state = scene.play(&scene.script("kill -9 $$; exec busybox kill -9 1"));
+    assert_ne!(state.ended, Some(Ended::Status(7)));
+}
+
+fn a_container_runs_once(scene: &Scene) {
+    let spec = scene.script("trap 'exit 0' TERM; while true; do sleep 0.1; done");
+    scene.start(&spec);
+    assert!(matches!(scene.try_start(&spec), Err(StartError::Running)));
+    scene.control().tell(&Request::Stop { seconds: 60 }).unwrap();
+    wait_until("it has ended", || scene.last_state().ended.is_some());
+    wait_until("it can be started again", || match scene.try_start(&scene.script("true")) {
+        Ok(_) => true,
+        Err(StartError::Running) => false,
+        Err(error) => panic!("{error}"),
+    });
+}
+
+fn ready_is_what_init_says(scene: &Scene) {
+    // Not what another process of the container's root says.
+    let script = "/bin/actor --actor notify READY=1; echo lied; read go; exec /bin/actor --actor init 'STATUS=Up.\nREADY=1'";
+    scene.start(&scene.script(script));
+    scene.wait_for_log("lied");
+    assert_eq!(scene.control().state().unwrap().phase, Phase::Starting);
+    let control = scene.control();
+    scene.console(&control, false).write_all(b"\n").unwrap();
+    let state = scene.running();
+    assert_eq!((state.status.as_str(), state.ready.is_some()), ("Up.", true));
+    scene.control().tell(&Request::Stop { seconds: 60 }).unwrap();
+    wait_until("it has ended", || scene.last_state().ended.is_some());
+    assert!(scene.log().ends_with("told to halt\n"), "{}", scene.log());
+}
+
+fn stop_asks_as_init_understands(scene: &Scene) {
+    scene.start(&scene.script("trap 'echo asked; exit 3' TERM; echo up; while true; do sleep 0.1; done"));
+    scene.wait_for_log("up");
+    let watch = scene.control();
+    scene.control().tell(&Request::Stop { seconds: 60 }).unwrap();
+    match watch.wait_for(|state| state.phase == Phase::Stopping) {
+        Ok(state) => assert!(matches!(state.phase, Phase::Stopping | Phase::Stopped)),
+        Err(error) => panic!("{error}"),
+    }
+    wait_until("it has ended", || scene.last_state().ended == Some(Ended::Status(3)));
+    assert!(scene.log().ends_with("asked\n"));
+    // An init that takes SIGPWR is asked by that.
+    scene.start(&scene.script("trap 'exit 4' PWR; trap '' TERM; echo two; while true; do sleep 0.1; done"));
+    scene.wait_for_log("two");
+    scene.control().tell(&Request::Stop { seconds: 60 }).unwrap();
+    wait_until("it has ended", || scene.last_state().ended == Some(Ended::Status(4)));
+}
+
+fn stop_ends_what_does_not_listen(scene: &Scene) {
+    scene.start(&scene.script("trap 'echo no' TERM; echo up; while true; do sleep 0.1; done"));
+    scene.wait_for_log("up");
+    scene.control().tell(&Request::Stop { seconds: 1 }).unwrap();
+    wait_until("it has ended", || scene.last_state().ended == Some(Ended::Signal(9)));
+    assert!(scene.log().ends_with("no\n"), "{}", scene.log());
+    // Nobody waits a minute for one that can't even hear.
+    scene.start(&scene.script("exec sleep 1000"));
+    scene.control().tell(&Request::Stop { seconds: 1000 }).unwrap();
+    wait_until("it has ended", || scene.last_state().ended == Some(Ended::Signal(9)));
+}
+
+fn a_signal_to_the_monitor_is_an_orderly_stop(scene: &Scene) {
+    let monitor = scene.start(&scene.script("trap 'exit 6' TERM; echo up; while true; do sleep 0.1; done"));
+    scene.wait_for_log("up");
+    monitor.send_signal(Signal::HUP).unwrap();
+    monitor.send_signal(Signal::TERM).unwrap();
+    assert_eq!(monitor.wait().unwrap(), Exit::Code(0));
+    assert_eq!(scene.last_state().ended, Some(Ended::Status(6)));
+}
+
+fn reboot_and_power_off_from_inside(scene: &Scene) {
+    let script = "test -e /sys/fs/cgroup/x/y && echo left over; busybox mkdir -p /sys/fs/cgroup/x/y; echo boot >> /boots; \
+        test $(grep -c boot /boots) = 3 && poweroff -f; reboot -f";
+    let state = scene.play(&scene.script(script));
+    assert_eq!((state.ended, state.reboots), (Some(Ended::PowerOff), 2), "{}", scene.log());
+    assert!(!scene.log().contains("left over"), "{}", scene.log());
+}
+
+fn a_reboot_without_end_ends(scene: &Scene) {
+    let state = scene.play(&scene.script("reboot -f"));
+    assert_eq!((state.ended, state.reboots), (Some(Ended::Reboot), 9));
+}
+
+fn restart_from_outside(scene: &Scene) {
+    scene.start(&scene.script("trap 'exit 0' TERM; echo up $$; while true; do sleep 0.1; done"));
+    scene.wait_for_log("up 1");
+    let before = scene.control().state().unwrap();
+    scene.control().tell(&Request::Restart { seconds: 60 }).unwrap();
+    wait_until("it is up again", || scene.log().matches("up 1").count() == 2);
+    let state = scene.control().state().unwrap();
+    assert_eq!((state.reboots, state.phase, state.monitor), (1, Phase::Starting, before.monitor));
+    assert_ne!(state.init, before.init);
+    scene.control().tell(&Request::Stop { seconds: 60 }).unwrap();
+    wait_until("it has ended", || scene.last_state().ended.is_some());
+}
+
+fn what_fails_is_named_and_leaves_nothing(scene: &Scene) {
+    let step = |spec: &SystemSpec| match scene.try_start(spec) {
+        Err(StartError::Step(failure)) => failure.step,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(step(&scene.words(&["/bin/nothing"])), Step::Execute);
+    assert_eq!(step(&SystemSpec { root: "/nowhere".into(), ..scene.script("true") }), Step::OpenRoot);
+    assert_eq!(step(&SystemSpec { root: scene.root.join("etc"), ..scene.script("true") }), Step::Mount);
+    let missing = SystemSpec { run: "/nowhere".into(), ..scene.script("true") };
+    assert!(matches!(Monitor::begin(&missing), Err(StartError::Run(_))));
+    let bad = SystemSpec { hostname: "-".into(), ..scene.script("true") };
+    assert!(matches!(Monitor::begin(&bad), Err(StartError::Spec(_))));
+    assert!(matches!(Control::connect(&scene.run_dir()), Err(ControlError::NotRunning)));
+    assert!("x".parse::<MachineId>().is_err());
+}
+
+fn a_start_that_is_given_up_leaves_nothing(scene: &Scene) {
+    let spec = scene.script("true");
+    drop(Monitor::begin(&spec).unwrap());
+    drop(Monitor::begin(&spec).unwrap().namespaces().unwrap());
+    let namespaces = Monitor::begin(&spec).unwrap().namespaces().unwrap();
+    scene.link.ask(&namespaces);
+    drop(namespaces);
+    // They are reaped too.
+    let waited = nix::sys::wait::waitpid(None, Some(nix::sys::wait::WaitPidFlag::WNOHANG));
+    assert_eq!(waited, Err(nix::errno::Errno::ECHILD));
+}
+
+fn a_killed_monitor_is_known_to_be_gone(scene: &Scene) {
+    let monitor = scene.start(&scene.script("echo up; exec sleep 1000"));
+    scene.wait_for_log("up");
+    let control = scene.control();
+    assert!(matches!(control.ask(&Request::Watch), Ok(Answer::State(_))));
+    monitor.send_signal(Signal::KILL).unwrap();
+    assert!(matches!(control.next(), Err(ControlError::Ended)));
+    monitor.wait().unwrap();
+    assert!(matches!(Control::connect(&scene.run_dir()), Err(ControlError::NotRunning)));
+    // What is left of the container is the broker's to kill; a socket of the dead is no obstacle.
+    assert_eq!(scene.play(&scene.script("exit 4")).ended, Some(Ended::Status(4)));
+}
