@@ -1,24 +1,31 @@
 //! Images of Debian, put together from its packages by mmdebstrap, without root.
 //!
-//! mmdebstrap runs as root of the storage namespace, in a mount namespace of its own in which the image's directory is
-//! bound to `/mnt`: its path may be long, and users that packages make can't pass through a home of mode 0700. Programs of
-//! packages run as ids of the account's range, which is what a package that is hostile gets.
+//! mmdebstrap runs as root of a user namespace below the storage namespace, which has the account's range and no more: what
+//! a package runs as root there could leave its chroot, and must not meet the caller's own account, which the storage
+//! namespace has as an id. So a package that is hostile gets ids of the range, the network, and what everybody may read.
+//! In its mount namespace the image's directory is bound to `/mnt`: the path of that may be long, and users that packages make
+//! can't pass through a home of mode 0700.
 
 use std::collections::VecDeque;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use cgrant_sys::Dir;
 use cgrant_sys::mount::{
     MountChange, MountPropagationFlags, mount_setattr, move_mount, open_place, open_tree_clone,
 };
+use cgrant_sys::privilege::set_dumpable;
+use cgrant_sys::{Clone3, Dir, Exit};
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::Mode;
-use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::{chdir, fchdir, umask};
+use rustix::process::{
+    DumpableBehavior, Pid, Signal, chdir, dumpable_behavior, fchdir, getpid, getppid,
+    set_parent_process_death_signal, umask,
+};
 
 use crate::import::ROOTFS;
+use crate::limits::Limits;
 use crate::path::shown;
 use crate::progress::{Progress, Step, Watch};
 
@@ -97,9 +104,9 @@ pub enum BuildError {
         "mmdebstrap is not installed: ask the administrator for it (`apt install mmdebstrap`), or import an image instead"
     )]
     NotInstalled,
-    /// Its mount namespace could not be made.
-    #[error("the mounts that mmdebstrap needs could not be made")]
-    Mounts(#[source] io::Error),
+    /// The user namespace that it runs in could not be made.
+    #[error("the user namespace that mmdebstrap runs in could not be made")]
+    Namespace(#[source] io::Error),
     /// It could not be run.
     #[error("mmdebstrap could not be run")]
     Run(#[source] io::Error),
@@ -232,10 +239,8 @@ impl Recipe {
     }
 }
 
-/// Builds `rootfs/` in the directory `image`, as root of the storage namespace. Tells `log` each line that mmdebstrap says.
-///
-/// The calling thread gets a mount namespace of its own and `/` as working directory, and keeps both: this is for a
-/// process that does nothing else. Its other threads, if it has some, are not changed.
+/// Builds `rootfs/` in the directory `image`, as root of the storage namespace, in a process of one thread. Tells `log` each
+/// line that mmdebstrap says.
 ///
 /// # Errors
 /// [`BuildError`]; `image` is to be removed then.
@@ -259,17 +264,120 @@ fn run(
 ) -> Result<(), BuildError> {
     let rootfs = image.create_dir(ROOTFS, 0o755).map_err(BuildError::Directory)?;
     rootfs.chmod("", 0o755).map_err(BuildError::Directory)?;
-    show(&rootfs).map_err(BuildError::Mounts)?;
-    // Files that packages' scripts make have the modes that their authors saw.
-    let before = umask(Mode::WGRP | Mode::WOTH);
-    let result = debootstrap(program, recipe, log, watch);
-    umask(before);
-    unmount(PLACE, UnmountFlags::DETACH).map_err(|errno| BuildError::Mounts(errno.into()))?;
-    result?;
+    debootstrap(&rootfs, program, recipe, log, watch)?;
     settle(&rootfs).map_err(BuildError::Directory)
 }
 
-/// Makes `rootfs` visible at [`PLACE`], in a mount namespace of this thread's own.
+fn debootstrap(
+    rootfs: &Dir,
+    program: &Path,
+    recipe: &Recipe,
+    log: &mut dyn FnMut(&str),
+    watch: &mut Watch<'_>,
+) -> Result<(), BuildError> {
+    let (output, mut input) = io::pipe().map_err(BuildError::Run)?;
+    let (mut mapped, map) = io::pipe().map_err(BuildError::Run)?;
+    let command = command(program, recipe, &input).map_err(BuildError::Run)?;
+    let parent = getpid();
+    let spawned = dumpable_while(|| {
+        let child = Clone3::new().flags(CloneFlags::CLONE_NEWUSER).spawn(|| {
+            let error = inside(rootfs, parent, &mut mapped, command);
+            // Where it is read with what mmdebstrap says; nobody is left to tell if that fails.
+            let _ = writeln!(input, "E: cannot {error}");
+            127
+        })?;
+        if let Err(error) = map_ids(child.pid, map) {
+            // It waits for its ids; if it has ended already, that is as good.
+            let _ = child.pidfd.send_signal(Signal::KILL);
+            child.pidfd.wait()?;
+            return Err(error);
+        }
+        Ok(child)
+    });
+    let child = spawned.map_err(BuildError::Namespace)?;
+    // It holds this for as long as it lives.
+    drop(input);
+    let last = follow(output, log, watch);
+    let exit = child.pidfd.wait().map_err(BuildError::Run)?;
+    match exit {
+        Exit::Code(0) => Ok(()),
+        exit => Err(BuildError::Failed { status: describe(exit), last: last.into() }),
+    }
+}
+
+fn describe(exit: Exit) -> String {
+    match exit {
+        Exit::Code(code) => format!("status {code}"),
+        Exit::Signal(number) => format!("killed by signal {number}"),
+    }
+}
+
+fn command(program: &Path, recipe: &Recipe, output: &io::PipeWriter) -> io::Result<Command> {
+    let proxies = PROXIES.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+    let mut command = Command::new(program);
+    command
+        .args(recipe.arguments())
+        .env_clear()
+        .env("PATH", PATH)
+        .env("LC_ALL", "C.UTF-8")
+        .env("HOME", "/")
+        .env("TMPDIR", "/tmp")
+        .envs(proxies)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output.try_clone()?);
+    Ok(command)
+}
+
+/// Runs `step` while this process is dumpable: the id maps of a child that is not are the host's root's alone, and whoever
+/// changed its ids is not. Nobody else has this namespace's root as an id: no container runs in the range for images.
+fn dumpable_while<T>(step: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let was = dumpable_behavior()? == DumpableBehavior::Dumpable;
+    set_dumpable(true)?;
+    let result = step();
+    set_dumpable(was)?;
+    result
+}
+
+/// Gives the child the ids of the range, and tells it.
+fn map_ids(child: u32, mut told: io::PipeWriter) -> io::Result<()> {
+    for map in ["gid_map", "uid_map"] {
+        std::fs::write(format!("/proc/{child}/{map}"), format!("0 0 {}", Limits::default().ids))?;
+    }
+    told.write_all(b"x")
+}
+
+/// In the child: becomes root of the new namespace, shows `rootfs` at [`PLACE`] in a mount namespace of its own, and
+/// becomes mmdebstrap. What it gives is which step failed, and why.
+fn inside(rootfs: &Dir, parent: Pid, mapped: &mut io::PipeReader, mut command: Command) -> String {
+    let steps = || -> Result<(), (&str, io::Error)> {
+        end_with(parent).map_err(|error| ("watch its parent", error))?;
+        mapped.read_exact(&mut [0]).map_err(|error| ("get its ids", error))?;
+        become_root().map_err(|error| ("become root of its namespace", error))?;
+        show(rootfs).map_err(|error| ("show the image's directory", error))
+    };
+    if let Err((step, error)) = { steps }() {
+        return format!("{step}: {error}");
+    }
+    // Files that packages' scripts make have the modes that their authors saw.
+    umask(Mode::WGRP | Mode::WOTH);
+    format!("run mmdebstrap: {}", command.exec())
+}
+
+/// From here on this process, and the program that it becomes, ends when its parent does.
+fn end_with(parent: Pid) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // It may have ended before that.
+    if getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+}
+
+fn become_root() -> io::Result<()> {
+    use nix::unistd::{setgroups, setresgid, setresuid};
+    setgroups(&[])?;
+    setresgid(0.into(), 0.into(), 0.into())?;
+    Ok(setresuid(0.into(), 0.into(), 0.into())?)
+}
+
 fn show(rootfs: &Dir) -> io::Result<()> {
     // A directory of the old namespace can't be cloned in the new one; the working directory goes along.
     fchdir(rootfs)?;
@@ -283,38 +391,6 @@ fn show(rootfs: &Dir) -> io::Result<()> {
     let clone = open_tree_clone(open_place(Path::new("."))?, Path::new(""), false)?;
     move_mount(clone, open_place(Path::new(PLACE))?, Path::new(""))?;
     Ok(chdir("/")?)
-}
-
-fn debootstrap(
-    program: &Path,
-    recipe: &Recipe,
-    log: &mut dyn FnMut(&str),
-    watch: &mut Watch<'_>,
-) -> Result<(), BuildError> {
-    let (output, input) = io::pipe().map_err(BuildError::Run)?;
-    let proxies = PROXIES.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
-    let mut command = Command::new(program);
-    command
-        .args(recipe.arguments())
-        .env_clear()
-        .env("PATH", PATH)
-        .env("LC_ALL", "C.UTF-8")
-        .env("HOME", "/")
-        .env("TMPDIR", "/tmp")
-        .envs(proxies)
-        .stdin(Stdio::null())
-        .stdout(input.try_clone().map_err(BuildError::Run)?)
-        .stderr(input);
-    let mut child = command.spawn().map_err(BuildError::Run)?;
-    // It holds the other end of the pipe for as long as it lives.
-    drop(command);
-    let last = follow(output, log, watch);
-    let status = child.wait().map_err(BuildError::Run)?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(BuildError::Failed { status: status.to_string(), last: last.into() })
-    }
 }
 
 /// Reads what it says until its end, and keeps the last of it.

@@ -291,15 +291,11 @@ pub fn a_mount_is_not_removed() {
     });
 }
 
-pub fn a_builder_that_fails_says_why() {
-    let scene = Scene::new();
-    let script = scene.home().join("script");
-    std::fs::write(
-        &script,
-        "#!/bin/sh\necho \"I: extracting archives...\"\necho \"E: out of $2\" >&2\nexit 3\n",
-    )
-    .unwrap();
-    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+/// What a build gives with this script as mmdebstrap.
+fn built_by(scene: &Scene, script: &str, check: impl FnOnce(&Dir, Result<(), BuildError>, Vec<u64>)) {
+    let path = scene.home().join("script");
+    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
     scene.inside(IMAGES, |home| {
         let clone = mount::open_tree_clone(&home, Path::new("script"), false).unwrap();
         let place = mount::open_place(Path::new("/usr/bin/mmdebstrap")).unwrap();
@@ -307,17 +303,53 @@ pub fn a_builder_that_fails_says_why() {
         let image = home.create_dir("image", 0o755).unwrap();
         let recipe = Recipe::new("debian:bookworm", &[], None).unwrap();
         let mut steps = Vec::new();
-        let error =
-            build(&image, &recipe, &mut |_| (), &mut |progress| steps.push(progress.done)).unwrap_err();
-        match error {
+        let result = build(&image, &recipe, &mut |_| (), &mut |progress| steps.push(progress.done));
+        check(&image, result, steps);
+    });
+}
+
+pub fn a_builder_that_fails_says_why() {
+    let scene = Scene::new();
+    let script = "echo \"I: extracting archives...\"; echo \"E: out of $2\" >&2; exit 3";
+    built_by(&scene, script, |_, result, steps| {
+        match result.unwrap_err() {
             BuildError::Failed { status, last } => {
-                assert!(status.contains('3'), "{status}");
+                assert_eq!(status, "status 3");
                 assert_eq!(last, ["I: extracting archives...", "E: out of --variant=minbase"]);
             }
             other => panic!("{other:?}"),
         }
         assert_eq!(steps, [3]);
     });
+    let scene = Scene::new();
+    built_by(&scene, "kill -9 $$", |_, result, _| match result.unwrap_err() {
+        BuildError::Failed { status, .. } => assert_eq!(status, "killed by signal 9"),
+        other => panic!("{other:?}"),
+    });
+}
+
+pub fn a_builder_has_not_the_callers_account() {
+    let scene = Scene::new();
+    scene.outside(|home| {
+        std::fs::write(home.join("secret"), "secret").unwrap();
+        std::fs::set_permissions(home.join("secret"), PermissionsExt::from_mode(0o600)).unwrap();
+    });
+    let home = scene.home();
+    let home = home.display();
+    let script = format!(
+        "mkdir /mnt/etc /mnt/seen; echo x >/mnt/etc/hostname; cat {home}/secret >/mnt/seen/secret; ls {home} >/mnt/seen/home; \
+         touch {home}/made; chown 65536 /mnt/seen/home && touch /mnt/seen/owned; chown 65535 /mnt/etc && touch /mnt/seen/range; id -u >/mnt/seen/id; true"
+    );
+    built_by(&scene, &script, |image, result, _| {
+        result.unwrap_or_else(|error| panic!("{error}"));
+        let seen = image.open_below(&["rootfs", "seen"]).unwrap();
+        assert_eq!((seen.read("secret", 100).unwrap(), seen.read("home", 100).unwrap()), Default::default());
+        assert_eq!(seen.read("id", 100).unwrap(), "0\n");
+        assert!(!seen.exists("owned").unwrap() && seen.exists("range").unwrap());
+        assert_eq!(image.open_below(&["rootfs", "etc"]).unwrap().names().unwrap(), ["machine-id"]);
+    });
+    assert!(!scene.home().join("made").exists());
+    assert_eq!(std::fs::metadata(scene.home().join("image/rootfs/etc")).unwrap().uid(), IMAGES + 65_535);
 }
 
 pub fn debian_is_built_without_root() {
