@@ -283,7 +283,8 @@ fn reboot_and_power_off_from_inside(scene: &Scene) {
 
 fn a_reboot_without_end_ends(scene: &Scene) {
     let state = scene.play(&scene.script("reboot -f"));
-    assert_eq!((state.ended, state.reboots), (Some(Ended::Reboot), 9));
+    assert_eq!(state.ended, Some(Ended::Reboot));
+    assert!(state.reboots >= 9, "{state:?}");
 }
 
 fn restart_from_outside(scene: &Scene) {

@@ -23,7 +23,7 @@ pub fn copy(suite: &str, to: &Path) {
     let made = Path::new(env!("CARGO_TARGET_TMPDIR")).join(suite);
     if !made.exists() {
         let unfinished = PathBuf::from(format!("{}.new", made.display()));
-        let _ = std::fs::remove_dir_all(&unfinished);
+        run(Command::new("rm").arg("-rf").arg(&unfinished));
         let include = format!("--include={PACKAGES}");
         run(Command::new("mmdebstrap")
             .args(["--quiet", "--format=directory", "--variant=minbase", &include, suite])

@@ -3,6 +3,7 @@
 use std::os::fd::{AsRawFd, RawFd};
 
 use cgrant_sys::Exit;
+use cgrant_sys::deny;
 use cgrant_sys::privilege::{
     Capability, become_account, close_fds_from, drop_capabilities, set_dumpable, set_no_new_privs,
     thread_count,
@@ -29,6 +30,8 @@ pub const TESTS: &[Test] = &[
     ("rights::descriptors_are_closed_but_those_kept", descriptors_are_closed_but_those_kept),
     ("rights::a_filter_refuses_what_is_not_listed", a_filter_refuses_what_is_not_listed),
     ("rights::a_filter_refuses_what_is_listed", a_filter_refuses_what_is_listed),
+    ("rights::denied_calls_fail_and_rights_stay", denied_calls_fail_and_rights_stay),
+    ("rights::denying_needs_rights", denying_needs_rights),
     ("rights::an_ignored_signal_is_ignored_by_programs", an_ignored_signal_is_ignored_by_programs),
     ("rights::a_filter_can_kill", a_filter_can_kill),
     ("rights::the_runtime_list_is_enough_for_the_runtime", the_runtime_list_is_enough_for_the_runtime),
@@ -43,6 +46,38 @@ fn status(label: &str) -> Vec<String> {
 
 fn capability_set(label: &str) -> u64 {
     u64::from_str_radix(&status(label)[0], 16).unwrap()
+}
+
+/// A call that changes nothing, and the error that it is to fail with here.
+const DENIED: deny::Denied =
+    deny::Denied { native: Some(libc::SYS_sched_yield), i386: Some(158), errno: rustix::io::Errno::XDEV };
+
+fn yields() -> std::io::Result<()> {
+    // SAFETY: takes and touches no memory.
+    if unsafe { libc::syscall(libc::SYS_sched_yield) } < 0 {
+        Err(std::io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+fn denied_calls_fail_and_rights_stay() {
+    yields().unwrap();
+    deny::deny(&[DENIED]).unwrap();
+    assert_eq!(errno(yields()), libc::EXDEV);
+    assert_eq!(status("NoNewPrivs"), ["0"]);
+    assert_eq!(status("Seccomp"), ["2"]);
+    assert_eq!(in_child(|| i32::from(yields().is_ok())), Exit::Code(0));
+    // Another one adds to it.
+    let other = deny::Denied { native: Some(libc::SYS_getppid), ..DENIED };
+    deny::deny(&[other]).unwrap();
+    assert_eq!(errno(yields()), libc::EXDEV);
+}
+
+fn denying_needs_rights() {
+    become_account(12345, 12346).unwrap();
+    assert_eq!(errno(deny::deny(&[DENIED])), libc::EACCES);
+    yields().unwrap();
 }
 
 fn an_account_is_for_good() {
