@@ -13,12 +13,13 @@ use zbus_xml::Node;
 
 use crate::common::{Broker, Client, Lab, Options, User, bus::MANAGER_PATH, checker, wait_until};
 
-const CONTRACT: [&str; 5] = [
+const CONTRACT: [&str; 6] = [
     include_str!("../../dbus/org.cgrant.Broker1.Manager.xml"),
     include_str!("../../dbus/org.cgrant.Broker1.Grant.xml"),
     include_str!("../../dbus/org.cgrant.Broker1.Cgroup.xml"),
     include_str!("../../dbus/org.cgrant.Broker1.Links.xml"),
     include_str!("../../dbus/org.cgrant.Broker1.Ids.xml"),
+    include_str!("../../dbus/org.cgrant.Broker1.Mounts.xml"),
 ];
 
 fn output(command: &mut Command) -> String {
@@ -291,7 +292,7 @@ fn what_runs_is_what_the_contract_says(lab: &Lab) {
     for xml in CONTRACT {
         promised.extend(shape(xml));
     }
-    assert_eq!(promised.len(), 5);
+    assert_eq!(promised.len(), 6);
     running.retain(|name, _| name.starts_with("org.cgrant."));
     for (name, lines) in &promised {
         assert_eq!(running.get(name), Some(lines), "{name}: what runs and the contract differ");

@@ -77,6 +77,8 @@ pub enum Step {
     Clone,
     /// Setting map and attributes of the clone.
     Attributes,
+    /// Locking the attributes.
+    Lock,
     /// Passing it on.
     Answer,
 }
@@ -91,6 +93,7 @@ impl std::fmt::Display for Step {
             Self::Owner => "to say whose the directory is",
             Self::Clone => "to clone the directory's mount",
             Self::Attributes => "to map the ids of the directory's mount",
+            Self::Lock => "to lock the attributes of the mount",
             Self::Answer => "to pass the mount on",
         })
     }

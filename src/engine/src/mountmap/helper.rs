@@ -3,8 +3,13 @@
 //!
 //! **How a mount is made.** A directory can be cloned only in the mount namespace that it was opened in. For each request
 //! the helper makes a process, the *worker*, which makes a user namespace with the map, joins the shown mount namespace, looks on
-//! which mount the directory is and whose it is, clones that mount, sets map and attributes while it is attached nowhere, and
-//! answers with it. Nothing is left behind: what is not passed on is gone with the worker.
+//! which mount the directory is and whose it is, clones that mount, sets map and attributes while it is attached nowhere, locks
+//! these, and answers with it. Nothing is left behind: what is not passed on is gone with the worker.
+//!
+//! **How attributes are locked.** The kernel locks them when it copies a mount namespace for another user namespace than the one
+//! that rules it (`lock_mnt_tree` of `fs/namespace.c`); from then on nobody there can take them away. So the user namespace with
+//! the map gets a mount namespace, too, a copy of the helper's; the worker attaches the mount there, makes a copy of that one for
+//! the host's user namespace, and clones the mount out of the copy. Nobody else ever sees either.
 //!
 //! **What an attacker could want, and why it can't have it.** The attacker has every right in the mount namespace.
 //!
@@ -23,6 +28,7 @@
 //!   but its own list of mounts, by a directory of `/proc` that it had opened before.
 //! * *To hold the helper up*: a file system whose server is the attacker is never asked: its type is read from the list of mounts.
 //!   A worker that takes too long is killed; those that can't die are counted to the account, and to all.
+//! * *To write through a mount that is read-only*, as root of the container that has it: attributes are locked.
 //! * *Renaming, unmounting, dying meanwhile*: directory and namespace are pinned by their descriptors; the worker acts on these
 //!   and on nothing that is found by name.
 
@@ -30,18 +36,18 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use cgrant_sys::{
     Channel, Child, Clone3, Dir, MntnsFd, Pidfd, Received, UsernsFd,
-    mount::{MountAttrFlags, MountChange, mount_setattr, open_tree_clone},
+    mount::{MountAttrFlags, MountChange, mount_setattr, move_mount, open_place, open_tree_clone},
     mount_table::{find, mount_of},
     pidfd::Signal,
     privilege, seqpacket,
 };
-use nix::sched::CloneFlags;
+use nix::sched::{CloneFlags, unshare};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{OFlags, fstat},
@@ -190,7 +196,7 @@ fn mount(directory: &OwnedFd, namespace: &OwnedFd, request: &MountRequest) -> Re
     let own = Dir::open(Path::new("/proc/self")).map_err(&look)?;
     let hosts = ["/proc/self/mountinfo", "/proc/1/mountinfo"].map(File::open);
     let mount = mount_of(directory).map_err(&look)?;
-    let ids = ids(request).map_err(MountRefusal::at(Step::Ids))?;
+    let map = Map::new(request).map_err(MountRefusal::at(Step::Ids))?;
     let namespace = namespace.try_clone().map_err(MountRefusal::at(Step::Join))?;
     let namespace =
         MntnsFd::from_fd(namespace).map_err(|error| MountRefusal::at(Step::Join)(io::Error::other(error)))?;
@@ -200,9 +206,20 @@ fn mount(directory: &OwnedFd, namespace: &OwnedFd, request: &MountRequest) -> Re
     let clone = open_tree_clone(directory, Path::new(""), false).map_err(MountRefusal::at(Step::Clone))?;
     let mut set = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     set.set(MountAttrFlags::MOUNT_ATTR_RDONLY, request.read_only);
-    let change = MountChange { set, id_map: Some(ids.as_fd()), ..MountChange::default() };
+    let change = MountChange { set, id_map: Some(map.ids.as_fd()), ..MountChange::default() };
     mount_setattr(&clone, &change).map_err(MountRefusal::at(Step::Attributes))?;
-    Ok(clone)
+    locked(&clone, &map.mounts).map_err(MountRefusal::at(Step::Lock))
+}
+
+/// The mount with its attributes locked. `mounts` is a mount namespace of nobody's that is not ruled by the host's user
+/// namespace. Afterwards this process is in a copy of it, which is.
+fn locked(mount: &OwnedFd, mounts: &MntnsFd) -> io::Result<OwnedFd> {
+    mounts.enter()?;
+    let place = || open_place(Path::new("/proc"));
+    move_mount(mount, place()?, Path::new(""))?;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    // The last that was attached there.
+    open_tree_clone(place()?, Path::new(""), false)
 }
 
 /// Is the mount of this number one that may be mapped? `own` is this process's directory in `/proc`, whose list of mounts is
@@ -234,28 +251,43 @@ fn check_owner(directory: &OwnedFd, request: &MountRequest) -> Result<(), MountR
     Err(MountRefusal::Others(owner))
 }
 
-/// A user namespace with the map that is asked for. Nobody is in it; it lives as long as its descriptor and the mount.
-fn ids(request: &MountRequest) -> io::Result<UsernsFd> {
-    let (gate, far_end) = seqpacket::pair()?;
-    let child = Clone3::new().flags(CloneFlags::CLONE_NEWUSER).spawn(|| {
-        let kept = [far_end.as_fd().as_raw_fd()];
-        match privilege::close_fds_from(0, &kept) {
-            // Until the other end is closed, or its process has died.
-            Ok(()) => i32::from(!matches!(far_end.receive(), Ok(None))),
-            Err(_) => 1,
-        }
-    })?;
-    let made = mapped(&child, request);
-    drop(gate);
-    let _ = child.pidfd.send_signal(Signal::KILL);
-    child.pidfd.wait()?;
-    made
+/// The map that is asked for, as the kernel takes it.
+struct Map {
+    /// A user namespace with these ids. Nobody is in it.
+    ids: UsernsFd,
+    /// A mount namespace that it rules.
+    mounts: MntnsFd,
 }
 
-fn mapped(child: &Child, request: &MountRequest) -> io::Result<UsernsFd> {
-    let directory = Dir::open(Path::new(&format!("/proc/{}", child.pid)))?;
-    let write = |file: &str, shift: Shift| directory.write(file, &shift.line());
-    write("gid_map", request.gids)?;
-    write("uid_map", request.uids)?;
-    UsernsFd::from_fd(child.pidfd.user_namespace()?).map_err(io::Error::other)
+impl Map {
+    fn new(request: &MountRequest) -> io::Result<Self> {
+        let (gate, far_end) = seqpacket::pair()?;
+        let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
+        let child = Clone3::new().flags(flags).spawn(|| {
+            let kept = [far_end.as_fd().as_raw_fd()];
+            match privilege::close_fds_from(0, &kept) {
+                // Until the other end is closed, or its process has died.
+                Ok(()) => i32::from(!matches!(far_end.receive(), Ok(None))),
+                Err(_) => 1,
+            }
+        })?;
+        let made = Self::of(&child, request);
+        drop(gate);
+        let _ = child.pidfd.send_signal(Signal::KILL);
+        child.pidfd.wait()?;
+        made
+    }
+
+    fn of(child: &Child, request: &MountRequest) -> io::Result<Self> {
+        let path = PathBuf::from(format!("/proc/{}", child.pid));
+        let directory = Dir::open(&path)?;
+        let write = |file: &str, shift: Shift| directory.write(file, &shift.line());
+        write("gid_map", request.gids)?;
+        write("uid_map", request.uids)?;
+        let mounts = File::open(path.join("ns/mnt"))?.into();
+        Ok(Self {
+            ids: UsernsFd::from_fd(child.pidfd.user_namespace()?).map_err(io::Error::other)?,
+            mounts: MntnsFd::from_fd(mounts).map_err(io::Error::other)?,
+        })
+    }
 }

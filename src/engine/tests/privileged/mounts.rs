@@ -14,8 +14,8 @@ use std::{
 use cgrant_engine::mountmap::{MountError, MountRefusal, Mounter, Shift, Step, Wish};
 use cgrant_policy::HostUid;
 use cgrant_sys::{
-    Child, Clone3, MntnsFd, Pidfd,
-    mount::{MountAttrFlags, fs_mount, move_mount, open_place},
+    Child, Clone3, MntnsFd, Pidfd, UsernsFd,
+    mount::{MountAttrFlags, MountChange, fs_mount, mount_setattr, move_mount, open_place},
     pidfd::Signal,
     privilege,
 };
@@ -36,6 +36,7 @@ pub const TESTS: &[Test] = &[
         "mounts::files_belong_to_the_grant_and_stay_as_they_are",
         files_belong_to_the_grant_and_stay_as_they_are,
     ),
+    ("mounts::what_a_mount_may_not_nobody_there_can_change", what_a_mount_may_not_nobody_there_can_change),
     ("mounts::what_is_written_belongs_to_who_is_on_the_map", what_is_written_belongs_to_who_is_on_the_map),
     ("mounts::a_directory_of_somebody_elses_is_refused", a_directory_of_somebody_elses_is_refused),
     ("mounts::a_directory_of_another_namespace_is_refused", a_directory_of_another_namespace_is_refused),
@@ -108,6 +109,13 @@ impl Place {
         open(&self.inside(&self.directory.path().join(name)))
     }
 
+    /// Ends the process.
+    fn end(&mut self) {
+        if self.gate.take().is_some() {
+            self.process.pidfd.wait().unwrap();
+        }
+    }
+
     /// Makes a directory below its own, that belongs to this id.
     fn make(&self, name: &str, owner: u32) -> PathBuf {
         let path = self.directory.path().join(name);
@@ -119,8 +127,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        drop(self.gate.take());
-        self.process.pidfd.wait().unwrap();
+        self.end();
     }
 }
 
@@ -193,6 +200,48 @@ fn files_belong_to_the_grant_and_stay_as_they_are() {
         assert!(written.is_err(), "a file that is not on the map was opened for writing");
     }
     assert_eq!(owner(&directory, "root"), (DISK, DISK));
+}
+
+fn what_a_mount_may_not_nobody_there_can_change() {
+    let mounter = Mounter::start().unwrap();
+    let place = Place::of(USER);
+    place.make("rootfs", DISK);
+    place.make("at", USER);
+    let (directory, namespace) = (place.open("rootfs"), place.namespace());
+    let wish = Wish {
+        account: HostUid(USER),
+        directory: directory.as_fd(),
+        namespace: &namespace,
+        uids: range(),
+        gids: range(),
+        read_only: true,
+    };
+    let mount = mounter.make(&wish).unwrap();
+    let at = place.directory.path().join("at");
+    let userns = UsernsFd::from_fd(place.process.pidfd.user_namespace().unwrap()).unwrap();
+    let child = Clone3::new().spawn(|| {
+        // With every right that there is in there.
+        userns.enter().unwrap();
+        namespace.enter().unwrap();
+        let changes = || {
+            let flags = [
+                MountAttrFlags::MOUNT_ATTR_RDONLY,
+                MountAttrFlags::MOUNT_ATTR_NOSUID,
+                MountAttrFlags::MOUNT_ATTR_NODEV,
+            ];
+            flags.map(|clear| mount_setattr(&mount, &MountChange { clear, ..MountChange::default() }))
+        };
+        let refused = |result: &std::io::Result<()>| {
+            result.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+        };
+        assert!(changes().iter().all(refused));
+        move_mount(&mount, open_place(&at).unwrap(), Path::new("")).unwrap();
+        assert!(changes().iter().all(refused));
+        // Its place is not locked.
+        nix::mount::umount2(&at, nix::mount::MntFlags::MNT_DETACH).unwrap();
+        0
+    });
+    assert_eq!(child.unwrap().pidfd.wait().unwrap(), cgrant_sys::Exit::Code(0));
 }
 
 fn what_is_written_belongs_to_who_is_on_the_map() {
@@ -378,7 +427,7 @@ fn what_is_hidden_under_a_mount_stays_hidden() {
 
 fn renaming_and_unmounting_change_nothing() {
     let mounter = Mounter::start().unwrap();
-    let place = Place::of(USER);
+    let mut place = Place::of(USER);
     let path = place.make("rootfs", DISK);
     let directory = place.open("rootfs");
     // Where it was is now one of somebody else's.
@@ -390,8 +439,12 @@ fn renaming_and_unmounting_change_nothing() {
     assert!(openat(&mount, "not-this", OFlags::RDONLY, Mode::empty()).is_err());
     // The namespace outlives its processes by its descriptor.
     let namespace = place.namespace();
-    drop(place);
+    place.end();
     ask(&mounter, &directory, &namespace, range()).unwrap();
+    // A directory that is gone is no use to anybody.
+    drop(place);
+    let refused = refusal(ask(&mounter, &directory, &namespace, range()));
+    assert!(matches!(refused, MountRefusal::Kernel { .. }), "{refused:?}");
 }
 
 fn an_asker_who_has_gone_leaves_nothing() {
