@@ -29,6 +29,9 @@ const OVERLAY: &str = "user.overlay.";
 /// Longest list of names, and longest value, that the kernel gives.
 const MAX_XATTR: usize = 1 << 16;
 
+/// Longest access control list that is remembered until its names are known, in bytes.
+const MAX_NAMED: usize = 1 << 13;
+
 /// `security.capability` of version 2: no root is named.
 const CAPS_V2: (u32, usize) = (0x0200_0000, 20);
 /// Of version 3: the last four bytes name the root of the namespace in which they hold.
@@ -104,7 +107,9 @@ impl Attributes {
             let text = std::str::from_utf8(text).map_err(|_| BadAcl::Malformed);
             match text.map(|text| (Acl::from_text(text, ids), text)) {
                 Ok((Ok(acl), _)) => xattrs.push((name.to_owned(), acl.to_bytes())),
-                Ok((Err(BadAcl::Named), text)) => named.push(NamedAcl { xattr: name, text: text.to_owned() }),
+                Ok((Err(BadAcl::Named), text)) if text.len() <= MAX_NAMED => {
+                    named.push(NamedAcl { xattr: name, text: text.to_owned() })
+                }
                 Ok((Err(error), _)) | Err(error) => leave_out(LeftOut::Acl(error)),
             }
         }

@@ -226,6 +226,21 @@ mod tests {
     }
 
     #[test]
+    fn trees_are_bounded() {
+        let scene = Scene::new();
+        for file in 0..20 {
+            std::fs::write(scene.from(&format!("f{file}")), "").unwrap();
+        }
+        let open = |name: &str| Dir::open(&scene.directory.path().join(name)).unwrap();
+        let limits = Limits { entries: 19, ..Limits::default() };
+        let result = copy(&open("from"), &open("to"), CopyOptions::default(), &limits, &mut |_| ());
+        assert!(matches!(result, Err(CopyError::Walk(WalkError::TooMany(19)))));
+        let scene = Scene::new();
+        std::fs::create_dir_all(scene.from(&"d/".repeat(Limits::DEPTH + 1))).unwrap();
+        assert!(matches!(scene.copy(CopyOptions::default()), Err(CopyError::Walk(WalkError::TooDeep(_)))));
+    }
+
+    #[test]
     fn what_is_the_callers_becomes_roots() {
         let scene = Scene::new();
         std::fs::write(scene.from("f"), "").unwrap();

@@ -32,6 +32,8 @@ const LOOK_BYTES: u64 = 16 << 20;
 const LOOK_ENTRIES: u64 = 2048;
 /// How many things that were left out are told one by one.
 const MAX_TOLD: usize = 200;
+/// Most bytes of directories' names that are remembered.
+const MAX_REMEMBERED: usize = 64 << 20;
 /// Most access control lists that name somebody.
 const MAX_NAMED: usize = 4096;
 /// Largest list of users or groups of a tree that is looked into, in bytes.
@@ -142,7 +144,9 @@ pub(crate) struct Placer {
     /// The directory of the last member: most members follow their siblings.
     parent: Option<(Vec<OsString>, Dir)>,
     /// Directories' times are set last, since each entry that is made changes them.
-    directories: HashMap<TreePath, Time>,
+    directories: HashMap<Vec<u8>, Time>,
+    /// How many bytes the names of those have.
+    remembered: usize,
     /// Access control lists that can be set when it is known who is who.
     named: Vec<(TreePath, NamedAcl)>,
     pub omissions: Omissions,
@@ -162,6 +166,7 @@ impl Placer {
             space,
             parent: None,
             directories: HashMap::new(),
+            remembered: 0,
             named: Vec::new(),
             omissions: Omissions::default(),
             entries: 0,
@@ -222,11 +227,19 @@ impl Placer {
         if !self.named.is_empty() {
             self.set_named();
         }
-        for (path, modified) in &self.directories {
-            let dir = self.open(path).map_err(|source| failed(path, source))?;
-            set_modified(&dir, *modified).map_err(|source| failed(path, source))?;
-        }
+        self.set_times()?;
         Ok((self.omissions, self.entries, self.bytes))
+    }
+
+    /// Gives directories the times that they are remembered with.
+    fn set_times(&mut self) -> Result<(), PlaceError> {
+        self.remembered = 0;
+        for (name, modified) in std::mem::take(&mut self.directories) {
+            let path = if name.is_empty() { TreePath::default() } else { tree_path(&name)? };
+            let dir = self.open(&path).map_err(|source| failed(&path, source))?;
+            set_modified(&dir, modified).map_err(|source| failed(&path, source))?;
+        }
+        Ok(())
     }
 
     /// Sets the lists that name users and groups, by the numbers that these have in the tree.
@@ -281,8 +294,11 @@ impl Placer {
         };
         let result = attributes.apply(&dir, &mut |left_out| omitted.push(left_out));
         result.map_err(|source| failed(path, source))?;
-        self.directories.insert(path.clone(), attributes.modified);
-        Ok(())
+        let name = path.bytes();
+        self.remembered = self.remembered.saturating_add(name.len());
+        self.directories.insert(name, attributes.modified);
+        // Names that are made to fill the memory cost the directories' times, no more.
+        if self.remembered > MAX_REMEMBERED { self.set_times() } else { Ok(()) }
     }
 
     fn file<C: Content>(

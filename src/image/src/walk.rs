@@ -18,6 +18,9 @@ use crate::limits::Limits;
 use crate::path::TreePath;
 use crate::place::Omissions;
 
+/// Most bytes of names of files with several names that are remembered.
+const MAX_REMEMBERED: usize = 256 << 20;
+
 /// Why a tree can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum WalkError {
@@ -52,13 +55,22 @@ pub(crate) struct Walk<'a, V> {
     visit: V,
     entries: u64,
     /// Files with several names: where the first is.
-    seen: HashMap<(u64, u64), TreePath>,
+    seen: HashMap<(u64, u64), Vec<u8>>,
+    /// How many bytes the names of those have.
+    remembered: usize,
     pub omissions: Omissions,
 }
 
 impl<'a, V> Walk<'a, V> {
     pub fn new(limits: &'a Limits, visit: V) -> Self {
-        Self { limits, visit, entries: 0, seen: HashMap::new(), omissions: Omissions::default() }
+        Self {
+            limits,
+            visit,
+            entries: 0,
+            seen: HashMap::new(),
+            remembered: 0,
+            omissions: Omissions::default(),
+        }
     }
 
     /// Visits the root and all below it, each directory before its entries, which come in the order of their names.
@@ -85,6 +97,11 @@ impl<'a, V> Walk<'a, V> {
         let file = File::from(std::os::fd::OwnedFd::from(dir.try_clone().map_err(read)?));
         self.found(path, Kind::Directory, stat, Some(file))?;
         let mut entries = dir.entries().map_err(read)?;
+        // Counted before they are looked at: the lists of all directories above are held meanwhile.
+        self.entries = self.entries.saturating_add(entries.len() as u64);
+        if self.entries > self.limits.entries {
+            return Err(WalkError::TooMany(self.limits.entries).into());
+        }
         entries.sort_by(|one, other| one.name.cmp(&other.name));
         for entry in entries {
             self.entry(dir, &entry.name, &path.join(&entry.name))?;
@@ -96,10 +113,6 @@ impl<'a, V> Walk<'a, V> {
     where
         V: FnMut(Found<'_>) -> Result<(), E>,
     {
-        self.entries = self.entries.saturating_add(1);
-        if self.entries > self.limits.entries {
-            return Err(WalkError::TooMany(self.limits.entries).into());
-        }
         let read = |source: io::Error| WalkError::Read { path: path.clone(), source };
         let stat = match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
             // It went meanwhile.
@@ -113,9 +126,14 @@ impl<'a, V> Walk<'a, V> {
         }
         if stat.st_nlink > 1 {
             if let Some(first) = self.seen.get(&(stat.st_dev, stat.st_ino)) {
-                return self.found(path, Kind::HardLink(first.bytes()), &stat, None);
+                return self.found(path, Kind::HardLink(first.clone()), &stat, None);
             }
-            self.seen.insert((stat.st_dev, stat.st_ino), path.clone());
+            let name = path.bytes();
+            self.remembered = self.remembered.saturating_add(name.len());
+            if self.remembered > MAX_REMEMBERED {
+                return Err(WalkError::TooMany(self.entries).into());
+            }
+            self.seen.insert((stat.st_dev, stat.st_ino), name);
         }
         match kind {
             FileType::RegularFile => {

@@ -9,6 +9,9 @@ use crate::limits::Limits;
 /// Most headers before a member that say more of it.
 const MAX_EXTENSIONS: usize = 16;
 
+/// Most bytes of headers that hold for all members: each member pays for them.
+const MAX_GLOBAL: usize = 1 << 16;
+
 /// An archive that is being read.
 #[derive(Debug)]
 pub struct Reader<R> {
@@ -21,6 +24,8 @@ pub struct Reader<R> {
     padding: u64,
     /// What pax said of all members to come.
     global: Extended,
+    /// How many bytes that took.
+    global_size: usize,
 }
 
 /// What a member's headers said beside the last one.
@@ -32,7 +37,7 @@ struct Extensions {
 impl<R: Read> Reader<R> {
     /// Reads an archive that is decompressed already.
     pub fn new(input: R, limits: Limits) -> Self {
-        Self { input, limits, members: 0, data: 0, padding: 0, global: Extended::default() }
+        Self { input, limits, members: 0, data: 0, padding: 0, global: Extended::default(), global_size: 0 }
     }
 
     /// The next member; `None` at the end. Skips what was not read of the last one's data.
@@ -55,6 +60,10 @@ impl<R: Read> Reader<R> {
                 }
                 Some(b'g') => {
                     let bytes = self.extension(header)?;
+                    self.global_size = self.global_size.saturating_add(bytes.len());
+                    if self.global_size > MAX_GLOBAL {
+                        return Err(ArchiveError::HeaderTooLarge);
+                    }
                     self.global.add(&bytes)?;
                     extensions.pax.add(&bytes)?;
                 }
@@ -473,6 +482,23 @@ mod tests {
         bytes.extend(written(&vec![(member("a", Kind::Directory, 0), Vec::new()); 2]));
         let members = read(&bytes, Limits::default()).unwrap();
         assert_eq!(members.iter().map(|(member, _)| member.uid).collect::<Vec<_>>(), [7, 7]);
+    }
+
+    #[test]
+    fn what_is_global_is_bounded() {
+        let mut bytes = Vec::new();
+        for place in 0..70 {
+            let records = pax::encode(&format!("SCHILY.xattr.user.{place}"), &[b'x'; 1000]);
+            let mut header = tar::Header::new_ustar();
+            header.as_mut_bytes()[156] = b'g';
+            header.set_size(records.len() as u64);
+            header.set_cksum();
+            bytes.extend([header.as_bytes().as_slice(), &records].concat());
+            bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
+            let member = written(&vec![(member("a", Kind::Directory, 0), Vec::new())]);
+            bytes.extend(&member[..BLOCK]);
+        }
+        assert!(matches!(read(&bytes, Limits::default()), Err(ArchiveError::HeaderTooLarge)));
     }
 
     fn kinds() -> impl Strategy<Value = (Kind, Vec<u8>, u64)> {

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use cgrant_sys::Dir;
 
-use super::alias::{ID_PREFIX, is_id_prefix};
+use super::alias::is_id_prefix;
 use super::{Alias, Locked, Store, StoreError, Unfinished, lock, unfinished, used};
 use crate::digest::Sha256;
 use crate::image::{FORMAT, Image};
@@ -86,20 +86,25 @@ impl Store {
     /// # Errors
     /// [`StoreError::UnknownImage`], [`StoreError::Ambiguous`], and those of reading it.
     pub fn image(&self, name: &str) -> Result<Image, StoreError> {
-        if let Some(id) = self.aliases()?.get(name) {
-            return self.read(&id.to_string());
-        }
-        let unknown = || StoreError::UnknownImage(crate::path::shown(name.as_bytes()));
+        self.read(&self.resolve(name)?.to_string())
+    }
+
+    /// The id of that image, whether its description can be read or not.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownImage`], [`StoreError::Ambiguous`], and those of reading the names.
+    pub fn resolve(&self, name: &str) -> Result<Sha256, StoreError> {
         let prefix = name.to_ascii_lowercase();
-        if !is_id_prefix(&prefix) || prefix.len() < ID_PREFIX {
-            return Err(unknown());
+        if !is_id_prefix(&prefix) {
+            let unknown = || StoreError::UnknownImage(crate::path::shown(name.as_bytes()));
+            return self.aliases()?.get(name).copied().ok_or_else(unknown);
         }
         let ids = self.ids()?;
         let mut found = ids.iter().filter(|id| id.starts_with(&prefix));
         match (found.next(), found.next()) {
-            (Some(id), None) => self.read(id),
+            (Some(id), None) => id.parse().map_err(|_| StoreError::UnknownImage(prefix)),
             (Some(_), Some(_)) => Err(StoreError::Ambiguous(prefix)),
-            _ => Err(unknown()),
+            (None, _) => Err(StoreError::UnknownImage(prefix)),
         }
     }
 

@@ -391,6 +391,7 @@ mod tests {
         assert!(
             matches!(scene.store.image("name"), Err(StoreError::Damaged(what)) if what.ends_with("image.json"))
         );
+        assert_eq!(scene.store.resolve("name").unwrap(), image.id, "it can be removed all the same");
         std::fs::write(scene.path("images/aliases.json"), "[]").unwrap();
         assert!(
             matches!(scene.store.image("name"), Err(StoreError::Damaged(what)) if what == "aliases.json")
