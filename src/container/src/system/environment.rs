@@ -78,6 +78,7 @@ mod tests {
             init: Vec::new(),
             environment: vec![("TERM".into(), "dumb".into()), ("TERMINAL".into(), "x".into())],
             credentials: vec![("a".into(), Vec::new())],
+            devices: Vec::new(),
             nesting: false,
             personal: None,
         };

@@ -77,6 +77,9 @@ pub struct SystemSpec {
     pub environment: Vec<(OsString, OsString)>,
     /// Credentials for its systemd: names and contents (systemd.exec(5), `ImportCredential=`).
     pub credentials: Vec<(String, Vec<u8>)>,
+    /// Device nodes of the host's that it sees beside the usual ones, as names below `/dev` (`fuse`, `net/tun`). They keep owner and mode, so
+    /// that only those work in it that everybody may open.
+    pub devices: Vec<String>,
     /// May it make containers itself? Then nothing is masked, and complete proc and sysfs mounts lie where its root alone
     /// can reach them, without which the kernel refuses new ones to inner namespaces.
     pub nesting: bool,
@@ -107,6 +110,12 @@ pub enum SystemError {
     /// Too many credentials.
     #[error("a container can have {MAX_CREDENTIALS} credentials")]
     Credentials,
+    /// The text is no name of a device.
+    #[error("{name:?} is no device: a name below /dev is, such as \"fuse\" or \"net/tun\"")]
+    Device {
+        /// The text.
+        name: String,
+    },
     /// The text is no name of a time zone.
     #[error("{name:?} is no time zone")]
     Timezone {
@@ -125,6 +134,7 @@ pub(crate) struct Prepared {
     pub(crate) argv: Vec<CString>,
     pub(crate) environment: Vec<CString>,
     pub(crate) credentials: Vec<(String, Vec<u8>)>,
+    pub(crate) devices: Vec<String>,
     pub(crate) nesting: bool,
     pub(crate) personal: Option<Personal>,
 }
@@ -136,6 +146,7 @@ impl SystemSpec {
         c_string("the root", self.root.as_os_str())?;
         c_string("the run directory", self.run.as_os_str())?;
         self.check_credentials()?;
+        self.devices.iter().try_for_each(|name| check_device(name))?;
         if let Some(Personal { timezone: Some(name) }) = &self.personal {
             check_timezone(name)?;
         }
@@ -155,6 +166,7 @@ impl SystemSpec {
             argv,
             environment: self.environment.iter().map(variable).collect::<Result<_, _>>()?,
             credentials: self.credentials.clone(),
+            devices: self.devices.clone(),
             nesting: self.nesting,
             personal: self.personal.clone(),
         })
@@ -172,6 +184,20 @@ impl SystemSpec {
             Some((name, _)) => Err(SystemError::Credential { name: name.clone() }),
             None => Ok(()),
         }
+    }
+}
+
+/// One that leads nowhere but below `/dev`, and to none of what is there already.
+fn check_device(name: &str) -> Result<(), SystemError> {
+    const OWN: [&str; 5] = ["console", "mqueue", "ptmx", "pts", "shm"];
+    let part = |part: &str| {
+        let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+        !part.is_empty() && part.bytes().all(good) && !part.starts_with('.')
+    };
+    let first = name.split('/').next().unwrap_or_default();
+    match name.len() <= 64 && name.split('/').all(part) && !OWN.contains(&first) {
+        true => Ok(()),
+        false => Err(SystemError::Device { name: name.to_owned() }),
     }
 }
 
@@ -202,6 +228,7 @@ mod tests {
             init: Vec::new(),
             environment: vec![("A".into(), "b".into())],
             credentials: vec![("passwd.hashed-password.root".into(), b"x".to_vec())],
+            devices: vec!["net/tun".into()],
             nesting: false,
             personal: Some(Personal { timezone: Some("America/Port-au-Prince".into()) }),
         }
@@ -254,6 +281,10 @@ mod tests {
             refused(|s| s.credentials = vec![("a".into(), Vec::new()); 257]),
             SystemError::Credentials
         );
+        for name in ["", "../sda", "/dev/sda", "a//b", ".x", "net/", "pts/0", "console"] {
+            let spec = SystemSpec { devices: vec![name.into()], ..spec() };
+            assert!(matches!(spec.prepare(), Err(SystemError::Device { .. })), "{name}");
+        }
         for zone in ["", "../x", "/etc/passwd", "Europe/", "a//b", ".x"] {
             let mut spec = spec();
             spec.personal = Some(Personal { timezone: Some(zone.into()) });

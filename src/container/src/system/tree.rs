@@ -15,9 +15,11 @@ use std::{
     path::Path,
 };
 
-use cgrant_sys::mount::{MountAttrFlags, MountChange, mount_setattr, move_mount, open_tree_clone};
+use cgrant_sys::mount::{
+    MountAttrFlags, MountChange, mount_setattr, move_mount, open_place, open_tree_clone,
+};
 use rustix::{
-    fs::{Mode, OFlags, mkdirat, openat},
+    fs::{FileType, Mode, OFlags, mkdirat, openat},
     io::Errno,
     pty::unlockpt,
 };
@@ -67,6 +69,7 @@ pub(crate) fn enter(
     personal::write(tree, spec)?;
     root.mount_kernel_views()?;
     root.mount_devices(placement.ids)?;
+    spec.devices.iter().try_for_each(|name| show_device(tree, name).at(Step::Device, name))?;
     root.mount("tmpfs", &[("mode", Some("0755"))], SAFE, "run")?;
     let view = HostView::make(tree, spec, os_release)?;
     let network = placement.network.clone().unwrap_or_default();
@@ -80,6 +83,30 @@ pub(crate) fn enter(
     view.seal()?;
     root.leave_host()?;
     Ok(Kept { console, terminals, notify: view.notify })
+}
+
+/// Binds a device node of the host's. Only a node: a directory, or the files of another program in one, are shown nobody by this.
+fn show_device(tree: &OwnedFd, name: &str) -> io::Result<()> {
+    let device = open_tree_clone(open_place(Path::new("/dev"))?, Path::new(name), false)?;
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&device)?.st_mode);
+    if !matches!(kind, FileType::CharacterDevice | FileType::BlockDevice) {
+        return Err(Errno::NODEV.into());
+    }
+    let target = format!("dev/{name}");
+    for (at, _) in name.match_indices('/') {
+        let directory = format!("dev/{}", name.get(..at).unwrap_or_default());
+        match mkdirat(tree, directory, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    // One of the usual ones is there already.
+    let create = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    match openat(tree, &target, create, Mode::from_raw_mode(0o600)) {
+        Ok(_) => move_mount(device, tree, Path::new(&target)),
+        Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// The first terminal of the container's own devpts, which belongs to its root because that opens it here, shown as `/dev/console`.

@@ -17,6 +17,7 @@ pub const CASES: &[Case] = &[
     case("kernel_views_are_protected", kernel_views_are_protected),
     case("nesting_has_whole_views", nesting_has_whole_views),
     case("rights_are_bounded", rights_are_bounded),
+    case("devices_are_shown_and_nothing_else", devices_are_shown_and_nothing_else),
     case("credentials_are_roots_alone", credentials_are_roots_alone),
     case("personal_files_are_written_once", personal_files_are_written_once),
     case("links_in_a_root_lead_nowhere", links_in_a_root_lead_nowhere),
@@ -99,6 +100,28 @@ fn rights_are_bounded(scene: &Scene) {
         "Seccomp:\t2\n",
     ] {
         assert!(log.contains(text), "{text:?} is not in\n{log}");
+    }
+}
+
+fn devices_are_shown_and_nothing_else(scene: &Scene) {
+    let devices = vec!["net/tun".to_owned(), "kmsg".to_owned(), "null".to_owned()];
+    scene.play(&SystemSpec {
+        devices,
+        ..scene.script("cd /dev; stat -c '%t:%T %F' net/tun kmsg null; busybox ls -1 net")
+    });
+    assert_eq!(
+        scene.log(),
+        "a:c8 character special file\n1:b character special file\n1:3 character special file\ntun\n"
+    );
+    for (name, errno) in [("net", rustix::io::Errno::NODEV), ("nothing", rustix::io::Errno::NOENT)] {
+        let spec = SystemSpec { devices: vec![name.into()], ..scene.script("true") };
+        match scene.try_start(&spec) {
+            Err(StartError::Step(failure)) => {
+                assert_eq!((failure.step, failure.errno), (Step::Device, errno.raw_os_error()));
+                assert_eq!(failure.subject, name);
+            }
+            other => panic!("{other:?}"),
+        }
     }
 }
 

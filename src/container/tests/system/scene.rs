@@ -147,6 +147,7 @@ impl Scene {
             init: words.iter().map(Into::into).collect(),
             environment: Vec::new(),
             credentials: Vec::new(),
+            devices: Vec::new(),
             nesting: false,
             personal: None,
         }
