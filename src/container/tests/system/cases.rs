@@ -1,12 +1,12 @@
 //! Start, life and end of containers.
 
-use std::{fs, io::Write};
+use std::{fs, io::Write, os::fd::AsFd};
 
 use cgrant_container::{
     Exit, Signal, Step,
     system::{
-        Answer, Control, ControlError, Ended, MachineId, Monitor, Personal, Phase, Request, StartError,
-        SystemSpec, Terminal,
+        Answer, Control, ControlError, Ended, ExecSpec, MachineId, Monitor, Personal, Phase, Request,
+        StartError, SystemSpec, Terminal,
     },
 };
 
@@ -29,6 +29,7 @@ pub const CASES: &[Case] = &[
     case("stop_asks_as_init_understands", stop_asks_as_init_understands),
     case("stop_ends_what_does_not_listen", stop_ends_what_does_not_listen),
     case("a_signal_to_the_monitor_is_an_orderly_stop", a_signal_to_the_monitor_is_an_orderly_stop),
+    case("busybox_is_an_init", busybox_is_an_init),
     case("reboot_and_power_off_from_inside", reboot_and_power_off_from_inside),
     case("a_reboot_without_end_ends", a_reboot_without_end_ends),
     case("restart_from_outside", restart_from_outside),
@@ -294,6 +295,23 @@ fn a_signal_to_the_monitor_is_an_orderly_stop(scene: &Scene) {
     monitor.send_signal(Signal::TERM).unwrap();
     assert_eq!(monitor.wait().unwrap(), Exit::Code(0));
     assert_eq!(scene.last_state().ended, Some(Ended::Status(6)));
+}
+
+fn busybox_is_an_init(scene: &Scene) {
+    // No words: the root's own init.
+    scene.start(&SystemSpec { init: Vec::new(), ..scene.script("") });
+    scene.wait_for_log("up\n");
+    let run = |program: &str| {
+        let spec = ExecSpec { argv: vec![program.into()], ..ExecSpec::default() };
+        let null = fs::File::open("/dev/null").unwrap();
+        // It may end with the container.
+        let _ = scene.control().exec(&spec, [null.as_fd(); 3]).unwrap().wait();
+    };
+    run("reboot");
+    wait_until("it is up again", || scene.log().matches("up\n").count() == 2);
+    assert_eq!(scene.control().state().unwrap().reboots, 1);
+    scene.control().tell(&Request::Stop { seconds: 60 }).unwrap();
+    wait_until("it was powered off", || scene.last_state().ended == Some(Ended::PowerOff));
 }
 
 fn reboot_and_power_off_from_inside(scene: &Scene) {

@@ -85,6 +85,8 @@ fn make_busybox(root: &Path) {
         .unwrap();
     fs::write(root.join("etc/group"), "root:x:0:\nann:x:1000:\nusers:x:100:ann\n").unwrap();
     fs::write(root.join("etc/hosts"), "").unwrap();
+    symlink("../bin/busybox", root.join("sbin/init")).unwrap();
+    fs::write(root.join("etc/inittab"), "::sysinit:/bin/echo up\n::respawn:/bin/sleep 1000\n").unwrap();
     // This program, and the libraries that it has in memory.
     fs::copy("/proc/self/exe", root.join("bin/actor")).unwrap();
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
