@@ -4,12 +4,15 @@
 //! server alone, and what is fetched by it must have the sums that it says.
 
 use std::collections::{BTreeMap, btree_map};
+use std::fs::File;
 
+use cgrant_sys::Dir;
 use serde::Deserialize;
 
 use crate::digest::Sha256;
-use crate::fetch::{BadUrl, FetchError, FetchOptions, Url, fetch};
+use crate::fetch::{BadUrl, FetchError, FetchOptions, Url, fetch, fetch_file};
 use crate::image::{About, debian_name, kernel_name};
+use crate::import::Source;
 use crate::progress::Watch;
 
 /// Where a server's lists begin.
@@ -165,6 +168,32 @@ pub fn choose(
         found.look(products)?;
     }
     found.result()
+}
+
+/// Fetches what was chosen into files without names on the file system of `dir`, of which `keep_free` bytes stay free: what
+/// an import is made from. Each has the sum that the list says.
+///
+/// # Errors
+/// [`StreamsError::Fetch`].
+pub fn download(
+    dir: &Dir,
+    keep_free: u64,
+    choice: &Choice,
+    options: &FetchOptions,
+    watch: &mut Watch<'_>,
+) -> Result<Source, StreamsError> {
+    let mut item = |item: &Item| -> Result<File, StreamsError> {
+        // Lists need not say a size.
+        let said = if item.size > 0 { item.size } else { u64::MAX };
+        let max_bytes = said.min(options.max_bytes);
+        let options = FetchOptions { max_bytes, sha256: Some(item.sha256), ..options.clone() };
+        Ok(fetch_file(dir, keep_free, &item.url, &options, watch)?.0)
+    };
+    let rootfs = item(&choice.rootfs)?;
+    Ok(match &choice.meta {
+        Some(meta) => Source::Split { meta: item(meta)?, rootfs },
+        None => Source::Archive(rootfs),
+    })
 }
 
 fn list<T: serde::de::DeserializeOwned>(
@@ -369,5 +398,36 @@ mod tests {
         let server = Server::new(&[("/streams/v1/index.json", file(b"<html>"))]);
         let result = choose(&server.url("/"), "x", "amd64", &server.options(), &mut |_| ());
         assert!(matches!(result, Err(StreamsError::Malformed { .. })));
+    }
+
+    #[test]
+    fn an_image_comes_from_a_server_into_a_directory() {
+        let archive = |names: &[&str]| {
+            let members: Vec<_> = names.iter().map(|name| crate::unpack::tests::file(name)).collect();
+            crate::unpack::tests::archive(&members)
+        };
+        let sum = |bytes: &[u8]| Sha256::of_reader(bytes, None, &mut |_| ()).unwrap();
+        let (meta, rootfs) = (archive(&["metadata.yaml"]), archive(&["etc/hostname"]));
+        let server = Server::new(&[("/meta", file(&meta)), ("/rootfs", file(&rootfs))]);
+        let item = |path: &str, bytes: &[u8], size| Item { url: server.url(path), sha256: sum(bytes), size };
+        let choice = |meta: Option<Item>, rootfs| Choice {
+            product: String::new(),
+            version: String::new(),
+            about: About::default(),
+            meta,
+            rootfs,
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let dir = Dir::open(directory.path()).unwrap();
+        let fetched = |choice: &Choice| download(&dir, 0, choice, &server.options(), &mut |_| ());
+        let good = choice(Some(item("/meta", &meta, 0)), item("/rootfs", &rootfs, rootfs.len() as u64));
+        let limits = crate::Limits { keep_free: 0, ..crate::Limits::default() };
+        let imported = crate::import(&dir, fetched(&good).unwrap(), None, &limits, &mut |_| ()).unwrap();
+        assert_eq!(imported.id, sum(&[meta.clone(), rootfs.clone()].concat()));
+        assert_eq!(dir.names().unwrap(), ["rootfs"]);
+        let larger = choice(None, item("/rootfs", &rootfs, 100));
+        assert!(matches!(fetched(&larger), Err(StreamsError::Fetch(FetchError::TooLarge { .. }))));
+        let other = choice(None, item("/rootfs", &meta, 0));
+        assert!(matches!(fetched(&other), Err(StreamsError::Fetch(FetchError::Checksum { .. }))));
     }
 }
