@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use cgrant_sys::Dir;
 
-use crate::archive::{Compression, Kind, Member, Time, Writer};
+use crate::archive::{Compression, Kind, Member, Segment, Time, Writer};
 use crate::attributes::LeftOut;
 use crate::digest::{Hasher, Sha256};
 use crate::limits::Limits;
@@ -95,12 +95,60 @@ pub fn export(
     Ok(Exported { sha256: hasher.finish().0, size, omissions })
 }
 
-/// What a tree is known by: the sum of the plain archive that it would become.
+/// What a tree is known by: the sum of all names, attributes and data in it. Where files have holes instead of zeros does not
+/// matter, since copies may differ in that.
 ///
 /// # Errors
 /// [`ExportError::Walk`].
 pub fn identity(root: &Dir, limits: &Limits, watch: &mut Watch<'_>) -> Result<Sha256, ExportError> {
-    Ok(export(root, Form::Plain, Compression::None, io::sink(), limits, watch)?.sha256)
+    let mut hasher = Hasher::new(io::sink());
+    let mut walk = Walk::new(limits, |found: Found<'_>| {
+        let Found { path, mut member, file } = found;
+        member.name = [&b"./"[..], &member.name].concat();
+        let pieces = pieces(&member);
+        if let Kind::File(segments) = &mut member.kind {
+            *segments = Some(Vec::new());
+        }
+        Writer::new(&mut hasher).start(&member).map_err(ExportError::Write)?;
+        if let Some(file) = file.filter(|_| matches!(member.kind, Kind::File(_))) {
+            let read = |source| WalkError::Read { path: path.clone(), source };
+            hash(&mut hasher, &file, &pieces).map_err(read)?;
+        }
+        watch(Progress { step: Step::Verify, done: hasher.count(), total: None });
+        Ok(())
+    });
+    walk.run::<ExportError>(root)?;
+    Ok(hasher.finish().0)
+}
+
+/// Hashes the data of a file: pieces of one size, those of zeros left out, each with its place.
+fn hash(hasher: &mut Hasher<io::Sink>, file: &File, segments: &[Segment]) -> io::Result<()> {
+    let size = PIECE as u64;
+    let mut buffer = vec![0; PIECE];
+    let mut next = 0;
+    for segment in segments {
+        let end = segment.offset.saturating_add(segment.length);
+        // Of a piece that was hashed with the segment before, nothing is left.
+        let mut offset = next.max(segment.offset - segment.offset % size);
+        while offset < end {
+            let mut filled = 0;
+            while filled < buffer.len() {
+                let rest = buffer.get_mut(filled..).unwrap_or_default();
+                match file.read_at(rest, offset.saturating_add(filled as u64))? {
+                    0 => break,
+                    count => filled = filled.saturating_add(count),
+                }
+            }
+            let piece = buffer.get(..filled).unwrap_or_default();
+            if piece.iter().any(|byte| *byte != 0) {
+                hasher.write_all(&offset.to_le_bytes())?;
+                hasher.write_all(piece)?;
+            }
+            offset = offset.saturating_add(size);
+        }
+        next = offset;
+    }
+    Ok(())
 }
 
 fn tree(
@@ -287,6 +335,37 @@ mod tests {
             assert!(!seen.contains(&now));
             seen.push(now);
         }
+    }
+
+    #[test]
+    fn holes_are_no_part_of_the_identity() {
+        let made = |make: &dyn Fn(&File)| {
+            let directory = tempfile::tempdir().unwrap();
+            let dir = open(&directory, "root");
+            let file = File::create(directory.path().join("root/f")).unwrap();
+            make(&file);
+            file.set_len(300_000).unwrap();
+            let blocks = file.metadata().unwrap().blocks();
+            crate::attributes::set_modified(&file, Time::default()).unwrap();
+            crate::attributes::set_modified(&dir, Time::default()).unwrap();
+            (identity(&dir, &Limits::default(), &mut |_| ()).unwrap(), blocks)
+        };
+        let (holes, few) = made(&|file| {
+            file.write_all_at(b"x", 5000).unwrap();
+            file.write_all_at(b"y", 40_000).unwrap();
+            file.write_all_at(b"z", 299_999).unwrap();
+        });
+        let (full, many) = made(&|file| {
+            let mut data = vec![0; 300_000];
+            (data[5000], data[40_000], data[299_999]) = (b'x', b'y', b'z');
+            file.write_all_at(&data, 0).unwrap();
+        });
+        assert!(few < many);
+        assert_eq!(holes, full);
+        assert_ne!(made(&|file| file.write_all_at(b"x", 5001).unwrap()).0, holes);
+        assert_ne!(made(&|_| ()).0, made(&|file| file.write_all_at(b"x", 131_072).unwrap()).0);
+        let moved = |offset| made(&|file: &File| file.write_all_at(&[7; PIECE], offset).unwrap()).0;
+        assert_ne!(moved(0), moved(PIECE as u64));
     }
 
     #[test]
