@@ -1,10 +1,17 @@
 //! Maps of real namespaces of real users, and users who want more than that.
 
-use std::time::{Duration, Instant};
+use std::{
+    os::unix::fs::PermissionsExt,
+    time::{Duration, Instant},
+};
 
 use cgrant_engine::idmap::{MapError, MapRefusal, Mapper};
 use cgrant_policy::{BLOCK, HostGid, HostUid, IdRange, IdSpan, Pool};
 use cgrant_sys::{Pidfd, ProcFs, UsernsFd, pidfd::Signal, privilege};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
 use rustix::process::{Pid, kill_process};
 
 use super::{
@@ -36,6 +43,7 @@ pub const TESTS: &[Test] = &[
     ("maps::the_helpers_end_with_the_engine", the_helpers_end_with_the_engine),
     ("maps::a_helper_that_died_is_told", a_helper_that_died_is_told),
     ("maps::the_name_service_knows_the_hosts_ids", the_name_service_knows_the_hosts_ids),
+    ("maps::a_name_service_that_hangs_is_ended", a_name_service_that_hangs_is_ended),
     (
         "maps::the_owner_of_a_namespace_can_disturb_nobody_but_itself",
         the_owner_of_a_namespace_can_disturb_nobody_but_itself,
@@ -320,6 +328,43 @@ fn the_name_service_knows_the_hosts_ids() {
         assert!(Instant::now() < deadline, "children that are not reaped: {}", children());
         std::thread::yield_now();
     }
+}
+
+fn a_name_service_that_hangs_is_ended() {
+    let script = std::env::temp_dir().join(format!("cgrant-getent-{}", std::process::id()));
+    std::fs::write(&script, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let asker = in_child(|| {
+        // In place of getent, in a mount namespace of its own.
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let nothing = None::<&str>;
+        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
+        mount(Some(&script), "/usr/bin/getent", nothing, MsFlags::MS_BIND, nothing).unwrap();
+        let mapper = mapper();
+        let refused = mapper.name_service().knows(IdSpan::new(0x7900_0000, BLOCK).unwrap());
+        assert!(refused.unwrap_err().to_string().contains("timed out"));
+    });
+    ended_well(&asker);
+    std::fs::remove_file(&script).unwrap();
+    let spare = Pool::default().own_block().unwrap().first() + 4;
+    let uids = [spare; 4].map(|id| id.to_string()).join(" ");
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        let pids = ProcFs::open().unwrap().pids().unwrap();
+        let left: Vec<u32> = pids.into_iter().filter(|pid| has_uids(*pid, &uids)).collect();
+        if left.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "what was asked goes on: {left:?}");
+        std::thread::yield_now();
+    }
+}
+
+/// Is there a process of this number that has these four uids?
+fn has_uids(pid: u32, uids: &str) -> bool {
+    let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+    let line = text.lines().find_map(|line| line.strip_prefix("Uid:"));
+    line.is_some_and(|line| line.split_whitespace().collect::<Vec<_>>().join(" ") == uids)
 }
 
 /// A hostile owner watches the helper's children and does to them all that it can as soon as it may, while its own and
