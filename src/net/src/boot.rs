@@ -76,6 +76,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
     };
     let engine = step("the engine's channel", Channel::from_fd(take(boot.engine)?))?;
     let directory = step("the helper's directory", Dir::from_fd(take(boot.directory)?))?;
+    let host = step("the directory of all instances", Dir::from_fd(take(boot.host)?))?;
     step("giving up privileges", sandbox::confine())?;
     let settings = Settings {
         instance: boot.instance,
@@ -86,7 +87,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
         dns: boot.dns,
         may_forward_singly: true,
     };
-    let net = step("the host's network", Net::open(settings, directory))?;
+    let net = step("the host's network", Net::open(settings, directory, host))?;
     let control = step("supervisor", control.try_clone())?;
     step("channels", Server::new(net, control, engine))
 }

@@ -89,14 +89,8 @@ fn forwarding(net: &Net, subject: &str, family: &str) -> Finding {
     if !net.is_routing {
         return good(subject, "off; the interfaces that need it get it with the first link");
     }
-    let name = if family.starts_with("ipv6")
-        && net.settings.may_forward_singly
-        && sysctl::read("ipv6/conf/all/force_forwarding").is_some()
-    {
-        "force_forwarding"
-    } else {
-        "forwarding"
-    };
+    let is_single = family.starts_with("ipv6") && net.forwards_singly();
+    let name = if is_single { "force_forwarding" } else { "forwarding" };
     let off = net.bridges.values().filter(|bridge| bridge.is_own()).find(|bridge| {
         sysctl::read(&format!("{family}/{}/{name}", bridge.bridge.device)).as_deref() == Some("0")
     });

@@ -389,6 +389,9 @@ impl Net {
         let mut outcome = Ok(());
         for step in done.into_iter().rev() {
             if let Err(failure) = self.undo_one(bridge, link, &step) {
+                if matches!(step, Step::Forwarding | Step::Loopback) {
+                    self.watch.settings_are_doubtful();
+                }
                 tracing::error!(?step, error = %failure, grant = %link.key.grant, "a link is not removed cleanly");
                 outcome = outcome.and(Err(failure));
             }

@@ -50,11 +50,13 @@ impl Net {
             .map(|bridged| bridged.bridge.clone())
             .collect();
         self.prepare_servers(&own);
-        self.tried("the rules", Self::set_all_rules);
-        self.serve_all(&own);
-        self.tried("the host's settings", Self::settle_forwarding);
-        for device in self.bridges.keys().cloned().collect::<Vec<_>>() {
-            self.tried("the host's settings", |net| net.settle_loopback(&device));
+        if self.links.is_empty() {
+            self.end_rules();
+        } else {
+            self.tried("the guard", Self::expect_guard);
+            self.tried("the rules", Self::set_all_rules);
+            self.serve_all(&own);
+            self.tried("the host's settings", Self::settle_all);
         }
         self.look_for_clashes();
         if self.links.is_empty() {
@@ -66,6 +68,18 @@ impl Net {
         if let Err(error) = act(self) {
             tracing::error!(%error, "{what}: not as it ought to be");
             self.watch.rules_are_doubtful();
+            self.watch.settings_are_doubtful();
+        }
+    }
+
+    /// Without links there is nothing to route, and when nothing is routed there are no rules.
+    fn end_rules(&mut self) {
+        match self.settle_forwarding() {
+            Ok(()) => self.tried("the rules", Self::clear_rules),
+            Err(error) => {
+                tracing::error!(%error, "the host's settings can't be put back yet; the rules stay as long");
+                self.watch.settings_are_doubtful();
+            }
         }
     }
 
@@ -190,9 +204,6 @@ impl Net {
 
     /// Replaces all rules in one step, whatever is there.
     pub(crate) fn set_all_rules(&mut self) -> Result<(), Failure> {
-        if self.links.is_empty() {
-            return self.clear_rules();
-        }
         let bridges: Vec<Bridge> = self.bridges.values().map(|bridged| bridged.bridge.clone()).collect();
         let links: Vec<(Link, String)> =
             self.links.values().map(|made| (made.link.clone(), made.link.info.host_name.clone())).collect();
@@ -201,7 +212,7 @@ impl Net {
     }
 
     /// Without links there are no rules. On a host that never had a link `nft` is not even run.
-    fn clear_rules(&mut self) -> Result<(), Failure> {
+    pub(crate) fn clear_rules(&mut self) -> Result<(), Failure> {
         if !self.directory.exists(WITH_RULES).map_err(kernel("cannot look into the helper's directory"))? {
             return Ok(());
         }

@@ -1,6 +1,6 @@
 //! What the helper knows of what it made, and where orders go.
 //!
-//! It keeps nothing on disk but old kernel settings: after a restart the engine tells what ought to be, and the
+//! It keeps nothing on disk but old kernel settings, which are the host's: after a restart the engine tells what ought to be, and the
 //! kernel what is. Devices are known by index and by the alias that was written into them.
 
 use std::{
@@ -123,20 +123,22 @@ pub struct Net {
 pub type Carried = Result<(Reply, Vec<OwnedFd>), Failure>;
 
 impl Net {
-    /// Nothing is looked at and nothing changed yet, but what is remembered in `directory`.
+    /// Nothing is looked at and nothing changed yet, but what is remembered in `directory`, the helper's own. In `host` all
+    /// instances of the host remember what they share.
     ///
     /// # Errors
     /// Those of opening sockets and of reading in `directory`.
-    pub fn open(settings: Settings, directory: Dir) -> io::Result<Self> {
+    pub fn open(settings: Settings, directory: Dir, host: Dir) -> io::Result<Self> {
         directory.sweep()?;
+        let own = NetnsFd::own()?.id()?;
         Ok(Self {
-            own: NetnsFd::own()?.id()?,
+            own,
             route: Route::open()?,
             firewall: Firewall::new(&settings.instance),
             holders: Holders::new(ProxySettings { uid: settings.uid, gid: settings.gid }),
             names: NameServers::new(&settings, directory.try_clone()?),
             adverts: Sender::new(),
-            sysctls: Sysctls::open(&directory)?,
+            sysctls: Sysctls::new(host, own, &settings.instance),
             fault: Fault::new(&directory)?,
             settings,
             directory,

@@ -74,9 +74,10 @@ impl Watch {
         Ok(())
     }
 
-    /// Listens no more.
+    /// Listens no more. What is still to be done is done.
     pub fn end(&mut self) {
-        *self = Self::default();
+        let (due, rules, settings) = (self.due, self.rules, self.settings);
+        *self = Self { due, rules, settings, ..Self::default() };
     }
 
     /// What is to be watched for being readable.
@@ -100,7 +101,8 @@ impl Watch {
         self.soon(PATIENCE);
     }
 
-    fn settings_are_doubtful(&mut self) {
+    /// The host's settings are to be looked at soon.
+    pub fn settings_are_doubtful(&mut self) {
         self.settings = true;
         self.soon(PATIENCE);
     }
@@ -516,14 +518,6 @@ impl Net {
             return;
         }
         self.watch.due = None;
-        if std::mem::take(&mut self.watch.settings)
-            && self.is_routing
-            && let Err(error) = self.settle_forwarding()
-        {
-            tracing::error!(%error, "the host's settings are not as they should be");
-            self.watch.settings = true;
-            self.watch.soon(AGAIN);
-        }
         if std::mem::take(&mut self.watch.rules)
             && let Err(error) = self.check_rules()
         {
@@ -531,9 +525,29 @@ impl Net {
             self.watch.rules = true;
             self.watch.soon(AGAIN);
         }
+        // Without rules nothing is routed, so they come first.
+        if std::mem::take(&mut self.watch.settings)
+            && let Err(error) = self.settle_all()
+        {
+            tracing::error!(%error, "the host's settings are not as they should be");
+            self.watch.settings = true;
+            self.watch.soon(AGAIN);
+        }
+    }
+
+    /// All settings of the host that links need, or none. When there is no link any more the rules go with them.
+    pub(crate) fn settle_all(&mut self) -> Result<(), Failure> {
+        self.settle_forwarding()?;
+        for device in self.bridges.keys().cloned().collect::<Vec<_>>() {
+            self.settle_loopback(&device)?;
+        }
+        if self.links.is_empty() { self.clear_rules() } else { Ok(()) }
     }
 
     fn check_rules(&mut self) -> Result<(), Failure> {
+        if self.links.is_empty() {
+            return self.settle_all();
+        }
         if self.firewall.is_intact()? {
             return Ok(());
         }

@@ -52,6 +52,8 @@ pub struct Directories {
     pub ids_run: OwnedFd,
     /// Of the network helper's files.
     pub net: OwnedFd,
+    /// Of what the network helpers of all instances share.
+    pub net_host: OwnedFd,
 }
 
 /// The programs that children are made of.
@@ -373,6 +375,7 @@ impl Supervisor {
             instance: settings.instance.as_str().to_owned(),
             engine: FdIndex(0),
             directory: FdIndex(1),
+            host: FdIndex(2),
             path: settings.net_dir().to_string_lossy().into_owned(),
             uid: account.uid,
             gid: account.gid,
@@ -382,7 +385,9 @@ impl Supervisor {
         };
         let Some(slot) = self.slots.get_mut(position) else { return Ok(()) };
         slot.fill(process);
-        send(slot, &ToChild::Net(boot), &[nets.as_fd(), self.prepared.directories.net.as_fd()])?;
+        let directories = &self.prepared.directories;
+        let fds = [nets.as_fd(), directories.net.as_fd(), directories.net_host.as_fd()];
+        send(slot, &ToChild::Net(boot), &fds)?;
         let Some(engine) = self.slots.get(ENGINE) else { return Ok(()) };
         send(engine, &ToChild::NetStarted, &[engines.as_fd()])
     }

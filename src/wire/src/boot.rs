@@ -92,7 +92,9 @@ pub struct NetBoot {
     pub engine: FdIndex,
     /// A directory of its own in the run directory, for what it remembers and for its name servers; mode 0700.
     pub directory: FdIndex,
-    /// That directory's path, which name servers are told.
+    /// A directory that the helpers of all instances of the host share, for what kernel settings were; mode 0700.
+    pub host: FdIndex,
+    /// The path of its own directory, which name servers are told.
     pub path: String,
     /// Uid and gid of its processes that need no privilege: name servers, the proxy for `[::1]`.
     pub uid: u32,

@@ -161,13 +161,24 @@ impl Firewall {
         self.commit(&change)
     }
 
-    /// Says which devices forward only because of the broker. Takes effect while there are links.
+    /// Says which devices forward only because of the broker. The tables stay as long as there are some, also without links.
     ///
     /// # Errors
     /// What `nft` says.
     #[allow(clippy::needless_pass_by_value)] // A guard is made for this.
     pub fn set_guard(&mut self, guard: Guard) -> Result<(), FirewallError> {
         self.commit(&Change::of_guard(self.state.guard(), &guard))
+    }
+
+    /// As [`Firewall::set_guard`], for the next [`Firewall::restore`]. Touches nothing.
+    pub fn expect_guard(&mut self, guard: &Guard) {
+        self.state.apply(&Change::of_guard(&self.state.guard().clone(), guard));
+    }
+
+    /// Are there tables, as far as is known?
+    #[must_use]
+    pub fn stands(&self) -> bool {
+        self.state.has_walls()
     }
 
     /// Replaces all that is there by what ought to be, in one transaction: at no time is there less.
