@@ -9,7 +9,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, OwnedFd},
     path::Path,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use cgrant_sys::{
@@ -20,6 +20,7 @@ use cgrant_wire::{
     GrantId,
     link::{Address, LinkInfo, LinkKind, Mac},
     net::{Bridge, BridgeKind, Finding, Link, LinkKey},
+    patience,
 };
 use nix::sched::CloneFlags;
 use rustix::{
@@ -31,8 +32,6 @@ use serde::Deserialize;
 
 use crate::{failure::chain, firewall::Firewall, state::Net, sysctl};
 
-/// How long the child may try the kernel.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// Most that it says, in bytes.
 const MOST: u64 = 64 * 1024;
 /// Where distributions put the name server.
@@ -282,7 +281,7 @@ fn ask_child() -> std::io::Result<String> {
         try_kernel(&mut File::from(theirs));
         0
     })?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience::EXAMINE;
     let mut told = Vec::new();
     let result = read_until(&ours, deadline, &mut told);
     // It has ended, or has had its time.

@@ -10,6 +10,7 @@ use cgrant_sys::netlink::LinkState;
 use cgrant_wire::{
     link::PublishedPort,
     net::{Bridge, Link, NetEvent},
+    patience,
 };
 
 use crate::{
@@ -27,6 +28,7 @@ impl Net {
             tracing::error!("the engine told a second time what ought to be");
             return;
         }
+        self.firewall.allow(patience::NFT_RESTORE);
         if !links.is_empty()
             && let Err(error) = self.watch.begin()
         {
@@ -184,6 +186,7 @@ impl Net {
             .map(|made| made.link.clone())
             .collect();
         for link in with_ports {
+            let mut lost: Vec<PublishedPort> = Vec::new();
             let target = Self::target(&link);
             if self.holders.hold(&link.key, &target, &link.info.ports).is_ok() {
                 continue;
@@ -192,13 +195,15 @@ impl Net {
             for port in &link.info.ports {
                 match self.holders.open(&link.key, &[*port]) {
                     Ok(()) => held.push(*port),
-                    Err(error) => self.mended(format!("{error}; it leads to no container any more")),
+                    Err(error) => {
+                        tracing::error!("{error}; it leads to the link {} no more", link.info.host_name);
+                        lost.push(*port);
+                    }
                 }
             }
             self.holders.settle(&link.key, &target, &held);
-            if let Some(made) = self.links.get_mut(&link.key) {
-                made.link.info.ports = held;
-            }
+            self.keep_ports(&link.key, &held);
+            self.events.push(NetEvent::PortsLost { key: link.key, ports: lost });
         }
     }
 

@@ -21,6 +21,7 @@ use cgrant_wire::{
     GrantId,
     link::{Address, PublishedPort},
     net::{Bridge, BridgeKind, Link, LinkKey, NetEvent, NetFailure, Order, Reply},
+    patience,
 };
 
 use crate::{
@@ -171,6 +172,7 @@ impl Net {
         if !needs_nothing && !self.is_restored {
             return Err(Failure::Malformed("it came before what ought to be was told"));
         }
+        self.firewall.allow(patience::NFT);
         let done = |()| (Reply::Done, Vec::new());
         match order {
             Order::FindSubnets { pools4, prefix4, pool6, taken } => {
@@ -235,6 +237,7 @@ impl Net {
 
     /// One of [`Net::descriptors`] is readable.
     pub fn ready(&mut self, fd: RawFd) {
+        self.firewall.allow(patience::NFT);
         if self.watch.is_its(fd) {
             self.look();
         } else {
@@ -308,6 +311,7 @@ impl Net {
         self.keep_ports(key, ports);
         let changed = self.rules_and_settings(key, ports, &device);
         if let Err(failure) = changed {
+            self.firewall.allow(patience::NFT_UNDO);
             self.keep_ports(key, &before);
             // They may not have been changed; then this changes nothing.
             if let Err(error) = self.wall(|wall| wall.set_ports(key, &before)) {
@@ -322,7 +326,7 @@ impl Net {
         Ok(())
     }
 
-    fn keep_ports(&mut self, key: &LinkKey, ports: &[PublishedPort]) {
+    pub(crate) fn keep_ports(&mut self, key: &LinkKey, ports: &[PublishedPort]) {
         if let Some(made) = self.links.get_mut(key) {
             made.link.info.ports = ports.to_vec();
         }

@@ -16,6 +16,7 @@ use cgrant_sys::netlink::{Event, LinkState, NftEvent, NftEvents, RouteEvents};
 use cgrant_wire::{
     link::Address,
     net::{LinkKey, NetEvent},
+    patience,
 };
 use nix::libc;
 
@@ -513,6 +514,7 @@ impl Net {
 
     /// Does what is due.
     pub fn tend(&mut self, now: Instant) {
+        self.firewall.allow(patience::NFT);
         self.look_at_links();
         if self.watch.due.is_none_or(|due| due > now) {
             return;

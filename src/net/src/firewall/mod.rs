@@ -22,7 +22,10 @@ mod nft;
 mod route;
 mod schema;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use cgrant_wire::{
     link::{Mac, PublishedPort},
@@ -81,7 +84,12 @@ pub struct Guard {
 impl Firewall {
     /// The tables of the instance called `instance`. Touches nothing.
     pub fn new(instance: &str) -> Self {
-        Self { instance: instance.to_owned(), nft: Nft, state: State::default() }
+        Self { instance: instance.to_owned(), nft: Nft::default(), state: State::default() }
+    }
+
+    /// From now on all runs of `nft` together may take so long, until this is said again.
+    pub fn allow(&mut self, patience: Duration) {
+        self.nft.allow(patience);
     }
 
     /// The tables' name, in each family.
