@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Output};
 
 use serde_json::Value;
 
-use crate::common::{Lab, Process, User, checker, wait_until};
+use crate::common::{Broker, Lab, Process, User, checker, harness::descendants_of, wait_until};
 
 fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
@@ -262,6 +262,115 @@ fn run_killed_hard_leaves_nothing(lab: &Lab) {
     checker::assert_empty(lab);
 }
 
+// What the engine does for `cgrant run` up to and including the attach of its stage.
+fn steps_to_the_attach(lab: &Lab, broker: &Broker, user: &User) -> usize {
+    broker.order_fault("count");
+    assert_eq!(run(lab, user, &["--", "true"]).status.code(), Some(0));
+    let steps = broker.fault_steps();
+    1 + steps.iter().position(|step| step == "attach: allowed").expect("no stage was attached")
+}
+
+// A client whose stage is about to be attached, for as long as the order of the fault stands.
+struct Held {
+    client: Process,
+    output: PathBuf,
+}
+
+impl Held {
+    fn new(lab: &Lab, broker: &Broker, user: &User) -> Self {
+        let steps = steps_to_the_attach(lab, broker, user);
+        broker.order_fault(&format!("wait:{steps}"));
+        let output = lab.scratch.join("output");
+        let mut command = user.command(lab.programs.join("cgrant"));
+        command.args(["run", "--name", "held", "--pids", "50", "--", "echo", "ran"]);
+        command.env("CGRANT_SOCKET", broker.socket()).stdout(fs::File::create(&output).unwrap());
+        let client = Process::of(&mut command);
+        broker.fault_waits();
+        Self { client, output }
+    }
+
+    // The launch stage, once it is the only process of the client's and has the container's tree ready.
+    fn ready_stage(&self) -> u32 {
+        let mut stage = None;
+        wait_until("the stage has prepared the container", || {
+            let ready = |pid: u32| {
+                let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+                // The last that is mounted; it belongs to the range's root.
+                mounts.lines().any(|line| line.contains(" /tmp ") && line.contains(",uid="))
+            };
+            let processes = descendants_of(self.client.pid);
+            stage = processes.first().copied().filter(|pid| processes.len() == 1 && ready(*pid));
+            stage.is_some()
+        });
+        stage.unwrap()
+    }
+}
+
+fn run_starts_nothing_before_it_is_in_its_cgroup(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let mut held = Held::new(lab, &broker, &user);
+    let stage = held.ready_stage();
+    // All that can be done without the cgroup is done. What is left is the first process, and it is not made.
+    let namespace = |pid: u32, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+    let own = std::process::id();
+    assert_ne!(namespace(stage, "mnt"), namespace(own, "mnt"));
+    assert_eq!(namespace(stage, "pid_for_children"), namespace(own, "pid"));
+    assert_eq!(namespace(stage, "cgroup"), namespace(own, "cgroup"));
+    for (hierarchy, place) in checker::places(lab, user.uid, "held") {
+        assert!(checker::members(&place).is_empty(), "something is in {hierarchy} already");
+    }
+    assert_eq!(fs::read_to_string(&held.output).unwrap(), "");
+    assert!(held.client.is_alive());
+    broker.fault_steps();
+    assert_eq!(held.client.wait_signal(), None);
+    assert_eq!(fs::read_to_string(&held.output).unwrap(), "ran\n");
+    broker.settle();
+    checker::assert_empty(lab);
+}
+
+fn run_killed_before_it_is_in_its_cgroup_leaves_nothing(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let mut held = Held::new(lab, &broker, &user);
+    held.client.kill();
+    broker.fault_steps();
+    broker.settle();
+    checker::assert_empty(lab);
+    assert_eq!(fs::read_to_string(&held.output).unwrap(), "");
+}
+
+fn run_ends_if_it_is_not_let_into_its_cgroup(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let steps = steps_to_the_attach(lab, &broker, &user);
+    broker.order_fault(&format!("fail:{steps}"));
+    let output = run(lab, &user, &["--", "echo", "ran"]);
+    assert!(broker.fault_done());
+    broker.fault_steps();
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), &b""[..]), "{}", text(&output));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.starts_with("cgrant: cannot make a grant for the command: injected failure"), "{said}");
+    broker.settle();
+    checker::assert_empty(lab);
+    // What went wrong in the stage comes before what the broker says of a stage that has ended.
+    let root = lab.scratch.join("bare");
+    fs::create_dir(&root).unwrap();
+    for (root, why) in [("/no/such/root", "cannot open the root"), (root.to_str().unwrap(), "cannot mount")] {
+        let output = run(lab, &user, &["--root", root, "--", "echo", "ran"]);
+        assert_eq!(
+            (output.status.code(), output.stdout.as_slice()),
+            (Some(4), &b""[..]),
+            "{}",
+            text(&output)
+        );
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.starts_with(&format!("cgrant: cannot run the command: {why}")), "{said}");
+        broker.settle();
+        checker::assert_empty(lab);
+    }
+}
+
 fn doctor_says_what_this_machine_can_do(lab: &Lab) {
     let broker = lab.broker();
     let user = lab.user();
@@ -302,6 +411,9 @@ crate::tests![
     run_in_a_root_directory_of_the_users_own,
     a_running_container_survives_the_brokers_death_and_ends_with_its_command,
     run_killed_hard_leaves_nothing,
+    run_starts_nothing_before_it_is_in_its_cgroup,
+    run_killed_before_it_is_in_its_cgroup_leaves_nothing,
+    run_ends_if_it_is_not_let_into_its_cgroup,
     doctor_says_what_this_machine_can_do,
     help_has_an_example_for_every_verb,
 ];

@@ -42,6 +42,7 @@ pub fn attach(
     inside::must_be_outside(engine, caller, "attach processes")?;
     let process = check::own_process(caller, process)?;
     inside::must_not_leave(engine, &process, &grant)?;
+    engine.fault.step("attach: allowed")?;
     let account = caller.uid;
     let attached = engine
         .tree
