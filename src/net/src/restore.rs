@@ -66,7 +66,7 @@ impl Net {
         }
     }
 
-    fn tried(&mut self, what: &str, act: impl FnOnce(&mut Self) -> Result<(), Failure>) {
+    pub(crate) fn tried(&mut self, what: &str, act: impl FnOnce(&mut Self) -> Result<(), Failure>) {
         if let Err(error) = act(self) {
             tracing::error!(%error, "{what}: not as it ought to be");
             self.watch.rules_are_doubtful();
@@ -207,13 +207,35 @@ impl Net {
         }
     }
 
-    /// Replaces all rules in one step, whatever is there.
+    /// Replaces all rules in one step, whatever is there. A link whose device or bridge is not there gets none, and is looked at
+    /// soon if it ought to be: the others must not suffer by it.
     pub(crate) fn set_all_rules(&mut self) -> Result<(), Failure> {
-        let bridges: Vec<Bridge> = self.bridges.values().map(|bridged| bridged.bridge.clone()).collect();
-        let links: Vec<(Link, String)> =
-            self.links.values().map(|made| (made.link.clone(), made.link.info.host_name.clone())).collect();
-        let servers = self.servers();
+        let devices = self.route.links()?;
+        let is_there = |name: &str| devices.iter().any(|device| device.name == name);
+        let is_it = |name: &str, index: u32| {
+            devices.iter().any(|device| device.index == index && device.name == name)
+        };
+        let bridges = self.bridges.values().filter(|known| is_it(&known.bridge.device, known.ifindex));
+        let bridges: Vec<Bridge> = bridges.map(|bridged| bridged.bridge.clone()).collect();
+        let (mut links, mut doubtful) = (Vec::new(), Vec::new());
+        for made in self.links.values() {
+            let info = &made.link.info;
+            if !is_it(&info.host_name, info.ifindex) {
+                doubtful.push(info.ifindex);
+            } else if bridges.iter().any(|bridge| bridge.device == made.device) {
+                links.push((made.link.clone(), info.host_name.clone()));
+            }
+        }
+        let mut servers = self.servers();
+        servers.retain(|(bridge, port, _)| bridges.contains(bridge) && is_there(port));
+        doubtful.into_iter().for_each(|index| self.watch.is_doubtful(index));
         self.wall(|wall| wall.restore(&bridges, &links, &servers))
+    }
+
+    /// Has each link its rules, as far as is known, but for those that wait for their bridge?
+    pub(crate) fn are_all_walled(&self) -> bool {
+        let waits = |device: &str| self.bridges.get(device).is_none_or(|bridged| bridged.ifindex == 0);
+        self.links.iter().all(|(key, made)| waits(&made.device) || self.firewall.knows(key))
     }
 
     /// Without links there are no rules. On a host that never had a link `nft` is not even run.

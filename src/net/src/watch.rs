@@ -21,7 +21,7 @@ use cgrant_wire::{
 use nix::libc;
 
 use crate::{
-    failure::Failure,
+    failure::{Failure, chain},
     firewall::{Firewall, FirewallError},
     state::{Bridged, Net},
     subnet,
@@ -100,6 +100,11 @@ impl Watch {
     pub fn rules_are_doubtful(&mut self) {
         self.rules = true;
         self.soon(PATIENCE);
+    }
+
+    /// The link of this index is to be looked at soon.
+    pub fn is_doubtful(&mut self, index: u32) {
+        self.doubtful.insert(index);
     }
 
     /// The host's settings are to be looked at soon.
@@ -384,6 +389,11 @@ impl Net {
         if is_moved {
             match self.route.set_master(index, Some(bridged.ifindex)) {
                 Err(error) if error.is(libc::EXFULL) => return Err(Failure::Full(made.device)),
+                // It was taken off because its bridge was deleted, of which nobody told yet: all its ports are led back together.
+                Err(_) if self.route.link(bridged.ifindex)?.is_none() => {
+                    self.check_bridge(&made.device);
+                    return Ok(());
+                }
                 result => result?,
             }
             self.set_device(&bridged.bridge, &made.link, index, bridged.mtu)?;
@@ -445,7 +455,8 @@ impl Net {
         Ok(())
     }
 
-    /// The bridge was deleted: its ports are there still, and only have to be led back.
+    /// The bridge was deleted: its ports are there still, and only have to be led back. What can't be had again now (rules, a
+    /// name server) is tried again later; no link ends by that, and without its rules none reaches anybody.
     fn make_again(&mut self, bridged: &Bridged) -> Result<(), Failure> {
         let (bridge, device) = (&bridged.bridge, &bridged.bridge.device);
         self.stop_advert(device);
@@ -461,17 +472,26 @@ impl Net {
             let index = made.link.info.ifindex;
             let joined = self.route.set_master(index, Some(master)).map_err(Failure::from);
             let joined = joined.and_then(|()| self.set_device(bridge, &made.link, index, bridged.mtu));
-            if let Err(error) = joined {
-                tracing::error!(%error, "a link can't be led back to its bridge");
-                self.end_link(&made.link.key, self.route.link(index).is_ok_and(|found| found.is_none()));
+            let Err(error) = joined else { continue };
+            if self.route.link(master)?.is_none() {
+                // Deleted once more: what tells so is on its way.
+                return Ok(());
             }
+            tracing::error!(%error, "a link can't be led back to its bridge");
+            self.end_link(&made.link.key, self.route.link(index).is_ok_and(|found| found.is_none()));
+        }
+        if !self.bridges.contains_key(device) {
+            // Its last link ended.
+            return Ok(());
         }
         // Rules name the bridge by its index, which is another one now.
-        self.set_all_rules()?;
-        self.start_server(bridge)?;
-        self.start_advert(device)?;
-        self.settle_forwarding()?;
-        self.settle_loopback(device)?;
+        self.tried("the rules", Self::set_all_rules);
+        if let Err(error) = self.start_server(bridge) {
+            tracing::error!(error = chain(&error), device, "the name server can't be started again");
+            self.names.retry(device);
+        }
+        self.tried("router advertisements", |net| net.start_advert(device));
+        self.tried("the host's settings", Self::settle_all);
         self.mended(format!("the bridge {device} was deleted; it was made again"));
         Ok(())
     }
@@ -504,6 +524,8 @@ impl Net {
                 self.check_link(&key, index);
             }
         }
+        // They name the bridge by its index, which is another one now.
+        self.tried("the rules", Self::set_all_rules);
         Ok(())
     }
 
@@ -550,7 +572,7 @@ impl Net {
         if self.links.is_empty() {
             return self.settle_all();
         }
-        if self.firewall.is_intact()? {
+        if self.are_all_walled() && self.firewall.is_intact()? {
             return Ok(());
         }
         self.set_all_rules()?;

@@ -183,6 +183,12 @@ impl Firewall {
         self.state.apply(&Change::of_guard(&self.state.guard().clone(), guard));
     }
 
+    /// Has the link a wall, as far as is known?
+    #[must_use]
+    pub fn knows(&self, key: &LinkKey) -> bool {
+        self.state.link(key).is_some()
+    }
+
     /// Are there tables, as far as is known?
     #[must_use]
     pub fn stands(&self) -> bool {
