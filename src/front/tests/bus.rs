@@ -267,6 +267,8 @@ fn a_flood_and_a_giant_are_refused_and_others_served() {
                 refused += 1;
             }
         }
+        // The other 16 of the 40 are under way.
+        front.await_seen(16);
         assert_eq!(front.seen_count(), 16);
         let other = daemon.client().await;
         let call =
@@ -333,8 +335,7 @@ fn it_is_idle_when_the_bus_is() {
     block_on(async {
         let client = daemon.client().await;
         ManagerProxy::new(&client).await.unwrap().list_ranges().await.unwrap();
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let before = front.wakeups();
+        let before = front.settled_wakeups();
         // Others come and go; it is not told.
         for _ in 0..5 {
             let other = daemon.client().await;
