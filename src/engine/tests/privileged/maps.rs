@@ -61,7 +61,7 @@ fn write(
     range: IdRange,
     setgroups: bool,
 ) -> Result<(), MapError> {
-    mapper.begin(namespace, owner)?.write(range, setgroups)
+    mapper.begin(namespace, owner)?.write(range, setgroups).finish()
 }
 
 fn mapper() -> Mapper {
@@ -159,7 +159,7 @@ fn a_map_made_before_the_numbers_come_stays() {
     let mut inside = Inside::of(USER);
     let mapping = mapper.begin(&inside.namespace(), HostUid(USER)).unwrap();
     assert!(inside.order(Order::MapItself));
-    assert_eq!(refusal(mapping.write(range(0), true)), MapRefusal::AlreadyMapped);
+    assert_eq!(refusal(mapping.write(range(0), true).finish()), MapRefusal::AlreadyMapped);
     assert_eq!((inside.proc("uid_map"), inside.proc("gid_map")), (format!("0 {USER} 1"), String::new()));
     inside.end();
 }
@@ -257,8 +257,9 @@ fn the_member_that_waits_has_one_right_and_one_descriptor() {
     write(&mapper, &inside.namespace(), HostUid(USER), range(0), true).unwrap();
     inside.end();
     // One that is gone is no harm.
-    let next = waiting_member(helper, Some(member));
-    Pidfd::open(next).unwrap().send_signal(Signal::KILL).unwrap();
+    let next = Pidfd::open(waiting_member(helper, Some(member))).unwrap();
+    next.send_signal(Signal::KILL).unwrap();
+    assert!(readable(&next));
     let inside = Inside::of(USER);
     write(&mapper, &inside.namespace(), HostUid(USER), range(0), true).unwrap();
     inside.end();
