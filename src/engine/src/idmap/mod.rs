@@ -92,18 +92,31 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// Writes `range` into the namespace, and before that says whether it may call setgroups(2).
+    /// Has `range` written into the namespace, and before that said whether it may call setgroups(2). The caller can do other
+    /// things meanwhile.
     ///
     /// The namespace must be a child of the engine's own and have no map. Afterwards id 0 inside is the first of the range.
     /// What can't be undone: a map stays for the namespace's life, also beyond the grant's; so the range must be the account's own for ever.
-    ///
-    /// # Errors
-    /// [`MapError`]. If the kernel refused the last step, the gids may have been written.
-    pub fn write(self, range: IdRange, setgroups: bool) -> Result<(), MapError> {
+    pub fn write(self, range: IdRange, setgroups: bool) -> Writing {
         let numbers = MapNumbers { uid: range.uid().0, gid: range.gid().0, count: range.count(), setgroups };
         // A helper that has refused already takes no numbers; its answer says why.
         message::answer(&self.numbers, &numbers);
-        let answer: MapAnswer = receive(&self.answer, Instant::now() + MAP_LIMIT)?;
+        Writing(self)
+    }
+}
+
+/// A map that is being written. Nobody can stop that.
+#[derive(Debug)]
+#[must_use = "whether the map was written is known when it is finished"]
+pub struct Writing(Mapping);
+
+impl Writing {
+    /// Waits until it is written.
+    ///
+    /// # Errors
+    /// [`MapError`]. If the kernel refused the last step, the gids may have been written.
+    pub fn finish(self) -> Result<(), MapError> {
+        let answer: MapAnswer = receive(&self.0.answer, Instant::now() + MAP_LIMIT)?;
         Ok(answer?)
     }
 }
