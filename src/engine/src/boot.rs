@@ -145,6 +145,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
     };
     engine.watch_accounts();
     step("bringing record and kernel together", reconcile::reconcile(&engine))?;
+    crate::ops::link::forget_departed(&engine);
     let control = step("supervisor", control.try_clone())?;
     step("sockets", Server::new(Arc::new(engine), control, listeners))
 }

@@ -413,7 +413,11 @@ impl Server {
 
     fn accounts_changed(&self) {
         let engine = Arc::clone(&self.engine);
-        self.submit_or_warn(HostUid(0), Box::new(move || engine.accounts_changed()));
+        let job = move || {
+            engine.accounts_changed();
+            ops::link::forget_departed(&engine);
+        };
+        self.submit_or_warn(HostUid(0), Box::new(job));
     }
 
     fn reload(&self) {

@@ -247,6 +247,12 @@ pub fn remove_all(engine: &Engine, grant: &Grant, record: &mut GrantRecord) -> R
     Ok(())
 }
 
+/// Addresses that are kept for users who left the system, or whose uid is another's now, are free.
+pub fn forget_departed(engine: &Engine) {
+    let departed = |account: u32, name: Option<&str>| engine.ids.has_departed(HostUid(account), name);
+    engine.network.addresses.forget_departed(&departed);
+}
+
 /// The account whose account-wide order of a link's events is kept.
 pub fn account(engine: &Engine, key: &LinkKey) -> Option<HostUid> {
     engine.registry().get(key.grant).map(|grant| grant.account)
