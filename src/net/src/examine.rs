@@ -14,7 +14,7 @@ use std::{
 
 use cgrant_sys::{
     Clone3, NetnsFd,
-    netlink::{NewVeth, Route},
+    netlink::{LinkState, NewVeth, Route},
 };
 use cgrant_wire::{
     GrantId,
@@ -30,7 +30,7 @@ use rustix::{
 };
 use serde::Deserialize;
 
-use crate::{failure::chain, firewall::Firewall, state::Net, sysctl};
+use crate::{bridge::is_bridge, failure::chain, firewall::Firewall, state::Net, sysctl};
 
 /// Most that it says, in bytes.
 const MOST: u64 = 64 * 1024;
@@ -55,6 +55,7 @@ pub fn examine(net: &Net) -> Vec<Finding> {
     findings.extend(bridge_netfilter());
     findings.extend(foreign_rules(net));
     findings.extend(clashes(net));
+    findings.extend(sharing(net));
     findings
 }
 
@@ -124,6 +125,58 @@ fn clashes(net: &Net) -> Vec<Finding> {
             )
         })
         .collect()
+}
+
+/// Others that route by what the broker switched on, and what its guard keeps from them: Docker and libvirt with networks of
+/// their own, say.
+fn sharing(net: &Net) -> Vec<Finding> {
+    let guard = net.firewall.guard();
+    let Ok(devices) = net.route.links() else { return Vec::new() };
+    let is_others = |device: &&LinkState| device.name != "lo" && !net.is_ours(device);
+    let others: Vec<&LinkState> = devices.iter().filter(is_others).collect();
+    let mut findings = Vec::new();
+    for (family, prefix, name, guarded) in [
+        ("IPv4", "ipv4/conf", "forwarding", &guard.forwarding4),
+        ("IPv6", "ipv6/conf", "force_forwarding", &guard.forwarding6),
+    ] {
+        let others = others.iter().filter(|device| !guarded.contains(&device.name));
+        let routes = |device: &LinkState| {
+            sysctl::read(&format!("{prefix}/{}/{name}", device.name)).as_deref() == Some("1")
+        };
+        let routing = others.filter(|device| routes(device));
+        let names: Vec<&str> = routing.map(|device| device.name.as_str()).collect();
+        if !guarded.is_empty() && !names.is_empty() {
+            findings.push(shared(family, &names.join(", "), &guarded.join(", ")));
+        }
+    }
+    if !guard.forwarding6.is_empty() && !net.forwards_singly() {
+        let addresses = net.route.addresses().unwrap_or_default();
+        let has_network = |device: &&&LinkState| {
+            is_bridge(device)
+                && addresses.iter().any(|one| {
+                    one.ifindex == device.index
+                        && matches!(one.address, std::net::IpAddr::V6(six) if !six.is_unicast_link_local())
+                })
+        };
+        let names: Vec<&str> = others.iter().filter(has_network).map(|device| device.name.as_str()).collect();
+        if !names.is_empty() {
+            findings.push(shared("IPv6", &names.join(", "), &guard.forwarding6.join(", ")));
+        }
+    }
+    findings
+}
+
+fn shared(family: &str, names: &str, guarded: &str) -> Finding {
+    let switch = if family == "IPv4" { "net.ipv4.ip_forward" } else { "net.ipv6.conf.all.forwarding" };
+    bad(
+        "shared forwarding",
+        format!(
+            "{names}: packets of {family} for it that come in by {guarded} are dropped, because that routes for the broker's links only, and no more when there is none"
+        ),
+        format!(
+            "if it shall reach others by this host: `{switch} = 1` in /etc/sysctl.d, then `sysctl --system` when there is no link"
+        ),
+    )
 }
 
 /// One line of `nft -j list chains`.

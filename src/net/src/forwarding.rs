@@ -123,6 +123,13 @@ impl Net {
         Ok(())
     }
 
+    /// Has somebody made a router of the host by the one switch for IPv4, of which nobody tells? Then there is nothing to be kept
+    /// to links any more.
+    pub(crate) fn has_needless_guard(&self) -> bool {
+        !self.firewall.guard().forwarding4.is_empty()
+            && sysctl::read("ipv4/ip_forward").as_deref() == Some("1")
+    }
+
     fn needs_ipv6(&self) -> bool {
         self.bridges.values().any(|bridge| bridge.networks().any(|one| one.address.is_ipv6()))
     }

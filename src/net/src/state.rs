@@ -193,7 +193,12 @@ impl Net {
             Order::RemoveLink(key) => self.remove_link(&key).map(done),
             Order::RemoveLinks(grant) => self.remove_links(grant).map(done),
             Order::SetPorts { key, ports } => self.set_ports(&key, &ports).map(done),
-            Order::Examine => Ok((Reply::Findings(examine::examine(self)), Vec::new())),
+            Order::Examine => {
+                if self.has_needless_guard() {
+                    self.tried("the host's settings", Self::settle_forwarding);
+                }
+                Ok((Reply::Findings(examine::examine(self)), Vec::new()))
+            }
             Order::ListAddresses => {
                 let addresses = self.route.addresses()?.into_iter().map(|address| address.address);
                 Ok((Reply::Addresses(addresses.collect()), Vec::new()))

@@ -183,6 +183,12 @@ impl Firewall {
         self.state.apply(&Change::of_guard(&self.state.guard().clone(), guard));
     }
 
+    /// Which devices forward only because of the broker.
+    #[must_use]
+    pub fn guard(&self) -> &Guard {
+        self.state.guard()
+    }
+
     /// Has the link a wall, as far as is known?
     #[must_use]
     pub fn knows(&self, key: &LinkKey) -> bool {
