@@ -1,10 +1,16 @@
 //! The command `cgrant` as an ordinary user: every verb, exit codes, formats, and a command that runs in a grant.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Output};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    process::Output,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use serde_json::Value;
 
-use crate::common::{Broker, Lab, Process, User, checker, harness::descendants_of, wait_until};
+use crate::common::{Broker, Lab, Network, Process, User, checker, harness::descendants_of, wait_until};
 
 fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
@@ -44,8 +50,14 @@ fn every_verb_on_a_grant(lab: &Lab) {
     let list = json(&user, lab, &["grant", "list"]);
     assert!(list.to_string().contains("\"job\""), "{list}");
     assert!(done(&user, lab, &["grant", "list"]).contains("job"));
-    let show = json(&user, lab, &["grant", "show", "job"]).to_string();
+    let shown = json(&user, lab, &["grant", "show", "job"]);
+    let made = shown["created"].as_u64().unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros();
+    assert!((now - 600_000_000..=now).contains(&u128::from(made)), "{made} are no microseconds since 1970");
+    let show = shown.to_string();
     assert!(show.contains("persistent") && show.contains("67108864"), "{show}");
+    let show = done(&user, lab, &["grant", "show", "job"]);
+    assert!(show.lines().any(|line| line.starts_with("created ") && line.ends_with(" UTC")), "{show}");
     done(&user, lab, &["grant", "set", "job", "memory.max=96M", "pids.max=30"]);
     let pids = checker::place(lab, user.uid, "job", "pids");
     assert_eq!(fs::read_to_string(pids.join("pids.max")).unwrap().trim(), "30");
@@ -100,6 +112,9 @@ fn refusals_say_why_and_what_to_do(lab: &Lab) {
     assert!(said.contains("name"), "{said}");
     fails(&user, lab, &["grant", "set", "first", "memory.max=much"], 1);
     fails(&user, lab, &["grant", "show", "none"], 1);
+    // A process that is not there can't even be named to the broker.
+    let said = fails(&user, lab, &["grant", "attach", "first", "2147483632"], 4);
+    assert!(said.contains("2147483632"), "{said}");
     fails(&user, lab, &["grant", "set", "first", "nonsense"], 2);
     fails(&user, lab, &["grant", "nonsense"], 2);
     fails(&user, lab, &["--socket", "/nonexistent/socket", "grant", "list"], 3);
@@ -371,6 +386,45 @@ fn run_ends_if_it_is_not_let_into_its_cgroup(lab: &Lab) {
     }
 }
 
+fn a_command_gets_a_tap(lab: &Lab) {
+    let network = Network::new(lab);
+    let broker = network.broker();
+    let user = lab.user();
+    let cgrant = |arguments: &[&str]| network.cgrant(&user, &broker, arguments);
+    assert_eq!(cgrant(&["grant", "create", "vm", "--no-ids"]).status.code(), Some(0));
+    let tap = |command: &[&str]| {
+        let output = cgrant(&[&["link", "tap", "vm", "--as", "lan0", "--"], command].concat());
+        // The command's end is the descriptor's, and that is the link's.
+        wait_until("the link is gone", || {
+            let links = cgrant(&["link", "list", "vm", "--format", "json"]);
+            assert_eq!(links.status.code(), Some(0), "{}", text(&links));
+            links.stdout == b"[]\n"
+        });
+        output
+    };
+    let script = "readlink /proc/self/fd/{fd}; grep ^iff: /proc/self/fdinfo/$CGRANT_TAP_FD
+        echo {fd} $CGRANT_TAP_FD; echo {mac} $CGRANT_TAP_MAC; readlink /proc/self/fd/* | grep -c tun; exit 9";
+    let output = tap(&["sh", "-c", script]);
+    assert_eq!(output.status.code(), Some(9), "{}", text(&output));
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<&str> = printed.lines().collect();
+    assert_eq!(lines[0], "/dev/net/tun");
+    assert!(lines[1].starts_with("iff:\t"), "no device is behind it: {printed}");
+    for line in &lines[2..4] {
+        let (argument, variable) = line.split_once(' ').unwrap();
+        assert!(!argument.is_empty() && argument == variable, "{printed}");
+    }
+    assert_eq!(lines[3].split(':').count(), 11, "two MAC addresses: {printed}");
+    assert_eq!(lines[4], "1", "one descriptor of it: {printed}");
+    for (program, code) in [("no-such-command", 127), ("/proc", 126)] {
+        let output = tap(&[program]);
+        assert_eq!(output.status.code(), Some(code), "{}", text(&output));
+        assert!(text(&output).contains("cannot execute"), "{}", text(&output));
+    }
+    assert_eq!(cgrant(&["grant", "release", "vm"]).status.code(), Some(0));
+    network.assert_as_before();
+}
+
 fn doctor_says_what_this_machine_can_do(lab: &Lab) {
     let broker = lab.broker();
     let user = lab.user();
@@ -414,6 +468,7 @@ crate::tests![
     run_starts_nothing_before_it_is_in_its_cgroup,
     run_killed_before_it_is_in_its_cgroup_leaves_nothing,
     run_ends_if_it_is_not_let_into_its_cgroup,
+    a_command_gets_a_tap,
     doctor_says_what_this_machine_can_do,
     help_has_an_example_for_every_verb,
 ];
