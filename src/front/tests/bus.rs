@@ -9,7 +9,6 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     process::{Child, Command, Stdio},
-    thread,
     time::Duration,
 };
 
@@ -285,9 +284,12 @@ fn it_waits_for_a_bus_that_comes_and_goes() {
     let mut daemon = Daemon::prepare(&format!("user=\"{BUS_FRONT_UID}\""));
     // It is ready although there is no bus.
     let mut front = Front::start(FrontKind::Bus, &daemon.address());
-    thread::sleep(Duration::from_millis(100));
+    eventually("it says what to do", || front.log().contains("give another --bus"));
+    let said = front.log();
+    assert!(said.contains(" WARN ") && said.contains("no bus at the address that was given"), "{said}");
     daemon.start();
     eventually("the name is on the bus", || daemon.has_name());
+    assert_eq!(front.log().matches("no bus at the address that was given").count(), 1, "{}", front.log());
     let connection = block_on(async {
         let client = daemon.client().await;
         ManagerProxy::new(&client).await.unwrap().list_ranges().await.unwrap();
@@ -306,7 +308,7 @@ fn without_the_right_to_the_name_it_stays_and_says_why() {
     daemon.start();
     let mut front = Front::start(FrontKind::Bus, &daemon.address());
     eventually("the reason is in the log", || {
-        front.log().contains("needs the policy org.cgrant.Broker1.conf")
+        front.log().contains("needs the policy org.cgrant.Broker1.conf and the account cgrant-bus")
     });
     assert!(!daemon.has_name());
     assert!(front.is_running());

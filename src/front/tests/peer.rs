@@ -898,6 +898,33 @@ fn a_caller_that_does_not_read_its_replies_stops_being_read() {
     });
 }
 
+/// What the engine never hears of is in the decision log too, but nobody can fill the log with it.
+#[test]
+fn refusals_of_the_fronts_own_are_logged_and_bounded() {
+    let front = Front::socket();
+    block_on(async {
+        let options = HashMap::from([("lifetime", Variant::from("a\nforged line"))]);
+        let (flooder, _) = client(&front, 1000).await;
+        for _ in 0..200 {
+            let result = call(&flooder, MANAGER_PATH, None, "CreateGrant", &("web", &options)).await;
+            assert_eq!(error_name(result), "org.cgrant.Error.InvalidArgument");
+        }
+        let (other, _) = client(&front, 1001).await;
+        assert!(call(&other, MANAGER_PATH, None, "Nothing", &()).await.is_err());
+    });
+    let log = front.log();
+    let of = |uid: &str| {
+        log.lines().filter(|line| line.contains("may not") && line.contains(uid)).collect::<Vec<_>>()
+    };
+    assert_eq!(of("uid=1000").len(), 20, "{log}");
+    let [line] = of("uid=1001")[..] else { panic!("{log}") };
+    for field in ["decision", "request=\"Nothing\"", "allowed=false", "error=\"UnknownMethod\"", "reason="] {
+        assert!(line.contains(field), "{field}: {line}");
+    }
+    assert_eq!(log.matches("no more of them are told").count(), 1, "{log}");
+    assert!(!log.lines().any(|line| line.starts_with("forged line")), "{log}");
+}
+
 async fn call_ranges(connection: &Connection) {
     call(connection, MANAGER_PATH, None, "ListRanges", &()).await.unwrap();
 }
@@ -908,7 +935,7 @@ fn it_has_no_rights_and_sleeps_when_nothing_happens() {
     assert_eq!(front.status("Uid").split_whitespace().collect::<Vec<_>>(), [&*FRONT_UID.to_string(); 4]);
     assert_eq!(front.status("Gid").split_whitespace().collect::<Vec<_>>(), [&*FRONT_UID.to_string(); 4]);
     assert_eq!(front.status("Groups"), "");
-    for capabilities in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+    for capabilities in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         assert_eq!(front.status(capabilities), "0000000000000000", "{capabilities}");
     }
     assert_eq!(front.status("NoNewPrivs"), "1");
