@@ -1,5 +1,9 @@
 //! Links when something goes wrong: each step fails in turn, the helper or the engine dies at it, somebody deletes what the broker made.
 
+use std::{collections::HashMap, time::Duration};
+
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::common::{
     Broker, Client, Container, Grant, Lab, Network, Node, Options, User, bus::Refused, checker,
     network::OUTSIDE4, node::Tcp, wait_until,
@@ -326,6 +330,63 @@ fn whoever_meddles_while_nobody_looks_is_found_out(lab: &Lab) {
     one.release(&client);
 }
 
+// Stops a process, or lets it go on.
+fn signal(pid: u32, signal: Signal) {
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
+}
+
+// While the helper is dead, somebody takes a port that it held.
+fn a_port_that_was_taken_meanwhile_is_the_grants_no_more(lab: &Lab) {
+    let network = Network::new(lab);
+    let broker = network.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let web = Container::new(&user, &client, "web", Options::new().ports(&["8080:80", "8081:81"]));
+    let mut watch = client.watch();
+    let (supervisor, net) = (broker.processes()[0].0, broker.net());
+    signal(supervisor, Signal::STOP);
+    signal(net, Signal::KILL);
+    let mut service = None;
+    wait_until("the port is free", || {
+        service = network.host.bind(Tcp, "0.0.0.0:8080", false).ok();
+        service.is_some()
+    });
+    signal(supervisor, Signal::CONT);
+    let changed: Option<(String, (String, HashMap<String, zbus::OwnedVariant>, Vec<String>))> =
+        client.signal(&mut watch, "PropertiesChanged", Duration::from_secs(30));
+    assert_eq!(changed.unwrap().0, web.grant.path, "the change is told");
+    let left = client.links(&web.grant.path).remove(0).ports;
+    assert!(left.len() == 1 && left[0].contains("8081:81"), "{left:?}");
+    // It counts no more, and who has it now can be followed by whoever asks next.
+    let refused = client.publish(&web.grant.path, "eth0", &["8080:80"]).unwrap_err();
+    refused.is("AddressInUse", "8080");
+    network.host.close(service.unwrap());
+    client.publish(&web.grant.path, "eth0", &["8080:80"]).unwrap();
+    assert_eq!(client.links(&web.grant.path)[0].ports.len(), 2);
+    web.release(&client);
+}
+
+// The helper gives no sign any more: it is killed, and the next one takes over what is there.
+fn a_helper_that_hangs_is_replaced(lab: &Lab) {
+    let network = Network::new(lab);
+    let broker = network.broker();
+    let bystander = Bystander::new(lab, &broker);
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let net = broker.net();
+    signal(net, Signal::STOP);
+    let refused = Container::try_new(&user, &client, "late", Options::new()).err().unwrap();
+    refused.is("TimedOut", "gave no sign");
+    wait_until("it is gone", || broker.net() != net);
+    let late = Container::new(&user, &client, "late", Options::new());
+    assert!(late.node.pings(OUTSIDE4));
+    bystander.check(&network, "after the helper was replaced");
+    assert!(broker.log().contains("it gave no sign and was killed"));
+    late.release(&client);
+    bystander.release(&broker);
+    network.look();
+}
+
 fn the_hosts_networks_change(lab: &Lab) {
     let network = Network::new(lab);
     // All of one pool is the host's own already: the other is taken, and never a network that is routed elsewhere.
@@ -498,6 +559,8 @@ crate::tests![
     each_step_dies_in_turn,
     what_somebody_breaks_is_mended_or_told,
     whoever_meddles_while_nobody_looks_is_found_out,
+    a_port_that_was_taken_meanwhile_is_the_grants_no_more,
+    a_helper_that_hangs_is_replaced,
     the_hosts_networks_change,
     a_host_that_is_configured_by_advertisements_stays_so,
     settings_that_others_changed_are_left_alone,
