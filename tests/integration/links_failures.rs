@@ -38,7 +38,7 @@ impl Bystander {
     }
 
     fn release(self, broker: &Broker) {
-        let client = client_again(&self.user, broker);
+        let client = self.user.client_again(broker.socket());
         self.one.release(&client);
         self.two.release(&client);
     }
@@ -68,20 +68,6 @@ fn await_rules(network: &Network<'_>, before: &str) {
         );
         std::thread::sleep(std::time::Duration::from_millis(30));
     }
-}
-
-fn client_again(user: &User, broker: &Broker) -> Client {
-    let mut client = None;
-    wait_until("the broker serves again", || {
-        let (process, line, mut fds) = user.agent(&["connect", broker.socket().to_str().unwrap()]);
-        if line != "ok" {
-            return false;
-        }
-        let stream = std::os::unix::net::UnixStream::from(fds.remove(0));
-        client = Client::try_new(stream, user.uid, process).ok().filter(Client::answers);
-        client.is_some()
-    });
-    client.unwrap()
 }
 
 // A grant with two links, limits of rate, and published ports of both kinds.
@@ -173,17 +159,17 @@ fn each_step_dies_in_turn(lab: &Lab) {
     let bystander = Bystander::new(lab, &broker);
     let user = lab.user();
     for net in [true, false] {
-        let client = client_again(&user, &broker);
+        let client = user.client_again(broker.socket());
         let all = steps(&broker, &client, &user, net);
         drop(client);
         for (number, step) in all.iter().enumerate() {
-            let client = client_again(&user, &broker);
+            let client = user.client_again(broker.socket());
             let node = Node::container(&user);
             order(&broker, net, &format!("die:{}", number + 1));
             let result = all_of_it(&client, &node);
             assert!(is_done(&broker, net), "{step} was not reached");
             drop(client);
-            let client = client_again(&user, &broker);
+            let client = user.client_again(broker.socket());
             taken(&broker, net);
             // The same request again gives the same grant or the first one; half a one is not there.
             let again = match result {
@@ -335,6 +321,9 @@ fn signal(pid: u32, signal: Signal) {
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
 }
 
+// A `PropertiesChanged`: the object; the interface, what its properties are now, and which are not told.
+type Changed = (String, (String, HashMap<String, zbus::OwnedVariant>, Vec<String>));
+
 // While the helper is dead, somebody takes a port that it held.
 fn a_port_that_was_taken_meanwhile_is_the_grants_no_more(lab: &Lab) {
     let network = Network::new(lab);
@@ -352,8 +341,7 @@ fn a_port_that_was_taken_meanwhile_is_the_grants_no_more(lab: &Lab) {
         service.is_some()
     });
     signal(supervisor, Signal::CONT);
-    let changed: Option<(String, (String, HashMap<String, zbus::OwnedVariant>, Vec<String>))> =
-        client.signal(&mut watch, "PropertiesChanged", Duration::from_secs(30));
+    let changed: Option<Changed> = client.signal(&mut watch, "PropertiesChanged", Duration::from_secs(30));
     assert_eq!(changed.unwrap().0, web.grant.path, "the change is told");
     let left = client.links(&web.grant.path).remove(0).ports;
     assert!(left.len() == 1 && left[0].contains("8081:81"), "{left:?}");
