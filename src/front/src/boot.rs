@@ -263,7 +263,7 @@ impl Absence {
     /// A bus that was asked for by its address is missed; the system bus need not be there.
     fn log(&mut self, error: &BusError, path: &str, asked_for: bool) {
         let text = chain(error);
-        if self.0.as_ref() == Some(&text) {
+        if !self.is_news(&text) {
             return;
         }
         match error {
@@ -278,6 +278,22 @@ impl Absence {
             }
             _ => tracing::info!(error = text, path, "no bus"),
         }
-        self.0 = Some(text);
+    }
+
+    fn is_news(&mut self, text: &str) -> bool {
+        self.0.replace(text.to_owned()).as_deref() != Some(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_is_said_once() {
+        let mut absence = Absence::default();
+        let said =
+            ["refused", "refused", "not there", "not there", "refused"].map(|text| absence.is_news(text));
+        assert_eq!(said, [true, false, true, false, true]);
     }
 }

@@ -289,7 +289,6 @@ fn it_waits_for_a_bus_that_comes_and_goes() {
     assert!(said.contains(" WARN ") && said.contains("no bus at the address that was given"), "{said}");
     daemon.start();
     eventually("the name is on the bus", || daemon.has_name());
-    assert_eq!(front.log().matches("no bus at the address that was given").count(), 1, "{}", front.log());
     let connection = block_on(async {
         let client = daemon.client().await;
         ManagerProxy::new(&client).await.unwrap().list_ranges().await.unwrap();
