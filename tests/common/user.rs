@@ -134,6 +134,21 @@ impl User {
         Client::new(stream, self.uid, process)
     }
 
+    /// The same, of a broker that is being started again: waits until it serves.
+    pub fn client_again(&self, socket: &Path) -> Client {
+        let mut client = None;
+        wait_until("the broker serves again", || {
+            let (process, line, mut fds) = self.agent(&["connect", socket.to_str().unwrap()]);
+            if line != "ok" {
+                return false;
+            }
+            let stream = UnixStream::from(fds.remove(0));
+            client = Client::try_new(stream, self.uid, process).ok().filter(Client::answers);
+            client.is_some()
+        });
+        client.unwrap()
+    }
+
     /// Runs the command-line client as this user.
     pub fn cgrant(&self, socket: &Path, arguments: &[&str]) -> Output {
         let mut command = self.command(self.programs.join("cgrant"));

@@ -1,10 +1,16 @@
 //! The command `cgrant` as an ordinary user: every verb, exit codes, formats, and a command that runs in a grant.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Output};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    process::Output,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use serde_json::Value;
 
-use crate::common::{Lab, Process, User, checker, wait_until};
+use crate::common::{Broker, Lab, Network, Process, User, checker, harness::descendants_of, wait_until};
 
 fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
@@ -44,8 +50,14 @@ fn every_verb_on_a_grant(lab: &Lab) {
     let list = json(&user, lab, &["grant", "list"]);
     assert!(list.to_string().contains("\"job\""), "{list}");
     assert!(done(&user, lab, &["grant", "list"]).contains("job"));
-    let show = json(&user, lab, &["grant", "show", "job"]).to_string();
+    let shown = json(&user, lab, &["grant", "show", "job"]);
+    let made = shown["created"].as_u64().unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros();
+    assert!((now - 600_000_000..=now).contains(&u128::from(made)), "{made} are no microseconds since 1970");
+    let show = shown.to_string();
     assert!(show.contains("persistent") && show.contains("67108864"), "{show}");
+    let show = done(&user, lab, &["grant", "show", "job"]);
+    assert!(show.lines().any(|line| line.starts_with("created ") && line.ends_with(" UTC")), "{show}");
     done(&user, lab, &["grant", "set", "job", "memory.max=96M", "pids.max=30"]);
     let pids = checker::place(lab, user.uid, "job", "pids");
     assert_eq!(fs::read_to_string(pids.join("pids.max")).unwrap().trim(), "30");
@@ -100,6 +112,9 @@ fn refusals_say_why_and_what_to_do(lab: &Lab) {
     assert!(said.contains("name"), "{said}");
     fails(&user, lab, &["grant", "set", "first", "memory.max=much"], 1);
     fails(&user, lab, &["grant", "show", "none"], 1);
+    // A process that is not there can't even be named to the broker.
+    let said = fails(&user, lab, &["grant", "attach", "first", "2147483632"], 4);
+    assert!(said.contains("2147483632"), "{said}");
     fails(&user, lab, &["grant", "set", "first", "nonsense"], 2);
     fails(&user, lab, &["grant", "nonsense"], 2);
     fails(&user, lab, &["--socket", "/nonexistent/socket", "grant", "list"], 3);
@@ -262,6 +277,154 @@ fn run_killed_hard_leaves_nothing(lab: &Lab) {
     checker::assert_empty(lab);
 }
 
+// What the engine does for `cgrant run` up to and including the attach of its stage.
+fn steps_to_the_attach(lab: &Lab, broker: &Broker, user: &User) -> usize {
+    broker.order_fault("count");
+    assert_eq!(run(lab, user, &["--", "true"]).status.code(), Some(0));
+    let steps = broker.fault_steps();
+    1 + steps.iter().position(|step| step == "attach: allowed").expect("no stage was attached")
+}
+
+// A client whose stage is about to be attached, for as long as the order of the fault stands.
+struct Held {
+    client: Process,
+    output: PathBuf,
+}
+
+impl Held {
+    fn new(lab: &Lab, broker: &Broker, user: &User) -> Self {
+        let steps = steps_to_the_attach(lab, broker, user);
+        broker.order_fault(&format!("wait:{steps}"));
+        let output = lab.scratch.join("output");
+        let mut command = user.command(lab.programs.join("cgrant"));
+        command.args(["run", "--name", "held", "--pids", "50", "--", "echo", "ran"]);
+        command.env("CGRANT_SOCKET", broker.socket()).stdout(fs::File::create(&output).unwrap());
+        let client = Process::of(&mut command);
+        broker.fault_waits();
+        Self { client, output }
+    }
+
+    // The launch stage, once it is the only process of the client's and has the container's tree ready.
+    fn ready_stage(&self) -> u32 {
+        let mut stage = None;
+        wait_until("the stage has prepared the container", || {
+            let ready = |pid: u32| {
+                let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+                // The last that is mounted; it belongs to the range's root.
+                mounts.lines().any(|line| line.contains(" /tmp ") && line.contains(",uid="))
+            };
+            let processes = descendants_of(self.client.pid);
+            stage = processes.first().copied().filter(|pid| processes.len() == 1 && ready(*pid));
+            stage.is_some()
+        });
+        stage.unwrap()
+    }
+}
+
+fn run_starts_nothing_before_it_is_in_its_cgroup(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let mut held = Held::new(lab, &broker, &user);
+    let stage = held.ready_stage();
+    // All that can be done without the cgroup is done. What is left is the first process, and it is not made.
+    let namespace = |pid: u32, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+    let own = std::process::id();
+    assert_ne!(namespace(stage, "mnt"), namespace(own, "mnt"));
+    assert_eq!(namespace(stage, "pid_for_children"), namespace(own, "pid"));
+    assert_eq!(namespace(stage, "cgroup"), namespace(own, "cgroup"));
+    for (hierarchy, place) in checker::places(lab, user.uid, "held") {
+        assert!(checker::members(&place).is_empty(), "something is in {hierarchy} already");
+    }
+    assert_eq!(fs::read_to_string(&held.output).unwrap(), "");
+    assert!(held.client.is_alive());
+    broker.fault_steps();
+    assert_eq!(held.client.wait_signal(), None);
+    assert_eq!(fs::read_to_string(&held.output).unwrap(), "ran\n");
+    broker.settle();
+    checker::assert_empty(lab);
+}
+
+fn run_killed_before_it_is_in_its_cgroup_leaves_nothing(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let mut held = Held::new(lab, &broker, &user);
+    held.client.kill();
+    broker.fault_steps();
+    broker.settle();
+    checker::assert_empty(lab);
+    assert_eq!(fs::read_to_string(&held.output).unwrap(), "");
+}
+
+fn run_ends_if_it_is_not_let_into_its_cgroup(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let steps = steps_to_the_attach(lab, &broker, &user);
+    broker.order_fault(&format!("fail:{steps}"));
+    let output = run(lab, &user, &["--", "echo", "ran"]);
+    assert!(broker.fault_done());
+    broker.fault_steps();
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), &b""[..]), "{}", text(&output));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.starts_with("cgrant: cannot make a grant for the command: injected failure"), "{said}");
+    broker.settle();
+    checker::assert_empty(lab);
+    // What went wrong in the stage comes before what the broker says of a stage that has ended.
+    let root = lab.scratch.join("bare");
+    fs::create_dir(&root).unwrap();
+    for (root, why) in [("/no/such/root", "cannot open the root"), (root.to_str().unwrap(), "cannot mount")] {
+        let output = run(lab, &user, &["--root", root, "--", "echo", "ran"]);
+        assert_eq!(
+            (output.status.code(), output.stdout.as_slice()),
+            (Some(4), &b""[..]),
+            "{}",
+            text(&output)
+        );
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.starts_with(&format!("cgrant: cannot run the command: {why}")), "{said}");
+        broker.settle();
+        checker::assert_empty(lab);
+    }
+}
+
+fn a_command_gets_a_tap(lab: &Lab) {
+    let network = Network::new(lab);
+    let broker = network.broker();
+    let user = lab.user();
+    let cgrant = |arguments: &[&str]| network.cgrant(&user, &broker, arguments);
+    assert_eq!(cgrant(&["grant", "create", "vm", "--no-ids"]).status.code(), Some(0));
+    let tap = |command: &[&str]| {
+        let output = cgrant(&[&["link", "tap", "vm", "--as", "lan0", "--"], command].concat());
+        // The command's end is the descriptor's, and that is the link's.
+        wait_until("the link is gone", || {
+            let links = cgrant(&["link", "list", "vm", "--format", "json"]);
+            assert_eq!(links.status.code(), Some(0), "{}", text(&links));
+            links.stdout == b"[]\n"
+        });
+        output
+    };
+    let script = "readlink /proc/self/fd/{fd}; grep ^iff: /proc/self/fdinfo/$CGRANT_TAP_FD
+        echo {fd} $CGRANT_TAP_FD; echo {mac} $CGRANT_TAP_MAC; readlink /proc/self/fd/* | grep -c tun; exit 9";
+    let output = tap(&["sh", "-c", script]);
+    assert_eq!(output.status.code(), Some(9), "{}", text(&output));
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<&str> = printed.lines().collect();
+    assert_eq!(lines[0], "/dev/net/tun");
+    assert!(lines[1].starts_with("iff:\t"), "no device is behind it: {printed}");
+    for line in &lines[2..4] {
+        let (argument, variable) = line.split_once(' ').unwrap();
+        assert!(!argument.is_empty() && argument == variable, "{printed}");
+    }
+    assert_eq!(lines[3].split(':').count(), 11, "two MAC addresses: {printed}");
+    assert_eq!(lines[4], "1", "one descriptor of it: {printed}");
+    for (program, code) in [("no-such-command", 127), ("/proc", 126)] {
+        let output = tap(&[program]);
+        assert_eq!(output.status.code(), Some(code), "{}", text(&output));
+        assert!(text(&output).contains("cannot execute"), "{}", text(&output));
+    }
+    assert_eq!(cgrant(&["grant", "release", "vm"]).status.code(), Some(0));
+    network.assert_as_before();
+}
+
 fn doctor_says_what_this_machine_can_do(lab: &Lab) {
     let broker = lab.broker();
     let user = lab.user();
@@ -302,6 +465,10 @@ crate::tests![
     run_in_a_root_directory_of_the_users_own,
     a_running_container_survives_the_brokers_death_and_ends_with_its_command,
     run_killed_hard_leaves_nothing,
+    run_starts_nothing_before_it_is_in_its_cgroup,
+    run_killed_before_it_is_in_its_cgroup_leaves_nothing,
+    run_ends_if_it_is_not_let_into_its_cgroup,
+    a_command_gets_a_tap,
     doctor_says_what_this_machine_can_do,
     help_has_an_example_for_every_verb,
 ];

@@ -12,20 +12,6 @@ use crate::common::{
     wait_until,
 };
 
-fn client_again(user: &User, broker: &Broker) -> Client {
-    let mut client = None;
-    wait_until("the broker serves again", || {
-        let (process, line, mut fds) = user.agent(&["connect", broker.socket().to_str().unwrap()]);
-        if line != "ok" {
-            return false;
-        }
-        let stream = std::os::unix::net::UnixStream::from(fds.remove(0));
-        client = Client::try_new(stream, user.uid, process).ok().filter(Client::answers);
-        client.is_some()
-    });
-    client.unwrap()
-}
-
 fn ask(client: &Client, stage: &Process, namespace: &std::os::fd::OwnedFd) -> Result<Grant, Refused> {
     let options = Options::new()
         .lifetime("persistent")
@@ -67,7 +53,7 @@ impl Bystander {
     }
 
     fn release(self, broker: &Broker) {
-        client_again(&self.user, broker).release(&self.path, true).unwrap();
+        self.user.client_again(broker.socket()).release(&self.path, true).unwrap();
     }
 }
 
@@ -85,13 +71,13 @@ fn killed_at_every_step_of_creating(lab: &Lab) {
     client.release(&grant.path, true).unwrap();
     for (number, step) in steps.iter().enumerate() {
         let engine = broker.engine();
-        let client = client_again(&user, &broker);
+        let client = user.client_again(broker.socket());
         let (stage, (_ns, namespace)) = (user.sleeper(), user.userns());
         broker.order_fault(&format!("die:{}", number + 1));
         ask(&client, &stage, &namespace).expect_err("the engine died before the answer");
         assert!(broker.fault_done(), "{step} was not reached");
         drop(client);
-        let client = client_again(&user, &broker);
+        let client = user.client_again(broker.socket());
         broker.fault_steps();
         assert_ne!(broker.engine(), engine, "{step}");
         checker::assert_in_order(lab);
@@ -127,14 +113,14 @@ fn killed_at_every_step_of_releasing(lab: &Lab) {
         broker.fault_steps().into_iter().filter(|step| step.starts_with("release")).collect();
     assert!(steps.len() >= 4, "{steps:?}");
     for (number, step) in steps.iter().enumerate() {
-        let client = client_again(&user, &broker);
+        let client = user.client_again(broker.socket());
         let grant = client.create("crash", Options::new().lifetime("persistent")).unwrap();
         let inside = user.sleeper();
         client.attach(&grant.path, &inside.pidfd, Options::new()).unwrap();
         broker.order_fault(&format!("die:{}", number + 1));
         client.release(&grant.path, true).expect_err("the engine died before the answer");
         assert!(broker.fault_done(), "{step} was not reached");
-        let client = client_again(&user, &broker);
+        let client = user.client_again(broker.socket());
         broker.fault_steps();
         checker::assert_in_order(lab);
         assert!(client.names().is_empty(), "{step}: a release that was begun was not finished");
@@ -152,12 +138,12 @@ fn killed_at_every_step_of_setting_limits(lab: &Lab) {
     let grant =
         client.create("limits", Options::new().lifetime("persistent").limits(&[("pids.max", "60")])).unwrap();
     for number in 1..=2 {
-        let client = client_again(&user, &broker);
+        let client = user.client_again(broker.socket());
         broker.order_fault(&format!("die:{number}"));
         client
             .set_limits(&grant.path, &[("pids.max", "10"), ("memory.max", "32M")])
             .expect_err("the engine died");
-        let client = client_again(&user, &broker);
+        let client = user.client_again(broker.socket());
         broker.fault_steps();
         // The old ones or the new ones, both in record and kernel: the audit compares.
         checker::assert_in_order(lab);
@@ -167,7 +153,7 @@ fn killed_at_every_step_of_setting_limits(lab: &Lab) {
         assert!(now == old || now == new, "{now:?}");
         client.set_limits(&grant.path, &[("pids.max", "60"), ("memory.max", "max")]).unwrap();
     }
-    client_again(&user, &broker).release(&grant.path, false).unwrap();
+    user.client_again(broker.socket()).release(&grant.path, false).unwrap();
     checker::assert_empty(lab);
 }
 
@@ -178,14 +164,18 @@ fn every_process_of_the_broker_may_be_killed(lab: &Lab) {
     let mut killed = Vec::new();
     // One after the other, each by its own place in the tree; the supervisor is for the next test.
     for round in 0..broker.processes().len() {
-        let processes = broker.processes();
-        let Some((pid, name)) = processes.into_iter().skip(1).nth(round % 4) else { continue };
-        let times_ready = || broker.log().matches(" ready ").count();
-        let before = times_ready();
+        // A child that is not itself yet has its parent's name.
+        let mut children = broker.processes().into_iter().filter(|(_, name)| name != "cgrantd");
+        let Some((pid, name)) = children.nth(round % 4) else { continue };
+        // Without the network helper the rest goes on being ready.
+        let sign =
+            if name.starts_with("cgrant-net") { "the network is as it ought to be" } else { " ready " };
+        let times = || broker.log().matches(sign).count();
+        let before = times();
         broker.kill(pid);
         killed.push(name.clone());
-        wait_until("the broker is ready again", || times_ready() > before);
-        let client = client_again(&user, &broker);
+        wait_until(&format!("the broker is itself again after {name} was killed"), || times() > before);
+        let client = user.client_again(broker.socket());
         let grant = client.create("again", Options::new()).unwrap_or_else(|r| panic!("after {name}: {r:?}"));
         client.release(&grant.path, false).unwrap();
         checker::assert_in_order(lab);
@@ -205,7 +195,7 @@ fn all_processes_killed_at_once_and_started_again(lab: &Lab) {
     let bystander = Bystander::new(lab, &broker);
     let user = lab.user();
     for round in 0..3 {
-        let client = client_again(&user, &broker);
+        let client = user.client_again(broker.socket());
         // One of each lifetime.
         let mut holder = user.sleeper();
         let kept =
@@ -223,7 +213,7 @@ fn all_processes_killed_at_once_and_started_again(lab: &Lab) {
         bystander.check(lab, "all killed");
         assert!(inside.is_alive(), "what ran in a grant died at the next start");
         drop(client);
-        let client = client_again(&user, &broker);
+        let client = user.client_again(broker.socket());
         if round == 1 {
             assert!(!client.names().contains(&"kept".to_owned()), "its holder died meanwhile");
         } else {
@@ -249,7 +239,7 @@ fn an_empty_grant_whose_connection_broke_ends_after_its_grace(lab: &Lab) {
     broker.kill_everything();
     broker.start_again();
     drop(client);
-    let client = client_again(&user, &broker);
+    let client = user.client_again(broker.socket());
     // Long enough for its maker to come back and take it again.
     assert!(client.names().contains(&"orphan".to_owned()), "it had no grace");
     wait_until("an empty grant without holder ends", || !client.names().contains(&"orphan".to_owned()));
@@ -265,7 +255,7 @@ fn a_front_that_dies_takes_no_grant_with_it(lab: &Lab) {
     let inside = user.sleeper();
     client.attach(&busy.path, &inside.pidfd, Options::new()).unwrap();
     broker.kill(broker.fronts()[0]);
-    let second = client_again(&user, &broker);
+    let second = user.client_again(broker.socket());
     assert!(!client.answers());
     assert!(inside.is_alive());
     assert_eq!(second.names(), ["busy", "empty"]);
@@ -284,7 +274,7 @@ fn killed_under_load_at_any_time(lab: &Lab) {
     let bystander = Bystander::new(lab, &broker);
     let user = lab.user();
     for round in 0..8_u64 {
-        let client = client_again(&user, &broker);
+        let client = user.client_again(broker.socket());
         let killer = {
             let all: Vec<u32> = broker.processes().into_iter().map(|(pid, _)| pid).collect();
             std::thread::spawn(move || {
@@ -310,7 +300,7 @@ fn killed_under_load_at_any_time(lab: &Lab) {
         broker.start_again();
         checker::assert_in_order(lab);
         bystander.check(lab, "killed under load");
-        let client = client_again(&user, &broker);
+        let client = user.client_again(broker.socket());
         for name in client.names() {
             let path = client.find(&name).unwrap();
             client.release(&path, true).unwrap();

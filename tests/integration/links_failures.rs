@@ -1,5 +1,9 @@
 //! Links when something goes wrong: each step fails in turn, the helper or the engine dies at it, somebody deletes what the broker made.
 
+use std::{collections::HashMap, time::Duration};
+
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::common::{
     Broker, Client, Container, Grant, Lab, Network, Node, Options, User, bus::Refused, checker,
     network::OUTSIDE4, node::Tcp, wait_until,
@@ -34,7 +38,7 @@ impl Bystander {
     }
 
     fn release(self, broker: &Broker) {
-        let client = client_again(&self.user, broker);
+        let client = self.user.client_again(broker.socket());
         self.one.release(&client);
         self.two.release(&client);
     }
@@ -64,20 +68,6 @@ fn await_rules(network: &Network<'_>, before: &str) {
         );
         std::thread::sleep(std::time::Duration::from_millis(30));
     }
-}
-
-fn client_again(user: &User, broker: &Broker) -> Client {
-    let mut client = None;
-    wait_until("the broker serves again", || {
-        let (process, line, mut fds) = user.agent(&["connect", broker.socket().to_str().unwrap()]);
-        if line != "ok" {
-            return false;
-        }
-        let stream = std::os::unix::net::UnixStream::from(fds.remove(0));
-        client = Client::try_new(stream, user.uid, process).ok().filter(Client::answers);
-        client.is_some()
-    });
-    client.unwrap()
 }
 
 // A grant with two links, limits of rate, and published ports of both kinds.
@@ -169,17 +159,17 @@ fn each_step_dies_in_turn(lab: &Lab) {
     let bystander = Bystander::new(lab, &broker);
     let user = lab.user();
     for net in [true, false] {
-        let client = client_again(&user, &broker);
+        let client = user.client_again(broker.socket());
         let all = steps(&broker, &client, &user, net);
         drop(client);
         for (number, step) in all.iter().enumerate() {
-            let client = client_again(&user, &broker);
+            let client = user.client_again(broker.socket());
             let node = Node::container(&user);
             order(&broker, net, &format!("die:{}", number + 1));
             let result = all_of_it(&client, &node);
             assert!(is_done(&broker, net), "{step} was not reached");
             drop(client);
-            let client = client_again(&user, &broker);
+            let client = user.client_again(broker.socket());
             taken(&broker, net);
             // The same request again gives the same grant or the first one; half a one is not there.
             let again = match result {
@@ -324,6 +314,65 @@ fn whoever_meddles_while_nobody_looks_is_found_out(lab: &Lab) {
     wait_until("the link is known to be gone", || client.links(&two.grant.path).is_empty());
     client.release(&two.grant.path, false).unwrap();
     one.release(&client);
+}
+
+// Stops a process, or lets it go on.
+fn signal(pid: u32, signal: Signal) {
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
+}
+
+// A `PropertiesChanged`: the object; the interface, what its properties are now, and which are not told.
+type Changed = (String, (String, HashMap<String, zbus::OwnedVariant>, Vec<String>));
+
+// While the helper is dead, somebody takes a port that it held.
+fn a_port_that_was_taken_meanwhile_is_the_grants_no_more(lab: &Lab) {
+    let network = Network::new(lab);
+    let broker = network.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let web = Container::new(&user, &client, "web", Options::new().ports(&["8080:80", "8081:81"]));
+    let mut watch = client.watch();
+    let (supervisor, net) = (broker.processes()[0].0, broker.net());
+    signal(supervisor, Signal::STOP);
+    signal(net, Signal::KILL);
+    let mut service = None;
+    wait_until("the port is free", || {
+        service = network.host.bind(Tcp, "0.0.0.0:8080", false).ok();
+        service.is_some()
+    });
+    signal(supervisor, Signal::CONT);
+    let changed: Option<Changed> = client.signal(&mut watch, "PropertiesChanged", Duration::from_secs(30));
+    assert_eq!(changed.unwrap().0, web.grant.path, "the change is told");
+    let left = client.links(&web.grant.path).remove(0).ports;
+    assert!(left.len() == 1 && left[0].contains("8081:81"), "{left:?}");
+    // It counts no more, and who has it now can be followed by whoever asks next.
+    let refused = client.publish(&web.grant.path, "eth0", &["8080:80"]).unwrap_err();
+    refused.is("AddressInUse", "8080");
+    network.host.close(service.unwrap());
+    client.publish(&web.grant.path, "eth0", &["8080:80"]).unwrap();
+    assert_eq!(client.links(&web.grant.path)[0].ports.len(), 2);
+    web.release(&client);
+}
+
+// The helper gives no sign any more: it is killed, and the next one takes over what is there.
+fn a_helper_that_hangs_is_replaced(lab: &Lab) {
+    let network = Network::new(lab);
+    let broker = network.broker();
+    let bystander = Bystander::new(lab, &broker);
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let net = broker.net();
+    signal(net, Signal::STOP);
+    let refused = Container::try_new(&user, &client, "late", Options::new()).err().unwrap();
+    refused.is("TimedOut", "gave no sign");
+    wait_until("it is gone", || broker.net() != net);
+    let late = Container::new(&user, &client, "late", Options::new());
+    assert!(late.node.pings(OUTSIDE4));
+    bystander.check(&network, "after the helper was replaced");
+    assert!(broker.log().contains("it gave no sign and was killed"));
+    late.release(&client);
+    bystander.release(&broker);
+    network.look();
 }
 
 fn the_hosts_networks_change(lab: &Lab) {
@@ -498,6 +547,8 @@ crate::tests![
     each_step_dies_in_turn,
     what_somebody_breaks_is_mended_or_told,
     whoever_meddles_while_nobody_looks_is_found_out,
+    a_port_that_was_taken_meanwhile_is_the_grants_no_more,
+    a_helper_that_hangs_is_replaced,
     the_hosts_networks_change,
     a_host_that_is_configured_by_advertisements_stays_so,
     settings_that_others_changed_are_left_alone,

@@ -101,7 +101,12 @@ Examples:
         all: bool,
     },
     /// Shows all about a grant
-    #[command(after_help = "Example:\n  cgrant grant show build")]
+    #[command(after_help = "\
+In JSON, \"created\" is a number: microseconds since 1970.
+
+Examples:
+  cgrant grant show build
+  cgrant grant show build --format json | jq '.created / 1e6 | todate'")]
     Show(GrantName),
     /// Sets limits: all of them, or none
     #[command(after_help = "\
@@ -205,6 +210,18 @@ Examples:
   cgrant link add web --netns 4711 -p 8080:80
   cgrant link add web --netns /proc/4711/ns/net --upload 10M --download 100M")]
     Add(Box<LinkAddArgs>),
+    /// Adds a tap to a grant and runs a command that has it: Ethernet frames for a virtual machine
+    #[command(after_help = "\
+The command takes cgrant's place and inherits the tap's descriptor. In its arguments {fd} stands for
+the descriptor's number and {mac} for the MAC address that the machine has to use; they are in
+$CGRANT_TAP_FD and $CGRANT_TAP_MAC too. Each frame has a virtio_net_hdr before it. The machine asks for
+its addresses by DHCP or router advertisement. The link ends when the descriptor is closed.
+
+Examples:
+  cgrant link tap vm -p 2222:22 -- qemu-system-x86_64 -m 1G disk.img \\
+    -netdev tap,id=n,fd={fd} -device virtio-net,netdev=n,mac={mac}
+  cgrant link tap vm --bridge lan --as eth1 -- sh -c 'exec vmm --tap-fd $CGRANT_TAP_FD'")]
+    Tap(Box<TapArgs>),
     /// Removes a link of a grant
     #[command(after_help = "Example:\n  cgrant link remove web eth1")]
     Remove {
@@ -259,6 +276,25 @@ pub(crate) struct LinkAddArgs {
     pub(crate) ports: PortArgs,
     #[command(flatten)]
     pub(crate) properties: LinkArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TapArgs {
+    #[command(flatten)]
+    pub(crate) grant: GrantName,
+    /// The bridge that it is on; otherwise the first of 'cgrant link bridges'
+    #[arg(long)]
+    pub(crate) bridge: Option<String>,
+    /// Its name; otherwise the first free of eth0, eth1 …
+    #[arg(long = "as", value_name = "NAME")]
+    pub(crate) link: Option<String>,
+    #[command(flatten)]
+    pub(crate) ports: PortArgs,
+    #[command(flatten)]
+    pub(crate) properties: LinkArgs,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]
@@ -624,6 +660,7 @@ mod tests {
         }
         assert!(parse(&["link", "publish", "web", "eth0"]).is_err());
         assert!(parse(&["link", "list", "--account", "7"]).is_err());
+        assert!(parse(&["link", "tap", "web"]).is_err());
     }
 
     #[test]

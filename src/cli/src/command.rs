@@ -7,3 +7,4 @@ pub(crate) mod grant;
 pub(crate) mod link;
 pub(crate) mod run;
 mod supervise;
+mod tap;

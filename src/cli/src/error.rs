@@ -26,6 +26,9 @@ pub(crate) enum Failure {
     /// A process that was named is not there.
     #[error("cannot name the process {pid} to the broker: {source}")]
     Process { pid: u32, source: io::Error },
+    /// A command that was to take this one's place cannot be executed.
+    #[error("cannot execute {program:?}: {source}")]
+    Execute { program: OsString, source: io::Error },
     /// Something on the command line that its syntax does not show.
     #[error("{0}")]
     Usage(String),
@@ -53,8 +56,14 @@ impl Failure {
             Self::Broker { source: SessionError::Silent, .. } => exit::NO_BROKER,
             Self::Launch(LaunchError::Step(step)) => step.command_status().unwrap_or(exit::MACHINE),
             Self::Launch(LaunchError::Spec(_)) | Self::Usage(_) | Self::Endpoint { .. } => exit::USAGE,
-            Self::Process { .. } | Self::Namespace { .. } => exit::REFUSED,
-            Self::Broker { .. } | Self::Launch(_) | Self::Machine { .. } | Self::Output(_) => exit::MACHINE,
+            Self::Execute { source, .. } if source.kind() == io::ErrorKind::NotFound => exit::NOT_FOUND,
+            Self::Execute { .. } => exit::NOT_EXECUTABLE,
+            Self::Broker { .. }
+            | Self::Launch(_)
+            | Self::Process { .. }
+            | Self::Namespace { .. }
+            | Self::Machine { .. }
+            | Self::Output(_) => exit::MACHINE,
         }
     }
 
@@ -196,6 +205,16 @@ mod tests {
         let failure = Failure::from(LaunchError::Step(mount));
         assert_eq!(failure.code(), exit::MACHINE);
         assert!(failure.line().contains("make that directory"), "{}", failure.line());
+    }
+
+    #[test]
+    fn what_the_machine_refuses_has_its_own_code() {
+        let not_there = || io::Error::from_raw_os_error(3);
+        assert_eq!(Failure::Process { pid: 7, source: not_there() }.code(), exit::MACHINE);
+        assert_eq!(Failure::Namespace { namespace: "7".into(), source: not_there() }.code(), exit::MACHINE);
+        let execute = |kind: io::ErrorKind| Failure::Execute { program: "x".into(), source: kind.into() };
+        assert_eq!(execute(io::ErrorKind::NotFound).code(), 127);
+        assert_eq!(execute(io::ErrorKind::PermissionDenied).code(), 126);
     }
 
     #[test]

@@ -8,8 +8,13 @@ pub(crate) const REFUSED: u8 = 1;
 pub(crate) const USAGE: u8 = 2;
 /// No broker answers.
 pub(crate) const NO_BROKER: u8 = 3;
-/// This machine refused something that the command itself did: a step of a launch, reading a file, writing a result.
+/// This machine refused something that the command itself did: a step of a launch, naming a process or a namespace to the
+/// broker, writing a result.
 pub(crate) const MACHINE: u8 = 4;
+/// The command that was to be run cannot be executed.
+pub(crate) const NOT_EXECUTABLE: u8 = 126;
+/// The command that was to be run is not there.
+pub(crate) const NOT_FOUND: u8 = 127;
 
 /// The same for people.
 pub(crate) const TABLE: &str = "\
@@ -18,11 +23,12 @@ Exit codes:
   1        the broker refused (of doctor: something fails)
   2        the command line is wrong
   3        no broker answers
-  4        this machine refused a step of the launch, or the result could not be written
-  126      run: the command cannot be executed
-  127      run: the command was not found
+  4        this machine refused what cgrant did itself: a step of a launch, naming a process that is
+           not there, writing the result
+  126      run, link tap: the command cannot be executed
+  127      run, link tap: the command was not found
   128 + N  run: signal N ended the command
-  others   run: the command's own, which may be any number, those above too";
+  others   run, link tap: the command's own, which may be any number, those above too";
 
 #[cfg(test)]
 mod tests {
@@ -30,8 +36,8 @@ mod tests {
 
     #[test]
     fn the_table_names_every_code() {
-        for code in [DONE, REFUSED, USAGE, NO_BROKER, MACHINE] {
-            assert!(TABLE.contains(&format!("\n  {code}        ")), "{code}");
+        for code in [DONE, REFUSED, USAGE, NO_BROKER, MACHINE, NOT_EXECUTABLE, NOT_FOUND] {
+            assert!(TABLE.contains(&format!("\n  {code:<9}")), "{code}");
         }
     }
 }

@@ -128,6 +128,29 @@ pub(crate) fn bytes(number: u64) -> String {
     if unit == "B" { format!("{number}B") } else { format!("{value:.1}{unit}") }
 }
 
+/// A time, given in microseconds since 1970, as people read it: `2026-11-22 02:15:07 UTC`.
+pub(crate) fn time(microseconds: u64) -> String {
+    let seconds = microseconds / 1_000_000;
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = date(days);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+}
+
+/// Year, month and day of a number of days since 1970. Years are counted from the first of March, so that the day that
+/// some have more is the last of theirs.
+fn date(days: u64) -> (u64, u64, u64) {
+    // From 0000-03-01, in periods of 400 years, which are all of one length.
+    let days = days + 719_468;
+    let (period, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    // March to July and August to December have the same 153 days.
+    let month = (5 * day + 2) / 153;
+    let (year, day) = (400 * period + year, day - (153 * month + 2) / 5 + 1);
+    if month < 10 { (year, month + 3, day) } else { (year + 1, month - 9, day) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,5 +187,19 @@ mod tests {
         assert_eq!(bytes(1536), "1.5K");
         assert_eq!(bytes(3 << 40), "3.0T");
         assert_eq!(bytes(u64::MAX), "16777216.0T");
+    }
+
+    #[test]
+    fn times_are_dates_in_utc() {
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_399, "2000-02-28 23:59:59 UTC"),
+            (951_782_400, "2000-02-29 00:00:00 UTC"),
+            (1_798_761_599, "2026-12-31 23:59:59 UTC"),
+            (4_107_542_400, "2100-03-01 00:00:00 UTC"),
+        ] {
+            assert_eq!(time(seconds * 1_000_000 + 999_999), text);
+        }
+        assert!(time(u64::MAX).ends_with(" UTC"));
     }
 }

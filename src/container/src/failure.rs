@@ -18,7 +18,11 @@ pub enum Step {
     ShowNetworkNamespace,
     /// The stage's answer from its parent.
     Proceed,
-    /// clone3 into the payload with all other namespaces.
+    /// unshare of the other namespaces by the stage.
+    Namespaces,
+    /// Forking the process that builds the container's tree.
+    Builder,
+    /// clone3 into the payload, with a pid namespace.
     Clone,
     /// Signal dispositions and mask, session, keyring, umask.
     Process,
@@ -99,10 +103,10 @@ impl StepFailure {
             }
             (Step::UserNamespace, E::NOSYS | E::INVAL) => "the kernel was built without user namespaces",
             (Step::Clone, E::AGAIN) => "pids.max leaves no room for the container's first process: raise it",
-            (Step::Clone, E::NOSPC) => {
+            (Step::Namespaces | Step::Clone, E::NOSPC) => {
                 "a limit in /proc/sys/user/max_*_namespaces is used up: see 'cgrant doctor'"
             }
-            (Step::Clone, E::PERM) => {
+            (Step::Namespaces | Step::Clone, E::PERM) => {
                 "the kernel gave the user namespace no capabilities (kernel.apparmor_restrict_unprivileged_userns?): see 'cgrant doctor'"
             }
             (Step::Clone, E::BUSY) => {
@@ -145,6 +149,8 @@ impl fmt::Display for StepFailure {
             Step::ShowUserNamespace => write!(f, "cannot open the new user namespace"),
             Step::ShowNetworkNamespace => write!(f, "cannot open the new network namespace"),
             Step::Proceed => write!(f, "the launch stage was not told to go on"),
+            Step::Namespaces => write!(f, "cannot make the container's namespaces"),
+            Step::Builder => write!(f, "cannot start the process that builds the container's tree"),
             Step::Clone => write!(f, "cannot make the container's first process"),
             Step::Process => write!(f, "cannot set {subject} of the container's first process"),
             Step::OpenRoot => write!(f, "cannot open the root {subject:?}"),

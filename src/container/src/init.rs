@@ -1,8 +1,8 @@
 //! The container's first process, from its clone to its execve.
 //!
-//! It begins with the account's uid and all capabilities of the user namespace, in namespaces that are still
-//! full of the host, and ends as the namespace's root in a tree of its own. What must be done as the account
-//! (opening the root directory, which may lie under a home of mode 0700) comes first.
+//! It begins with the account's uid and capabilities of the user namespace, in the host's tree, beside which its own
+//! stands ready, and ends as the namespace's root in that one. What is mounted here shows the namespaces that begin with
+//! this process: that of pids and that of cgroups.
 //!
 //! no_new_privs is not set: setuid programs work inside, between ids of the namespace. Capabilities stay
 //! those of the namespace's root. From the change of uid to execve the process is not dumpable.
@@ -22,16 +22,18 @@ use rustix::{
 use crate::{
     failure::{At, Step, StepFailure},
     launch::Placement,
-    loopback,
     message::{FromStage, send},
     reaper,
     root::NewRoot,
     spec::Prepared,
 };
 
+/// Of whatever is made for a container, and of its command to begin with.
+pub(crate) const UMASK: u32 = 0o022;
+
 /// Runs to the command's execve, or to the exit status of a failure, which the launcher is told.
-pub(crate) fn run(channel: &Channel, spec: &Prepared, placement: &Placement) -> i32 {
-    let failure = match set_up(spec, placement) {
+pub(crate) fn run(channel: &Channel, spec: &Prepared, root: &NewRoot, placement: &Placement) -> i32 {
+    let failure = match set_up(spec, root, placement) {
         Ok(()) if spec.reaper => match reaper::run(channel, || execute(channel, spec)) {
             Ok(status) => return status,
             Err(failure) => failure,
@@ -50,15 +52,11 @@ pub(crate) fn report(channel: &Channel, failure: StepFailure) -> i32 {
     i32::from(status)
 }
 
-fn set_up(spec: &Prepared, placement: &Placement) -> Result<(), StepFailure> {
+fn set_up(spec: &Prepared, root: &NewRoot, placement: &Placement) -> Result<(), StepFailure> {
     clean_process()?;
-    let root = NewRoot::open(&spec.root)?;
     become_root(spec.setgroups)?;
     nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP).at(Step::CgroupNamespace, "")?;
-    let hostname = spec.hostname.as_ref().unwrap_or(&placement.hostname);
-    rustix::system::sethostname(hostname.as_bytes()).at(Step::Hostname, hostname)?;
-    loopback::up().at(Step::Loopback, "")?;
-    root.enter(hostname, placement)
+    root.enter(placement)
 }
 
 /// Nothing of the launcher's surroundings stays: signal mask and dispositions, controlling terminal (with
@@ -67,7 +65,7 @@ pub(crate) fn clean_process() -> Result<(), StepFailure> {
     cgrant_sys::signals::reset().at(Step::Process, "signals")?;
     rustix::process::setsid().at(Step::Process, "session")?;
     cgrant_sys::keyring::new_session().at(Step::Process, "keyring")?;
-    rustix::process::umask(Mode::from_raw_mode(0o022));
+    rustix::process::umask(Mode::from_raw_mode(UMASK));
     Ok(())
 }
 

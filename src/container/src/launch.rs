@@ -1,9 +1,10 @@
 //! The launcher's side of a launch, as states: a caller can't do the steps in a wrong order.
 //!
 //! ```text
-//! Launch::begin(spec)      the launch stage is forked and makes its user namespace meanwhile
-//!   .user_namespace()      that namespace, unmapped, and the stage: to be shown to the broker
-//!   .start(payload, …)    ids are mapped, the stage may enter the payload: the container runs
+//! Launch::begin(spec)      the launch stage is forked and makes its namespaces meanwhile
+//!   .user_namespace()      that namespace, unmapped: to be shown to the broker
+//!   .mapped(placement)     ids are mapped: the container's tree is built, while the broker attaches the stage
+//!   .start(payload)        the stage is attached and may clone into the payload: the container runs
 //! ```
 //!
 //! A launch that is dropped at any point ends its processes: the stage and the first process end when the
@@ -11,14 +12,18 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use cgrant_sys::{Channel, Clone3, Pidfd, pidfd::Signal, seqpacket};
-
+use cgrant_sys::{
+    Channel, Clone3, Pidfd,
+    pidfd::Signal,
+    seqpacket::{self, ChannelError},
+};
+use rustix::net::Shutdown;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     container::{Container, Ending},
-    failure::{LaunchError, StepFailure},
-    message::{FromStage, receive, send},
+    failure::{LaunchError, Step, StepFailure},
+    message::{FromLauncher, FromStage, receive, send},
     network::Network,
     spec::LaunchSpec,
     stage,
@@ -49,6 +54,13 @@ pub struct Staged {
     launch: Launch,
     namespace: OwnedFd,
     network: Option<OwnedFd>,
+    stage: Pidfd,
+}
+
+/// A launch whose stage has its ids and prepares the container up to its first process.
+#[derive(Debug)]
+pub struct Mapped {
+    launch: Launch,
     stage: Pidfd,
 }
 
@@ -113,21 +125,39 @@ impl Staged {
         self.network.as_ref().map(AsFd::as_fd)
     }
 
+    /// The pidfd of the stage, for whoever attaches it before its ids are mapped, or names it meanwhile.
+    pub fn stage(&self) -> BorrowedFd<'_> {
+        self.stage.as_fd()
+    }
+
+    /// Tells the stage that the ids of the namespace are mapped. It goes on by itself as far as it can without a
+    /// cgroup; this returns at once, so that the caller can have it attached meanwhile.
+    ///
+    /// # Errors
+    /// [`LaunchError::Channel`]. That a stage has failed by now is said by what follows.
+    pub fn mapped(self, placement: &Placement) -> Result<Mapped, LaunchError> {
+        let Self { launch, stage, .. } = self;
+        heard_or_gone(send(&launch.channel, &FromLauncher::Mapped(placement.clone()), None))?;
+        Ok(Mapped { launch, stage })
+    }
+}
+
+impl Mapped {
     /// The pidfd of the stage, which the broker attaches to the grant.
     pub fn stage(&self) -> BorrowedFd<'_> {
         self.stage.as_fd()
     }
 
     /// Lets the stage clone the container's first process into `payload` (an `O_PATH` descriptor of a
-    /// cgroup2 directory) and waits until the command is executed. The ids of the namespace must be mapped.
+    /// cgroup2 directory) and waits until the command is executed. The stage must be attached to the grant: what
+    /// it makes is where it is itself, in every v1 hierarchy.
     ///
     /// # Errors
     /// [`LaunchError::Step`] with the step that failed, among them that the command cannot be executed;
     /// [`LaunchError::Died`] if a process was killed meanwhile, for instance for want of memory.
-    pub fn start(self, payload: BorrowedFd<'_>, placement: &Placement) -> Result<Container, LaunchError> {
-        let Self { mut launch, namespace, network, stage: _ } = self;
-        drop((namespace, network));
-        send(&launch.channel, placement, Some(payload))?;
+    pub fn start(self, payload: BorrowedFd<'_>) -> Result<Container, LaunchError> {
+        let Self { mut launch, .. } = self;
+        heard_or_gone(send(&launch.channel, &FromLauncher::Attached, Some(payload)))?;
         let Heard { init, executing, failure } = Heard::until_end(&launch.channel)?;
         let stage = launch.stage.wait()?;
         let Some(mut init) = init else {
@@ -138,6 +168,27 @@ impl Staged {
             None if executing => Ok(init.become_container()?),
             None => Err(LaunchError::Died(init.wait()?)),
         }
+    }
+
+    /// Gives the launch up because the stage was not attached, and waits for its end; what had gone wrong in the
+    /// stage itself, if something had: then the rest follows from that.
+    pub fn failure(self) -> Option<LaunchError> {
+        let Self { mut launch, .. } = self;
+        // It waits for a message, or will soon: with none to come it ends.
+        rustix::net::shutdown(&launch.channel, Shutdown::Write).ok()?;
+        match Heard::until_end(&launch.channel).ok()?.failure {
+            Some(StepFailure { step: Step::Proceed, .. }) => None,
+            Some(failure) => Some(LaunchError::Step(failure)),
+            None => Some(launch.stage.died()),
+        }
+    }
+}
+
+/// A stage that has ended says why in what can still be received.
+fn heard_or_gone(sent: Result<(), LaunchError>) -> Result<(), LaunchError> {
+    match sent {
+        Err(LaunchError::Channel(ChannelError::Closed)) => Ok(()),
+        sent => sent,
     }
 }
 

@@ -9,6 +9,7 @@
 //! Everything after a fork runs in a process with one thread, and tells the launcher by name the step at
 //! which it failed.
 
+mod builder;
 mod container;
 mod failure;
 mod init;
@@ -29,7 +30,7 @@ pub use cgrant_sys::{
 };
 pub use container::{Container, Disposition, Dispositions, Ending};
 pub use failure::{LaunchError, Step, StepFailure};
-pub use launch::{Launch, Placement, Staged};
+pub use launch::{Launch, Mapped, Placement, Staged};
 pub use network::Network;
 pub use session::{Session, SessionError};
 pub use spec::{Command, DEFAULT_PATH, LaunchSpec, Root, SpecError, check_hostname};

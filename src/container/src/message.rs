@@ -1,13 +1,14 @@
 //! What launcher, launch stage and first process say to each other over the launch's SEQPACKET pair.
-//!
-//! The launcher says one thing only: a [`crate::Placement`], once the ids are mapped.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use cgrant_sys::seqpacket::Channel;
+use cgrant_sys::seqpacket::{Channel, ChannelError};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::failure::{LaunchError, StepFailure};
+use crate::{
+    failure::{LaunchError, StepFailure},
+    launch::Placement,
+};
 
 /// From the stage, and later from the container's first process, to the launcher.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,15 @@ pub(crate) enum FromStage {
     Failed(StepFailure),
 }
 
+/// From the launcher to the stage, in this order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum FromLauncher {
+    /// The grant is made and its ids are mapped.
+    Mapped(Placement),
+    /// The stage is attached to the grant; a descriptor of the payload comes beside the message.
+    Attached,
+}
+
 /// Sends one message with at most one descriptor.
 pub(crate) fn send<T: Serialize>(
     channel: &Channel,
@@ -38,7 +48,12 @@ pub(crate) fn send<T: Serialize>(
 pub(crate) fn receive<T: DeserializeOwned>(
     channel: &Channel,
 ) -> Result<Option<(T, Option<OwnedFd>)>, LaunchError> {
-    let Some(received) = channel.receive()? else { return Ok(None) };
+    let received = match channel.receive() {
+        // An end that was closed with a message unread is told once, before what it had said (unix(7), ECONNRESET).
+        Err(ChannelError::Closed) => channel.receive()?,
+        received => received?,
+    };
+    let Some(received) = received else { return Ok(None) };
     let message = serde_json::from_slice(&received.bytes).map_err(|_| LaunchError::OutOfTurn)?;
     Ok(Some((message, received.fds.into_iter().next())))
 }
@@ -51,7 +66,7 @@ mod tests {
     use cgrant_sys::seqpacket::pair;
 
     use super::*;
-    use crate::{Placement, Step};
+    use crate::Step;
 
     #[test]
     fn messages_and_their_descriptor_arrive() {
@@ -59,14 +74,25 @@ mod tests {
         let failure = StepFailure { step: Step::Mount, subject: "\u{fffd} \" x".into(), errno: 13 };
         send(&near, &FromStage::Failed(failure.clone()), None).unwrap();
         send(&near, &FromStage::UserNamespace, Some(std::io::stdin().as_fd())).unwrap();
-        send(&near, &Placement { hostname: "x".into(), ids: 7, network: None }, None).unwrap();
+        let placement = Placement { hostname: "x".into(), ids: 7, network: None };
+        send(&near, &FromLauncher::Mapped(placement.clone()), None).unwrap();
         let (message, fd) = receive(&far).unwrap().unwrap();
         assert_eq!((message, fd.is_none()), (FromStage::Failed(failure), true));
         let (message, fd) = receive(&far).unwrap().unwrap();
         assert_eq!((message, fd.is_some()), (FromStage::UserNamespace, true));
-        assert_eq!(receive::<Placement>(&far).unwrap().unwrap().0.ids, 7);
+        assert_eq!(receive::<FromLauncher>(&far).unwrap().unwrap().0, FromLauncher::Mapped(placement));
         drop(near);
-        assert!(receive::<Placement>(&far).unwrap().is_none());
+        assert!(receive::<FromLauncher>(&far).unwrap().is_none());
+    }
+
+    #[test]
+    fn last_words_arrive_though_the_speaker_did_not_listen() {
+        let (near, far) = pair().unwrap();
+        send(&far, &FromLauncher::Attached, None).unwrap();
+        send(&near, &FromStage::Executing, None).unwrap();
+        drop(near);
+        assert_eq!(receive::<FromStage>(&far).unwrap().unwrap().0, FromStage::Executing);
+        assert!(receive::<FromStage>(&far).unwrap().is_none());
     }
 
     #[test]

@@ -35,17 +35,16 @@ const MAX_SERVERS: usize = 3;
 /// Groups whose members may make ICMP sockets (icmp(7)); by default none.
 const PING_GROUPS: &str = "proc/sys/net/ipv4/ping_group_range";
 
-/// Shows it in the tree of a container, whose `/proc` and `/run` are mounted: a container of `ids` ids.
-pub(crate) fn show(tree: &OwnedFd, network: &Network, hostname: &str, ids: u32) -> Result<(), StepFailure> {
-    open_ping(tree, ids);
+/// Shows it in the tree of a container, whose `/run` is mounted.
+pub(crate) fn show(tree: &OwnedFd, network: &Network, hostname: &str) -> Result<(), StepFailure> {
     if !network.dns.is_empty() {
         cover(tree, "etc/resolv.conf", &resolvers(&network.dns)).at(Step::Names, "/etc/resolv.conf")?;
     }
     cover(tree, "etc/hosts", &hosts(&network.addresses, hostname)).at(Step::Names, "/etc/hosts")
 }
 
-/// Lets every group of the container ping. Where it can't be, root still can: it has CAP_NET_RAW there.
-fn open_ping(tree: &OwnedFd, ids: u32) {
+/// Lets every group of a container of `ids` ids ping; its `/proc` is mounted in the tree. Where it can't be, root still can: it has CAP_NET_RAW there.
+pub(crate) fn open_ping(tree: &OwnedFd, ids: u32) {
     let range = format!("0 {}", ids.saturating_sub(1));
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     if let Ok(file) = rustix::fs::openat(tree, PING_GROUPS, flags, Mode::empty()) {

@@ -1,6 +1,7 @@
 //! The container's tree: its root, what is mounted in it, and the way from the host's tree to it.
 //!
-//! Runs in the container's own mount namespace, which its user namespace owns. Targets are looked up from the
+//! Done in three parts in the container's own mount namespace, which its user namespace owns: opened as the account,
+//! built as the namespace's root, entered by the first process. Targets are looked up from the
 //! descriptor of the new root, and what is not ours in such a path is its last component, where no symlink is
 //! followed: a root of unknown origin can't lead a mount elsewhere. The host's tree stays until the end: the
 //! kernel mounts proc and sysfs for a user namespace only where it can see whole ones, and the device nodes
@@ -83,16 +84,25 @@ impl NewRoot {
         Ok(Self { tree, place, name })
     }
 
-    /// Makes it the root of a namespace of this placement's ids, with everything mounted that belongs in it, and
-    /// leaves the host's tree.
-    pub(crate) fn enter(self, hostname: &str, placement: &Placement) -> Result<(), StepFailure> {
+    /// Mounts in it what a namespace of this placement's ids has, but for what shows pids and cgroups.
+    pub(crate) fn build(&self, hostname: &str, placement: &Placement) -> Result<(), StepFailure> {
         self.attach()?;
-        self.mount_kernel_views()?;
+        self.mount_sys()?;
         self.mount_devices(placement.ids)?;
         self.mount("tmpfs", &[("mode", Some("0755"))], SAFE, "run")?;
         self.mount("tmpfs", &[("mode", Some("1777"))], SAFE, "tmp")?;
-        if let Some(given) = &placement.network {
-            network::show(&self.tree, given, hostname, placement.ids)?;
+        match &placement.network {
+            Some(given) => network::show(&self.tree, given, hostname),
+            None => Ok(()),
+        }
+    }
+
+    /// Mounts the rest and makes it the root, leaving the host's tree: for the first process of the pid namespace, in
+    /// its cgroup namespace.
+    pub(crate) fn enter(&self, placement: &Placement) -> Result<(), StepFailure> {
+        self.mount_pids_and_cgroups()?;
+        if placement.network.is_some() {
+            network::open_ping(&self.tree, placement.ids);
         }
         self.leave_host()
     }
@@ -109,13 +119,22 @@ impl NewRoot {
 
     /// `/proc`, `/sys` and the container's own cgroup tree.
     pub(crate) fn mount_kernel_views(&self) -> Result<(), StepFailure> {
+        self.mount_sys()?;
+        self.mount_pids_and_cgroups()
+    }
+
+    /// What shows the namespaces that begin with the container's first process.
+    fn mount_pids_and_cgroups(&self) -> Result<(), StepFailure> {
         self.mount("proc", &[], INERT, "proc")?;
+        self.mount("cgroup2", &[], INERT, "sys/fs/cgroup")
+    }
+
+    fn mount_sys(&self) -> Result<(), StepFailure> {
         match self.mount("sysfs", &[], INERT | READ_ONLY, "sys") {
             // Something hides a part of the host's /sys: what is to be seen of it is seen inside as well.
-            Err(failure) if failure.errno == Errno::PERM.raw_os_error() => self.show_host_sys()?,
-            result => result?,
+            Err(failure) if failure.errno == Errno::PERM.raw_os_error() => self.show_host_sys(),
+            result => result,
         }
-        self.mount("cgroup2", &[], INERT, "sys/fs/cgroup")
     }
 
     fn show_host_sys(&self) -> Result<(), StepFailure> {

@@ -1,10 +1,16 @@
-//! The launch stage: a fork of the launcher that makes the user namespace and, once its ids are mapped,
-//! the container's first process as a child of the launcher.
+//! The launch stage: a fork of the launcher that makes all namespaces but two and, once its ids are mapped, has the
+//! container's tree built; once it is attached to the grant as well, it makes the container's first process as a child
+//! of the launcher.
 //!
 //! It is a process of its own because the user namespace must exist, unmapped, before the broker is asked,
 //! and because it, not the launcher, is what the broker attaches to cgroups: what enters a grant's limits
 //! is this process and its descendants, never the launcher. It keeps the account's uid to its end, which is
-//! what the kernel looks at when a process is cloned into the payload.
+//! what the kernel looks at when a process is cloned into the payload. The tree has to be the namespace's root's,
+//! so a child builds it (see [`crate::builder`]), which has ended before the first process is made.
+//!
+//! The attach takes as long as all the rest together on a machine that has nothing else to do (the kernel waits for
+//! a grace period), so the two go on at once. What must not is the first process: a pid namespace and a cgroup
+//! namespace are made for a process that is in its cgroup from birth.
 //!
 //! It is forked and not executed again from a copy of the program, which would cost more than everything
 //! else here. What such a copy protects from (a container that writes to the program that started it,
@@ -18,47 +24,53 @@ use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::{
+    builder,
     failure::{At, LaunchError, Step, StepFailure},
     init,
     launch::Placement,
-    message::{FromStage, receive, send},
+    loopback,
+    message::{FromLauncher, FromStage, receive, send},
+    root::NewRoot,
     spec::Prepared,
 };
 
-/// The namespaces of a container, besides those of the stage itself, that is, the user namespace that the stage is already in, and the cgroup
-/// namespace, which must be made from inside the payload.
-const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
-    .union(CloneFlags::CLONE_NEWPID)
+/// The namespaces that the stage makes for the container, besides the user namespace that owns them.
+const OWN: CloneFlags = CloneFlags::CLONE_NEWNS
     .union(CloneFlags::CLONE_NEWNET)
     .union(CloneFlags::CLONE_NEWIPC)
     .union(CloneFlags::CLONE_NEWUTS);
 
 /// The stage, from its fork to its exit status. Failures go to the launcher.
 pub(crate) fn run(channel: &Channel, spec: &Prepared) -> i32 {
-    let Err(failure) = launch(channel, spec) else { return 0 };
-    // Nobody is left to tell if this fails too: the launcher sees the channel end and the status.
-    let _ = send(channel, &FromStage::Failed(failure), None);
-    1
+    launch(channel, spec).unwrap_or_else(|failure| init::report(channel, failure))
 }
 
-fn launch(channel: &Channel, spec: &Prepared) -> Result<(), StepFailure> {
+fn launch(channel: &Channel, spec: &Prepared) -> Result<i32, StepFailure> {
     // Whatever the launcher was started with beside its standard streams stays out of the container.
     cgrant_sys::privilege::close_fds_from(3, &[channel.as_fd().as_raw_fd()])
         .at(Step::Process, "descriptors")?;
-    show_namespaces(channel, spec.links)?;
-    let (placement, payload) = wait_for_placement(channel)?;
-    let made = if spec.links { CloneFlags::CLONE_NEWNET } else { CloneFlags::empty() };
-    let init = clone_into(&payload, NAMESPACES - made, || init::run(channel, spec, &placement))?;
-    told(send(channel, &FromStage::Init, Some(init.pidfd.as_fd())))
+    make_namespaces(channel, spec.links)?;
+    let root = NewRoot::open(&spec.root)?;
+    loopback::up().at(Step::Loopback, "")?;
+    let placement = wait_for_ids(channel)?;
+    let built = builder::run(channel, spec, &root, &placement)?;
+    if built.status() != 0 {
+        // The builder has said why, or died, which its status says.
+        return Ok(built.status().into());
+    }
+    let payload = wait_for_cgroup(channel)?;
+    let init = clone_into(&payload, || init::run(channel, spec, &root, &placement))?;
+    told(send(channel, &FromStage::Init, Some(init.pidfd.as_fd())))?;
+    Ok(0)
 }
 
-/// In one call the user namespace comes first, and owns the network namespace (user_namespaces(7)).
-fn show_namespaces(channel: &Channel, network: bool) -> Result<(), StepFailure> {
-    let network_too = if network { CloneFlags::CLONE_NEWNET } else { CloneFlags::empty() };
-    nix::sched::unshare(CloneFlags::CLONE_NEWUSER | network_too).at(Step::UserNamespace, "")?;
+/// The user namespace first, which is shown at once: the broker can be asked while the others are made.
+fn make_namespaces(channel: &Channel, links: bool) -> Result<(), StepFailure> {
+    nix::sched::unshare(CloneFlags::CLONE_NEWUSER).at(Step::UserNamespace, "")?;
     let namespace = own_namespace("user").at(Step::ShowUserNamespace, "")?;
     told(send(channel, &FromStage::UserNamespace, Some(namespace.as_fd())))?;
-    if !network {
+    nix::sched::unshare(OWN).at(Step::Namespaces, "")?;
+    if !links {
         return Ok(());
     }
     let namespace = own_namespace("net").at(Step::ShowNetworkNamespace, "")?;
@@ -70,26 +82,39 @@ fn own_namespace(kind: &str) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Waits for the launcher; while this blocks, the broker maps the ids and attaches this process.
-fn wait_for_placement(channel: &Channel) -> Result<(Placement, OwnedFd), StepFailure> {
+/// While this blocks, the broker makes the grant and maps the ids.
+fn wait_for_ids(channel: &Channel) -> Result<Placement, StepFailure> {
     match receive(channel) {
-        Ok(Some((placement, Some(payload)))) => Ok((placement, payload)),
-        _ => Err(StepFailure { step: Step::Proceed, subject: String::new(), errno: 0 }),
+        Ok(Some((FromLauncher::Mapped(placement), None))) => Ok(placement),
+        _ => Err(untold()),
+    }
+}
+
+/// While this blocks, the broker attaches this process: what it makes from now on is under the grant's limits.
+fn wait_for_cgroup(channel: &Channel) -> Result<OwnedFd, StepFailure> {
+    match receive(channel) {
+        Ok(Some((FromLauncher::Attached, Some(payload)))) => Ok(payload),
+        _ => Err(untold()),
     }
 }
 
 /// CLONE_PARENT: the new process is the launcher's child, which can wait for it after this process is gone.
-fn clone_into(
-    payload: &OwnedFd,
-    namespaces: CloneFlags,
-    main: impl FnOnce() -> i32,
-) -> Result<Child, StepFailure> {
-    Clone3::new().flags(namespaces).sibling().cgroup(payload.as_fd()).spawn(main).at(Step::Clone, "")
+fn clone_into(payload: &OwnedFd, main: impl FnOnce() -> i32) -> Result<Child, StepFailure> {
+    Clone3::new()
+        .flags(CloneFlags::CLONE_NEWPID)
+        .sibling()
+        .cgroup(payload.as_fd())
+        .spawn(main)
+        .at(Step::Clone, "")
 }
 
 /// A message that did not get through: the launcher is gone, and with it the reason to go on.
 fn told(sent: Result<(), LaunchError>) -> Result<(), StepFailure> {
-    sent.map_err(|_| StepFailure { step: Step::Proceed, subject: String::new(), errno: 0 })
+    sent.map_err(|_| untold())
+}
+
+fn untold() -> StepFailure {
+    StepFailure { step: Step::Proceed, subject: String::new(), errno: 0 }
 }
 
 /// Tries to make a process in new namespaces of every kind that a container has, as the caller; it ends at once.
@@ -98,7 +123,7 @@ fn told(sent: Result<(), LaunchError>) -> Result<(), StepFailure> {
 /// The step at which a launch would fail here.
 pub fn try_namespaces() -> Result<(), StepFailure> {
     let trial = Clone3::new()
-        .flags(NAMESPACES | CloneFlags::CLONE_NEWUSER)
+        .flags(OWN | CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID)
         .spawn(|| 0)
         .at(Step::UserNamespace, "")?;
     trial.pidfd.wait().at(Step::UserNamespace, "").map(drop)

@@ -2,24 +2,25 @@
 
 use std::{
     collections::HashMap,
-    os::fd::OwnedFd,
     process::ExitCode,
     sync::{Arc, Mutex, RwLock},
 };
 
 use cgrant_policy::HostUid;
+use cgrant_process::{
+    boot::{self, BootError, step},
+    log,
+};
 use cgrant_sys::{
     dir::Dir,
-    inherited,
     namespace::{NetnsFd, UsernsFd},
     process,
     seqpacket::Channel,
 };
 use cgrant_wire::{
     FdIndex, Refusal,
-    boot::{CONTROL_FD, EngineBoot, FromChild, LogTarget, ToChild},
+    boot::{FromChild, ToChild},
 };
-use tracing_subscriber::{Layer, filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
     addresses::Addresses,
@@ -41,39 +42,12 @@ use crate::{
     watch::Watches,
 };
 
-/// Why the engine can't start. The sentence goes to the administrator.
-#[derive(Debug, thiserror::Error)]
-enum BootError {
-    #[error("cgrant-engine is started by cgrantd, not by hand: {0}")]
-    NotStarted(String),
-    #[error("{what}: {reason}")]
-    Step { what: &'static str, reason: String },
-}
-
-/// Turns a failure of `what` into a sentence.
-fn step<T, E: std::fmt::Display>(what: &'static str, result: Result<T, E>) -> Result<T, BootError> {
-    result.map_err(|error| BootError::Step { what, reason: error.to_string() })
-}
+/// What the engine is called in logs.
+const PROGRAM: &str = "cgrant-engine";
 
 /// Runs the engine until the supervisor ends it.
 pub fn run() -> ExitCode {
-    let control = match inherited::take(CONTROL_FD).and_then(Channel::from_fd) {
-        Ok(control) => control,
-        Err(error) => {
-            eprintln!("{}", BootError::NotStarted(error.to_string()));
-            return ExitCode::FAILURE;
-        }
-    };
-    match start(&control).and_then(|server| serve(&Arc::new(server))) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!(%error, "the engine can't go on");
-            if let Ok(bytes) = cgrant_wire::encode(&FromChild::Failed(error.to_string())) {
-                let _ = control.send(&bytes, &[]);
-            }
-            ExitCode::FAILURE
-        }
-    }
+    boot::run(PROGRAM, |control| serve(&Arc::new(start(control)?)))
 }
 
 fn serve(server: &Arc<Server>) -> Result<(), BootError> {
@@ -84,21 +58,10 @@ fn serve(server: &Arc<Server>) -> Result<(), BootError> {
     }
 }
 
-fn receive_boot(control: &Channel) -> Result<(EngineBoot, Vec<OwnedFd>), BootError> {
-    let no_boot = |reason: String| BootError::NotStarted(reason);
-    let received = control
-        .receive()
-        .map_err(|error| no_boot(error.to_string()))?
-        .ok_or_else(|| no_boot("no boot message".into()))?;
-    match cgrant_wire::decode(&received.bytes) {
-        Ok(ToChild::Engine(boot)) => Ok((boot, received.fds)),
-        _ => Err(no_boot("the first message is no boot message of an engine".into())),
-    }
-}
-
 fn start(control: &Channel) -> Result<Server, BootError> {
-    let (boot, fds) = receive_boot(control)?;
-    log_to(boot.log);
+    let engines = |message| if let ToChild::Engine(boot) = message { Some(boot) } else { None };
+    let (boot, fds) = boot::receive(control, engines)?;
+    log::start(boot.log, PROGRAM);
     let mut fds = Descriptors::new(fds);
     let directory = |fds: &mut Descriptors, index: FdIndex, what: &'static str| {
         let fd = fds.take(index, what).map_err(|refusal: Refusal| BootError::NotStarted(refusal.message))?;
@@ -149,6 +112,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
     };
     engine.watch_accounts();
     step("bringing record and kernel together", reconcile::reconcile(&engine))?;
+    crate::ops::link::forget_departed(&engine);
     let control = step("supervisor", control.try_clone())?;
     step("sockets", Server::new(Arc::new(engine), control, listeners))
 }
@@ -159,18 +123,4 @@ fn start(control: &Channel) -> Result<Server, BootError> {
 /// See [`settings::policy`].
 pub fn read_policy(config: &Dir) -> Result<cgrant_policy::Policy, settings::SettingsError> {
     settings::policy(config, &crate::ids::local_groups())
-}
-
-fn log_to(target: LogTarget) {
-    let level = LevelFilter::INFO;
-    if target == LogTarget::Journal
-        && let Ok(journal) = tracing_journald::layer()
-    {
-        tracing_subscriber::registry()
-            .with(journal.with_syslog_identifier("cgrant-engine".into()).with_filter(level))
-            .init();
-        return;
-    }
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
-    tracing_subscriber::registry().with(lines.with_filter(level)).init();
 }

@@ -8,7 +8,7 @@ use std::{
     os::fd::BorrowedFd,
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
 };
 
@@ -42,6 +42,8 @@ pub struct Caller {
     /// The grant whose payload its process lay in when it connected.
     pub born_in: Option<GrantPath>,
     ended: AtomicU8,
+    /// Id of a cgroup2 cgroup outside of all payloads in which its process was seen; 0, which none has, before.
+    outside: AtomicU64,
 }
 
 /// How a connection ended.
@@ -67,6 +69,16 @@ impl Caller {
     /// The connection has ended.
     pub fn set_ended(&self, how: Ended) {
         self.ended.store(if how == Ended::Closed { 1 } else { 2 }, Ordering::SeqCst);
+    }
+
+    /// Is this the cgroup, by its kernel id, that was said to lie outside of all payloads?
+    pub fn is_known_outside(&self, cgroup: u64) -> bool {
+        cgroup != 0 && self.outside.load(Ordering::Relaxed) == cgroup
+    }
+
+    /// The cgroup2 cgroup with this kernel id lies outside of all payloads.
+    pub fn know_outside(&self, cgroup: Option<u64>) {
+        self.outside.store(cgroup.unwrap_or(0), Ordering::Relaxed);
     }
 
     /// The account that its connections and requests are counted to. An account may have thousands of uids in its
@@ -211,6 +223,7 @@ impl Connections {
             inside,
             born_in,
             ended: AtomicU8::new(0),
+            outside: AtomicU64::new(0),
         })
     }
 

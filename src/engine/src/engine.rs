@@ -12,8 +12,7 @@ use std::{
 use cgrant_policy::{Denial, DenialCode, HostUid, Policy, Request, UsageNow, Verb, Verdict, judge};
 use cgrant_sys::{dir::Dir, namespace::NsId};
 use cgrant_wire::{
-    Answer, EndReason, Event, FromEngine, GrantId, GrantInfo, Refusal, RefusalCode, RequestId,
-    boot::FrontKind,
+    Answer, EndReason, Event, FromEngine, GrantId, Refusal, RefusalCode, RequestId, boot::FrontKind,
 };
 use nix::sys::{epoll::EpollFlags, inotify::AddWatchFlags};
 
@@ -248,7 +247,7 @@ impl Engine {
     pub fn linger(&self, account: HostUid) {
         let mut lingering = self.lingering.lock().unwrap_or_else(PoisonError::into_inner);
         if let Entry::Vacant(place) = lingering.entry(account) {
-            match self.watches.after(ACCOUNT_STAYS, Target::Vacant(account)) {
+            match self.watches.after(ACCOUNT_STAYS, |_| Target::Vacant(account)) {
                 Ok(watch) => drop(place.insert(watch)),
                 Err(error) => {
                     tracing::warn!(%error, "no timer for an account's cgroups");
@@ -310,33 +309,35 @@ impl Engine {
     }
 
     fn tell_now(&self, event: Event) {
+        log(&event);
         let message = FromEngine::Event(event);
         for front in [FrontKind::Socket, FrontKind::Bus] {
             self.send(front, &message, Vec::new());
         }
     }
 
-    /// Tells that a grant was made.
-    pub fn tell_added(&self, grant: GrantInfo) {
-        tracing::info!(
-            target: "grant", grant = %grant.id, name = grant.name, account = grant.account,
-            "granted {} to uid {}", grant.name, grant.account
-        );
-        self.tell(Event::Added { grant });
-    }
-
     /// Tells that a grant has ended.
     pub fn tell_ended(&self, grant: &Grant, reason: EndReason) {
-        tracing::info!(
-            target: "grant", grant = %grant.id, name = %grant.name, account = grant.account.0, ?reason,
-            "ended {} of uid {}", grant.name, grant.account
-        );
         self.tell(Event::Ended {
             grant: grant.id,
             name: grant.name.to_string(),
             account: grant.account.0,
             reason,
         });
+    }
+}
+
+/// Says in the log that a grant was made or has ended.
+fn log(event: &Event) {
+    match event {
+        Event::Added { grant } => tracing::info!(
+            target: "grant", grant = %grant.id, name = grant.name, account = grant.account,
+            "granted {} to uid {}", grant.name, grant.account
+        ),
+        Event::Ended { grant, name, account, reason } => tracing::info!(
+            target: "grant", %grant, name, account, ?reason, "ended {name} of uid {account}"
+        ),
+        _ => (),
     }
 }
 

@@ -84,8 +84,8 @@ pub fn watch_holder(engine: &Engine, grant: &Grant, holder: &Pidfd) -> Result<u6
 pub fn unwatch(engine: &Engine, grant: &Grant) {
     let tokens: Vec<u64> = {
         let mut live = grant.live();
-        let holder = live.holder_watch.take();
-        live.watches.drain(..).chain(holder).collect()
+        let (holder, deadline) = (live.holder_watch.take(), live.deadline.take());
+        live.watches.drain(..).chain(holder).chain(deadline).collect()
     };
     engine.watches.remove(&tokens);
 }
@@ -107,9 +107,9 @@ pub fn happened(engine: &Engine, id: GrantId, target: &Target) {
         Target::Pressure(_, resource) => {
             engine.tell(Event::Pressure { grant: id, account: grant.account.0, resource: resource.clone() });
         }
-        Target::Deadline(_) => {
-            let orphan = grant.live().record.lifetime == Lifetime::Populated;
-            if orphan && !engine.tree.is_populated(&grant.path).unwrap_or(true) {
+        Target::Deadline(_, watch) => {
+            let is_overdue = grant.live().is_overdue(*watch);
+            if is_overdue && !engine.tree.is_populated(&grant.path).unwrap_or(true) {
                 release::end(engine, &grant, EndReason::Empty);
             }
         }

@@ -64,14 +64,24 @@ struct Shared {
 }
 
 impl Shared {
-    /// Sees to it that somebody comes for each of the `jobs` last in the queue.
-    fn provide(self: &Arc<Self>, state: &mut State, jobs: usize) {
+    /// Sees to it that somebody comes for each of the `jobs` last in the queue: starts threads, and says how many to wake.
+    fn provide(self: &Arc<Self>, state: &mut State, jobs: usize) -> usize {
+        let mut sleepers = 0;
         for place in state.ready.len().saturating_sub(jobs)..state.ready.len() {
             if state.idle > place {
-                self.work.notify_one();
+                sleepers += 1;
             } else if state.threads < MAX_THREADS {
                 self.start_thread(state);
             }
+        }
+        sleepers
+    }
+
+    /// Wakes so many idle threads. Without the lock, which is the first thing that they want.
+    fn wake(&self, state: MutexGuard<'_, State>, sleepers: usize) {
+        drop(state);
+        for _ in 0..sleepers {
+            self.work.notify_one();
         }
     }
 
@@ -108,11 +118,12 @@ impl Shared {
                 return state;
             }
             let jobs = state.ready.len();
-            self.provide(&mut state, jobs);
-            // Whoever is idle has been woken, and sees first of all that nobody leads.
+            let sleepers = self.provide(&mut state, jobs);
+            // Whoever is idle sees first of all that nobody leads.
             if jobs > 0 && state.idle > 0 {
                 state.leader = None;
-                return state;
+                self.wake(state, sleepers);
+                return self.lock();
             }
         }
     }
@@ -200,7 +211,8 @@ impl Pool {
         }
         // The first of those that a leader queues is for itself, when it has queued all.
         if state.ready.len() > 1 || state.leader != Some(thread::current().id()) {
-            self.shared.provide(&mut state, 1);
+            let sleepers = self.shared.provide(&mut state, 1);
+            self.shared.wake(state, sleepers);
         }
         Ok(())
     }
@@ -225,7 +237,9 @@ impl Pool {
         let mut state = self.shared.lock();
         state.stopping = true;
         let ready = state.ready.len();
-        self.shared.provide(&mut state, ready);
+        let sleepers = self.shared.provide(&mut state, ready);
+        self.shared.wake(state, sleepers);
+        let mut state = self.shared.lock();
         while !state.waiting.is_empty() {
             state = self.shared.quiet.wait(state).unwrap_or_else(PoisonError::into_inner);
         }

@@ -27,6 +27,8 @@ pub struct Live {
     pub watches: Vec<u64>,
     /// The watch for its holder's end.
     pub holder_watch: Option<u64>,
+    /// The watch for the end of its time without a holder.
+    pub deadline: Option<u64>,
     /// Its payload in each hierarchy.
     pub hierarchies: Vec<Hierarchy>,
 }
@@ -45,6 +47,14 @@ pub struct Grant {
     live: Mutex<Live>,
 }
 
+impl Live {
+    /// Is the time over that the grant has without a holder? Not by the deadline of an earlier such time: somebody may have
+    /// adopted it and left since.
+    pub fn is_overdue(&self, deadline: u64) -> bool {
+        self.record.lifetime == Lifetime::Populated && self.deadline == Some(deadline)
+    }
+}
+
 impl Grant {
     /// The grant that `record` describes.
     pub fn new(id: GrantId, account: HostUid, name: GrantName, record: GrantRecord) -> Self {
@@ -57,6 +67,7 @@ impl Grant {
             oom_kills: 0,
             watches: Vec::new(),
             holder_watch: None,
+            deadline: None,
             hierarchies: Vec::new(),
         };
         Self { id, path, account, name, live: Mutex::new(live) }
@@ -264,5 +275,31 @@ impl Registry {
     pub fn take_held(&mut self, connection: ConnectionId) -> Vec<Arc<Grant>> {
         let held = self.by_connection.remove(&connection).unwrap_or_default();
         held.into_iter().filter_map(|id| self.get(id)).collect()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_deadline_of_an_earlier_time_without_a_holder_ends_nothing() {
+        let record = |lifetime| GrantRecord {
+            lifetime,
+            phase: Phase::Active,
+            ..GrantRecord::new(GrantId(7), 1000, 1000, "web", "boot")
+        };
+        let name = GrantName::new("web").unwrap();
+        let grant = Grant::new(GrantId(7), HostUid(1000), name, record(Lifetime::Populated));
+        grant.live().deadline = Some(1);
+        assert!(grant.live().is_overdue(1));
+        grant.live().record = record(Lifetime::Connection);
+        assert!(!grant.live().is_overdue(1));
+        // Its connection has broken, too: another time begins.
+        grant.live().record = record(Lifetime::Populated);
+        grant.live().deadline = Some(2);
+        assert!(!grant.live().is_overdue(1));
+        assert!(grant.live().is_overdue(2));
     }
 }

@@ -1,21 +1,8 @@
 //! What the engine gives up before it listens to anybody: capabilities it has no use for, and system calls.
 
-use std::io;
-
-use cgrant_sys::{privilege, seccomp};
+use cgrant_process::sandbox::{self, SandboxError};
+use cgrant_sys::privilege::Capability as C;
 use nix::libc;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-
-/// Why the engine runs with more rights than it should; it does not start then.
-#[derive(Debug, thiserror::Error)]
-pub enum SandboxError {
-    /// Capabilities could not be dropped.
-    #[error("capabilities: {0}")]
-    Capabilities(#[from] io::Error),
-    /// The filter of system calls could not be set.
-    #[error("system call filter: {0}")]
-    Filter(#[from] seccomp::SeccompError),
-}
 
 /// What the engine calls beside what every program does ([`seccomp::RUNTIME`]). It can open no network socket,
 /// execute nothing, mount nothing, enter no namespace, trace nobody and change none of its ids.
@@ -100,24 +87,7 @@ const CALLS: &[i64] = &[
 /// # Errors
 /// [`SandboxError`].
 pub fn confine() -> Result<(), SandboxError> {
-    use privilege::Capability as C;
-    raise_descriptor_limit()?;
-    privilege::drop_capabilities(&[
-        C::CAP_CHOWN,
-        C::CAP_FOWNER,
-        C::CAP_DAC_OVERRIDE,
-        C::CAP_KILL,
-        C::CAP_SYS_NICE,
-        C::CAP_SYS_PTRACE,
-    ])?;
-    let allowed: Vec<i64> = seccomp::RUNTIME.iter().chain(CALLS).copied().collect();
-    seccomp::apply(&allowed, seccomp::Action::Refuse)?;
-    Ok(())
-}
-
-/// A grant that is held by a process keeps a descriptor open; the soft limit of most hosts is 1,024.
-fn raise_descriptor_limit() -> io::Result<()> {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-    Ok(())
+    let kept =
+        [C::CAP_CHOWN, C::CAP_FOWNER, C::CAP_DAC_OVERRIDE, C::CAP_KILL, C::CAP_SYS_NICE, C::CAP_SYS_PTRACE];
+    sandbox::confine(&kept, CALLS)
 }

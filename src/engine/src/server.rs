@@ -134,7 +134,7 @@ impl Server {
                 | Target::Vanished(id)
                 | Target::Oom(id)
                 | Target::Pressure(id, _)
-                | Target::Deadline(id) => self.grant_event(id, target),
+                | Target::Deadline(id, _) => self.grant_event(id, target),
             }
         }
         Ok(None)
@@ -159,11 +159,12 @@ impl Server {
                 }
                 Ok(ToChild::Reload) => self.reload(),
                 Ok(ToChild::Stop) => return Ok(Some(End::Stopped)),
-                Ok(ToChild::NetStarted) => {
+                Ok(ToChild::NetStarted(number)) => {
                     if let Some(fd) = received.fds.into_iter().next() {
-                        self.net_started(Channel::from_fd(fd)?)?;
+                        self.net_started(Channel::from_fd(fd)?, number)?;
                     }
                 }
+                Ok(ToChild::NetStuck) => self.engine.network.helper.stuck(),
                 Ok(ToChild::Engine(_) | ToChild::Front(_) | ToChild::Net(_)) | Err(_) => {
                     tracing::error!("the supervisor sent a message that has no place here");
                 }
@@ -180,19 +181,25 @@ impl Server {
         Ok(())
     }
 
-    fn net_started(&self, channel: Channel) -> std::io::Result<()> {
+    fn net_started(&self, channel: Channel, number: u64) -> std::io::Result<()> {
         self.net_ended();
         channel.set_nonblocking(true)?;
         let watch = self.engine.watches.borrow(channel.as_fd(), EpollFlags::EPOLLIN, Target::Net)?;
-        self.engine.network.helper.started(channel, watch);
+        self.engine.network.helper.started(channel, watch, number);
         Ok(())
     }
 
-    /// The network helper is gone. What it made stays; the supervisor starts another one.
+    /// The network helper is gone, or is given up. What it made stays; the supervisor starts another one.
     fn net_ended(&self) {
-        if let Some(line) = self.engine.network.helper.ended() {
+        if let Some((line, hangs)) = self.engine.network.helper.ended() {
             self.engine.watches.forget(line.descriptor(), line.watch);
-            tracing::warn!("the network helper has ended");
+            tracing::warn!(
+                "the network helper {}",
+                if hangs { "gives no sign and is killed" } else { "has ended" }
+            );
+            if hangs {
+                self.tell_supervisor(&FromChild::NetHangs(line.number));
+            }
         }
     }
 
@@ -201,6 +208,12 @@ impl Server {
             match self.engine.network.helper.receive() {
                 News::Drained => return,
                 News::Ended => return self.net_ended(),
+                News::PortsLost { key, edition, ports } => {
+                    let Some(account) = ops::link::account(&self.engine, &key) else { continue };
+                    let engine = Arc::clone(&self.engine);
+                    let job = Box::new(move || ops::link::ports_lost(&engine, &key, edition, &ports));
+                    self.submit_or_warn(account, job);
+                }
                 News::Gone { key, edition, far_end } => {
                     let Some(account) = ops::link::account(&self.engine, &key) else { continue };
                     let engine = Arc::clone(&self.engine);
@@ -400,7 +413,11 @@ impl Server {
 
     fn accounts_changed(&self) {
         let engine = Arc::clone(&self.engine);
-        self.submit_or_warn(HostUid(0), Box::new(move || engine.accounts_changed()));
+        let job = move || {
+            engine.accounts_changed();
+            ops::link::forget_departed(&engine);
+        };
+        self.submit_or_warn(HostUid(0), Box::new(job));
     }
 
     fn reload(&self) {

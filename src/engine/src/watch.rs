@@ -48,8 +48,8 @@ pub enum Target {
     Accounts,
     /// A cgroup that is watched has been removed.
     Vanished(GrantId),
-    /// The time for this has come.
-    Deadline(GrantId),
+    /// The time that the grant had without a holder, once or now, is over; the watch says which.
+    Deadline(GrantId, u64),
     /// The account's node may have been empty for a while.
     Vacant(HostUid),
 }
@@ -167,11 +167,11 @@ impl Watches {
         Ok(token)
     }
 
-    /// Says `target` once, after `delay`.
+    /// Says `target` once, after `delay`; it is told which watch it is of.
     ///
     /// # Errors
     /// If the kernel has no descriptors left.
-    pub fn after(&self, delay: Duration, target: Target) -> io::Result<u64> {
+    pub fn after(&self, delay: Duration, target: impl FnOnce(u64) -> Target) -> io::Result<u64> {
         use rustix::time::{
             Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
             timerfd_settime,
@@ -188,7 +188,7 @@ impl Watches {
             TimerfdTimerFlags::empty(),
             &Itimerspec { it_interval: never, it_value: value },
         )?;
-        self.own(timer, EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, target)
+        self.own_numbered(timer, EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, target)
     }
 
     /// Ends watches and closes what they own. They may have ended before.

@@ -16,6 +16,7 @@ use crate::{
     confine::{self, ConfineError},
     contract::{Contract, ContractError},
     core::Core,
+    handshake::HandshakeError,
     link::{AsyncChannel, Engine, Incoming, LinkError},
     log,
     peers::Peers,
@@ -202,6 +203,7 @@ async fn serve_bus(core: &Rc<Core>, address: &str, name: &str, control: &AsyncCh
         }
     };
     let mut patience = Patience::new(&path);
+    let mut absence = Absence::default();
     loop {
         match bus::connect(&path).await {
             Ok(connected) => {
@@ -215,6 +217,7 @@ async fn serve_bus(core: &Rc<Core>, address: &str, name: &str, control: &AsyncCh
                     Ok(()) => {
                         tracing::info!(name, path, "on the bus");
                         patience.reset();
+                        absence = Absence::default();
                     }
                     Err(error) => log_refusal(&error, name),
                 }
@@ -224,7 +227,7 @@ async fn serve_bus(core: &Rc<Core>, address: &str, name: &str, control: &AsyncCh
                 clients.forget().await;
             }
             Err(error) => {
-                tracing::info!(error = chain(&error), path, "no bus");
+                absence.log(&error, &path, !address.is_empty());
                 say_ready().await;
             }
         }
@@ -233,11 +236,64 @@ async fn serve_bus(core: &Rc<Core>, address: &str, name: &str, control: &AsyncCh
 }
 
 fn log_refusal(error: &BusError, name: &str) {
+    let uid = rustix::process::geteuid().as_raw();
     let hint = match error {
-        BusError::NoAnswer => {
-            "it closed the connection: a bus daemon lets in only accounts that /etc/passwd or NSS has"
+        BusError::NoAnswer => NO_ACCOUNT,
+        _ => {
+            "it needs the policy org.cgrant.Broker1.conf and the account cgrant-bus that the policy names \
+             (systemd-sysusers makes it from sysusers.d/cgrant.conf); then reload the bus, and restart the broker"
         }
-        _ => "it needs the policy org.cgrant.Broker1.conf, and this account in it",
     };
-    tracing::error!(%error, name, hint, "the bus does not give us our name");
+    tracing::error!(error = chain(error), name, uid, hint, "the bus does not give us our name");
+}
+
+/// What to do if the bus daemon does not know the front's uid.
+const NO_ACCOUNT: &str = "a bus daemon lets in only accounts that /etc/passwd or NSS has: make cgrant-bus \
+                          (systemd-sysusers does, from sysusers.d/cgrant.conf), then restart the broker";
+
+/// What to do if nothing listens at the address that `--bus` has.
+const NO_BUS_THERE: &str = "start that bus, and it is served when its socket appears; or give another --bus: none, \
+                            system, or unix:path=PATH";
+
+/// What was said of a bus that is not there: once for each reason, however often it is tried.
+#[derive(Debug, Default)]
+struct Absence(Option<String>);
+
+impl Absence {
+    /// A bus that was asked for by its address is missed; the system bus need not be there.
+    fn log(&mut self, error: &BusError, path: &str, asked_for: bool) {
+        let text = chain(error);
+        if !self.is_news(&text) {
+            return;
+        }
+        match error {
+            BusError::Connect(_) if asked_for => tracing::warn!(
+                error = text,
+                path,
+                hint = NO_BUS_THERE,
+                "no bus at the address that was given"
+            ),
+            BusError::Handshake(HandshakeError::Refused(_)) => {
+                tracing::warn!(error = text, path, hint = NO_ACCOUNT, "the bus does not let us in");
+            }
+            _ => tracing::info!(error = text, path, "no bus"),
+        }
+    }
+
+    fn is_news(&mut self, text: &str) -> bool {
+        self.0.replace(text.to_owned()).as_deref() != Some(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_is_said_once() {
+        let mut absence = Absence::default();
+        let said =
+            ["refused", "refused", "not there", "not there", "refused"].map(|text| absence.is_news(text));
+        assert_eq!(said, [true, false, true, false, true]);
+    }
 }

@@ -170,7 +170,15 @@ impl Clients {
             (Ok(own), Ok(of_uid)) => {
                 self.core.call(caller, &message, self.bus.outbox(), vec![own, of_uid]).await;
             }
-            _ => self.refuse(&message, &too_many()),
+            _ => {
+                let fault = too_many();
+                self.core.refusals.log(
+                    caller,
+                    message.header().member().map_or("", |name| name.as_str()),
+                    &fault,
+                );
+                self.refuse(&message, &fault);
+            }
         }
     }
 

@@ -72,6 +72,8 @@ pub fn drop_rights(boot: &FrontBoot) -> Result<(), ConfineError> {
     }
     let account = |source| ConfineError::Account { uid: boot.uid, source };
     if rustix::process::geteuid().is_root() {
+        // Before what that takes is dropped, too.
+        privilege::empty_bounding_set().map_err(ConfineError::Rights)?;
         privilege::drop_capabilities(&[privilege::Capability::CAP_SETUID, privilege::Capability::CAP_SETGID])
             .map_err(ConfineError::Rights)?;
         privilege::become_account(boot.uid, boot.gid).map_err(account)?;

@@ -20,6 +20,7 @@ use crate::{
     fault::Fault,
     link::{Engine, Pending},
     outbox::{Outbox, Outgoing},
+    refusals::Refusals,
     signal::Subscribers,
     view::View,
 };
@@ -40,6 +41,8 @@ pub struct Core {
     pub subscribers: Subscribers,
     /// The calls that each uid may have under way.
     pub calls: PerUid,
+    /// What is said of calls that are refused here.
+    pub refusals: Refusals,
     machine_id: Option<String>,
 }
 
@@ -77,6 +80,7 @@ impl Core {
             engine,
             subscribers: Subscribers::default(),
             calls: PerUid::new(CALLS_PER_UID),
+            refusals: Refusals::default(),
             machine_id,
         })
     }
@@ -97,7 +101,14 @@ impl Core {
         let action = caught(|| decode(&self.contract, caller, self.machine_id.as_deref(), message));
         match action {
             Ok(Action::Reply(reply)) => deliver(&call, Ok(*reply), outbox, slots).await,
-            Err(fault) => deliver(&call, Err(fault), outbox, slots).await,
+            Err(fault) => {
+                self.refusals.log(
+                    caller,
+                    message.header().member().map_or("", |member| member.as_str()),
+                    &fault,
+                );
+                deliver(&call, Err(fault), outbox, slots).await;
+            }
             Ok(Action::Ask(question)) => self.ask(caller, call, *question, outbox, slots).await,
         }
     }

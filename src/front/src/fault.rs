@@ -63,6 +63,20 @@ impl Fault {
         }
     }
 
+    /// Last part of the error's name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => code(refusal.code).name(),
+            Self::Argument(..) => Code::InvalidArgument.name(),
+            _ => self.standard().0,
+        }
+    }
+
+    /// What the caller is told.
+    pub fn message(&self) -> &str {
+        self.standard().1
+    }
+
     /// Last part of the error's name, and the message, of those that the specification has.
     fn standard(&self) -> (&'static str, &str) {
         match self {

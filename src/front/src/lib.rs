@@ -28,6 +28,7 @@ mod object;
 mod options;
 mod outbox;
 mod peers;
+mod refusals;
 mod sasl;
 mod signal;
 mod stream;

@@ -21,6 +21,8 @@ use crate::{
 pub const PEER_QUEUE: usize = 4096;
 /// Messages that may wait for the bus daemon, which serves all its clients by one socket.
 pub const BUS_QUEUE: usize = 4096;
+/// Most messages that are taken out of a queue at once: a reply and the signals of an event.
+const AT_ONCE: usize = 8;
 /// How long a peer may take none of what waits for it.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -47,9 +49,10 @@ impl Outbox {
         let (queue, mut messages) = mpsc::channel::<Outgoing>(length);
         let outbox = Self { queue, stream: Arc::clone(&stream) };
         let writing = async move {
-            while let Some(Outgoing { message, slots }) = messages.recv().await {
-                let sent = timeout(PATIENCE, writer.send(&message)).await;
-                drop(slots);
+            let mut next = Vec::new();
+            while messages.recv_many(&mut next, AT_ONCE).await > 0 {
+                let sent = timeout(PATIENCE, writer.send(next.iter().map(|next| &next.message))).await;
+                next.drain(..).for_each(|next| drop(next.slots));
                 match sent {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => {

@@ -31,6 +31,10 @@ use crate::{
 const KERNEL_FDS: usize = 253;
 /// Room for them: what does not fit would be lost with an error that says nothing about whose message it was.
 const CONTROL_SPACE: usize = rustix::cmsg_space!(ScmRights(KERNEL_FDS));
+/// Longest message that is sent together with others, in bytes.
+const SHORT: usize = 4096;
+/// Most that is sent at once of them, in bytes.
+const TOGETHER: usize = 16 * 1024;
 /// How much is read at once of what is thrown away.
 const SCRATCH: usize = 4096;
 
@@ -273,15 +277,42 @@ impl ReadHalf for Reader {
 }
 
 impl Writer {
-    /// Sends one message, whole.
+    /// Sends messages, whole and in their order; short ones that follow each other at once, so that the other side wakes up
+    /// once for them.
     ///
     /// # Errors
     /// Those of `sendmsg(2)`; `Unsupported` for descriptors to a peer that did not agree on them.
-    pub async fn send(&mut self, message: &Message) -> zbus::Result<()> {
-        if !message.data().fds().is_empty() && !self.unix_fds {
-            return Err(zbus::Error::Unsupported);
+    pub async fn send<'m>(&mut self, messages: impl Iterator<Item = &'m Message>) -> zbus::Result<()> {
+        let mut together = Vec::new();
+        for message in messages {
+            let data = message.data();
+            let is_plain = data.fds().is_empty() && data.len() <= SHORT;
+            if is_plain && together.len() + data.len() <= TOGETHER {
+                together.extend_from_slice(data);
+                continue;
+            }
+            self.send_bytes(&mut together).await?;
+            if is_plain {
+                together.extend_from_slice(data);
+                continue;
+            }
+            if !data.fds().is_empty() && !self.unix_fds {
+                return Err(zbus::Error::Unsupported);
+            }
+            self.send_message(message).await?;
         }
-        self.send_message(message).await
+        self.send_bytes(&mut together).await
+    }
+
+    /// Sends whole messages without descriptors.
+    async fn send_bytes(&mut self, bytes: &mut Vec<u8>) -> zbus::Result<()> {
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let sent = self.sendmsg(rest, &[]).await?;
+            rest = rest.get(sent..).unwrap_or_default();
+        }
+        bytes.clear();
+        Ok(())
     }
 }
 
@@ -433,6 +464,46 @@ mod tests {
         let results = read(&bytes, TooLong::Blank);
         assert_eq!(members(&results), ["One", "Four"]);
         assert_eq!(results.len(), 5, "two refused, one end: {results:?}");
+    }
+
+    /// How a writer sends these: the length of each write and the descriptors beside it.
+    fn written(messages: &[Message]) -> Vec<(usize, usize)> {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            // Every write is a datagram.
+            let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+            let bin = Castoffs::default().of(0);
+            let (reader, mut writer) = halves(Watched::new(ours).unwrap(), true, TooLong::Fail, bin.clone());
+            writer.send(messages.iter()).await.unwrap();
+            drop((reader, writer));
+            let mut buffer = vec![0; 64 * 1024];
+            let next =
+                || receive_once(theirs.as_fd(), &mut buffer, &bin).ok().filter(|(count, _)| *count > 0);
+            std::iter::from_fn(next).map(|(count, fds)| (count, fds.len())).collect()
+        })
+    }
+
+    #[test]
+    fn short_messages_are_sent_at_once_and_descriptors_with_their_own() {
+        let signal = |length| Message::signal("/", "a.b", "C").build(&"x".repeat(length)).unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let with_fd = Message::signal("/", "a.b", "C").build(&zbus::Fd::from(&null)).unwrap();
+        let messages = [signal(10), signal(20), with_fd, signal(30), signal(SHORT), signal(40), signal(50)];
+        let length = |range: std::ops::Range<usize>| {
+            messages.get(range).unwrap().iter().map(|message| message.data().len()).sum::<usize>()
+        };
+        let expected =
+            [(length(0..2), 0), (length(2..3), 1), (length(3..4), 0), (length(4..5), 0), (length(5..7), 0)];
+        assert_eq!(written(&messages), expected);
+        let many = vec![signal(1000); 40];
+        let writes = written(&many);
+        assert!(writes.len() > 1 && writes.iter().all(|(count, _)| *count <= TOGETHER), "{writes:?}");
+        assert_eq!(
+            writes.iter().map(|(count, _)| count).sum::<usize>(),
+            40 * many.first().unwrap().data().len()
+        );
     }
 
     #[test]

@@ -9,7 +9,6 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     process::{Child, Command, Stdio},
-    thread,
     time::Duration,
 };
 
@@ -267,6 +266,8 @@ fn a_flood_and_a_giant_are_refused_and_others_served() {
                 refused += 1;
             }
         }
+        // The other 16 of the 40 are under way.
+        front.await_seen(16);
         assert_eq!(front.seen_count(), 16);
         let other = daemon.client().await;
         let call =
@@ -283,7 +284,9 @@ fn it_waits_for_a_bus_that_comes_and_goes() {
     let mut daemon = Daemon::prepare(&format!("user=\"{BUS_FRONT_UID}\""));
     // It is ready although there is no bus.
     let mut front = Front::start(FrontKind::Bus, &daemon.address());
-    thread::sleep(Duration::from_millis(100));
+    eventually("it says what to do", || front.log().contains("give another --bus"));
+    let said = front.log();
+    assert!(said.contains(" WARN ") && said.contains("no bus at the address that was given"), "{said}");
     daemon.start();
     eventually("the name is on the bus", || daemon.has_name());
     let connection = block_on(async {
@@ -304,7 +307,7 @@ fn without_the_right_to_the_name_it_stays_and_says_why() {
     daemon.start();
     let mut front = Front::start(FrontKind::Bus, &daemon.address());
     eventually("the reason is in the log", || {
-        front.log().contains("needs the policy org.cgrant.Broker1.conf")
+        front.log().contains("needs the policy org.cgrant.Broker1.conf and the account cgrant-bus")
     });
     assert!(!daemon.has_name());
     assert!(front.is_running());
@@ -333,8 +336,7 @@ fn it_is_idle_when_the_bus_is() {
     block_on(async {
         let client = daemon.client().await;
         ManagerProxy::new(&client).await.unwrap().list_ranges().await.unwrap();
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let before = front.wakeups();
+        let before = front.settled_wakeups();
         // Others come and go; it is not told.
         for _ in 0..5 {
             let other = daemon.client().await;

@@ -9,17 +9,18 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, OwnedFd},
     path::Path,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use cgrant_sys::{
     Clone3, NetnsFd,
-    netlink::{NewVeth, Route},
+    netlink::{LinkState, NewVeth, Route},
 };
 use cgrant_wire::{
     GrantId,
     link::{Address, LinkInfo, LinkKind, Mac},
     net::{Bridge, BridgeKind, Finding, Link, LinkKey},
+    patience,
 };
 use nix::sched::CloneFlags;
 use rustix::{
@@ -29,10 +30,8 @@ use rustix::{
 };
 use serde::Deserialize;
 
-use crate::{failure::chain, firewall::Firewall, state::Net, sysctl};
+use crate::{bridge::is_bridge, failure::chain, firewall::Firewall, state::Net, sysctl};
 
-/// How long the child may try the kernel.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// Most that it says, in bytes.
 const MOST: u64 = 64 * 1024;
 /// Where distributions put the name server.
@@ -56,6 +55,7 @@ pub fn examine(net: &Net) -> Vec<Finding> {
     findings.extend(bridge_netfilter());
     findings.extend(foreign_rules(net));
     findings.extend(clashes(net));
+    findings.extend(sharing(net));
     findings
 }
 
@@ -89,14 +89,8 @@ fn forwarding(net: &Net, subject: &str, family: &str) -> Finding {
     if !net.is_routing {
         return good(subject, "off; the interfaces that need it get it with the first link");
     }
-    let name = if family.starts_with("ipv6")
-        && net.settings.may_forward_singly
-        && sysctl::read("ipv6/conf/all/force_forwarding").is_some()
-    {
-        "force_forwarding"
-    } else {
-        "forwarding"
-    };
+    let is_single = family.starts_with("ipv6") && net.forwards_singly();
+    let name = if is_single { "force_forwarding" } else { "forwarding" };
     let off = net.bridges.values().filter(|bridge| bridge.is_own()).find(|bridge| {
         sysctl::read(&format!("{family}/{}/{name}", bridge.bridge.device)).as_deref() == Some("0")
     });
@@ -131,6 +125,58 @@ fn clashes(net: &Net) -> Vec<Finding> {
             )
         })
         .collect()
+}
+
+/// Others that route by what the broker switched on, and what its guard keeps from them: Docker and libvirt with networks of
+/// their own, say.
+fn sharing(net: &Net) -> Vec<Finding> {
+    let guard = net.firewall.guard();
+    let Ok(devices) = net.route.links() else { return Vec::new() };
+    let is_others = |device: &&LinkState| device.name != "lo" && !net.is_ours(device);
+    let others: Vec<&LinkState> = devices.iter().filter(is_others).collect();
+    let mut findings = Vec::new();
+    for (family, prefix, name, guarded) in [
+        ("IPv4", "ipv4/conf", "forwarding", &guard.forwarding4),
+        ("IPv6", "ipv6/conf", "force_forwarding", &guard.forwarding6),
+    ] {
+        let others = others.iter().filter(|device| !guarded.contains(&device.name));
+        let routes = |device: &LinkState| {
+            sysctl::read(&format!("{prefix}/{}/{name}", device.name)).as_deref() == Some("1")
+        };
+        let routing = others.filter(|device| routes(device));
+        let names: Vec<&str> = routing.map(|device| device.name.as_str()).collect();
+        if !guarded.is_empty() && !names.is_empty() {
+            findings.push(shared(family, &names.join(", "), &guarded.join(", ")));
+        }
+    }
+    if !guard.forwarding6.is_empty() && !net.forwards_singly() {
+        let addresses = net.route.addresses().unwrap_or_default();
+        let has_network = |device: &&&LinkState| {
+            is_bridge(device)
+                && addresses.iter().any(|one| {
+                    one.ifindex == device.index
+                        && matches!(one.address, std::net::IpAddr::V6(six) if !six.is_unicast_link_local())
+                })
+        };
+        let names: Vec<&str> = others.iter().filter(has_network).map(|device| device.name.as_str()).collect();
+        if !names.is_empty() {
+            findings.push(shared("IPv6", &names.join(", "), &guard.forwarding6.join(", ")));
+        }
+    }
+    findings
+}
+
+fn shared(family: &str, names: &str, guarded: &str) -> Finding {
+    let switch = if family == "IPv4" { "net.ipv4.ip_forward" } else { "net.ipv6.conf.all.forwarding" };
+    bad(
+        "shared forwarding",
+        format!(
+            "{names}: packets of {family} for it that come in by {guarded} are dropped, because that routes for the broker's links only, and no more when there is none"
+        ),
+        format!(
+            "if it shall reach others by this host: `{switch} = 1` in /etc/sysctl.d, then `sysctl --system` when there is no link"
+        ),
+    )
 }
 
 /// One line of `nft -j list chains`.
@@ -288,7 +334,7 @@ fn ask_child() -> std::io::Result<String> {
         try_kernel(&mut File::from(theirs));
         0
     })?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience::EXAMINE;
     let mut told = Vec::new();
     let result = read_until(&ours, deadline, &mut told);
     // It has ended, or has had its time.

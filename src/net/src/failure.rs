@@ -49,6 +49,9 @@ pub enum Failure {
     /// The order is malformed: a fault of the engine's.
     #[error("the order makes no sense: {0}")]
     Malformed(&'static str),
+    /// Nothing makes the host a router while the rules are not there that keep it to links.
+    #[error("the broker's nftables rules can't be set, and without them the host routes for no link")]
+    NoRules,
     /// The link is not there.
     #[error("there is no such link")]
     NoSuchLink,

@@ -11,6 +11,7 @@ mod examine;
 pub mod failure;
 mod fault;
 pub mod firewall;
+mod forwarding;
 mod link;
 pub mod names;
 pub mod ports;

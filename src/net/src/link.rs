@@ -13,6 +13,7 @@ use cgrant_sys::{
 use cgrant_wire::{
     link::LinkKind,
     net::{Bridge, Link, LinkKey, Reply},
+    patience,
 };
 use nix::libc;
 
@@ -118,6 +119,7 @@ impl Net {
             Err(failure) => {
                 let done = work.done;
                 self.forget(&key);
+                self.firewall.allow(patience::NFT_UNDO);
                 if let Err(error) = self.undo(bridge, link, done) {
                     tracing::error!(%error, "not everything of a link that was not made could be undone");
                 }
@@ -389,6 +391,9 @@ impl Net {
         let mut outcome = Ok(());
         for step in done.into_iter().rev() {
             if let Err(failure) = self.undo_one(bridge, link, &step) {
+                if matches!(step, Step::Forwarding | Step::Loopback) {
+                    self.watch.settings_are_doubtful();
+                }
                 tracing::error!(?step, error = %failure, grant = %link.key.grant, "a link is not removed cleanly");
                 outcome = outcome.and(Err(failure));
             }

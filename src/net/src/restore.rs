@@ -10,6 +10,7 @@ use cgrant_sys::netlink::LinkState;
 use cgrant_wire::{
     link::PublishedPort,
     net::{Bridge, Link, NetEvent},
+    patience,
 };
 
 use crate::{
@@ -27,6 +28,7 @@ impl Net {
             tracing::error!("the engine told a second time what ought to be");
             return;
         }
+        self.firewall.allow(patience::NFT_RESTORE);
         if !links.is_empty()
             && let Err(error) = self.watch.begin()
         {
@@ -50,11 +52,13 @@ impl Net {
             .map(|bridged| bridged.bridge.clone())
             .collect();
         self.prepare_servers(&own);
-        self.tried("the rules", Self::set_all_rules);
-        self.serve_all(&own);
-        self.tried("the host's settings", Self::settle_forwarding);
-        for device in self.bridges.keys().cloned().collect::<Vec<_>>() {
-            self.tried("the host's settings", |net| net.settle_loopback(&device));
+        if self.links.is_empty() {
+            self.end_rules();
+        } else {
+            self.tried("the guard", Self::expect_guard);
+            self.tried("the rules", Self::set_all_rules);
+            self.serve_all(&own);
+            self.tried("the host's settings", Self::settle_all);
         }
         self.look_for_clashes();
         if self.links.is_empty() {
@@ -62,10 +66,22 @@ impl Net {
         }
     }
 
-    fn tried(&mut self, what: &str, act: impl FnOnce(&mut Self) -> Result<(), Failure>) {
+    pub(crate) fn tried(&mut self, what: &str, act: impl FnOnce(&mut Self) -> Result<(), Failure>) {
         if let Err(error) = act(self) {
             tracing::error!(%error, "{what}: not as it ought to be");
             self.watch.rules_are_doubtful();
+            self.watch.settings_are_doubtful();
+        }
+    }
+
+    /// Without links there is nothing to route, and when nothing is routed there are no rules.
+    fn end_rules(&mut self) {
+        match self.settle_forwarding() {
+            Ok(()) => self.tried("the rules", Self::clear_rules),
+            Err(error) => {
+                tracing::error!(%error, "the host's settings can't be put back yet; the rules stay as long");
+                self.watch.settings_are_doubtful();
+            }
         }
     }
 
@@ -170,6 +186,7 @@ impl Net {
             .map(|made| made.link.clone())
             .collect();
         for link in with_ports {
+            let mut lost: Vec<PublishedPort> = Vec::new();
             let target = Self::target(&link);
             if self.holders.hold(&link.key, &target, &link.info.ports).is_ok() {
                 continue;
@@ -178,30 +195,51 @@ impl Net {
             for port in &link.info.ports {
                 match self.holders.open(&link.key, &[*port]) {
                     Ok(()) => held.push(*port),
-                    Err(error) => self.mended(format!("{error}; it leads to no container any more")),
+                    Err(error) => {
+                        tracing::error!("{error}; it leads to the link {} no more", link.info.host_name);
+                        lost.push(*port);
+                    }
                 }
             }
             self.holders.settle(&link.key, &target, &held);
-            if let Some(made) = self.links.get_mut(&link.key) {
-                made.link.info.ports = held;
-            }
+            self.keep_ports(&link.key, &held);
+            self.events.push(NetEvent::PortsLost { key: link.key, ports: lost });
         }
     }
 
-    /// Replaces all rules in one step, whatever is there.
+    /// Replaces all rules in one step, whatever is there. A link whose device or bridge is not there gets none, and is looked at
+    /// soon if it ought to be: the others must not suffer by it.
     pub(crate) fn set_all_rules(&mut self) -> Result<(), Failure> {
-        if self.links.is_empty() {
-            return self.clear_rules();
+        let devices = self.route.links()?;
+        let is_there = |name: &str| devices.iter().any(|device| device.name == name);
+        let is_it = |name: &str, index: u32| {
+            devices.iter().any(|device| device.index == index && device.name == name)
+        };
+        let bridges = self.bridges.values().filter(|known| is_it(&known.bridge.device, known.ifindex));
+        let bridges: Vec<Bridge> = bridges.map(|bridged| bridged.bridge.clone()).collect();
+        let (mut links, mut doubtful) = (Vec::new(), Vec::new());
+        for made in self.links.values() {
+            let info = &made.link.info;
+            if !is_it(&info.host_name, info.ifindex) {
+                doubtful.push(info.ifindex);
+            } else if bridges.iter().any(|bridge| bridge.device == made.device) {
+                links.push((made.link.clone(), info.host_name.clone()));
+            }
         }
-        let bridges: Vec<Bridge> = self.bridges.values().map(|bridged| bridged.bridge.clone()).collect();
-        let links: Vec<(Link, String)> =
-            self.links.values().map(|made| (made.link.clone(), made.link.info.host_name.clone())).collect();
-        let servers = self.servers();
+        let mut servers = self.servers();
+        servers.retain(|(bridge, port, _)| bridges.contains(bridge) && is_there(port));
+        doubtful.into_iter().for_each(|index| self.watch.is_doubtful(index));
         self.wall(|wall| wall.restore(&bridges, &links, &servers))
     }
 
+    /// Has each link its rules, as far as is known, but for those that wait for their bridge?
+    pub(crate) fn are_all_walled(&self) -> bool {
+        let waits = |device: &str| self.bridges.get(device).is_none_or(|bridged| bridged.ifindex == 0);
+        self.links.iter().all(|(key, made)| waits(&made.device) || self.firewall.knows(key))
+    }
+
     /// Without links there are no rules. On a host that never had a link `nft` is not even run.
-    fn clear_rules(&mut self) -> Result<(), Failure> {
+    pub(crate) fn clear_rules(&mut self) -> Result<(), Failure> {
         if !self.directory.exists(WITH_RULES).map_err(kernel("cannot look into the helper's directory"))? {
             return Ok(());
         }

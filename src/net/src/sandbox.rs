@@ -4,24 +4,9 @@
 //! needs to begin, to read its files and to use sockets; it has nothing to trace, to load code into the kernel, to
 //! mount (but what a name server's own namespace is made with), to set clocks or to open by handle.
 
-use std::io;
-
-use cgrant_sys::{privilege, seccomp};
-use nix::{
-    libc,
-    sys::resource::{Resource, getrlimit, setrlimit},
-};
-
-/// Why the helper runs with more rights than it should; it does not start then.
-#[derive(Debug, thiserror::Error)]
-pub enum SandboxError {
-    /// Capabilities could not be dropped.
-    #[error("capabilities: {0}")]
-    Capabilities(#[from] io::Error),
-    /// The filter of system calls could not be set.
-    #[error("system call filter: {0}")]
-    Filter(#[from] seccomp::SeccompError),
-}
+use cgrant_process::sandbox::{self, SandboxError};
+use cgrant_sys::privilege::Capability as C;
+use nix::libc;
 
 /// What helper and children call beside what every program does ([`seccomp::RUNTIME`]).
 const CALLS: &[i64] = &[
@@ -223,11 +208,7 @@ const CALLS: &[i64] = &[
 /// # Errors
 /// [`SandboxError`].
 pub fn confine() -> Result<(), SandboxError> {
-    use privilege::Capability as C;
-    // A holder of ports keeps two descriptors a port; the soft limit of most hosts is 1,024.
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(io::Error::from)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(io::Error::from)?;
-    privilege::drop_capabilities(&[
+    let kept = [
         C::CAP_NET_ADMIN,
         C::CAP_NET_RAW,
         C::CAP_NET_BIND_SERVICE,
@@ -238,8 +219,6 @@ pub fn confine() -> Result<(), SandboxError> {
         C::CAP_KILL,
         C::CAP_CHOWN,
         C::CAP_SYS_PTRACE,
-    ])?;
-    let allowed: Vec<i64> = seccomp::RUNTIME.iter().chain(CALLS).copied().collect();
-    seccomp::apply(&allowed, seccomp::Action::Refuse)?;
-    Ok(())
+    ];
+    sandbox::confine(&kept, CALLS)
 }

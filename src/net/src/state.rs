@@ -1,6 +1,6 @@
 //! What the helper knows of what it made, and where orders go.
 //!
-//! It keeps nothing on disk but old kernel settings: after a restart the engine tells what ought to be, and the
+//! It keeps nothing on disk but old kernel settings, which are the host's: after a restart the engine tells what ought to be, and the
 //! kernel what is. Devices are known by index and by the alias that was written into them.
 
 use std::{
@@ -21,6 +21,7 @@ use cgrant_wire::{
     GrantId,
     link::{Address, PublishedPort},
     net::{Bridge, BridgeKind, Link, LinkKey, NetEvent, NetFailure, Order, Reply},
+    patience,
 };
 
 use crate::{
@@ -123,20 +124,22 @@ pub struct Net {
 pub type Carried = Result<(Reply, Vec<OwnedFd>), Failure>;
 
 impl Net {
-    /// Nothing is looked at and nothing changed yet, but what is remembered in `directory`.
+    /// Nothing is looked at and nothing changed yet, but what is remembered in `directory`, the helper's own. In `host` all
+    /// instances of the host remember what they share.
     ///
     /// # Errors
     /// Those of opening sockets and of reading in `directory`.
-    pub fn open(settings: Settings, directory: Dir) -> io::Result<Self> {
+    pub fn open(settings: Settings, directory: Dir, host: Dir) -> io::Result<Self> {
         directory.sweep()?;
+        let own = NetnsFd::own()?.id()?;
         Ok(Self {
-            own: NetnsFd::own()?.id()?,
+            own,
             route: Route::open()?,
             firewall: Firewall::new(&settings.instance),
             holders: Holders::new(ProxySettings { uid: settings.uid, gid: settings.gid }),
             names: NameServers::new(&settings, directory.try_clone()?),
             adverts: Sender::new(),
-            sysctls: Sysctls::open(&directory)?,
+            sysctls: Sysctls::new(host, own, &settings.instance),
             fault: Fault::new(&directory)?,
             settings,
             directory,
@@ -169,6 +172,7 @@ impl Net {
         if !needs_nothing && !self.is_restored {
             return Err(Failure::Malformed("it came before what ought to be was told"));
         }
+        self.firewall.allow(patience::NFT);
         let done = |()| (Reply::Done, Vec::new());
         match order {
             Order::FindSubnets { pools4, prefix4, pool6, taken } => {
@@ -189,7 +193,12 @@ impl Net {
             Order::RemoveLink(key) => self.remove_link(&key).map(done),
             Order::RemoveLinks(grant) => self.remove_links(grant).map(done),
             Order::SetPorts { key, ports } => self.set_ports(&key, &ports).map(done),
-            Order::Examine => Ok((Reply::Findings(examine::examine(self)), Vec::new())),
+            Order::Examine => {
+                if self.has_needless_guard() {
+                    self.tried("the host's settings", Self::settle_forwarding);
+                }
+                Ok((Reply::Findings(examine::examine(self)), Vec::new()))
+            }
             Order::ListAddresses => {
                 let addresses = self.route.addresses()?.into_iter().map(|address| address.address);
                 Ok((Reply::Addresses(addresses.collect()), Vec::new()))
@@ -233,6 +242,7 @@ impl Net {
 
     /// One of [`Net::descriptors`] is readable.
     pub fn ready(&mut self, fd: RawFd) {
+        self.firewall.allow(patience::NFT);
         if self.watch.is_its(fd) {
             self.look();
         } else {
@@ -306,6 +316,7 @@ impl Net {
         self.keep_ports(key, ports);
         let changed = self.rules_and_settings(key, ports, &device);
         if let Err(failure) = changed {
+            self.firewall.allow(patience::NFT_UNDO);
             self.keep_ports(key, &before);
             // They may not have been changed; then this changes nothing.
             if let Err(error) = self.wall(|wall| wall.set_ports(key, &before)) {
@@ -320,7 +331,7 @@ impl Net {
         Ok(())
     }
 
-    fn keep_ports(&mut self, key: &LinkKey, ports: &[PublishedPort]) {
+    pub(crate) fn keep_ports(&mut self, key: &LinkKey, ports: &[PublishedPort]) {
         if let Some(made) = self.links.get_mut(key) {
             made.link.info.ports = ports.to_vec();
         }

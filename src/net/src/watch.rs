@@ -16,11 +16,12 @@ use cgrant_sys::netlink::{Event, LinkState, NftEvent, NftEvents, RouteEvents};
 use cgrant_wire::{
     link::Address,
     net::{LinkKey, NetEvent},
+    patience,
 };
 use nix::libc;
 
 use crate::{
-    failure::Failure,
+    failure::{Failure, chain},
     firewall::{Firewall, FirewallError},
     state::{Bridged, Net},
     subnet,
@@ -74,9 +75,10 @@ impl Watch {
         Ok(())
     }
 
-    /// Listens no more.
+    /// Listens no more. What is still to be done is done.
     pub fn end(&mut self) {
-        *self = Self::default();
+        let (due, rules, settings) = (self.due, self.rules, self.settings);
+        *self = Self { due, rules, settings, ..Self::default() };
     }
 
     /// What is to be watched for being readable.
@@ -100,7 +102,13 @@ impl Watch {
         self.soon(PATIENCE);
     }
 
-    fn settings_are_doubtful(&mut self) {
+    /// The link of this index is to be looked at soon.
+    pub fn is_doubtful(&mut self, index: u32) {
+        self.doubtful.insert(index);
+    }
+
+    /// The host's settings are to be looked at soon.
+    pub fn settings_are_doubtful(&mut self) {
         self.settings = true;
         self.soon(PATIENCE);
     }
@@ -381,6 +389,11 @@ impl Net {
         if is_moved {
             match self.route.set_master(index, Some(bridged.ifindex)) {
                 Err(error) if error.is(libc::EXFULL) => return Err(Failure::Full(made.device)),
+                // It was taken off because its bridge was deleted, of which nobody told yet: all its ports are led back together.
+                Err(_) if self.route.link(bridged.ifindex)?.is_none() => {
+                    self.check_bridge(&made.device);
+                    return Ok(());
+                }
                 result => result?,
             }
             self.set_device(&bridged.bridge, &made.link, index, bridged.mtu)?;
@@ -442,7 +455,8 @@ impl Net {
         Ok(())
     }
 
-    /// The bridge was deleted: its ports are there still, and only have to be led back.
+    /// The bridge was deleted: its ports are there still, and only have to be led back. What can't be had again now (rules, a
+    /// name server) is tried again later; no link ends by that, and without its rules none reaches anybody.
     fn make_again(&mut self, bridged: &Bridged) -> Result<(), Failure> {
         let (bridge, device) = (&bridged.bridge, &bridged.bridge.device);
         self.stop_advert(device);
@@ -458,17 +472,26 @@ impl Net {
             let index = made.link.info.ifindex;
             let joined = self.route.set_master(index, Some(master)).map_err(Failure::from);
             let joined = joined.and_then(|()| self.set_device(bridge, &made.link, index, bridged.mtu));
-            if let Err(error) = joined {
-                tracing::error!(%error, "a link can't be led back to its bridge");
-                self.end_link(&made.link.key, self.route.link(index).is_ok_and(|found| found.is_none()));
+            let Err(error) = joined else { continue };
+            if self.route.link(master)?.is_none() {
+                // Deleted once more: what tells so is on its way.
+                return Ok(());
             }
+            tracing::error!(%error, "a link can't be led back to its bridge");
+            self.end_link(&made.link.key, self.route.link(index).is_ok_and(|found| found.is_none()));
+        }
+        if !self.bridges.contains_key(device) {
+            // Its last link ended.
+            return Ok(());
         }
         // Rules name the bridge by its index, which is another one now.
-        self.set_all_rules()?;
-        self.start_server(bridge)?;
-        self.start_advert(device)?;
-        self.settle_forwarding()?;
-        self.settle_loopback(device)?;
+        self.tried("the rules", Self::set_all_rules);
+        if let Err(error) = self.start_server(bridge) {
+            tracing::error!(error = chain(&error), device, "the name server can't be started again");
+            self.names.retry(device);
+        }
+        self.tried("router advertisements", |net| net.start_advert(device));
+        self.tried("the host's settings", Self::settle_all);
         self.mended(format!("the bridge {device} was deleted; it was made again"));
         Ok(())
     }
@@ -501,6 +524,8 @@ impl Net {
                 self.check_link(&key, index);
             }
         }
+        // They name the bridge by its index, which is another one now.
+        self.tried("the rules", Self::set_all_rules);
         Ok(())
     }
 
@@ -511,19 +536,12 @@ impl Net {
 
     /// Does what is due.
     pub fn tend(&mut self, now: Instant) {
+        self.firewall.allow(patience::NFT);
         self.look_at_links();
         if self.watch.due.is_none_or(|due| due > now) {
             return;
         }
         self.watch.due = None;
-        if std::mem::take(&mut self.watch.settings)
-            && self.is_routing
-            && let Err(error) = self.settle_forwarding()
-        {
-            tracing::error!(%error, "the host's settings are not as they should be");
-            self.watch.settings = true;
-            self.watch.soon(AGAIN);
-        }
         if std::mem::take(&mut self.watch.rules)
             && let Err(error) = self.check_rules()
         {
@@ -531,10 +549,30 @@ impl Net {
             self.watch.rules = true;
             self.watch.soon(AGAIN);
         }
+        // Without rules nothing is routed, so they come first.
+        if std::mem::take(&mut self.watch.settings)
+            && let Err(error) = self.settle_all()
+        {
+            tracing::error!(%error, "the host's settings are not as they should be");
+            self.watch.settings = true;
+            self.watch.soon(AGAIN);
+        }
+    }
+
+    /// All settings of the host that links need, or none. When there is no link any more the rules go with them.
+    pub(crate) fn settle_all(&mut self) -> Result<(), Failure> {
+        self.settle_forwarding()?;
+        for device in self.bridges.keys().cloned().collect::<Vec<_>>() {
+            self.settle_loopback(&device)?;
+        }
+        if self.links.is_empty() { self.clear_rules() } else { Ok(()) }
     }
 
     fn check_rules(&mut self) -> Result<(), Failure> {
-        if self.firewall.is_intact()? {
+        if self.links.is_empty() {
+            return self.settle_all();
+        }
+        if self.are_all_walled() && self.firewall.is_intact()? {
             return Ok(());
         }
         self.set_all_rules()?;

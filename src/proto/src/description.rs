@@ -1,6 +1,9 @@
 //! What the broker says about a link or a bridge: a dictionary, to which later brokers may add.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, BorrowedFd},
+};
 
 use serde::Deserialize;
 use zbus::{OwnedVariant, Type, Variant};
@@ -26,6 +29,14 @@ impl Description {
     /// Is there `true` under `key`?
     pub fn flag(&self, key: &str) -> bool {
         matches!(self.0.get(key).map(|value| &**value), Some(Variant::Bool(true)))
+    }
+
+    /// The descriptor under `key`; `None` if there is none, or something else.
+    pub fn descriptor(&self, key: &str) -> Option<BorrowedFd<'_>> {
+        match &**self.0.get(key)? {
+            Variant::Fd(fd) => Some(fd.as_fd()),
+            _ => None,
+        }
     }
 
     /// The texts under `key`; none if there are none.
@@ -59,6 +70,7 @@ mod tests {
         let message = zbus::Message::method_call("/", "Call").build(&entries).unwrap();
         let description: Description = message.body().deserialize().unwrap();
         assert_eq!(description.text("name"), Some("eth0"));
+        assert!(description.descriptor("name").is_none() && description.descriptor("tap").is_none());
         assert_eq!((description.text("mtu"), description.text("mac")), (None, None));
         assert_eq!(description.texts("dns"), ["10.0.0.2", "fd00::2"]);
         assert!(description.texts("name").is_empty());

@@ -6,7 +6,10 @@ use std::{
 };
 
 use cgrant_sys::{ChannelError, Exit};
-use cgrant_wire::boot::{FromChild, FrontKind, ToChild};
+use cgrant_wire::{
+    boot::{FromChild, FrontKind, ToChild},
+    patience,
+};
 
 use crate::{
     backoff::{Backoff, LONGEST},
@@ -66,7 +69,25 @@ pub struct Running {
     control_open: bool,
     /// Killed by us: its end is no failure.
     dismissed: bool,
+    /// When it was killed, for whatever reason.
+    killed: Option<Instant>,
+    /// It was killed long ago: it hangs in the kernel, and that was told.
+    stuck: bool,
+    /// Which process in this place it is.
+    number: u64,
     reason: Option<String>,
+}
+
+impl Running {
+    fn kill(&mut self) {
+        self.process.kill();
+        self.killed.get_or_insert_with(Instant::now);
+    }
+
+    /// When it must have ended, if it was killed; until it is told that it has not.
+    fn must_end(&self) -> Option<Instant> {
+        self.killed.filter(|_| !self.stuck).map(|killed| killed + patience::KILLED)
+    }
 }
 
 /// What a child said.
@@ -76,6 +97,8 @@ pub enum Said {
     Ready,
     /// What came of reading the configuration.
     Reloaded(Result<(), String>),
+    /// The engine: that the network helper of this number gives no sign.
+    NetHangs(u64),
     /// Nothing that asks for an answer.
     Nothing,
 }
@@ -100,16 +123,20 @@ pub struct Slot {
     pub state: State,
     backoff: Backoff,
     has_failed: bool,
+    /// How many processes were in this place.
+    count: u64,
 }
 
 impl Slot {
     /// A place that is to be filled at once.
     pub fn new(role: Role) -> Self {
-        Self { role, state: State::Due(Instant::now()), backoff: Backoff::default(), has_failed: false }
+        let state = State::Due(Instant::now());
+        Self { role, state, backoff: Backoff::default(), has_failed: false, count: 0 }
     }
 
     /// Fills it.
     pub fn fill(&mut self, process: Process) {
+        self.count += 1;
         tracing::debug!(child = self.role.name(), pid = process.pid, "started");
         self.state = State::Running(Running {
             process,
@@ -118,6 +145,9 @@ impl Slot {
             messages: 0,
             control_open: true,
             dismissed: false,
+            killed: None,
+            stuck: false,
+            number: self.count,
             reason: None,
         });
     }
@@ -132,7 +162,7 @@ impl Slot {
 
     /// Does it serve?
     pub fn is_ready(&self) -> bool {
-        self.running().is_some_and(|running| running.ready && !running.dismissed)
+        self.running().is_some_and(|running| running.ready && running.killed.is_none())
     }
 
     /// Can the broker be called ready as far as this is concerned? Without a network helper, on a host where it can't run, it
@@ -165,7 +195,7 @@ impl Slot {
     pub fn dismiss(&mut self) {
         if let State::Running(running) = &mut self.state {
             running.dismissed = true;
-            running.process.kill();
+            running.kill();
         }
     }
 
@@ -174,8 +204,39 @@ impl Slot {
         if let State::Running(running) = &mut self.state {
             running.reason = Some(reason.to_owned());
             running.control_open = false;
-            running.process.kill();
+            running.kill();
         }
+    }
+
+    /// Kills the process of this number, if it is the one that runs, because somebody says that it hangs.
+    pub fn end_hung(&mut self, number: u64) {
+        if self.running().is_some_and(|running| running.number == number && running.killed.is_none()) {
+            self.condemn("it gave no sign and was killed");
+        }
+    }
+
+    /// Which process in this place it is.
+    pub fn number(&self) -> u64 {
+        self.count
+    }
+
+    /// When to look whether it has ended, having been killed.
+    pub fn must_end(&self) -> Option<Instant> {
+        self.running().and_then(Running::must_end)
+    }
+
+    /// Was it killed, and hangs in the kernel?
+    pub fn is_stuck(&self) -> bool {
+        self.running().is_some_and(|running| running.stuck)
+    }
+
+    /// Notes that it hangs in the kernel, if it was killed long ago. -> its pid, the first time.
+    pub fn notice_stuck(&mut self, now: Instant) -> Option<u32> {
+        let State::Running(running) = &mut self.state else { return None };
+        running.must_end().filter(|moment| *moment <= now)?;
+        running.stuck = true;
+        self.has_failed = true;
+        Some(running.process.pid)
     }
 
     /// Reads one message. Whatever a child sends, the supervisor only notes it or kills that child.
@@ -194,7 +255,7 @@ impl Slot {
             Ok(None) | Err(ChannelError::Closed) => {
                 // A child without its channel can't be told to stop. Mostly it is just about to end.
                 running.control_open = false;
-                running.process.kill();
+                running.kill();
                 return Said::Nothing;
             }
             Err(error) => {
@@ -217,7 +278,8 @@ impl Slot {
                 Said::Nothing
             }
             Ok(FromChild::Reloaded(result)) if self.role == Role::Engine => Said::Reloaded(result),
-            Ok(FromChild::Reloaded(_)) | Err(_) => {
+            Ok(FromChild::NetHangs(number)) if self.role == Role::Engine => Said::NetHangs(number),
+            Ok(FromChild::Reloaded(_) | FromChild::NetHangs(_)) | Err(_) => {
                 self.condemn("it sends messages that are not its own to send");
                 Said::Nothing
             }

@@ -157,6 +157,7 @@ fn open_directories(settings: &Settings) -> Result<Directories, SupervisorError>
         ids: dirs::open_or_create(settings.config.ids.record.as_path(), Access::Private)?,
         ids_run: dirs::open_or_create(settings.config.ids.live.as_path(), Access::Private)?,
         net: dirs::open_or_create(&settings.net_dir(), Access::Private)?,
+        net_host: dirs::open_or_create(&settings.net_host_dir(), Access::Private)?,
     })
 }
 

@@ -77,6 +77,14 @@ impl Settings {
         self.run_dir().join("net")
     }
 
+    /// The directory that the network helpers of all instances share: beside that of ranges in use, which they share as well.
+    pub fn net_host_dir(&self) -> PathBuf {
+        let live = self.config.ids.live.as_path();
+        let mut name = live.file_name().unwrap_or_default().to_owned();
+        name.push("-net");
+        live.with_file_name(name)
+    }
+
     /// The directory that appears in containers.
     pub fn public_dir(&self) -> PathBuf {
         self.runtime_dir.join("public")

@@ -52,6 +52,8 @@ pub struct Directories {
     pub ids_run: OwnedFd,
     /// Of the network helper's files.
     pub net: OwnedFd,
+    /// Of what the network helpers of all instances share.
+    pub net_host: OwnedFd,
 }
 
 /// The programs that children are made of.
@@ -185,9 +187,12 @@ impl Supervisor {
 
     fn serve(&mut self) -> Result<(), SupervisorError> {
         loop {
+            self.notice_what_is_stuck();
             self.start_what_is_due();
             self.advance_ending();
-            if self.phase != Phase::Serving && self.slots.iter().all(|slot| slot.running().is_none()) {
+            // What the kernel keeps ends as soon as the kernel lets it, and nobody has to wait for that.
+            let is_over = |slot: &Slot| slot.running().is_none() || slot.is_stuck();
+            if self.phase != Phase::Serving && self.slots.iter().all(is_over) {
                 return Ok(());
             }
             for source in self.wait()? {
@@ -233,22 +238,49 @@ impl Supervisor {
     fn next_moment(&self) -> Option<Instant> {
         match self.phase {
             Phase::EndingEngine(deadline) | Phase::EndingFronts(deadline) => Some(deadline),
-            Phase::Serving => self
-                .slots
-                .iter()
-                .enumerate()
-                .filter(|(at, _)| self.may_start(*at))
-                .filter_map(|(_, slot)| slot.due())
-                .min(),
+            Phase::Serving => {
+                let due = self.slots.iter().enumerate().filter(|(at, _)| self.may_start(*at));
+                let due = due.filter_map(|(_, slot)| slot.due());
+                due.chain(self.slots.iter().filter_map(Slot::must_end)).min()
+            }
+        }
+    }
+
+    /// A process that was killed and does not end is told, once. Of the network helper there is no other meanwhile: what that
+    /// one is at may still be done.
+    fn notice_what_is_stuck(&mut self) {
+        for position in 0..self.slots.len() {
+            let Some(slot) = self.slots.get_mut(position) else { continue };
+            let Some(pid) = slot.notice_stuck(Instant::now()) else { continue };
+            tracing::error!(
+                child = slot.role.name(),
+                pid,
+                "{} was killed and does not end: it hangs in the kernel (/proc/{pid}/stack says where)",
+                slot.role.name()
+            );
+            if slot.role == Role::Net {
+                self.tell_of_stuck_net();
+            }
+            self.update_readiness();
+        }
+    }
+
+    /// Tells the engine that there will be no network helper for a while, if it is so.
+    fn tell_of_stuck_net(&self) {
+        let is_net = |slot: &&Slot| slot.role == Role::Net && slot.is_stuck();
+        if let Some(engine) = self.slots.get(ENGINE).filter(|_| self.slots.iter().any(|slot| is_net(&slot)))
+            && engine.running().is_some()
+            && let Err(error) = engine.send(&ToChild::NetStuck, &[])
+        {
+            tracing::warn!(%error, "the engine can't be told of a network helper that hangs");
         }
     }
 
     /// The engine waits for the ends of the others that were there with the one before; they wait for the engine.
     fn may_start(&self, position: usize) -> bool {
-        let others_running =
-            |wanted: bool, range: &[Slot]| range.iter().any(|slot| slot.running().is_some()) == wanted;
+        let works = |slot: &Slot| slot.running().is_some() && !(slot.role == Role::Net && slot.is_stuck());
         match self.slots.split_first() {
-            Some((_, fronts)) if position == ENGINE => others_running(false, fronts),
+            Some((_, others)) if position == ENGINE => !others.iter().any(works),
             Some((engine, _)) => engine.running().is_some(),
             None => false,
         }
@@ -334,7 +366,9 @@ impl Supervisor {
         let fds: Vec<_> = fds.into_iter().map(AsFd::as_fd).collect();
         let Some(slot) = self.slots.get_mut(ENGINE) else { return Ok(()) };
         slot.fill(process);
-        send(slot, &ToChild::Engine(boot), &fds)
+        send(slot, &ToChild::Engine(boot), &fds)?;
+        self.tell_of_stuck_net();
+        Ok(())
     }
 
     fn start_front(
@@ -373,6 +407,7 @@ impl Supervisor {
             instance: settings.instance.as_str().to_owned(),
             engine: FdIndex(0),
             directory: FdIndex(1),
+            host: FdIndex(2),
             path: settings.net_dir().to_string_lossy().into_owned(),
             uid: account.uid,
             gid: account.gid,
@@ -382,9 +417,12 @@ impl Supervisor {
         };
         let Some(slot) = self.slots.get_mut(position) else { return Ok(()) };
         slot.fill(process);
-        send(slot, &ToChild::Net(boot), &[nets.as_fd(), self.prepared.directories.net.as_fd()])?;
+        let directories = &self.prepared.directories;
+        let fds = [nets.as_fd(), directories.net.as_fd(), directories.net_host.as_fd()];
+        send(slot, &ToChild::Net(boot), &fds)?;
+        let number = slot.number();
         let Some(engine) = self.slots.get(ENGINE) else { return Ok(()) };
-        send(engine, &ToChild::NetStarted, &[engines.as_fd()])
+        send(engine, &ToChild::NetStarted(number), &[engines.as_fd()])
     }
 
     /// Before an engine starts: the scope must live. It may have been stopped together with everything in it.
@@ -443,6 +481,13 @@ impl Supervisor {
         match slot.read() {
             Said::Ready => self.update_readiness(),
             Said::Reloaded(result) => self.on_reloaded(result),
+            Said::NetHangs(number) => {
+                let net = self.slots.iter_mut().find(|slot| slot.role == Role::Net);
+                if let Some(net) = net {
+                    net.end_hung(number);
+                }
+                self.update_readiness();
+            }
             Said::Nothing => {}
         }
     }
@@ -572,7 +617,7 @@ impl Supervisor {
     /// Kills the broker's own processes. What runs in grants is never touched.
     fn kill_what_is_left(&mut self) {
         for slot in &mut self.slots {
-            if slot.running().is_some() {
+            if slot.running().is_some() && !slot.is_stuck() {
                 tracing::warn!("{} did not end in order and was killed", slot.role.name());
                 self.killed = true;
                 slot.dismiss();

@@ -224,6 +224,21 @@ impl Dir {
         if durable { self.sync() } else { Ok(()) }
     }
 
+    /// Makes a file (mode 0600) that is not there yet, under its name from the beginning: a crash may leave it cut short, and
+    /// whoever reads it has to know what that means.
+    ///
+    /// # Errors
+    /// Those of `openat2(2)` and `write(2)`: `EEXIST` if there is anything of this name. On another one there is no file then.
+    pub fn write_first(&self, file: impl AsRef<OsStr>, bytes: &[u8]) -> io::Result<()> {
+        let file = file.as_ref();
+        let result = self.write_new(file, bytes, false);
+        if matches!(&result, Err(error) if error.kind() != io::ErrorKind::AlreadyExists) {
+            // Nothing more can be done about a file that can't be removed.
+            let _ = self.remove_file(file);
+        }
+        result
+    }
+
     /// Lets `write` make a file under another name, which then takes the place of `file`.
     fn replace(&self, file: &OsStr, write: impl FnOnce(&OsStr) -> io::Result<()>) -> io::Result<()> {
         let file = component(file)?;
@@ -669,6 +684,17 @@ mod tests {
         let mut names = dir.names().unwrap();
         names.sort();
         assert_eq!(names, ["d", "f"]);
+    }
+
+    #[test]
+    fn what_is_there_is_not_written_first() {
+        let (directory, dir) = scratch();
+        dir.write_first("f", b"one").unwrap();
+        assert_eq!(errno(dir.write_first("f", b"two")), Some(Errno::EXIST));
+        assert_eq!(dir.read("f", 10).unwrap(), "one");
+        assert_eq!(std::fs::metadata(directory.path().join("f")).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(errno(dir.write_first("x/f", b"")), Some(Errno::INVAL));
+        assert_eq!(dir.names().unwrap(), ["f"]);
     }
 
     #[test]

@@ -68,6 +68,26 @@ pub fn drop_capabilities(keep: &[Capability]) -> io::Result<()> {
         .iter()
         .fold(CapabilitySet::empty(), |kept, capability| kept | as_set(u32::from(capability.index())));
     caps::clear(None, CapSet::Ambient).map_err(io::Error::other)?;
+    bound_to(kept)?;
+    let had = rustix::thread::capabilities(None)?.permitted;
+    let left =
+        CapabilitySets { effective: had & kept, permitted: had & kept, inheritable: CapabilitySet::empty() };
+    set_capabilities(None, left)?;
+    if rustix::thread::capabilities(None)? == left { Ok(()) } else { Err(Errno::BUSY.into()) }
+}
+
+/// Empties the bounding set: no program that this process executes gets a capability from its file or by being root's.
+/// What the process has it keeps, to use up on the way to its account.
+///
+/// # Errors
+/// `EBUSY` with more than one thread; `EPERM` without `CAP_SETPCAP`.
+pub fn empty_bounding_set() -> io::Result<()> {
+    require_one_thread()?;
+    bound_to(CapabilitySet::empty())
+}
+
+/// Leaves only these in the bounding set.
+fn bound_to(kept: CapabilitySet) -> io::Result<()> {
     for number in 0..=MAX_CAPABILITY {
         let capability = as_set(number);
         if kept.contains(capability) {
@@ -81,11 +101,7 @@ pub fn drop_capabilities(keep: &[Capability]) -> io::Result<()> {
             Err(errno) => return Err(errno.into()),
         }
     }
-    let had = rustix::thread::capabilities(None)?.permitted;
-    let left =
-        CapabilitySets { effective: had & kept, permitted: had & kept, inheritable: CapabilitySet::empty() };
-    set_capabilities(None, left)?;
-    if rustix::thread::capabilities(None)? == left { Ok(()) } else { Err(Errno::BUSY.into()) }
+    Ok(())
 }
 
 /// Keeps these of its permitted capabilities through `execve(2)` of a program that has none of its own, as an
@@ -197,6 +213,7 @@ mod tests {
         assert!(thread_count().unwrap() > 1);
         let busy = Some(libc::EBUSY);
         assert_eq!(drop_capabilities(&[]).unwrap_err().raw_os_error(), busy);
+        assert_eq!(empty_bounding_set().unwrap_err().raw_os_error(), busy);
         assert_eq!(set_no_new_privs().unwrap_err().raw_os_error(), busy);
         let filtered = crate::seccomp::apply(&[], crate::seccomp::Action::Refuse);
         assert!(matches!(filtered, Err(crate::seccomp::SeccompError::Threads(_))));

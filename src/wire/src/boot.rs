@@ -92,7 +92,9 @@ pub struct NetBoot {
     pub engine: FdIndex,
     /// A directory of its own in the run directory, for what it remembers and for its name servers; mode 0700.
     pub directory: FdIndex,
-    /// That directory's path, which name servers are told.
+    /// A directory that the helpers of all instances of the host share, for what kernel settings were; mode 0700.
+    pub host: FdIndex,
+    /// The path of its own directory, which name servers are told.
     pub path: String,
     /// Uid and gid of its processes that need no privilege: name servers, the proxy for `[::1]`.
     pub uid: u32,
@@ -115,8 +117,11 @@ pub enum ToChild {
     Front(FrontBoot),
     /// First message to the network helper.
     Net(NetBoot),
-    /// To the engine: the network helper was started; the engine's end of the pair comes beside it.
-    NetStarted,
+    /// To the engine: the network helper of this number was started; the engine's end of the pair comes beside it.
+    NetStarted(u64),
+    /// To the engine: the network helper was killed and does not end, because it hangs in the kernel. There is none until it
+    /// does.
+    NetStuck,
     /// To the engine: a front was started; the engine's end of the pair comes beside it.
     FrontStarted(FrontKind),
     /// To the engine: read the configuration again.
@@ -132,6 +137,8 @@ pub enum FromChild {
     Ready,
     /// It can't start or go on; one sentence for the administrator.
     Failed(String),
+    /// From the engine: the network helper of this number does not answer, and is to be killed.
+    NetHangs(u64),
     /// The configuration was read again, or why not.
     Reloaded(Result<(), String>),
 }

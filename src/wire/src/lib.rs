@@ -11,6 +11,7 @@ pub mod grant;
 pub mod link;
 pub mod net;
 pub mod op;
+pub mod patience;
 pub mod refusal;
 
 pub use engine::{BusClient, ConnectionId, Event, FromEngine, GrantChange, RequestId, ToEngine};

@@ -212,6 +212,14 @@ pub enum NetEvent {
         /// The host's network.
         with: Address<IpAddr>,
     },
+    /// Published ports of a link that could not be held again when the helper started: somebody else has them by now, and
+    /// they lead to the link no more.
+    PortsLost {
+        /// Which link.
+        key: LinkKey,
+        /// Its ports that are lost.
+        ports: Vec<PublishedPort>,
+    },
     /// Something of ours was changed behind our back and was mended; one sentence.
     Mended(String),
 }

@@ -198,7 +198,7 @@ impl<'a> Found<'a> {
         if let Ok(ids) = self.session.properties(&self.path, names::IDS) {
             fields.append(&mut value::properties(&ids));
         }
-        self.print(&Fields(fields))
+        self.print(&Shown(fields))
     }
 
     fn set(&self, limits: Vec<(String, String)>) -> Result<(), Failure> {
@@ -236,6 +236,25 @@ impl<'a> Found<'a> {
 fn command_of(pid: u32) -> Option<String> {
     let name = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
     Some(String::from_utf8_lossy(&name).trim_end().to_owned())
+}
+
+/// A grant: JSON has its time as it came, in microseconds since 1970, people see a date.
+#[derive(Debug, serde::Serialize)]
+#[serde(transparent)]
+struct Shown(Map<String, Value>);
+
+impl Report for Shown {
+    fn heads(&self) -> &[&'static str] {
+        &[]
+    }
+
+    fn rows(&self) -> Vec<Vec<String>> {
+        let text = |name: &str, value: &Value| match value.as_u64() {
+            Some(time) if name == "created" => output::time(time),
+            _ => value::text(value),
+        };
+        self.0.iter().map(|(name, value)| vec![name.clone(), text(name, value)]).collect()
+    }
 }
 
 /// Figures of a grant: JSON has the numbers as they came, people see units.
@@ -313,6 +332,16 @@ mod tests {
         assert_eq!(error.code(), exit::USAGE);
         assert!(error.line().contains("memory.max"), "{}", error.line());
         assert_eq!(each_once(vec![pair("a", "1"), pair("b", "1")]).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn people_see_when_a_grant_was_made() {
+        let Value::Object(fields) = json!({"created": 1_798_761_599_000_001_u64, "account": 1000}) else {
+            panic!("no object")
+        };
+        let shown = Shown(fields);
+        assert_eq!(shown.rows(), [["account", "1000"], ["created", "2026-12-31 23:59:59 UTC"]]);
+        assert!(output::json(&shown).unwrap().contains("1798761599000001"));
     }
 
     #[test]

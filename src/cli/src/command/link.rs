@@ -6,7 +6,7 @@ use cgrant_container::Pidfd;
 use cgrant_proto::{AddLink, LinksProxy, ListGrants, Port};
 use serde_json::{Map, Value, json};
 
-use super::grant::Found;
+use super::{grant::Found, tap};
 use crate::{
     Client,
     args::{LinkAddArgs, LinkArgs, LinkCommand, PublishArgs},
@@ -22,6 +22,7 @@ const HEADS: &[&str] = &["GRANT", "NAME", "BRIDGE", "ADDRESS4", "ADDRESS6", "POR
 pub(crate) fn run(client: &Client, command: LinkCommand) -> Result<u8, Failure> {
     match command {
         LinkCommand::Add(args) => add(client, &args),
+        LinkCommand::Tap(args) => tap::run(client, &args).map(|never| match never {}),
         LinkCommand::Remove { grant, link } => {
             let found = Found::new(client, &grant, &format!("remove the link {link:?} of"))?;
             found.with(links(&found)?.remove_link(&link))
@@ -165,7 +166,7 @@ fn bridges(client: &Client) -> Result<(), Failure> {
     output::print(client.format, &List::new(heads, bridges.iter().map(value::description)))
 }
 
-fn links(found: &Found<'_>) -> Result<LinksProxy<'static>, Failure> {
+pub(super) fn links(found: &Found<'_>) -> Result<LinksProxy<'static>, Failure> {
     found.session.links(&found.path).doing(|| found.doing.clone())
 }
 

@@ -1,22 +1,28 @@
 //! `cgrant run`: one container with a grant of its own, in the foreground.
 //!
-//! Processes: this one (P), the launch stage (S), the container's first process (I). S makes its user namespace
-//! while P connects to the broker; one call makes the grant, maps the ids and attaches S; S then clones I, which
-//! is P's child. If P dies, the broker, which holds its pidfd, kills the container and removes the grant.
+//! Processes: this one (P), the launch stage (S), the container's first process (I). S makes its namespaces
+//! while P connects to the broker. A first call makes the grant and maps the ids, a second one attaches S, while S has
+//! the container's tree built; when both are done S clones I, which is P's child. If P dies, the broker, which holds
+//! its pidfd, kills the container and removes the grant.
 
 use std::{
     env,
     ffi::{OsStr, OsString},
     net::IpAddr,
-    os::{fd::AsFd, unix::ffi::OsStrExt},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::ffi::OsStrExt,
+    },
 };
 
 use cgrant_container::{
     Command, Container, DEFAULT_PATH, Launch, LaunchSpec, Network, Pidfd, Placement, Root, Session,
     SessionError, Staged,
 };
-use cgrant_proto::{AddLink, Code, CreateGrant, Description, Error, Lifetime, ReleaseGrant};
-use zbus::OwnedObjectPath;
+use cgrant_proto::{
+    AddLink, AttachTo, Code, CreateGrant, Description, Error, Lifetime, ReleaseGrant, Target,
+};
+use zbus::{Fd, OwnedObjectPath};
 
 use super::{grant::each_once, link, supervise};
 use crate::{
@@ -138,7 +144,6 @@ impl<'a> Made<'a> {
         let options = CreateGrant::new()
             .lifetime(Lifetime::Process(own.as_fd()))
             .userns(staged.namespace())
-            .stage(staged.stage())
             .setgroups(wanted.setgroups)
             .range_count(wanted.ids)
             .range_named(!wanted.name.is_empty())
@@ -159,7 +164,20 @@ impl<'a> Made<'a> {
     }
 
     fn start(&self, staged: Staged) -> Result<Container, Failure> {
-        Ok(staged.start(self.payload.as_fd(), &self.placement)?)
+        let mapped = staged.mapped(&self.placement)?;
+        match self.attach(mapped.stage()) {
+            Ok(_) => Ok(mapped.start(self.payload.as_fd())?),
+            // A stage that failed can't be attached any more: what it says comes before what the broker says of it.
+            Err(refusal) => match mapped.failure() {
+                Some(failure) => Err(failure.into()),
+                None => Err(refusal).doing(|| DOING.to_owned()),
+            },
+        }
+    }
+
+    fn attach(&self, stage: BorrowedFd<'_>) -> Result<u32, SessionError> {
+        let options = AttachTo::new().target(Target::Stage);
+        self.session.call(self.session.cgroup(&self.path)?.attach(Fd::from(stage), &options))
     }
 
     /// Freezes or thaws everything in the grant.

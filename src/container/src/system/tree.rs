@@ -73,7 +73,8 @@ pub(crate) fn enter(
     root.mount("tmpfs", &[("mode", Some("0755"))], SAFE, "run")?;
     let view = HostView::make(tree, spec, os_release)?;
     let network = placement.network.clone().unwrap_or_default();
-    network::show(tree, &network, &spec.hostname, placement.ids)?;
+    network::show(tree, &network, &spec.hostname)?;
+    network::open_ping(tree, placement.ids);
     protect_settings(tree)?;
     match spec.nesting {
         true => keep_whole_views(root)?,

@@ -4,7 +4,7 @@ use std::{
     fs::{self, Permissions},
     io::{Read, Seek},
     os::{
-        fd::BorrowedFd,
+        fd::{AsFd, BorrowedFd},
         unix::fs::{PermissionsExt, chown, symlink},
     },
     path::{Path, PathBuf},
@@ -59,6 +59,7 @@ pub const CASES: &[Case] = &[
     case("reaper_reaps_and_passes_signals_on", reaper_reaps_and_passes_signals_on),
     case("reaper_says_why_the_command_failed", reaper_says_why_the_command_failed),
     case("a_dropped_launch_leaves_no_process", a_dropped_launch_leaves_no_process),
+    case("a_launch_that_is_not_attached_ends", a_launch_that_is_not_attached_ends),
     case("a_launcher_with_threads_is_refused", a_launcher_with_threads_is_refused),
     case("namespaces_can_be_tried", namespaces_can_be_tried),
     Case { name: "without_setgroups", launch: without_setgroups, ids: 65536, setgroups: false },
@@ -115,12 +116,14 @@ impl Scene {
 
     fn try_launch(&self, spec: &LaunchSpec) -> Result<Container, LaunchError> {
         let staged = Launch::begin(spec)?.user_namespace()?;
-        let payload = self.link.ask(&staged);
+        self.link.map(&staged);
         let network = staged.network().map(|network| given(&staged, network));
-        staged.start(
-            std::os::fd::AsFd::as_fd(&payload),
-            &Placement { hostname: "placed".into(), ids: self.ids, network },
-        )
+        let placement = Placement { hostname: "placed".into(), ids: self.ids, network };
+        let mapped = staged.mapped(&placement)?;
+        match self.link.attach(&mapped) {
+            Some(payload) => mapped.start(payload.as_fd()),
+            None => Err(mapped.failure().expect("nothing failed")),
+        }
     }
 
     /// Runs to the end; how it ended and what it wrote.
@@ -390,16 +393,39 @@ fn a_dropped_launch_leaves_no_process(scene: &Scene) {
     no_child_is_left();
     drop(Launch::begin(&scene.spec("true")).unwrap().user_namespace().unwrap());
     no_child_is_left();
-    // A payload that is no cgroup: the clone fails, in the stage.
-    let staged = Launch::begin(&scene.spec("true")).unwrap().user_namespace().unwrap();
-    scene.link.ask(&staged);
-    let wrong = cgrant_sys::mount::open_place(Path::new("/")).unwrap();
     let placement = Placement { hostname: "x".into(), ids: 1, network: None };
-    match staged.start(std::os::fd::AsFd::as_fd(&wrong), &placement) {
+    let mapped = || {
+        let staged = Launch::begin(&scene.spec("true")).unwrap().user_namespace().unwrap();
+        scene.link.map(&staged);
+        staged.mapped(&placement).unwrap()
+    };
+    drop(mapped());
+    no_child_is_left();
+    // A payload that is no cgroup: the clone fails, in the stage.
+    let wrong = cgrant_sys::mount::open_place(Path::new("/")).unwrap();
+    match mapped().start(wrong.as_fd()) {
         Err(LaunchError::Step(StepFailure { step: Step::Clone, .. })) => {}
         other => panic!("{other:?}"),
     }
     no_child_is_left();
+}
+
+fn a_launch_that_is_not_attached_ends(scene: &Scene) {
+    let given_up = |spec: &LaunchSpec| {
+        let staged = Launch::begin(spec).unwrap().user_namespace().unwrap();
+        scene.link.map(&staged);
+        let placement = Placement { hostname: "x".into(), ids: 1, network: None };
+        let failure = staged.mapped(&placement).unwrap().failure();
+        no_child_is_left();
+        failure
+    };
+    assert!(given_up(&scene.spec("true")).is_none(), "nothing had failed in the stage");
+    let mut wrong = scene.spec("true");
+    wrong.root = Root::Directory { path: "/no/such/root".into(), read_only: false };
+    match given_up(&wrong) {
+        Some(LaunchError::Step(StepFailure { step: Step::OpenRoot, .. })) => {}
+        other => panic!("{other:?}"),
+    }
 }
 
 fn a_launcher_with_threads_is_refused(scene: &Scene) {

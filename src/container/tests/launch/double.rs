@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, Permissions},
+    io,
     os::{
         fd::{AsFd, OwnedFd},
         unix::{fs::PermissionsExt, fs::chown, process::CommandExt},
@@ -12,8 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cgrant_container::{Pidfd, Staged};
-use cgrant_sys::{Channel, seqpacket};
+use cgrant_container::{Mapped, Pidfd, Staged};
+use cgrant_sys::{
+    Channel,
+    seqpacket::{self, Received},
+};
 
 /// Ids that no broker and no account has.
 pub const BASE: u32 = 0x6f00_0000;
@@ -56,7 +60,7 @@ impl Double {
         near.set_nonblocking(true).unwrap();
         loop {
             match near.receive() {
-                Ok(Some(asked)) => self.grant(&near, asked.fds),
+                Ok(Some(asked)) => self.answer(&near, asked),
                 // Closed: the launcher is about to end.
                 Ok(None) | Err(_) => std::thread::sleep(Duration::from_millis(1)),
             }
@@ -70,18 +74,35 @@ impl Double {
         }
     }
 
-    fn grant(&self, link: &Channel, fds: Vec<OwnedFd>) {
-        let [_namespace, stage] = <[OwnedFd; 2]>::try_from(fds).unwrap();
-        let pid = Pidfd::from_fd(stage).unwrap().pid().unwrap();
+    fn answer(&self, link: &Channel, asked: Received) {
+        match asked.bytes.as_slice() {
+            b"map" => {
+                let [_namespace, stage] = <[OwnedFd; 2]>::try_from(asked.fds).unwrap();
+                self.map(Pidfd::from_fd(stage).unwrap().pid().unwrap());
+                link.send(b"mapped", &[]).unwrap();
+            }
+            _ => {
+                let [stage] = <[OwnedFd; 1]>::try_from(asked.fds).unwrap();
+                match self.attach(&Pidfd::from_fd(stage).unwrap()) {
+                    Ok(payload) => link.send(b"attached", &[payload.as_fd()]).unwrap(),
+                    Err(_) => link.send(b"refused", &[]).unwrap(),
+                }
+            }
+        }
+    }
+
+    fn map(&self, pid: u32) {
         let map = format!("0 {BASE} {}", self.ids);
         if !self.setgroups {
             fs::write(format!("/proc/{pid}/setgroups"), "deny").unwrap();
         }
         fs::write(format!("/proc/{pid}/gid_map"), &map).unwrap();
         fs::write(format!("/proc/{pid}/uid_map"), &map).unwrap();
-        fs::write(self.cgroup.join("monitor/cgroup.procs"), pid.to_string()).unwrap();
-        let payload = cgrant_sys::mount::open_place(&self.cgroup.join("payload")).unwrap();
-        link.send(b"granted", &[payload.as_fd()]).unwrap();
+    }
+
+    fn attach(&self, stage: &Pidfd) -> io::Result<OwnedFd> {
+        fs::write(self.cgroup.join("monitor/cgroup.procs"), stage.pid()?.to_string())?;
+        cgrant_sys::mount::open_place(&self.cgroup.join("payload"))
     }
 
     /// Kills what is left and removes the cgroups; anything that was left is a failure of the case, except what
@@ -111,14 +132,20 @@ pub struct Link(Channel);
 impl Link {
     /// It was given as standard input, which then is /dev/null.
     pub fn inherited() -> Self {
-        let link = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
+        let link = io::stdin().as_fd().try_clone_to_owned().unwrap();
         nix::unistd::dup2_stdin(fs::File::open("/dev/null").unwrap()).unwrap();
         Self(Channel::from_fd(link).unwrap())
     }
 
-    /// Asks for the grant; its payload.
-    pub fn ask(&self, staged: &Staged) -> OwnedFd {
-        self.0.send(b"grant", &[staged.namespace(), staged.stage()]).unwrap();
-        self.0.receive().unwrap().expect("no grant").fds.pop().unwrap()
+    /// Asks for ids.
+    pub fn map(&self, staged: &Staged) {
+        self.0.send(b"map", &[staged.namespace(), staged.stage()]).unwrap();
+        self.0.receive().unwrap().expect("no ids");
+    }
+
+    /// Asks for the stage to be attached; the payload, unless the stage has ended.
+    pub fn attach(&self, mapped: &Mapped) -> Option<OwnedFd> {
+        self.0.send(b"attach", &[mapped.stage()]).unwrap();
+        self.0.receive().unwrap().expect("no answer").fds.pop()
     }
 }

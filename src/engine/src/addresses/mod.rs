@@ -90,6 +90,8 @@ struct Inner {
     counts: HashMap<u32, u64>,
     serial: u64,
     clock: u64,
+    /// The names of the accounts' users when they got their first numbers.
+    users: BTreeMap<u32, String>,
 }
 
 impl Inner {
@@ -127,7 +129,7 @@ impl Addresses {
     pub fn open(state: &Dir) -> io::Result<Self> {
         let store = Store::open(state)?;
         let secret = Secret::open(store.directory())?;
-        let mut inner = Inner { networks: store.networks()?, ..Inner::default() };
+        let mut inner = Inner { networks: store.networks()?, users: store.users()?, ..Inner::default() };
         for loaded in store.load()? {
             inner.serial = inner.serial.max(loaded.entry.serial);
             let (pool, number) = (inner.bridges.entry(loaded.bridge.clone()).or_default(), loaded.number);
@@ -146,6 +148,46 @@ impl Addresses {
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes whose the account is, if it has no number yet. Without a name nobody can be said to have left.
+    pub fn note_user(&self, account: u32, name: Option<String>) {
+        let mut inner = self.inner();
+        let Some(name) = name.filter(|_| !inner.users.contains_key(&account)) else { return };
+        inner.users.insert(account, name);
+        self.save_users(&inner);
+    }
+
+    /// Forgets all numbers that are kept for users who left, but for those in use. `departed` says of an account and the name
+    /// of its user whether that one is gone.
+    ///
+    /// An attacker wants the addresses and names of somebody before him, whose uid he was given.
+    pub fn forget_departed(&self, departed: &dyn Fn(u32, Option<&str>) -> bool) {
+        let mut inner = self.inner();
+        let is_gone = |(account, name): &(&u32, &String)| departed(**account, Some(name));
+        let gone: Vec<u32> = inner.users.iter().filter(is_gone).map(|(account, _)| *account).collect();
+        for account in gone {
+            for (bridge, pool) in &mut inner.bridges {
+                while let Some((_, number)) = pool.oldest_of(account) {
+                    pool.remove(number);
+                    self.store.drop(bridge, number);
+                }
+            }
+            inner.recount();
+            // What is in use is looked at when it is not any more.
+            if inner.counts.contains_key(&account) {
+                continue;
+            }
+            let name = inner.users.remove(&account);
+            tracing::info!(account, user = name, "the user is gone; the addresses that were kept are free");
+            self.save_users(&inner);
+        }
+    }
+
+    fn save_users(&self, inner: &Inner) {
+        if let Err(error) = self.store.set_users(&inner.users) {
+            tracing::warn!(%error, "whose addresses are kept can't be written down");
+        }
     }
 
     /// How many addresses the account has, in use or kept.
@@ -450,6 +492,47 @@ mod tests {
         addresses.forget("default", &owner(1, "web"), GrantId(1));
         assert_eq!(addresses.used(1), 0);
         assert_eq!(base.path().join("network/kept/default").read_dir().unwrap().count(), 0);
+    }
+
+    #[test]
+    fn nothing_is_kept_for_who_left() {
+        let base = tempfile::tempdir().unwrap();
+        let addresses = open(base.path());
+        for (account, name) in [(1, "alice"), (2, "bob")] {
+            addresses.note_user(account, Some(name.to_owned()));
+            addresses.reserve(&request(account, "web", u64::from(account))).unwrap();
+            addresses.reserve(&request(account, "db", 10 + u64::from(account))).unwrap();
+        }
+        addresses.note_user(1, Some("mallory".to_owned()));
+        addresses.free("default", &owner(1, "db"), GrantId(11));
+        addresses.free("default", &owner(2, "db"), GrantId(12));
+        let addresses = open(base.path());
+        addresses.adopt(
+            "default",
+            &owner(1, "web"),
+            addresses_of(&addresses, 1, "web"),
+            None,
+            GrantId(1),
+            true,
+        );
+        let departed = |account, name: Option<&str>| (account, name) == (1, Some("alice"));
+        addresses.forget_departed(&departed);
+        assert_eq!((addresses.used(1), addresses.used(2)), (1, 2), "but what is in use");
+        addresses.free("default", &owner(1, "web"), GrantId(1));
+        addresses.forget_departed(&departed);
+        assert_eq!((addresses.used(1), addresses.used(2)), (0, 2));
+        let kept = base.path().join("network/kept/default").read_dir().unwrap().count();
+        assert_eq!(kept, 2);
+        // The uid is somebody else's now, who stays.
+        addresses.note_user(1, Some("mallory".to_owned()));
+        addresses.reserve(&request(1, "web", 20)).unwrap();
+        let addresses = open(base.path());
+        addresses.forget_departed(&departed);
+        assert_eq!(addresses.used(1), 1);
+    }
+
+    fn addresses_of(addresses: &Addresses, account: u32, grant: &str) -> u32 {
+        addresses.inner().bridges["default"].of(&owner(account, grant)).unwrap()
     }
 
     #[test]

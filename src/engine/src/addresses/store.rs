@@ -1,6 +1,6 @@
 //! The files of addresses: one a kept number, and one with the networks of the broker's own bridges.
 //!
-//! In the state directory, `network/`: `secret`; `networks.json`; `kept/BRIDGE/NUMBER.json`. A file of a number is not
+//! In the state directory, `network/`: `secret`; `networks.json`; `users.json`; `kept/BRIDGE/NUMBER.json`. A file of a number is not
 //! flushed to disk: what a loss of power takes is an address that will be another one.
 
 use std::{collections::BTreeMap, io, net::Ipv6Addr};
@@ -13,6 +13,7 @@ use super::pool::{Entry, Owner};
 
 const DIRECTORY: &str = "network";
 const KEPT: &str = "kept";
+const USERS: &str = "users.json";
 const NETWORKS: &str = "networks.json";
 /// Longest file of a number, in bytes.
 const MAX_KEPT: usize = 1024;
@@ -145,6 +146,30 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
             Err(error) => Err(error),
         }
+    }
+
+    /// The names of the accounts' users.
+    ///
+    /// # Errors
+    /// If the file can't be read. A damaged one says nothing.
+    pub fn users(&self) -> io::Result<BTreeMap<u32, String>> {
+        match self.directory.read(USERS, MAX_NETWORKS) {
+            Ok(text) => Ok(serde_json::from_str(&text).unwrap_or_else(|error| {
+                tracing::warn!(%error, "whose addresses are kept is not known any more");
+                BTreeMap::new()
+            })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Notes the names of the accounts' users.
+    ///
+    /// # Errors
+    /// If the file can't be written.
+    pub fn set_users(&self, users: &BTreeMap<u32, String>) -> io::Result<()> {
+        let bytes = serde_json::to_vec(users).map_err(io::Error::other)?;
+        self.directory.write_atomic(USERS, &bytes, false)
     }
 
     /// Notes the networks of the broker's own bridges.

@@ -22,7 +22,7 @@ const TRIGGER: &str = "some 150000 2000000";
 /// What becomes ready when a grant runs out of memory.
 #[derive(Debug)]
 pub enum OomWatch {
-    /// v2: `memory.events`, for inotify through `/proc/self/fd`; modified when a count changes.
+    /// v2: `memory.events`, for inotify through `/proc/self/fd` (`O_PATH`); modified when a count changes.
     File(OwnedFd),
     /// v1: an eventfd. It becomes readable when the payload, or a cgroup above it, runs out of memory, **before** the
     /// kernel has killed anybody and counted it, and when the cgroup is removed. Read [`Tree::oom_kills`] a little later.
@@ -36,22 +36,22 @@ const OOM_TRIES: u32 = 25;
 const OOM_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 
 impl Tree {
-    /// The payload's `cgroup.events`, for inotify through `/proc/self/fd`: modified when populated or frozen changes.
+    /// The payload's `cgroup.events`, for inotify through `/proc/self/fd` (`O_PATH`): modified when populated or frozen changes.
     ///
     /// # Errors
     /// [`CgroupError::NoSuchGrant`], what the kernel refuses.
     pub fn events_file(&self, grant: &GrantPath) -> Result<OwnedFd, CgroupError> {
         let names = with_part(&with_part(&below_base(grant), PAYLOAD), "cgroup.events");
-        self.open_below(self.v2(), grant, &names, OFlags::RDONLY)
+        self.open_below(self.v2(), grant, &names, OFlags::PATH)
     }
 
-    /// The grant's cgroup2 directory, for inotify: only there does the kernel tell of the payload's removal (`IN_DELETE`); a
+    /// The grant's cgroup2 directory, for inotify (`O_PATH`): only there does the kernel tell of the payload's removal (`IN_DELETE`); a
     /// removed cgroup's own files and directory say nothing.
     ///
     /// # Errors
     /// [`CgroupError::NoSuchGrant`], what the kernel refuses.
     pub fn directory(&self, grant: &GrantPath) -> Result<OwnedFd, CgroupError> {
-        self.open_below(self.v2(), grant, &below_base(grant), OFlags::RDONLY | OFlags::DIRECTORY)
+        self.open_below(self.v2(), grant, &below_base(grant), OFlags::PATH | OFlags::DIRECTORY)
     }
 
     /// What to wait on to learn that a grant has run out of memory.
@@ -62,7 +62,7 @@ impl Tree {
         let Some(hierarchy) = self.hierarchies.controller("memory") else { return Ok(OomWatch::None) };
         if hierarchy.kind == Kind::V2 {
             let names = with_part(&below_base(grant), "memory.events");
-            return self.open_below(hierarchy, grant, &names, OFlags::RDONLY).map(OomWatch::File);
+            return self.open_below(hierarchy, grant, &names, OFlags::PATH).map(OomWatch::File);
         }
         let payload = self.need_part(hierarchy, grant, PAYLOAD)?;
         let control = payload.open("memory.oom_control", OFlags::RDONLY)?;

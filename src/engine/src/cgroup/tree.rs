@@ -205,6 +205,12 @@ impl Tree {
         (part == PAYLOAD).then_some(grant)
     }
 
+    /// The kernel's id of a cgroup2 cgroup, by a line of a process's `/proc/PID/cgroup`; `None` for other hierarchies, and if it
+    /// can't be had.
+    pub fn id_of(&self, hierarchy: &str, path: &str) -> Option<u64> {
+        (hierarchy == CGROUP2).then(|| self.v2().open(path).and_then(|dir| dir.inode()).ok()).flatten()
+    }
+
     /// The innermost grant that a cgroup2 path lies in, and which part of it; the empty part is the grant's own cgroup.
     pub(super) fn place_of(&self, hierarchy: &str, path: &str) -> Option<(GrantPath, String)> {
         if hierarchy != CGROUP2 {
@@ -261,9 +267,17 @@ impl Tree {
 
     /// How many cgroups the account's payloads have below them. Costs the same however many there are.
     pub fn count_cgroups(&self, account: HostUid) -> u64 {
-        let Ok(Some(node)) = self.v2().base.child(account_name(account)) else { return 0 };
-        let all = node.keyed("cgroup.stat", "nr_descendants").ok().flatten().unwrap_or(0);
-        all.saturating_sub(grants_in(node.dir()).saturating_mul(PARTS))
+        let names = [account_name(account), "cgroup.stat".to_owned()];
+        let all = self.v2().base.keyed_below(&names, "nr_descendants").ok().flatten().flatten().unwrap_or(0);
+        let grants = self.account_node(account).map_or(0, |(_, grants)| grants);
+        all.saturating_sub(grants.saturating_mul(PARTS))
+    }
+
+    /// The kernel's id of an account's cgroup2 node, and how many cgroups are directly in it; `None` if it is not there.
+    pub(super) fn account_node(&self, account: HostUid) -> Option<(u64, u64)> {
+        let name = account_name(account);
+        let stat = rustix::fs::statat(self.v2().base.dir(), name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+        stat.ok().map(|stat| (stat.st_ino, directories(&stat)))
     }
 
     /// The cgroup2 hierarchy.
@@ -316,10 +330,15 @@ impl Tree {
 /// Cgroups that every grant has for itself: its own, payload, monitor, children.
 const PARTS: u64 = 4;
 
-/// How many cgroups are directly below one, by its directory's link count: cgroupfs counts subdirectories there
-/// (fs/kernfs/inode.c, `kernfs_refresh_inode`).
+/// How many cgroups are directly below one.
 pub(super) fn grants_in(dir: &Dir) -> u64 {
-    rustix::fs::fstat(dir).map_or(0, |stat| stat.st_nlink.saturating_sub(2))
+    rustix::fs::fstat(dir).map_or(0, |stat| directories(&stat))
+}
+
+/// How many directories are in one, by its link count: cgroupfs counts them there (fs/kernfs/inode.c,
+/// `kernfs_refresh_inode`).
+fn directories(stat: &rustix::fs::Stat) -> u64 {
+    stat.st_nlink.saturating_sub(2)
 }
 
 /// Enables every controller from the mount's root, or from the delegated scope, down to the instance's node.

@@ -2,10 +2,10 @@
 //! rights that it takes. It does nothing else, and ends with the engine.
 //!
 //! **How a map is written.** `/proc/PID/uid_map` needs a process in the namespace. The helper makes one, the *member*,
-//! which joins the shown namespace and ends at once. When the numbers have come, too, the helper writes through the
-//! zombie's `/proc` directory, which it opened before the member joined, and reaps it last. The pid can't come to name another
-//! process before that, and the directory never does. While nothing else is to do the next member is made: a fork
-//! takes longer than all the rest.
+//! which joins the shown namespace and ends at once. Then the helper opens the maps in the zombie's `/proc` directory, which
+//! it opened before the member joined, writes them when the numbers have come, too, and reaps it last. The pid can't come to
+//! name another process before that, and the directory never does. While nothing else is to do the next member is made: a
+//! fork takes longer than all the rest.
 //!
 //! The engine shows the namespace first, and sends the numbers when the ids are the account's and all that can be undone is
 //! done. If it drops the pipe that they come by, or dies, nothing is written.
@@ -37,6 +37,7 @@ use cgrant_sys::{Child, Clone3, Dir, NsId, Pidfd, Received, UsernsFd, privilege,
 use nix::sys::signal::{SigSet, Signal};
 use rustix::{
     event::{PollFd, PollFlags, poll},
+    fs::OFlags,
     io::Errno,
     process::{WaitId, WaitIdOptions, waitid},
     thread::{CapabilitySet, CapabilitySets, set_capabilities, set_keep_capabilities},
@@ -79,9 +80,17 @@ struct Pending {
     /// Where the numbers come from.
     orders: OwnedFd,
     numbers: Option<MapNumbers>,
+    /// What is to be written, once the member has ended; or why it can't be.
+    maps: Option<Result<Maps, MapRefusal>>,
     /// Until when it has to have joined.
     deadline: Instant,
     stage: Stage,
+}
+
+/// The maps of the namespace that a member has joined, both empty. They stay that namespace's whatever becomes of the member.
+struct Maps {
+    gid: OwnedFd,
+    uid: OwnedFd,
 }
 
 /// How far a member is.
@@ -216,6 +225,7 @@ impl<'a> Helper<'a> {
                 pipe,
                 orders,
                 numbers: None,
+                maps: None,
                 deadline: Instant::now() + MEMBER_LIMIT,
                 stage: Stage::Joining,
             }),
@@ -307,6 +317,7 @@ impl Pending {
         }
         if ended {
             self.stage = Stage::Ended;
+            self.maps = Some(self.open_maps());
         }
         if ordered {
             match read(&self.orders) {
@@ -315,17 +326,14 @@ impl Pending {
                 Ok(None) | Err(_) => return self.give_up(),
             }
         }
-        match (self.stage, self.numbers) {
-            (Stage::Joining, _) if self.deadline <= now => {
-                answer(&self.pipe, &MapAnswer::Err(MapRefusal::Interfered));
-                self.give_up()
-            }
-            (Stage::Ended, Some(numbers)) => {
-                answer(&self.pipe, &self.finish(numbers));
-                self.give_up()
-            }
-            _ => true,
+        if self.stage == Stage::Joining && self.deadline <= now {
+            answer(&self.pipe, &MapAnswer::Err(MapRefusal::Interfered));
+            return self.give_up();
         }
+        let Some(numbers) = self.numbers else { return true };
+        let Some(maps) = self.maps.take() else { return true };
+        answer(&self.pipe, &maps.and_then(|maps| self.finish(&maps, numbers)));
+        self.give_up()
     }
 
     /// Has nothing more to do with the member; `false` if it is reaped. One that lives on is killed, which may take effect
@@ -338,18 +346,33 @@ impl Pending {
         self.member.try_wait().is_ok_and(|exit| exit.is_none())
     }
 
-    /// Writes the maps, through a member that has ended.
-    fn finish(&self, numbers: MapNumbers) -> MapAnswer {
+    /// Opens the maps, through a member that has ended.
+    fn open_maps(&self) -> Result<Maps, MapRefusal> {
         self.joined()?;
-        if !self.is_unmapped()? {
-            return Err(MapRefusal::AlreadyMapped);
+        Ok(Maps {
+            gid: self.open_map("gid_map", Step::GidMap)?,
+            uid: self.open_map("uid_map", Step::UidMap)?,
+        })
+    }
+
+    fn open_map(&self, file: &str, step: Step) -> Result<OwnedFd, MapRefusal> {
+        let map =
+            self.directory.open_file(file, OFlags::RDWR).map_err(|error| MapRefusal::io(step, &error))?;
+        match is_unmapped(&map).map_err(|errno| MapRefusal::kernel(step, errno))? {
+            true => Ok(map),
+            false => Err(MapRefusal::AlreadyMapped),
         }
+    }
+
+    /// Writes the maps.
+    fn finish(&self, maps: &Maps, numbers: MapNumbers) -> MapAnswer {
         if !numbers.setgroups {
-            self.write("setgroups", "deny", Step::Setgroups)?;
+            let denied = self.directory.write("setgroups", "deny");
+            denied.map_err(|error| MapRefusal::io(Step::Setgroups, &error))?;
         }
         let [uids, gids] = numbers.maps();
-        self.write("gid_map", &gids, Step::GidMap)?;
-        self.write("uid_map", &uids, Step::UidMap)
+        write_map(&maps.gid, &gids, Step::GidMap)?;
+        write_map(&maps.uid, &uids, Step::UidMap)
     }
 
     /// Did the member join? Leaves it to be reaped.
@@ -366,24 +389,19 @@ impl Pending {
             None => Err(MapRefusal::Interfered),
         }
     }
+}
 
-    fn is_unmapped(&self) -> Result<bool, MapRefusal> {
-        for (file, step) in [("uid_map", Step::UidMap), ("gid_map", Step::GidMap)] {
-            let map = self.directory.read(file, 64 * 1024).map_err(|error| MapRefusal::io(step, &error))?;
-            if !map.trim().is_empty() {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
+fn is_unmapped(map: &OwnedFd) -> Result<bool, Errno> {
+    Ok(rustix::io::retry_on_intr(|| rustix::io::read(map, &mut [0; 1]))? == 0)
+}
 
-    fn write(&self, file: &str, text: &str, step: Step) -> Result<(), MapRefusal> {
-        let refused = |error: std::io::Error| match self.directory.read(file, 64 * 1024) {
-            // Somebody inside was quicker.
-            Ok(map) if step != Step::Setgroups && !map.trim().is_empty() => MapRefusal::AlreadyMapped,
-            _ => MapRefusal::io(step, &error),
-        };
-        self.directory.write(file, text).map_err(refused)
+/// Writes a map that was empty when it was opened: the file is at its beginning still, as the kernel wants it.
+fn write_map(map: &OwnedFd, text: &str, step: Step) -> Result<(), MapRefusal> {
+    match rustix::io::retry_on_intr(|| rustix::io::write(map, text.as_bytes())) {
+        Ok(_) => Ok(()),
+        // Somebody inside was quicker.
+        Err(_) if is_unmapped(map) == Ok(false) => Err(MapRefusal::AlreadyMapped),
+        Err(errno) => Err(MapRefusal::kernel(step, errno)),
     }
 }
 

@@ -96,28 +96,36 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// Writes `range` into the namespace, and before that says whether it may call setgroups(2).
+    /// Has `range` written into the namespace, and before that said whether it may call setgroups(2). The caller can do other
+    /// things meanwhile.
     ///
     /// The namespace must be a child of the engine's own and have no map. Afterwards id 0 inside is the first of the range.
     /// What can't be undone: a map stays for the namespace's life, also beyond the grant's; so the range must be the account's own for ever.
     ///
     /// `own` are the ids of the account itself, as the id behind the range's last. They must be those of the connection that
     /// asks: the namespace's root has all rights over what belongs to them.
-    ///
-    /// # Errors
-    /// [`MapError`]. If the kernel refused the last step, the gids may have been written.
-    pub fn write(
-        self,
-        range: IdRange,
-        own: Option<(HostUid, HostGid)>,
-        setgroups: bool,
-    ) -> Result<(), MapError> {
+    pub fn write(self, range: IdRange, own: Option<(HostUid, HostGid)>, setgroups: bool) -> Writing {
         let own = own.map(|(uid, gid)| (uid.0, gid.0));
         let (uid, gid, count) = (range.uid().0, range.gid().0, range.count());
         let numbers = MapNumbers { uid, gid, count, own, setgroups };
         // A helper that has refused already takes no numbers; its answer says why.
         message::answer(&self.numbers, &numbers);
-        let answer: MapAnswer = receive(&self.answer, Instant::now() + MAP_LIMIT)?;
+        Writing(self)
+    }
+}
+
+/// A map that is being written. Nobody can stop that.
+#[derive(Debug)]
+#[must_use = "whether the map was written is known when it is finished"]
+pub struct Writing(Mapping);
+
+impl Writing {
+    /// Waits until it is written.
+    ///
+    /// # Errors
+    /// [`MapError`]. If the kernel refused the last step, the gids may have been written.
+    pub fn finish(self) -> Result<(), MapError> {
+        let answer: MapAnswer = receive(&self.0.answer, Instant::now() + MAP_LIMIT)?;
         Ok(answer?)
     }
 }

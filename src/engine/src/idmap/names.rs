@@ -1,17 +1,14 @@
 //! The helper that asks the name service: NSS modules are other people's code (LDAP, sssd, …), may take their time, and
 //! are loaded by `getent` only, in a process without any right.
 //!
-//! The helper keeps `SETUID` and `SETGID`, to become nobody in particular with. For each request it makes a child, which
-//! runs getent(1) on a sample of the ids: who has ids from LDAP and the like has many of them in a row, and asking for every
+//! The helper keeps `SETUID` and `SETGID`. For each request it makes a child, which becomes nobody in particular with them
+//! (and may so end what it started, which has the same uid), and runs getent(1) on a sample of the ids: who has ids from LDAP and the like has many of them in a row, and asking for every
 //! one of 65536 would take minutes. The ids come from the record, never from a caller.
 
 use std::{
     fs::File,
     io::{self, Read},
-    os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::process::CommandExt,
-    },
+    os::fd::{AsRawFd, OwnedFd},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -86,7 +83,8 @@ fn begin(received: Received, spare: Spare) -> Option<Pidfd> {
         if privilege::close_fds_from(3, &[pipe.as_raw_fd()]).is_err() {
             return 1;
         }
-        answer(&pipe, &knows(request.span, spare).map_err(|error| error.to_string()));
+        let known = give_up_rights(spare).and_then(|()| knows(request.span));
+        answer(&pipe, &known.map_err(|error| error.to_string()));
         0
     });
     match child {
@@ -98,20 +96,25 @@ fn begin(received: Received, spare: Spare) -> Option<Pidfd> {
     }
 }
 
-fn knows(span: IdSpan, spare: Spare) -> io::Result<bool> {
+/// A uid that only children of this helper have. What getent loads has it as well, and is kept out of this process by its
+/// not being dumpable, which changing the uid may have undone (`fs.suid_dumpable`).
+fn give_up_rights(spare: Spare) -> io::Result<()> {
+    privilege::become_account(spare.0, spare.0)?;
+    privilege::set_dumpable(false)
+}
+
+fn knows(span: IdSpan) -> io::Result<bool> {
     let blocks = (span.first()..=span.last()).step_by(BLOCK as usize).take(MAX_BLOCKS);
     let ids = blocks.flat_map(|block| SAMPLE.iter().filter_map(move |offset| block.checked_add(*offset)));
     let ids: Vec<u32> = ids.filter(|id| span.contains(*id)).collect();
-    Ok(any_in("passwd", &ids, span, spare)? || any_in("group", &ids, span, spare)?)
+    Ok(any_in("passwd", &ids, span)? || any_in("group", &ids, span)?)
 }
 
 /// Does the database have an entry whose id is in the span?
-fn any_in(database: &str, ids: &[u32], span: IdSpan, spare: Spare) -> io::Result<bool> {
+fn any_in(database: &str, ids: &[u32], span: IdSpan) -> io::Result<bool> {
     let mut command = Command::new(GETENT);
     command.arg(database).args(ids.iter().map(u32::to_string));
-    // A uid of its own, so that nobody can reach the process; std gives up supplementary groups first.
-    command.env_clear().current_dir("/").uid(spare.0).gid(spare.0);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut getent = match command.spawn() {
         Ok(getent) => getent,
         // A host without getent has no name service to speak of (musl, busybox).

@@ -265,6 +265,11 @@ impl IdRecord {
         self.lock_inner().accounts.user(account).map(str::to_owned)
     }
 
+    /// Is the account's user another one than the `recorded` one, or none any more? Not while that can't be told for certain.
+    pub fn has_departed(&self, account: HostUid, recorded: Option<&str>) -> bool {
+        self.lock_inner().accounts.presence(account, recorded) == Presence::Departed
+    }
+
     /// `/etc/passwd` or another of the four files may have changed: reads what did, and retires the areas of users who left.
     ///
     /// # Errors

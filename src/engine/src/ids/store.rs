@@ -216,14 +216,21 @@ impl Store {
         self.record.write_atomic(&file, &bytes, true).map_err(IdError::io(file))
     }
 
-    /// Says that a range is in use.
+    /// Says that a range is in use. Whoever dies meanwhile leaves a file that is cut short, which says the same.
     ///
     /// # Errors
     /// [`IdError::Io`].
     pub fn write_mark(&mut self, mark: &Mark) -> Result<(), IdError> {
         let file = mark_file(mark);
         self.announce('m', &file)?;
-        self.live.write_atomic(&file, self.boot.as_bytes(), false).map_err(IdError::io(file))
+        let boot = self.boot.as_bytes();
+        match self.live.write_first(&file, boot) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.live.write_atomic(&file, boot, false)
+            }
+            other => other,
+        }
+        .map_err(IdError::io(file))
     }
 
     /// Says that it is not any more.

@@ -15,12 +15,9 @@ use cgrant_sys::seqpacket::{Channel, ChannelError};
 use cgrant_wire::{
     Address, GrantId, PublishedPort, Refusal, RefusalCode,
     net::{Bridge, FromNet, Link, LinkKey, NetEvent, NetFailure, Order, OrderId, Reply, ToNet},
+    patience,
 };
 
-/// How long an order waits for a helper that is just being started.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// How long an order may take.
-const DEADLINE: Duration = Duration::from_secs(20);
 /// Times that a removal is tried with helpers that end while they are at it.
 const REMOVALS: usize = 3;
 
@@ -46,8 +43,13 @@ pub enum HelperError {
     #[error("the broker's network helper is being started again")]
     Away,
     /// It did not answer in time.
-    #[error("the broker's network helper did not answer within {} s and is started again", DEADLINE.as_secs())]
+    #[error("the broker's network helper gave no sign for {} s and is started again", patience::ORDER.as_secs())]
     TimedOut,
+    /// It was killed, and the kernel does not let it end.
+    #[error(
+        "the broker's network helper hangs in the kernel and can't be ended: no link can be made or changed until it is"
+    )]
+    Stuck,
     /// It refused, and nothing of the order remains.
     #[error("{}", .0.message)]
     Refused(NetFailure),
@@ -64,6 +66,8 @@ impl From<HelperError> for Refusal {
                 .hint("try again in a moment; the broker's log says why if it stays so"),
             HelperError::TimedOut => Self::new(RefusalCode::TimedOut, message)
                 .hint("nothing of the request remains; the broker's log may say why"),
+            HelperError::Stuck => Self::new(RefusalCode::Busy, message)
+                .hint("links that are there work; the administrator finds in the broker's log which process it is, and in /proc/PID/stack where it hangs"),
             HelperError::Refused(failure) => {
                 let refusal = Self::new(failure.code, message);
                 if failure.hint.is_empty() { refusal } else { refusal.hint(failure.hint) }
@@ -94,6 +98,10 @@ pub struct Line {
     channel: Channel,
     /// Its entry among the watches.
     pub watch: u64,
+    /// Its number, by which the supervisor knows it.
+    pub number: u64,
+    /// When it was started.
+    started: Instant,
 }
 
 impl Line {
@@ -113,9 +121,44 @@ struct State {
     wanted: BTreeMap<LinkKey, Entry>,
     editions: u64,
     clashes: BTreeMap<String, Address<IpAddr>>,
+    /// Has the helper brought about all that it was told at first? Before that no order but a removal is given.
+    restored: bool,
+    /// When it last gave a sign.
+    heard: Option<Instant>,
+    /// Did it hang, and is to be killed?
+    hangs: bool,
+    /// Was it killed in vain?
+    stuck: bool,
 }
 
 impl State {
+    /// How long a helper still has that was given an order at `sent`; nothing if it hangs. Orders are carried out one after the
+    /// other, so who waits for his own looks whether anything goes on.
+    fn left(&self, sent: Instant, now: Instant) -> Duration {
+        let Some(line) = &self.line else { return Duration::ZERO };
+        let (since, patience) = if self.restored {
+            (self.heard.map_or(sent, |heard| heard.max(sent)), patience::ORDER)
+        } else {
+            (line.started, patience::RESTORE)
+        };
+        patience.saturating_sub(now.saturating_duration_since(since))
+    }
+
+    /// Gives the helper up: who comes after it puts in order what it may still do.
+    fn cut(&mut self) {
+        if let Some(line) = &self.line {
+            self.hangs = true;
+            let _ = rustix::net::shutdown(line.descriptor(), rustix::net::Shutdown::Both);
+        }
+    }
+
+    /// Its ports that somebody else has by now. -> which of its name the link is.
+    fn lose_ports(&mut self, key: &LinkKey, lost: &[PublishedPort]) -> Option<u64> {
+        let entry = self.wanted.get_mut(key)?;
+        entry.wanted.link.info.ports.retain(|port| !lost.contains(port));
+        Some(entry.edition)
+    }
+
     fn want(&mut self, wanted: Wanted) {
         self.editions += 1;
         self.wanted.insert(wanted.link.key.clone(), Entry { wanted, edition: self.editions });
@@ -190,6 +233,15 @@ pub enum News {
         /// By its far end?
         far_end: bool,
     },
+    /// Published ports of a link are somebody else's now.
+    PortsLost {
+        /// Which link.
+        key: LinkKey,
+        /// Which of this name.
+        edition: u64,
+        /// Its ports that are lost.
+        ports: Vec<PublishedPort>,
+    },
     /// Nothing more for now.
     Drained,
     /// The helper is gone or has to go.
@@ -209,11 +261,14 @@ impl Helper {
     }
 
     /// A helper was started: it is told what ought to be there, before any order. `watch` is the entry of the channel's
-    /// descriptor among the watches.
-    pub fn started(&self, channel: Channel, watch: u64) {
+    /// descriptor among the watches, `number` the supervisor's of it.
+    pub fn started(&self, channel: Channel, watch: u64, number: u64) {
         let mut state = self.state();
         state.generation += 1;
         state.pending.clear();
+        (state.restored, state.hangs, state.stuck) = (false, false, false);
+        let started = Instant::now();
+        state.heard = Some(started);
         let sent = cgrant_wire::encode(&state.restore())
             .map_err(|error| error.to_string())
             .and_then(|bytes| channel.send(&bytes, &[]).map_err(|error| error.to_string()));
@@ -222,17 +277,25 @@ impl Helper {
             let _ = rustix::net::shutdown(channel.as_fd(), rustix::net::Shutdown::Both);
         }
         tracing::info!(links = state.wanted.len(), "the network helper was started");
-        state.line = Some(Arc::new(Line { channel, watch }));
+        state.line = Some(Arc::new(Line { channel, watch, number, started }));
         self.changed.notify_all();
     }
 
-    /// The helper is gone. Its line, to be watched no more.
-    pub fn ended(&self) -> Option<Arc<Line>> {
+    /// The helper is gone, or given up. Its line, to be watched no more, and whether it hangs and is to be killed.
+    pub fn ended(&self) -> Option<(Arc<Line>, bool)> {
         let mut state = self.state();
         state.generation += 1;
         state.pending.clear();
+        state.restored = false;
         self.changed.notify_all();
-        state.line.take()
+        let hangs = std::mem::take(&mut state.hangs);
+        state.line.take().map(|line| (line, hangs))
+    }
+
+    /// The helper was killed and does not end: there will be none for a while, and nobody has to wait for one.
+    pub fn stuck(&self) {
+        self.state().stuck = true;
+        self.changed.notify_all();
     }
 
     /// Reads what the helper said, up to something that is to be dealt with.
@@ -248,9 +311,14 @@ impl Helper {
                     return News::Ended;
                 }
             };
+            self.state().heard = Some(Instant::now());
             match cgrant_wire::decode::<FromNet>(&received.bytes) {
                 Ok(FromNet::Answer { id, result }) => self.answered(id, result, received.fds),
-                Ok(FromNet::Restored) => tracing::info!("the network is as it ought to be"),
+                Ok(FromNet::Restored) => {
+                    tracing::info!("the network is as it ought to be");
+                    self.state().restored = true;
+                    self.changed.notify_all();
+                }
                 Ok(FromNet::Event(event)) => {
                     if let Some(news) = self.event(event) {
                         return news;
@@ -293,6 +361,10 @@ impl Helper {
                 self.state().clashes.insert(bridge, with);
                 None
             }
+            NetEvent::PortsLost { key, ports } => {
+                let edition = self.state().lose_ports(&key, &ports)?;
+                Some(News::PortsLost { key, edition, ports })
+            }
             NetEvent::Mended(what) => {
                 tracing::warn!("mended: {what}");
                 None
@@ -306,7 +378,7 @@ impl Helper {
         id: OrderId,
         generation: u64,
     ) -> Result<Answer, HelperError> {
-        let deadline = Instant::now() + DEADLINE;
+        let sent = Instant::now();
         loop {
             if let Some(answer) = state.pending.get_mut(&id).and_then(|pending| pending.answer.take()) {
                 state.pending.remove(&id);
@@ -315,14 +387,20 @@ impl Helper {
             if state.generation != generation {
                 return Err(HelperError::Away);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
+            let now = Instant::now();
+            let mut left = state.left(sent, now);
             if left.is_zero() {
                 state.pending.remove(&id);
-                // It may still carry the order out: whoever comes after it puts that in order.
-                if let Some(line) = &state.line {
-                    let _ = rustix::net::shutdown(line.descriptor(), rustix::net::Shutdown::Both);
-                }
+                state.cut();
                 return Err(HelperError::TimedOut);
+            }
+            if !state.restored {
+                // Only a removal is given before: it is carried out in its turn, whoever waits for it.
+                left = left.min(patience::ORDER.saturating_sub(now.saturating_duration_since(sent)));
+                if left.is_zero() {
+                    state.pending.remove(&id);
+                    return Err(HelperError::TimedOut);
+                }
             }
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -335,10 +413,16 @@ impl Helper {
         then: Then,
     ) -> Result<(Reply, Vec<OwnedFd>), HelperError> {
         let mut state = self.state();
-        let until = Instant::now() + PATIENCE;
-        while state.line.is_none() {
+        let until = Instant::now() + patience::STARTING;
+        while !state.restored {
+            if state.stuck {
+                return Err(HelperError::Stuck);
+            }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
+                if state.line.is_some() && state.left(until, Instant::now()).is_zero() {
+                    state.cut();
+                }
                 return Err(HelperError::Away);
             }
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -431,6 +515,15 @@ impl Helper {
         self.state().want(wanted);
     }
 
+    /// Those of the ports that the link was not given again since, if it is still the one that was meant.
+    pub fn still_lost(&self, key: &LinkKey, edition: u64, lost: &[PublishedPort]) -> Vec<PublishedPort> {
+        let state = self.state();
+        let entry = state.wanted.get(key).filter(|entry| entry.edition == edition);
+        let has =
+            |port: &PublishedPort| entry.is_none_or(|entry| entry.wanted.link.info.ports.contains(port));
+        lost.iter().copied().filter(|port| !has(port)).collect()
+    }
+
     /// Forgets a link that is gone, if it is still the one that was meant.
     pub fn forget(&self, key: &LinkKey, edition: u64) -> bool {
         let mut state = self.state();
@@ -508,7 +601,9 @@ mod tests {
     fn start(helper: &Helper) -> Channel {
         let (ours, theirs) = seqpacket::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        helper.started(ours, 0);
+        helper.started(ours, 0, 1);
+        say(&theirs, &FromNet::Restored);
+        assert!(matches!(helper.receive(), News::Drained));
         theirs
     }
 
@@ -595,6 +690,71 @@ mod tests {
         assert!(matches!(pump(&helper), News::Ended), "a link that is not known can't be gone");
         let refusal = Refusal::from(thread.join().unwrap());
         assert_eq!((refusal.code, refusal.hint.as_deref()), (RefusalCode::AddressInUse, Some("x")));
+    }
+
+    #[test]
+    fn a_helper_hangs_that_gives_no_sign_and_not_one_that_is_busy() {
+        let helper = Helper::default();
+        let _line = start(&helper);
+        let now = Instant::now();
+        let late = now + patience::ORDER;
+        let mut state = helper.state();
+        assert!(state.left(now, now) > Duration::ZERO);
+        assert!(state.left(now, late).is_zero(), "no sign since the order was given");
+        state.heard = Some(now + patience::ORDER / 2);
+        assert!(!state.left(now, late).is_zero(), "it has answered others meanwhile");
+        state.restored = false;
+        assert!(!state.left(now, late).is_zero(), "it has much to do at first");
+        assert!(state.left(now, now + patience::RESTORE).is_zero());
+        state.cut();
+        drop(state);
+        assert!(matches!(helper.receive(), News::Ended));
+        let (line, hangs) = helper.ended().unwrap();
+        assert_eq!((line.number, hangs), (1, true));
+        assert!(helper.ended().is_none());
+    }
+
+    #[test]
+    fn nobody_waits_for_a_helper_that_can_not_be_ended() {
+        let helper = Arc::new(Helper::default());
+        helper.stuck();
+        let refused = helper.ask(Order::Examine).unwrap_err();
+        assert!(matches!(refused, HelperError::Stuck), "{refused}");
+        helper.expect(wanted(1));
+        helper.remove(&wanted(1).link.key).unwrap();
+        let line = start(&helper);
+        let waiting = Arc::clone(&helper);
+        let thread = std::thread::spawn(move || waiting.ask(Order::Examine));
+        assert_eq!(restored(&line), 0);
+        answer(&line, Ok(Reply::Done));
+        drop(line);
+        pump(&helper);
+        thread.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn ports_that_were_lost_are_wanted_no_more_unless_they_were_given_again() {
+        let helper = Arc::new(Helper::default());
+        let tcp = cgrant_wire::Transport::Tcp;
+        let port = move |host| PublishedPort { address: None, host, container: 80, transport: tcp };
+        let mut with_ports = wanted(1);
+        with_ports.link.info.ports = vec![port(1), port(2), port(3)];
+        let key = with_ports.link.key.clone();
+        helper.expect(with_ports);
+        let line = start(&helper);
+        restored(&line);
+        let lost = vec![port(1), port(2)];
+        say(&line, &FromNet::Event(NetEvent::PortsLost { key: key.clone(), ports: lost.clone() }));
+        let News::PortsLost { edition, ports, .. } = helper.receive() else { panic!() };
+        assert_eq!(helper.still_lost(&key, edition, &ports), lost);
+        assert_eq!(helper.still_lost(&key, edition + 1, &ports), [], "another link of the name");
+        let waiting = Arc::clone(&helper);
+        let thread = std::thread::spawn(move || waiting.set_ports(&key, &[port(2), port(3)]));
+        answer(&line, Ok(Reply::Done));
+        drop(line);
+        pump(&helper);
+        thread.join().unwrap().unwrap();
+        assert_eq!(helper.still_lost(&wanted(1).link.key, edition, &ports), [port(1)]);
     }
 
     #[test]

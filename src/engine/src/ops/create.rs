@@ -11,8 +11,8 @@ use std::{
 use cgrant_policy::{GrantName, HostGid, HostUid, IdRange, NewGrant, Request};
 use cgrant_sys::{namespace::UsernsFd, pidfd::Pidfd, process};
 use cgrant_wire::{
-    Answer, AttachTarget, CreateGrant, Created, FdIndex, GrantId, Holder, Lifetime, LinkRequest, Range,
-    Refusal, RefusalCode,
+    Answer, AttachTarget, CreateGrant, Created, Event, FdIndex, GrantId, Holder, Lifetime, LinkRequest,
+    Range, Refusal, RefusalCode,
 };
 
 use super::{
@@ -107,7 +107,7 @@ pub fn create(
     links.keep();
     // Made and recorded: nothing that goes wrong from here on can take it back.
     let _ = engine.fault.step("create: before the answer");
-    engine.tell_added(grant.info());
+    engine.tell(Event::Added { grant: grant.info() });
     let answer = created(engine, &grant, true, taps);
     super::manage::ended_meanwhile(engine, caller, &grant);
     answer
@@ -332,12 +332,16 @@ fn effects(
         *taps = links.make(&mut record)?;
         fault.step("create: links made")?;
     }
-    if let (Some(mapping), Some(range)) = (mapping, range_of(&record)) {
-        mapping.write(range, plan.own, plan.setgroups)?;
+    let writing = mapping.zip(range_of(&record));
+    let writing = writing.map(|(mapping, range)| mapping.write(range, plan.own, plan.setgroups));
+    // While the map is written. What happens from now on is noted and looked at after this operation, the account's operations
+    // being in order.
+    let watched = crate::events::watch_new(engine, grant, plan.holder.as_ref());
+    if let Some(writing) = writing {
+        writing.finish()?;
         fault.step("create: ids mapped")?;
     }
-    // What happens from now on is noted and looked at after this operation, the account's operations being in order.
-    crate::events::watch_new(engine, grant, plan.holder.as_ref())?;
+    watched?;
     record.phase = Phase::Active;
     engine.write_record(&record)?;
     engine.registry().set_record(grant, record);

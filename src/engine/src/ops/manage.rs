@@ -42,6 +42,7 @@ pub fn attach(
     inside::must_be_outside(engine, caller, "attach processes")?;
     let process = check::own_process(caller, process)?;
     inside::must_not_leave(engine, &process, &grant)?;
+    engine.fault.step("attach: allowed")?;
     let account = caller.uid;
     let attached = engine
         .tree
@@ -89,8 +90,11 @@ pub fn adopt(
         engine.watches.remove(watch.as_slice());
         return Err(refusal);
     }
-    let before = std::mem::replace(&mut grant.live().holder_watch, watch);
-    engine.watches.remove(before.as_slice());
+    let (before, deadline) = {
+        let mut live = grant.live();
+        (std::mem::replace(&mut live.holder_watch, watch), live.deadline.take())
+    };
+    engine.watches.remove(&[before, deadline].into_iter().flatten().collect::<Vec<_>>());
     engine.registry().set_record(&grant, record);
     engine.registry().hold(&grant, (lifetime == Lifetime::Connection).then_some(caller.connection));
     ended_meanwhile(engine, caller, &grant);
@@ -269,8 +273,11 @@ pub fn connection_ended(engine: &Engine, grant: &Arc<Grant>, how: Ended) {
 
 /// Watches a grant without holder: it ends when its last process does, or after [`ORPHAN_GRACE`] if there is none.
 pub fn orphaned(engine: &Engine, grant: &Arc<Grant>) {
-    match engine.watches.after(ORPHAN_GRACE, Target::Deadline(grant.id)) {
-        Ok(token) => grant.live().watches.push(token),
+    match engine.watches.after(ORPHAN_GRACE, |watch| Target::Deadline(grant.id, watch)) {
+        Ok(watch) => {
+            let before = grant.live().deadline.replace(watch);
+            engine.watches.remove(before.as_slice());
+        }
         Err(error) => {
             tracing::error!(%error, grant = %grant.id, "no timer for a grant without holder; it ends with its last process")
         }

@@ -1,10 +1,17 @@
 //! Maps of real namespaces of real users, and users who want more than that.
 
-use std::time::{Duration, Instant};
+use std::{
+    os::unix::fs::PermissionsExt,
+    time::{Duration, Instant},
+};
 
 use cgrant_engine::idmap::{MapError, MapRefusal, Mapper};
 use cgrant_policy::{BLOCK, HostGid, HostUid, IdRange, IdSpan, Pool};
 use cgrant_sys::{Pidfd, ProcFs, UsernsFd, pidfd::Signal, privilege};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
 use rustix::process::{Pid, kill_process};
 
 use super::{
@@ -37,6 +44,7 @@ pub const TESTS: &[Test] = &[
     ("maps::the_helpers_end_with_the_engine", the_helpers_end_with_the_engine),
     ("maps::a_helper_that_died_is_told", a_helper_that_died_is_told),
     ("maps::the_name_service_knows_the_hosts_ids", the_name_service_knows_the_hosts_ids),
+    ("maps::a_name_service_that_hangs_is_ended", a_name_service_that_hangs_is_ended),
     (
         "maps::the_owner_of_a_namespace_can_disturb_nobody_but_itself",
         the_owner_of_a_namespace_can_disturb_nobody_but_itself,
@@ -54,7 +62,7 @@ fn write(
     range: IdRange,
     setgroups: bool,
 ) -> Result<(), MapError> {
-    mapper.begin(namespace, owner)?.write(range, None, setgroups)
+    mapper.begin(namespace, owner)?.write(range, None, setgroups).finish()
 }
 
 fn mapper() -> Mapper {
@@ -107,7 +115,7 @@ fn the_accounts_own_ids_come_behind_the_range() {
     let mut inside = Inside::of(USER);
     let own = Some((HostUid(USER), HostGid(OTHER)));
     let range = IdRange::new(HostUid(0x7900_0000), HostGid(0x7a00_0000), 1000).unwrap();
-    mapper.begin(&inside.namespace(), HostUid(USER)).unwrap().write(range, own, false).unwrap();
+    mapper.begin(&inside.namespace(), HostUid(USER)).unwrap().write(range, own, false).finish().unwrap();
     assert_eq!(inside.proc("uid_map"), format!("0 {} 1000 1000 {USER} 1", 0x7900_0000));
     assert_eq!(inside.proc("gid_map"), format!("0 {} 1000 1000 {OTHER} 1", 0x7a00_0000));
     assert_eq!(inside.proc("setgroups"), "deny");
@@ -165,7 +173,7 @@ fn a_map_made_before_the_numbers_come_stays() {
     let mut inside = Inside::of(USER);
     let mapping = mapper.begin(&inside.namespace(), HostUid(USER)).unwrap();
     assert!(inside.order(Order::MapItself));
-    assert_eq!(refusal(mapping.write(range(0), None, true)), MapRefusal::AlreadyMapped);
+    assert_eq!(refusal(mapping.write(range(0), None, true).finish()), MapRefusal::AlreadyMapped);
     assert_eq!((inside.proc("uid_map"), inside.proc("gid_map")), (format!("0 {USER} 1"), String::new()));
     inside.end();
 }
@@ -263,8 +271,9 @@ fn the_member_that_waits_has_one_right_and_one_descriptor() {
     write(&mapper, &inside.namespace(), HostUid(USER), range(0), true).unwrap();
     inside.end();
     // One that is gone is no harm.
-    let next = waiting_member(helper, Some(member));
-    Pidfd::open(next).unwrap().send_signal(Signal::KILL).unwrap();
+    let next = Pidfd::open(waiting_member(helper, Some(member))).unwrap();
+    next.send_signal(Signal::KILL).unwrap();
+    assert!(readable(&next));
     let inside = Inside::of(USER);
     write(&mapper, &inside.namespace(), HostUid(USER), range(0), true).unwrap();
     inside.end();
@@ -334,6 +343,43 @@ fn the_name_service_knows_the_hosts_ids() {
         assert!(Instant::now() < deadline, "children that are not reaped: {}", children());
         std::thread::yield_now();
     }
+}
+
+fn a_name_service_that_hangs_is_ended() {
+    let script = std::env::temp_dir().join(format!("cgrant-getent-{}", std::process::id()));
+    std::fs::write(&script, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let asker = in_child(|| {
+        // In place of getent, in a mount namespace of its own.
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let nothing = None::<&str>;
+        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
+        mount(Some(&script), "/usr/bin/getent", nothing, MsFlags::MS_BIND, nothing).unwrap();
+        let mapper = mapper();
+        let refused = mapper.name_service().knows(IdSpan::new(0x7900_0000, BLOCK).unwrap());
+        assert!(refused.unwrap_err().to_string().contains("timed out"));
+    });
+    ended_well(&asker);
+    std::fs::remove_file(&script).unwrap();
+    let spare = Pool::default().own_block().unwrap().first() + 4;
+    let uids = [spare; 4].map(|id| id.to_string()).join(" ");
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        let pids = ProcFs::open().unwrap().pids().unwrap();
+        let left: Vec<u32> = pids.into_iter().filter(|pid| has_uids(*pid, &uids)).collect();
+        if left.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "what was asked goes on: {left:?}");
+        std::thread::yield_now();
+    }
+}
+
+/// Is there a process of this number that has these four uids?
+fn has_uids(pid: u32, uids: &str) -> bool {
+    let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+    let line = text.lines().find_map(|line| line.strip_prefix("Uid:"));
+    line.is_some_and(|line| line.split_whitespace().collect::<Vec<_>>().join(" ") == uids)
 }
 
 /// A hostile owner watches the helper's children and does to them all that it can as soon as it may, while its own and

@@ -249,6 +249,19 @@ impl Front {
         self.status("voluntary_ctxt_switches").parse().unwrap()
     }
 
+    /// The same, when nothing is left to do: it was not woken up for a while.
+    pub fn settled_wakeups(&self) -> u64 {
+        let start = Instant::now();
+        loop {
+            let before = self.wakeups();
+            thread::sleep(Duration::from_millis(300));
+            if self.wakeups() == before {
+                return before;
+            }
+            assert!(start.elapsed() < PATIENCE, "it does not come to rest");
+        }
+    }
+
     pub fn log(&self) -> String {
         use std::os::unix::fs::FileExt;
         let mut text = vec![0; 65536];
@@ -443,9 +456,9 @@ pub fn refusal() -> Refusal {
         .hint("release one")
 }
 
-/// Everything that comes until the peer closes, or within the time.
-pub fn read_to_end(stream: &mut UnixStream, within: Duration) -> (Vec<u8>, bool) {
-    stream.set_read_timeout(Some(within)).unwrap();
+/// Everything that comes until the peer closes; `false` if nothing more comes and it has not.
+pub fn read_to_end(stream: &mut UnixStream) -> (Vec<u8>, bool) {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let (mut all, mut piece) = (Vec::new(), [0; 4096]);
     loop {
         match stream.read(&mut piece) {
@@ -454,6 +467,17 @@ pub fn read_to_end(stream: &mut UnixStream, within: Duration) -> (Vec<u8>, bool)
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return (all, true),
             Err(_) => return (all, false),
         }
+    }
+}
+
+/// Reads until this came.
+pub fn read_until(stream: &mut UnixStream, wanted: &str) {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (mut all, mut piece) = (Vec::new(), [0; 4096]);
+    while !String::from_utf8_lossy(&all).contains(wanted) {
+        let count = stream.read(&mut piece).unwrap();
+        assert!(count > 0, "closed after {}", all.escape_ascii());
+        all.extend_from_slice(&piece[..count]);
     }
 }
 

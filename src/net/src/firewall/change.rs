@@ -84,7 +84,12 @@ impl Change {
 impl State {
     /// Is there nothing that needs tables?
     pub fn is_empty(&self) -> bool {
-        self.links.is_empty() && self.servers.is_empty()
+        !self.has_walls() && self.guard == Guard::default()
+    }
+
+    /// Are there links or servers?
+    pub fn has_walls(&self) -> bool {
+        !self.links.is_empty() || !self.servers.is_empty()
     }
 
     /// A link.

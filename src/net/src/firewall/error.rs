@@ -18,7 +18,7 @@ pub enum FirewallError {
     #[error("nft accepted the rules, and there are none")]
     NoEffect,
     /// `nft` did not end in time and was killed.
-    #[error("nft did not end within {0} s")]
+    #[error("nft did not end within the {0} s that it had")]
     Late(u64),
     /// What `nft` listed is not what it lists.
     #[error("the listing of nft makes no sense")]

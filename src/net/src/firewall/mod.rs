@@ -22,7 +22,10 @@ mod nft;
 mod route;
 mod schema;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use cgrant_wire::{
     link::{Mac, PublishedPort},
@@ -81,7 +84,12 @@ pub struct Guard {
 impl Firewall {
     /// The tables of the instance called `instance`. Touches nothing.
     pub fn new(instance: &str) -> Self {
-        Self { instance: instance.to_owned(), nft: Nft, state: State::default() }
+        Self { instance: instance.to_owned(), nft: Nft::default(), state: State::default() }
+    }
+
+    /// From now on all runs of `nft` together may take so long, until this is said again.
+    pub fn allow(&mut self, patience: Duration) {
+        self.nft.allow(patience);
     }
 
     /// The tables' name, in each family.
@@ -161,13 +169,36 @@ impl Firewall {
         self.commit(&change)
     }
 
-    /// Says which devices forward only because of the broker. Takes effect while there are links.
+    /// Says which devices forward only because of the broker. The tables stay as long as there are some, also without links.
     ///
     /// # Errors
     /// What `nft` says.
     #[allow(clippy::needless_pass_by_value)] // A guard is made for this.
     pub fn set_guard(&mut self, guard: Guard) -> Result<(), FirewallError> {
         self.commit(&Change::of_guard(self.state.guard(), &guard))
+    }
+
+    /// As [`Firewall::set_guard`], for the next [`Firewall::restore`]. Touches nothing.
+    pub fn expect_guard(&mut self, guard: &Guard) {
+        self.state.apply(&Change::of_guard(&self.state.guard().clone(), guard));
+    }
+
+    /// Which devices forward only because of the broker.
+    #[must_use]
+    pub fn guard(&self) -> &Guard {
+        self.state.guard()
+    }
+
+    /// Has the link a wall, as far as is known?
+    #[must_use]
+    pub fn knows(&self, key: &LinkKey) -> bool {
+        self.state.link(key).is_some()
+    }
+
+    /// Are there tables, as far as is known?
+    #[must_use]
+    pub fn stands(&self) -> bool {
+        self.state.has_walls()
     }
 
     /// Replaces all that is there by what ought to be, in one transaction: at no time is there less.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use cgrant_sys::memfd;
+use cgrant_wire::patience;
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{SeekFrom, seek},
@@ -26,9 +27,6 @@ use super::{
 /// Where distributions put it.
 const PLACES: [&str; 4] = ["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft", "/usr/local/sbin/nft"];
 
-/// A run with nothing but small changes takes milliseconds; one with a thousand links, seconds.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// So much of what it complains of is kept, bytes.
 const COMPLAINT: usize = 1024;
 
@@ -37,9 +35,17 @@ const LISTING: usize = 256 << 20;
 
 /// Runs of `nft`.
 #[derive(Debug, Default)]
-pub struct Nft;
+pub struct Nft {
+    /// How long all runs together may take, and until when; if nothing was said, each as long as those of an order.
+    allowed: Option<(Duration, Instant)>,
+}
 
 impl Nft {
+    /// From now on all runs together may take so long.
+    pub fn allow(&mut self, patience: Duration) {
+        self.allowed = Some((patience, Instant::now() + patience));
+    }
+
     /// Carries out `commands`, all or none; what it printed.
     ///
     /// # Errors
@@ -61,7 +67,10 @@ impl Nft {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(FirewallError::Run)?;
-        let outcome = collect(&mut child, Instant::now() + PATIENCE);
+        let usual = || (patience::NFT, Instant::now() + patience::NFT);
+        let (allowed, until) = self.allowed.unwrap_or_else(usual);
+        let late = || FirewallError::Late(allowed.as_secs());
+        let outcome = collect(&mut child, until).and_then(|outputs| outputs.ok_or_else(late));
         if outcome.is_err() {
             let _ = child.kill();
         }
@@ -71,14 +80,15 @@ impl Nft {
     }
 }
 
-/// Reads both outputs to their ends.
-fn collect(child: &mut Child, deadline: Instant) -> Result<(Vec<u8>, Vec<u8>), FirewallError> {
+/// Reads both outputs to their ends; `None` if they have none in time.
+#[allow(clippy::type_complexity)] // Output and complaint, used here only.
+fn collect(child: &mut Child, deadline: Instant) -> Result<Option<(Vec<u8>, Vec<u8>)>, FirewallError> {
     let (mut output, mut complaint) = (Vec::new(), Vec::new());
     let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
     while stdout.is_some() || stderr.is_some() {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(FirewallError::Late(PATIENCE.as_secs()));
+            return Ok(None);
         }
         let out = stdout.as_ref().map(AsFd::as_fd);
         let err = stderr.as_ref().map(AsFd::as_fd);
@@ -90,7 +100,7 @@ fn collect(child: &mut Child, deadline: Instant) -> Result<(Vec<u8>, Vec<u8>), F
             stderr = None;
         }
     }
-    Ok((output, complaint))
+    Ok(Some((output, complaint)))
 }
 
 /// Waits until one of them has something to read, or `left` is over.

@@ -153,8 +153,18 @@ fn forward(writer: &mut Writer<'_>) {
     for (comment, family, set) in
         [("no router for IPv4", "ipv4", "@guard4"), ("no router for IPv6", "ipv6", "@guard6")]
     {
-        writer.rule(comment, [is(meta("nfproto"), family), is(meta("iifname"), set), DROP]);
+        writer.rule(comment, [is(meta("nfproto"), family), is(meta("iifname"), set), goto("guarded")]);
     }
+
+    // Another instance of the broker has bridges of its own on this host, whose packets its own rules judge; an accept of theirs
+    // could not help against a drop here.
+    writer.chain("guarded", None);
+    for (comment, bridges) in
+        [("a bridge", "cgb*"), ("a bridge of an account", "cgu*"), ("the first bridge", "cgrant0")]
+    {
+        writer.rule(comment, [is(meta("oifname"), bridges), ACCEPT]);
+    }
+    writer.rule("nowhere else", [DROP]);
 
     // Wants: to be more than a name server, if it was taken over by what containers or the outside send it: it asks other servers
     // and has nothing else to say to anybody outside.

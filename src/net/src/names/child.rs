@@ -17,7 +17,6 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::Path,
-    time::Duration,
 };
 
 use cgrant_sys::{
@@ -26,6 +25,7 @@ use cgrant_sys::{
     privilege::{self, Capability, close_fds_from},
     seccomp, seqpacket, signals,
 };
+use cgrant_wire::patience;
 use nix::{
     libc,
     mount::{MsFlags, mount},
@@ -39,8 +39,6 @@ use rustix::{
 
 /// Where it sees its files.
 pub const PLACE: &CStr = c"/run";
-/// How long the child may take to execute the program.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Status of a child that could not execute the program.
 const NOT_STARTED: i32 = 127;
 /// How much of what it complains about is kept, in bytes.
@@ -133,7 +131,7 @@ impl Waiting {
     /// Those of `clone3(2)`, of writing id maps, of opening files in `/proc`.
     pub fn start(confinement: &Confinement<'_>) -> io::Result<Self> {
         let (gate, theirs) = seqpacket::pair()?;
-        set_socket_timeout(&gate, Timeout::Recv, Some(PATIENCE))?;
+        set_socket_timeout(&gate, Timeout::Recv, Some(patience::NAME_SERVER))?;
         let complaints = memfd_create("complaints", MemfdFlags::CLOEXEC)?;
         let child = Clone3::new().flags(NAMESPACES).spawn(|| confinement.become_it(&theirs, &complaints))?;
         let made = Self::map(child.pid, confinement).and_then(|()| {

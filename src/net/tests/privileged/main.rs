@@ -4,6 +4,7 @@
 
 mod doctor;
 mod failing;
+mod forwarding;
 mod hostile;
 mod making;
 mod mending;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         hostile::TESTS,
         mending::TESTS,
         restoring::TESTS,
+        forwarding::TESTS,
         doctor::TESTS,
         process::TESTS,
     ]

@@ -22,6 +22,8 @@ pub const TESTS: &[Test] = &[
     ("many_links_that_end_at_once_leave_turns_to_others", many_links_that_end_at_once_leave_turns_to_others),
     ("a_device_that_was_changed_is_mended", a_device_that_was_changed_is_mended),
     ("a_bridge_that_was_deleted_is_made_again", a_bridge_that_was_deleted_is_made_again),
+    ("a_port_that_tells_before_its_bridge_is_no_less_mended", a_port_that_tells_before_its_bridge),
+    ("no_link_ends_with_another_when_a_bridge_is_made_again", no_link_ends_with_another),
     ("a_bridge_that_was_changed_is_mended", a_bridge_that_was_changed_is_mended),
     ("rules_that_were_flushed_are_set_again", rules_that_were_flushed_are_set_again),
     ("a_clash_is_told_once", a_clash_is_told_once),
@@ -133,6 +135,60 @@ fn a_bridge_that_was_deleted_is_made_again() {
     assert_same(&before, &snapshot(), "after the last link");
 }
 
+/// What is readable now is read, and nothing is done about it yet.
+fn read_events(host: &mut Host) {
+    let ready: Vec<_> = {
+        let descriptors = host.net.descriptors();
+        let mut fds: Vec<_> =
+            descriptors.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        poll(&mut fds, Some(&Timespec { tv_sec: 5, tv_nsec: 0 })).unwrap();
+        fds.iter().filter(|fd| !fd.revents().is_empty()).map(|fd| fd.as_fd().as_raw_fd()).collect()
+    };
+    ready.into_iter().for_each(|fd| host.net.ready(fd));
+}
+
+/// The kernel tells of each port, then of the bridge; the helper may look in between.
+fn a_port_that_tells_before_its_bridge() {
+    let mut host = Host::new();
+    let (one, two) = (namespace(), namespace());
+    host.add(&own_bridge(), &link(1), &one).unwrap();
+    host.add(&own_bridge(), &link(2), &two).unwrap();
+    assert!(host.settle().is_empty());
+    run("ip link set cgv0000000001 nomaster");
+    read_events(&mut host);
+    run("ip link del cgrant0");
+    host.net.tend(Instant::now());
+    let mut events = host.net.take_events();
+    events.extend(host.settle());
+    assert!(events.iter().all(|event| matches!(event, NetEvent::Mended(_))), "{events:?}");
+    assert!(format!("{events:?}").contains("the bridge cgrant0 was deleted"), "{events:?}");
+    works(&one);
+    works(&two);
+}
+
+/// One link dies in the moment in which the bridge is deleted, another one's device is renamed.
+fn no_link_ends_with_another() {
+    let mut host = Host::new();
+    let spaces: Vec<_> = (1..=3).map(|_| namespace()).collect();
+    for (number, netns) in (1..).zip(&spaces) {
+        host.add(&own_bridge(), &link(number), netns).unwrap();
+    }
+    assert!(host.settle().is_empty());
+    run("ip link set cgv0000000003 nomaster");
+    read_events(&mut host);
+    run("ip link del cgrant0");
+    run_in(&spaces[0], "ip link del eth0");
+    run("ip link set cgv0000000002 name other");
+    host.net.tend(Instant::now());
+    let mut events = host.net.take_events();
+    events.extend(host.settle());
+    let gone: Vec<_> = events.iter().filter(|event| !matches!(event, NetEvent::Mended(_))).collect();
+    assert_eq!(gone, [&NetEvent::LinkGone { key: link(1).key, far_end: true }]);
+    works(&spaces[1]);
+    works(&spaces[2]);
+    assert!(host.net.deadline().is_none(), "nothing is left to be done");
+}
+
 fn a_bridge_that_was_changed_is_mended() {
     let mut host = Host::new();
     let netns = namespace();
@@ -213,6 +269,22 @@ fn links_wait_for_a_foreign_bridge() {
     let events = host.settle();
     assert!(format!("{events:?}").contains("as before"), "{events:?}");
     assert_eq!(host.device(&link.info.host_name).unwrap().master, Some(index));
+    let rules = run("nft list ruleset");
+    assert!(rules.contains("chain cgv0000000001"), "{rules}");
+    // A helper that starts while it is gone builds the rules of the others all the same.
+    let (netns, mut own) = (namespace(), crate::support::link(2));
+    own.info.ifindex = host.add(&own_bridge(), &own, &netns).unwrap();
+    run("ip link del br0");
+    run("nft flush ruleset");
+    link.info.ifindex = host.device(&link.info.host_name).unwrap().index;
+    host.restart(&[own_bridge(), foreign_bridge("br0")], vec![link.clone(), own]);
+    works(&netns);
+    assert!(host.settle().is_empty());
+    let index = admin_bridge(&host);
+    host.settle();
+    assert_eq!(host.device(&link.info.host_name).unwrap().master, Some(index));
+    let rules = run("nft list ruleset");
+    assert!(rules.contains("chain cgv0000000001") && rules.contains("chain cgv0000000002"), "{rules}");
 }
 
 fn who_insists_gets_his_way() {

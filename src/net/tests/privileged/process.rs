@@ -51,6 +51,7 @@ impl Helper {
             instance: "test".into(),
             engine: FdIndex(0),
             directory: FdIndex(1),
+            host: FdIndex(2),
             path: directory.to_str().unwrap().into(),
             uid: 64_999,
             gid: 64_999,
@@ -59,8 +60,10 @@ impl Helper {
             log: LogTarget::Terminal,
         };
         let bytes = cgrant_wire::encode(&ToChild::Net(boot)).unwrap();
-        let directory = File::open(directory).unwrap();
-        control.send(&bytes, &[for_engine.as_fd(), directory.as_fd()]).unwrap();
+        let shared = directory.join("host");
+        std::fs::create_dir_all(&shared).unwrap();
+        let (directory, shared) = (File::open(directory).unwrap(), File::open(shared).unwrap());
+        control.send(&bytes, &[for_engine.as_fd(), directory.as_fd(), shared.as_fd()]).unwrap();
         let ready = control.receive().unwrap().expect("it says something");
         assert_eq!(cgrant_wire::decode::<FromChild>(&ready.bytes).unwrap(), FromChild::Ready);
         Self { child, control, engine, next: 0, events: Vec::new() }

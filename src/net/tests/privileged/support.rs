@@ -30,10 +30,13 @@ use tempfile::TempDir;
 pub struct Host {
     pub net: Net,
     pub directory: TempDir,
+    /// What all instances of the host share.
+    pub shared: TempDir,
     pub route: Route,
     /// Where the uplink leads; it ends with this.
     _outside: NetnsFd,
     may_forward_singly: bool,
+    instance: &'static str,
 }
 
 pub fn v4(text: &str) -> Ipv4Addr {
@@ -151,6 +154,17 @@ fn settings(directory: &Path, all: &mut String) {
     }
 }
 
+/// The settings of the host's own interfaces.
+pub fn settings_of_host() -> String {
+    let mut all = String::new();
+    for family in ["ipv4", "ipv6"] {
+        for interface in ["all", "default", "lo", "up0"] {
+            settings(Path::new(&format!("/proc/sys/net/{family}/conf/{interface}")), &mut all);
+        }
+    }
+    all
+}
+
 /// Shows where two snapshots differ.
 pub fn assert_same(before: &str, after: &str, what: &str) {
     // Sets are listed in any order.
@@ -265,9 +279,10 @@ impl Host {
             assert!(begun.elapsed() < Duration::from_secs(10), "the uplink does not come up");
             std::thread::sleep(Duration::from_millis(10));
         }
-        let directory = tempfile::tempdir().unwrap();
-        let net = helper(directory.path(), may_forward_singly);
-        let mut host = Self { net, directory, route, _outside: outside, may_forward_singly };
+        let (directory, shared) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let net = helper("test", directory.path(), shared.path(), may_forward_singly);
+        let mut host =
+            Self { net, directory, shared, route, _outside: outside, may_forward_singly, instance: "test" };
         host.net.restore(&[], Vec::new());
         host
     }
@@ -281,7 +296,22 @@ impl Host {
 
     /// Everything that the helper had open is closed; another one knows of nothing yet.
     pub fn die(&mut self) {
-        self.net = helper(self.directory.path(), self.may_forward_singly);
+        self.net = helper(self.instance, self.directory.path(), self.shared.path(), self.may_forward_singly);
+    }
+
+    /// Changes places with the helper of another instance.
+    pub fn swap(&mut self, other: &mut Other) {
+        std::mem::swap(&mut self.net, &mut other.net);
+        std::mem::swap(&mut self.directory, &mut other.directory);
+        std::mem::swap(&mut self.instance, &mut other.instance);
+    }
+
+    /// The helper of another instance on this host, which has nothing yet.
+    pub fn other(&self) -> Other {
+        let directory = tempfile::tempdir().unwrap();
+        let mut net = helper("other", directory.path(), self.shared.path(), self.may_forward_singly);
+        net.restore(&[], Vec::new());
+        Other { net, directory, instance: "other" }
     }
 
     pub fn order(&mut self, order: Order, fds: Vec<OwnedFd>) -> Result<(Reply, Vec<OwnedFd>), NetFailure> {
@@ -344,9 +374,16 @@ impl Host {
     }
 }
 
-fn helper(directory: &Path, may_forward_singly: bool) -> Net {
+/// Another instance's helper; see [`Host::swap`].
+pub struct Other {
+    net: Net,
+    directory: TempDir,
+    instance: &'static str,
+}
+
+fn helper(instance: &str, directory: &Path, shared: &Path, may_forward_singly: bool) -> Net {
     let settings = Settings {
-        instance: "test".into(),
+        instance: instance.into(),
         path: directory.into(),
         uid: 64_999,
         gid: 64_999,
@@ -354,5 +391,5 @@ fn helper(directory: &Path, may_forward_singly: bool) -> Net {
         dns: vec![v4("198.51.100.1").into()],
         may_forward_singly,
     };
-    Net::open(settings, Dir::open(directory).unwrap()).unwrap()
+    Net::open(settings, Dir::open(directory).unwrap(), Dir::open(shared).unwrap()).unwrap()
 }

@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use harness::{Broker, Scene, eventually};
+use harness::{Broker, Scene, eventually, kill};
 use nix::sys::signal::Signal;
 
 fn main() -> std::process::ExitCode {
@@ -45,6 +45,14 @@ fn main() -> std::process::ExitCode {
         (
             "the_death_of_the_network_helper_restarts_that_helper_only",
             the_death_of_the_network_helper_restarts_that_helper_only,
+        ),
+        (
+            "a_network_helper_that_hangs_is_killed_and_replaced",
+            a_network_helper_that_hangs_is_killed_and_replaced,
+        ),
+        (
+            "a_network_helper_that_can_not_be_killed_holds_nothing_up",
+            a_network_helper_that_can_not_be_killed_holds_nothing_up,
         ),
         ("without_a_network_helper_the_rest_is_served", without_a_network_helper_the_rest_is_served),
         ("restarts_come_slower_and_slower", restarts_come_slower_and_slower),
@@ -158,7 +166,7 @@ fn the_death_of_the_engine_restarts_all_and_keeps_the_socket() {
     let inode = fs::metadata(scene.socket()).unwrap().ino();
     eventually("the front reached the engine", || scene.count("engine front-started Socket") == 1);
     let (engine, front) = (scene.pid("engine"), scene.pid("front"));
-    harness::kill(engine, Signal::SIGKILL);
+    kill(engine, Signal::SIGKILL);
     // A client that comes meanwhile waits in the queue; it is not refused.
     UnixStream::connect(scene.socket()).unwrap();
     eventually("both are new", || scene.pid("engine") != engine && scene.pid("front") != front);
@@ -171,7 +179,7 @@ fn the_death_of_a_front_restarts_that_front_only() {
     let scene = Scene::new();
     let broker = scene.start(&[]);
     let (engine, front) = (scene.pid("engine"), scene.pid("front"));
-    harness::kill(front, Signal::SIGABRT);
+    kill(front, Signal::SIGABRT);
     eventually("the front is new", || scene.pid("front") != front);
     eventually("the engine was told", || scene.count("engine front-started Socket") == 2);
     assert_eq!(scene.pid("engine"), engine);
@@ -185,13 +193,88 @@ fn the_death_of_the_network_helper_restarts_that_helper_only() {
     assert!(boot.starts_with("default cgrant ") && boot.ends_with(" true"), "{boot}");
     let (engine, front) = (scene.pid("engine"), scene.pid("front"));
     eventually("the engine was told", || scene.count("engine net-started 1") == 1);
-    harness::kill(scene.pid("net"), Signal::SIGKILL);
+    kill(scene.pid("net"), Signal::SIGKILL);
     eventually("the engine was told again", || scene.count("engine net-started 1") == 2);
     assert_eq!((scene.pid("engine"), scene.pid("front")), (engine, front));
     // The other way round it goes with the engine, and comes back with it.
-    harness::kill(engine, Signal::SIGKILL);
+    kill(engine, Signal::SIGKILL);
     eventually("the new engine was told", || scene.count("engine net-started 1") == 3);
     broker.stop();
+}
+
+fn a_network_helper_that_hangs_is_killed_and_replaced() {
+    let scene = Scene::new();
+    scene.mode("engine", "hangs-1");
+    let broker = scene.start(&[]);
+    eventually("there is another one", || scene.count("engine net-started 1") == 2);
+    eventually("it has booted", || scene.events().iter().rev().any(|event| event.starts_with("net boot ")));
+    assert_eq!(scene.count_prefix("engine pid "), 1);
+    assert_eq!(scene.count("net eof"), 0, "it was not asked to end");
+    let end = broker.stop();
+    assert!(end.stderr.contains("it gave no sign and was killed"), "{}", end.stderr);
+}
+
+/// A cgroup of the v1 freezer, thawed and removed at the end.
+struct Freezer(std::path::PathBuf);
+
+impl Freezer {
+    fn new(scene: &Scene) -> Self {
+        let hierarchy = scene.path("freezer");
+        fs::create_dir(&hierarchy).unwrap();
+        let options = ["-t", "cgroup", "-o", "freezer", "cgroup"];
+        let mounted = Command::new("mount").args(options).arg(&hierarchy).status().unwrap();
+        assert!(mounted.success(), "this host has no freezer of cgroup v1");
+        let cgroup = hierarchy.join(format!("supervision-{}", std::process::id()));
+        fs::create_dir(&cgroup).unwrap();
+        fs::write(scene.path("bin/freezer"), cgroup.to_str().unwrap()).unwrap();
+        Self(cgroup)
+    }
+
+    fn set(&self, state: &str) {
+        let file = self.0.join("freezer.state");
+        fs::write(&file, state).unwrap();
+        eventually("the cgroup is as told", || fs::read_to_string(&file).unwrap().trim() == state);
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        let _ = fs::write(self.0.join("freezer.state"), "THAWED");
+        for _ in 0..500 {
+            if fs::remove_dir(&self.0).is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = Command::new("umount").arg(self.0.parent().unwrap()).status();
+    }
+}
+
+fn a_network_helper_that_can_not_be_killed_holds_nothing_up() {
+    let scene = Scene::new();
+    let freezer = Freezer::new(&scene);
+    scene.mode("net", "freeze");
+    let broker = scene.start(&[]);
+    freezer.set("FROZEN");
+    kill(scene.pid("engine"), Signal::SIGKILL);
+    eventually("the engine comes without the end of the one that hangs", || {
+        scene.count_prefix("engine pid ") == 2
+    });
+    eventually("the engine is told", || scene.count("engine net-stuck") == 1);
+    assert_eq!(scene.count_prefix("net pid "), 1, "there is no second one beside it");
+    eventually("there is a front again", || scene.count_prefix("front boot ") == 2);
+    scene.mode("net", "");
+    freezer.set("THAWED");
+    eventually("there is another one", || scene.count_prefix("net pid ") == 2);
+    // At the end it is not waited for either.
+    let last = scene.pid("net");
+    fs::write(freezer.0.join("tasks"), last.to_string()).unwrap();
+    freezer.set("FROZEN");
+    broker.signal(Signal::SIGTERM);
+    let end = broker.end();
+    assert!(end.stderr.contains("hangs in the kernel"), "{}", end.stderr);
+    drop(freezer);
+    scene.nobody_is_left();
 }
 
 fn without_a_network_helper_the_rest_is_served() {
@@ -211,7 +294,7 @@ fn restarts_come_slower_and_slower() {
     let scene = Scene::new();
     let broker = scene.start(&[]);
     scene.mode("front", "die");
-    harness::kill(scene.pid("front"), Signal::SIGKILL);
+    kill(scene.pid("front"), Signal::SIGKILL);
     eventually("it was tried a few times", || scene.count_prefix("front pid ") >= 5);
     let starts = scene.times("front pid ");
     let gaps: Vec<_> = starts.windows(2).skip(1).map(|pair| pair[1] - pair[0]).collect();
@@ -230,7 +313,7 @@ fn a_front_that_floods_is_killed() {
     let broker = scene.start(&[]);
     let front = scene.pid("front");
     scene.mode("front", "flood");
-    harness::kill(front, Signal::SIGKILL);
+    kill(front, Signal::SIGKILL);
     eventually("the flooding front was replaced", || scene.count_prefix("front pid ") >= 3);
     scene.mode("front", "");
     let end = broker.stop();
@@ -298,8 +381,8 @@ fn a_signal_to_the_whole_group_is_one_order_to_end() {
     let scene = Scene::new();
     let broker = scene.start(&[]);
     for role in ["engine", "front"] {
-        harness::kill(scene.pid(role), Signal::SIGINT);
-        harness::kill(scene.pid(role), Signal::SIGTERM);
+        kill(scene.pid(role), Signal::SIGINT);
+        kill(scene.pid(role), Signal::SIGTERM);
     }
     broker.signal(Signal::SIGTERM);
     eventually("it heard the first", || scene.count("engine stop") == 1);
@@ -358,7 +441,7 @@ fn in_the_background_the_command_returns_when_ready() {
     UnixStream::connect(scene.socket()).unwrap();
     let holder = fs::read_to_string(scene.path("run/lock")).unwrap();
     let pid: u32 = holder.strip_prefix("process ").unwrap().parse().unwrap();
-    harness::kill(pid, Signal::SIGTERM);
+    kill(pid, Signal::SIGTERM);
     eventually("it ends", || !scene.socket().exists());
     scene.nobody_is_left();
 }
@@ -442,7 +525,7 @@ fn the_keeper_of_the_scope_is_replaced() {
     assert_eq!(scene.event("engine placement "), "cgroup2 /system.slice/cgrant.scope");
     assert_eq!(scene.event("scope asked "), "make cgrant.scope");
     let (engine, keeper) = (scene.pid("engine"), scene.pid("keeper"));
-    harness::kill(keeper, Signal::SIGKILL);
+    kill(keeper, Signal::SIGKILL);
     eventually("there is a new keeper", || scene.pid("keeper") != keeper);
     assert_eq!(scene.pid("engine"), engine);
     broker.stop();
@@ -455,7 +538,7 @@ fn a_scope_that_was_stopped_restarts_the_engine() {
     let broker = scene.command(&[]).under_a_seeming_systemd().spawn_ready();
     let (engine, keeper) = (scene.pid("engine"), scene.pid("keeper"));
     scene.mode("scope", "made");
-    harness::kill(keeper, Signal::SIGKILL);
+    kill(keeper, Signal::SIGKILL);
     eventually("the engine is new", || scene.pid("engine") != engine);
     eventually("the front reached it", || scene.count("engine front-started Socket") == 2);
     broker.stop();

@@ -151,6 +151,9 @@ impl Player {
         if mode(self.role) == "die" {
             return ExitCode::from(4);
         }
+        if mode(self.role) == "freeze" {
+            freeze();
+        }
         let Some((ToChild::Net(boot), kept)) = self.next() else { panic!("no boot message") };
         let directory = rustix::fs::fstat(&kept[usize::from(boot.directory.0)]).unwrap();
         let same =
@@ -186,7 +189,13 @@ impl Player {
                         Ok(())
                     }));
                 }
-                Some((ToChild::NetStarted, fds)) => note(&format!("{} net-started {}", self.role, fds.len())),
+                Some((ToChild::NetStarted(number), fds)) => {
+                    note(&format!("{} net-started {}", self.role, fds.len()));
+                    if mode(self.role) == format!("hangs-{number}") {
+                        self.say(&FromChild::NetHangs(number));
+                    }
+                }
+                Some((ToChild::NetStuck, _)) => note(&format!("{} net-stuck", self.role)),
                 Some((ToChild::FrontStarted(kind), _)) => {
                     note(&format!("{} front-started {kind:?}", self.role))
                 }
@@ -201,6 +210,12 @@ impl Player {
     fn lingers(&self) -> bool {
         stage().join(format!("{}.lingers", self.role)).exists()
     }
+}
+
+/// Joins a cgroup that the test freezes: of cgroup v1, whose frozen processes can't even be killed.
+fn freeze() {
+    let cgroup = fs::read_to_string(stage().join("freezer")).unwrap();
+    fs::write(Path::new(&cgroup).join("tasks"), "0").unwrap();
 }
 
 /// What a child can see of the process that started it.

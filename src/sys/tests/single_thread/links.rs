@@ -84,6 +84,25 @@ fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Sets both ends of a veth up and waits until they carry: the kernel lets devices run, and gives them addresses of
+/// their own, some time after they are up.
+fn carry(route: &Route, index: u32, far: &NetnsFd, end: u32) {
+    let there = Route::open_in(far).unwrap();
+    let mut near_events = RouteEvents::open().unwrap();
+    let mut far_events = in_netns(far, RouteEvents::open).unwrap();
+    route.set_up(index, true).unwrap();
+    there.set_up(end, true).unwrap();
+    next(&mut near_events, |_| operates(index));
+    next(&mut far_events, |_| in_netns(far, || Ok(operates(end))).unwrap());
+    assert!(route.link(index).unwrap().unwrap().running && there.link(end).unwrap().unwrap().running);
+}
+
+/// Has the kernel seen the device's carrier? One that it has not looked at yet runs too, in an unknown state.
+fn operates(index: u32) -> bool {
+    let start = format!("{index}: ");
+    run("ip", &["-o", "link"]).lines().any(|line| line.starts_with(&start) && line.contains(" state UP "))
+}
+
 fn a_veth_is_born_whole() {
     let route = isolate();
     let far = another();
@@ -105,10 +124,8 @@ fn a_veth_is_born_whole() {
     assert_eq!((near.peer_index, end.peer_index), (Some(end.index), Some(index)));
     assert_eq!(route.ports(bridge).unwrap(), std::slice::from_ref(&near));
     // Up, it has no address of its own: it is only a port.
-    route.set_up(index, true).unwrap();
-    there.set_up(end.index, true).unwrap();
     route.set_up(bridge, true).unwrap();
-    assert!(route.link(index).unwrap().unwrap().running);
+    carry(&route, index, &far, end.index);
     assert!(route.addresses().unwrap().iter().all(|address| address.ifindex != index));
     assert!(there.addresses().unwrap().iter().any(|address| address.ifindex == end.index));
     // Too small for IPv6, of which the kernel then knows nothing there.
@@ -239,13 +256,11 @@ fn an_address_stays_behind_its_port() {
     );
     // Somebody else sends from that address through a port that learns.
     let there = Route::open_in(&far).unwrap();
-    for index in [bridge, one, other] {
-        route.set_up(index, true).unwrap();
-    }
+    route.set_up(bridge, true).unwrap();
     let thief = there.link_by_name("eth1").unwrap().unwrap();
     assert_eq!(thief.mac, Some(MAC));
-    there.set_up(thief.index, true).unwrap();
-    there.set_up(there.link_by_name("eth0").unwrap().unwrap().index, true).unwrap();
+    carry(&route, other, &far, thief.index);
+    carry(&route, one, &far, there.link_by_name("eth0").unwrap().unwrap().index);
     there.add_address(thief.index, V4, 24, false).unwrap();
     in_netns(&far, || {
         let socket = std::net::UdpSocket::bind((V4, 0))?;
@@ -314,8 +329,7 @@ fn devices_can_be_changed() {
     let there = Route::open_in(&far).unwrap();
     let end = there.link_by_name("eth0").unwrap().unwrap().index;
     there.set_without_link_local(end).unwrap();
-    there.set_up(end, true).unwrap();
-    route.set_up(index, true).unwrap();
+    carry(&route, index, &far, end);
     assert!(there.addresses().unwrap().iter().all(|address| address.ifindex != end));
 }
 
@@ -421,20 +435,20 @@ fn a_device_sends_no_faster_than_it_may() {
         assert_eq!(limit.len(), 1);
         assert_eq!((limit[0].ifindex, limit[0].parent, limit[0].rate), (index, u32::MAX, Some(rate)));
     }
-    route.add_tbf(index, 100_000, 2_000, 10_000).unwrap();
+    route.add_tbf(index, 5_000, 2_000, 10_000).unwrap();
     route.add_address(index, V4, 24, true).unwrap();
     let there = Route::open_in(&far).unwrap();
     let end = there.link_by_name("eth0").unwrap().unwrap().index;
     let receiver: IpAddr = "192.0.2.9".parse().unwrap();
     there.add_address(end, receiver, 24, true).unwrap();
-    there.set_up(end, true).unwrap();
-    route.set_up(index, true).unwrap();
+    carry(&route, index, &far, end);
     let received = in_netns(&far, || std::net::UdpSocket::bind((receiver, 7000))).unwrap();
     let sender = std::net::UdpSocket::bind((V4, 0)).unwrap();
-    // Of 100 kB at once the limit keeps 10 kB, and 2 kB go at once.
+    // Of 100 kB at once the limit keeps 10 kB, and 2 kB go at once; five more go in each second that this takes.
     for _ in 0..100 {
         let _ = sender.send_to(&[0; 1000], (receiver, 7000));
     }
+    assert!(is_readable_soon(&received));
     received.set_read_timeout(Some(std::time::Duration::from_secs(1))).unwrap();
     let count = std::iter::from_fn(|| received.recv(&mut [0; 2000]).ok()).count();
     assert!((1..40).contains(&count), "{count}");

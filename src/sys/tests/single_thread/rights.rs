@@ -5,8 +5,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use cgrant_sys::Exit;
 use cgrant_sys::deny;
 use cgrant_sys::privilege::{
-    Capability, become_account, close_fds_from, drop_capabilities, set_dumpable, set_no_new_privs,
-    thread_count,
+    Capability, become_account, close_fds_from, drop_capabilities, empty_bounding_set, set_dumpable,
+    set_no_new_privs, thread_count,
 };
 use cgrant_sys::seccomp::{self, Action, RUNTIME};
 
@@ -22,6 +22,10 @@ pub const TESTS: &[Test] = &[
     (
         "rights::kept_capabilities_survive_execve_and_others_do_not",
         kept_capabilities_survive_execve_and_others_do_not,
+    ),
+    (
+        "rights::an_empty_bounding_set_takes_nothing_that_is_had",
+        an_empty_bounding_set_takes_nothing_that_is_had,
     ),
     ("rights::an_account_keeps_capabilities_through_execve", an_account_keeps_capabilities_through_execve),
     ("rights::no_new_privs_is_set", no_new_privs_is_set),
@@ -94,6 +98,16 @@ fn only_root_becomes_somebody() {
     become_account(12345, 12346).unwrap();
     assert_eq!(errno(become_account(0, 0)), libc::EPERM);
     assert_eq!(errno(become_account(12347, 12346)), libc::EPERM);
+}
+
+fn an_empty_bounding_set_takes_nothing_that_is_had() {
+    empty_bounding_set().unwrap();
+    let ids = Capability::CAP_SETUID.bitmask() | Capability::CAP_SETGID.bitmask();
+    assert_eq!((capability_set("CapBnd"), capability_set("CapPrm") & ids), (0, ids));
+    drop_capabilities(&[Capability::CAP_SETUID, Capability::CAP_SETGID]).unwrap();
+    assert_eq!((capability_set("CapBnd"), capability_set("CapEff")), (0, ids));
+    become_account(12345, 12346).unwrap();
+    assert_eq!((capability_set("CapBnd"), capability_set("CapPrm")), (0, 0));
 }
 
 fn capabilities_that_are_not_kept_are_gone_everywhere() {

@@ -64,6 +64,17 @@ impl Tree {
         depth: u64,
         ceilings: &[Setting],
     ) -> Result<(), CgroupError> {
+        // Room for the grants that are there, one more, and `_evicted`; what they have for themselves is not the holder's.
+        // Two levels are the grant and its payload.
+        let bounds = |(id, grants): (u64, u64)| {
+            let own = grants.saturating_add(2).saturating_mul(MOST_PARTS);
+            (id, cgroups.saturating_add(own), depth.saturating_add(2))
+        };
+        // A node that was bounded so has all that it needs: it is root's, and nobody but the broker changes it.
+        let there = self.account_node(account).map(bounds);
+        if ceilings.is_empty() && there.is_some_and(|there| self.is_bounded(account, there)) {
+            return Ok(());
+        }
         let path = GrantPath { account, names: Vec::new() };
         if !ceilings.is_empty() {
             for hierarchy in &self.hierarchies.v1 {
@@ -71,20 +82,23 @@ impl Tree {
             }
         }
         let node = self.ensure_account(self.v2(), account)?;
-        // Room for the grants that are there, one more, and `_evicted`; what they have for themselves is not the holder's.
-        let own = grants_in(node.dir()).saturating_add(2).saturating_mul(MOST_PARTS);
         let id = node.dir().inode().map_err(CgroupError::kernel("to stat", node.path()))?;
-        // Two levels are the grant and its payload.
-        self.bound(account, &node, (id, cgroups.saturating_add(own), depth.saturating_add(2)))?;
+        self.bound(account, &node, bounds((id, grants_in(node.dir()))))?;
         self.apply(&path, ceilings)
+    }
+
+    /// Is the account's node the one that was bounded last, and so?
+    fn is_bounded(&self, account: HostUid, bounds: Governed) -> bool {
+        let governed = self.governed.lock().unwrap_or_else(PoisonError::into_inner);
+        governed.get(&account) == Some(&bounds)
     }
 
     /// Bounds what is below an account's node, unless it is bounded so already.
     fn bound(&self, account: HostUid, node: &Node, bounds: Governed) -> Result<(), CgroupError> {
-        let governed = || self.governed.lock().unwrap_or_else(PoisonError::into_inner);
-        if governed().get(&account) == Some(&bounds) {
+        if self.is_bounded(account, bounds) {
             return Ok(());
         }
+        let governed = || self.governed.lock().unwrap_or_else(PoisonError::into_inner);
         governed().remove(&account);
         let (_, descendants, depth) = bounds;
         for (file, value) in [("cgroup.max.descendants", descendants), ("cgroup.max.depth", depth)] {

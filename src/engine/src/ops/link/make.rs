@@ -404,6 +404,9 @@ fn reserve(
         return Err(full(bridge));
     }
     let (fixed, address6) = fixed(request, site)?;
+    // A change of `/etc/passwd` is believed a while after it was made only, when nobody may have asked again.
+    super::forget_departed(engine);
+    addresses.note_user(grant.account.0, engine.ids.user_of(grant.account));
     let wanted = Request {
         bridge: &site.bridge.name,
         owner: owner(grant.account.0, grant.name.as_str(), &request.name),

@@ -210,6 +210,28 @@ pub fn gone(engine: &Engine, key: &LinkKey, edition: u64, far_end: bool) {
     }
 }
 
+/// The helper says that ports could not be held again. Runs on the pool, in the account's order.
+///
+/// They are not asked for again by themselves: whoever has them now was not to be shadowed, nor is who comes after him.
+pub fn ports_lost(engine: &Engine, key: &LinkKey, edition: u64, ports: &[PublishedPort]) {
+    let Some(grant) = engine.registry().get(key.grant) else { return };
+    let lost = engine.network.helper.still_lost(key, edition, ports);
+    let mut record = grant.live().record.clone();
+    let Some(link) = record.links.iter_mut().find(|link| link.link.key == *key) else { return };
+    if lost.is_empty() {
+        return;
+    }
+    link.link.info.ports.retain(|port| !lost.contains(port));
+    note_less(engine, &grant, record);
+    engine.network.claims.release(key, &lost);
+    let names: Vec<String> = lost.iter().map(|port| port.host.to_string()).collect();
+    tracing::warn!(
+        target: "grant", grant = %grant.id, name = %grant.name, account = grant.account.0, link = key.name,
+        "published no more, because somebody else has it: port {}", names.join(", ")
+    );
+    tell_links(engine, &grant);
+}
+
 /// Removes all links of a grant that is being released, or that could not be made.
 ///
 /// # Errors
@@ -223,6 +245,12 @@ pub fn remove_all(engine: &Engine, grant: &Grant, record: &mut GrantRecord) -> R
         make::let_go(engine, grant, &link);
     }
     Ok(())
+}
+
+/// Addresses that are kept for users who left the system, or whose uid is another's now, are free.
+pub fn forget_departed(engine: &Engine) {
+    let departed = |account: u32, name: Option<&str>| engine.ids.has_departed(HostUid(account), name);
+    engine.network.addresses.forget_departed(&departed);
 }
 
 /// The account whose account-wide order of a link's events is kept.

@@ -1,0 +1,18 @@
+//! Where the log of a process goes.
+
+use cgrant_wire::boot::LogTarget;
+use tracing_subscriber::{Layer, filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt};
+
+/// Starts logging as `program`. Without a journal that answers, the log goes to standard error.
+pub fn start(target: LogTarget, program: &str) {
+    let journal = match target {
+        LogTarget::Journal => tracing_journald::layer().ok(),
+        LogTarget::Terminal => None,
+    };
+    let layer = match journal {
+        Some(journal) => journal.with_syslog_identifier(program.to_owned()).boxed(),
+        None => tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).boxed(),
+    };
+    // A subscriber that is there already (in a test) is as good.
+    let _ = tracing_subscriber::registry().with(layer.with_filter(LevelFilter::INFO)).try_init();
+}
