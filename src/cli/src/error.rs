@@ -5,7 +5,7 @@ use std::{ffi::OsString, io};
 use cgrant_container::{LaunchError, SessionError, SpecError};
 use cgrant_proto::{Code, Error as BrokerError, names};
 
-use crate::exit;
+use crate::{exit, storage::JobFailure};
 
 /// Why a command was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -38,12 +38,23 @@ pub(crate) enum Failure {
     /// A kernel interface that the command itself needs failed.
     #[error("cannot {doing}: {source}")]
     Machine { doing: &'static str, source: io::Error },
+    /// Work on files of images or containers failed.
+    #[error("cannot {doing}: {}", failure.text)]
+    Work { doing: String, failure: JobFailure },
+    /// A signal ended it; nothing of it was kept.
+    #[error("{}; nothing was kept of the attempt to {doing}", signal_text(*signal))]
+    Interrupted { doing: String, signal: u8 },
     /// The result could not be written.
     #[error("cannot write the result: {0}")]
     Output(#[from] io::Error),
 }
 
 impl Failure {
+    /// A job's failure. `doing` completes "cannot …".
+    pub(crate) fn work(doing: impl Into<String>, failure: JobFailure) -> Self {
+        Self::Work { doing: doing.into(), failure }
+    }
+
     /// Nobody wants the rest of the output: that is no failure (`cgrant … | head`).
     pub(crate) fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
@@ -58,6 +69,8 @@ impl Failure {
             Self::Launch(LaunchError::Spec(_)) | Self::Usage(_) | Self::Endpoint { .. } => exit::USAGE,
             Self::Execute { source, .. } if source.kind() == io::ErrorKind::NotFound => exit::NOT_FOUND,
             Self::Execute { .. } => exit::NOT_EXECUTABLE,
+            Self::Work { failure, .. } => failure.code,
+            Self::Interrupted { signal, .. } => signal.saturating_add(128),
             Self::Broker { .. }
             | Self::Launch(_)
             | Self::Process { .. }
@@ -99,7 +112,19 @@ impl Failure {
         let advice = self.advice().map(|advice| format!("; {advice}")).unwrap_or_default();
         let cause = self.cause().map(|cause| format!(": {cause}")).unwrap_or_default();
         let line = format!("cgrant: {self}{cause}{advice}");
-        line.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+        let printable = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+        match self {
+            // What a program said last has lines of its own, after the one that matters.
+            Self::Work { .. } => line.chars().map(|c| if c == '\n' { c } else { printable(c) }).collect(),
+            _ => line.chars().map(printable).collect(),
+        }
+    }
+}
+
+fn signal_text(signal: u8) -> String {
+    match signal {
+        2 => "interrupted".to_owned(),
+        number => format!("ended by signal {number}"),
     }
 }
 

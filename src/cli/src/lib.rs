@@ -8,6 +8,7 @@ mod command;
 mod error;
 mod exit;
 mod output;
+mod storage;
 mod value;
 
 use std::{

@@ -1,7 +1,9 @@
 //! How far something that takes long has come.
 
+use serde::{Deserialize, Serialize};
+
 /// What is being done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Step {
     /// Bytes come from a server.
     Download,
@@ -16,7 +18,7 @@ pub enum Step {
 }
 
 /// How far a step has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// What is being done.
     pub step: Step,

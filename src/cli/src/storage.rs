@@ -1,0 +1,283 @@
+//! Work on files of images and containers: in a user namespace that has a range of the account's and the account itself.
+//!
+//! ```text
+//! Storage::begin(doing, job)    forks, before the runtime of a session has made a thread
+//!   .start(session, range)      the broker makes a grant and writes the ids; the job runs as root of the namespace
+//!   .wait(told)                 its progress, then its result
+//! ```
+//! Processes: this one (P), a keeper (S), the job (J). S makes the namespace, and J in it, which the broker attaches to the
+//! grant's payload before it does anything: what it makes is under the limits of policy. When J is ended, by a signal to
+//! this program or because P died, S removes what was half made. Neither is in the terminal's session: its signals reach P
+//! alone.
+//!
+//! The work is the account's own, on its own files: nothing here is a boundary between it and anybody.
+
+mod failure;
+mod message;
+mod worker;
+
+use std::{
+    cell::Cell,
+    env,
+    io::{self, Write},
+    marker::PhantomData,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+};
+
+use cgrant_container::{Pidfd, Session, SessionError};
+use cgrant_image::store::{Store, StoreError};
+use cgrant_proto::{AttachTo, Code, CreateGrant, Error, Lifetime, ReleaseGrant, Target};
+use cgrant_sys::{Channel, Clone3, Dir, seqpacket};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+    },
+};
+use rustix::fs::{FlockOperation, flock};
+use serde::{Serialize, de::DeserializeOwned};
+use zbus::{Fd, OwnedObjectPath};
+
+use crate::error::{Doing, Failure};
+pub(crate) use failure::Fails;
+use message::{FromOwner, FromWorker, receive, send};
+pub(crate) use message::{JobFailure, Told};
+pub(crate) use worker::{ACCOUNT, Job, Worker};
+
+/// Name of the range that files of images belong to.
+pub(crate) const IMAGES: &str = "cgrant-images";
+/// How many ids a range of files has.
+pub(crate) const IDS: u32 = 65_536;
+/// What ends a job before its time.
+const ENDS: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+
+/// A job that has its processes, but no ids yet.
+#[derive(Debug)]
+pub(crate) struct Storage<R> {
+    doing: String,
+    base: Dir,
+    channel: Channel,
+    keeper: Pidfd,
+    namespace: OwnedFd,
+    job: Pidfd,
+    result: PhantomData<fn() -> R>,
+}
+
+/// A job that runs.
+#[derive(Debug)]
+pub(crate) struct Running<'a, R> {
+    doing: String,
+    session: &'a Session,
+    grant: OwnedObjectPath,
+    channel: Channel,
+    keeper: Pidfd,
+    signals: SignalFd,
+    /// Held while it works on images.
+    _lock: Option<Dir>,
+    result: PhantomData<fn() -> R>,
+}
+
+/// The account's store, as the account itself sees it.
+pub(crate) fn store() -> Result<Store, Failure> {
+    Store::open(&path()?).map_err(unopened)
+}
+
+/// The store's directory, made if it was not there.
+fn base() -> Result<Dir, Failure> {
+    store()?;
+    Dir::open(&path()?).map_err(machine("open the data directory"))
+}
+
+fn path() -> Result<PathBuf, Failure> {
+    Store::path(|name| env::var_os(name)).map_err(unopened)
+}
+
+fn unopened(error: StoreError) -> Failure {
+    Failure::work("open the data directory", error.into())
+}
+
+fn machine<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Failure {
+    move |error| Failure::Machine { doing, source: error.into() }
+}
+
+impl<R: Serialize + DeserializeOwned> Storage<R> {
+    /// Makes the processes of a job; `doing` completes "cannot …". The job has what it captured, descriptors included.
+    ///
+    /// Must be called while this process has one thread: before a session is connected.
+    pub(crate) fn begin(doing: impl Into<String>, job: impl Job<R>) -> Result<Self, Failure> {
+        const BEGIN: &str = "make the process that works on files";
+        let doing = doing.into();
+        let base = base()?;
+        let (near, far) = seqpacket::pair().map_err(machine(BEGIN))?;
+        // The keeper must not hold the end whose closing tells it that this process has died.
+        let near = Cell::new(Some(near));
+        let keep = || {
+            drop(near.take());
+            worker::keep(&far, &base, job)
+        };
+        let keeper = Clone3::new().spawn(keep).map_err(machine(BEGIN))?.pidfd;
+        drop(far);
+        let Some(channel) = near.take() else { return Err(died(&doing)) };
+        let namespace = shown(&channel, &doing, |message| matches!(message, FromWorker::Namespace))?;
+        let job = shown(&channel, &doing, |message| matches!(message, FromWorker::Job))?;
+        let job = Pidfd::from_fd(job).map_err(|_| died(&doing))?;
+        Ok(Self { doing, base, channel, keeper, namespace, job, result: PhantomData })
+    }
+
+    /// Has the broker give the job the ids of `range`, a grant's name, and lets it run.
+    ///
+    /// Jobs on images follow each other: this waits until no other process of the account's has one. A container's name that
+    /// is in use is refused by the broker.
+    pub(crate) fn start<'a>(self, session: &'a Session, range: &str) -> Result<Running<'a, R>, Failure> {
+        let Self { doing, base, channel, keeper, namespace, job, result } = self;
+        let lock = (range == IMAGES).then(|| lock(base)).transpose()?;
+        let own = Pidfd::own().map_err(machine("name this process"))?;
+        let options = CreateGrant::new()
+            .lifetime(Lifetime::Process(own.as_fd()))
+            .userns(namespace.as_fd())
+            .own_ids()
+            .range_count(IDS);
+        let create = || session.call(session.manager()?.create_grant(range, &options));
+        let (grant, _, _) = create().doing(|| doing.clone())?;
+        let signals = hold_signals()?;
+        let running = Running { doing, session, grant, channel, keeper, signals, _lock: lock, result };
+        running.attach(&job)?;
+        // Whether it got this shows in what follows.
+        let _ = send(&running.channel, &FromOwner::Go, None);
+        Ok(running)
+    }
+
+    /// Starts the job and waits for its result.
+    pub(crate) fn run(
+        self,
+        session: &Session,
+        range: &str,
+        told: &mut dyn FnMut(Told),
+    ) -> Result<R, Failure> {
+        self.start(session, range)?.wait(told)
+    }
+}
+
+/// The descriptor beside the message that comes next.
+fn shown(
+    channel: &Channel,
+    doing: &str,
+    expected: impl FnOnce(&FromWorker) -> bool,
+) -> Result<OwnedFd, Failure> {
+    match receive(channel) {
+        Some((message, Some(fd))) if expected(&message) => Ok(fd),
+        Some((FromWorker::Failed(failure), _)) => Err(Failure::work(doing, failure)),
+        _ => Err(died(doing)),
+    }
+}
+
+fn died(doing: &str) -> Failure {
+    let text = "a process of this command was killed (a memory.max or pids.max that is too low does this)";
+    Failure::work(doing, JobFailure::machine(text))
+}
+
+/// Waits for other jobs on images.
+fn lock(base: Dir) -> Result<Dir, Failure> {
+    const LOCK: &str = "wait for other work on images";
+    if flock(&base, FlockOperation::NonBlockingLockExclusive).is_err() {
+        // Closed standard error is no reason to fail.
+        let _ = writeln!(io::stderr(), "cgrant: waits until another cgrant has done its work on images");
+        rustix::io::retry_on_intr(|| flock(&base, FlockOperation::LockExclusive)).map_err(machine(LOCK))?;
+    }
+    Ok(base)
+}
+
+/// From here on a signal does not end this process, so that what is half made is removed.
+fn hold_signals() -> Result<SignalFd, Failure> {
+    let set: SigSet = ENDS.into_iter().collect();
+    set.thread_block().map_err(machine("hold signals"))?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    SignalFd::with_flags(&set, flags).map_err(machine("receive signals"))
+}
+
+impl<R: DeserializeOwned> Running<'_, R> {
+    fn attach(&self, job: &Pidfd) -> Result<(), Failure> {
+        let options = AttachTo::new().target(Target::Payload);
+        let attach = || {
+            let cgroup = self.session.cgroup(&self.grant)?;
+            self.session.call(cgroup.attach(Fd::from(job.as_fd()), &options))
+        };
+        attach().doing(|| self.doing.clone()).map(drop)
+    }
+
+    /// Waits for the result, and gives the ids back. A signal ends the job, and is told by the exit code.
+    pub(crate) fn wait(self, told: &mut dyn FnMut(Told)) -> Result<R, Failure> {
+        let (result, signal) = self.listen(told)?;
+        // The keeper removes what is half made before it ends.
+        let _ = self.keeper.wait();
+        let released = self.release();
+        match (result, signal) {
+            (Some(Ok(value)), _) => {
+                released?;
+                serde_json::from_value(value).map_err(|_| died(&self.doing))
+            }
+            (_, Some(signal)) => Err(Failure::Interrupted { doing: self.doing, signal: signal as u8 }),
+            (Some(Err(failure)), None) => Err(Failure::work(&self.doing, failure)),
+            (None, None) => Err(died(&self.doing)),
+        }
+    }
+
+    /// Everything until both processes have ended: the result, and the signal that came meanwhile.
+    #[allow(clippy::type_complexity)]
+    fn listen(
+        &self,
+        told: &mut dyn FnMut(Told),
+    ) -> Result<(Option<Result<serde_json::Value, JobFailure>>, Option<Signal>), Failure> {
+        let mut result = None;
+        let mut ended_by = None;
+        loop {
+            let mut fds = [
+                PollFd::new(self.channel.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(errno) => return Err(machine("wait for a process")(errno)),
+            }
+            let [message, signal] = fds.map(|fd| fd.any().unwrap_or(false));
+            if signal && let Ok(Some(info)) = self.signals.read_signal() {
+                ended_by = ended_by.or(Signal::try_from(info.ssi_signo.cast_signed()).ok());
+                self.stop();
+            }
+            if !message {
+                continue;
+            }
+            match receive(&self.channel) {
+                Some((FromWorker::Told(what), _)) => told(what),
+                Some((FromWorker::Done(value), _)) => result = Some(Ok(value)),
+                Some((FromWorker::Failed(failure), _)) => result = Some(Err(failure)),
+                Some(_) => {}
+                None => return Ok((result, ended_by)),
+            }
+        }
+    }
+
+    /// Ends the job and all that it started. Without a broker the keeper does what it can.
+    fn stop(&self) {
+        let kill = || self.session.call(self.session.cgroup(&self.grant)?.kill());
+        if kill().is_err() {
+            let _ = send(&self.channel, &FromOwner::Stop, None);
+        }
+    }
+
+    fn release(&self) -> Result<(), Failure> {
+        let options = ReleaseGrant::new().kill();
+        let release = || self.session.call(self.session.grant(&self.grant)?.release(&options));
+        match release() {
+            // It has ended, or the broker has, which will see that this process has and end it then.
+            Err(SessionError::Broker(error))
+                if error.code() == Some(Code::NoSuchGrant) || matches!(error, Error::Dbus(_)) =>
+            {
+                Ok(())
+            }
+            result => result.doing(|| "give the ids back".to_owned()),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The keeper and the job: what runs in the storage namespace.
+
+use std::{
+    cell::Cell,
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
+
+use cgrant_container::Signal;
+use cgrant_image::{Progress, store::Store};
+use cgrant_sys::{Channel, Clone3, Dir, Pidfd, pidfd::Exit};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sched::{CloneFlags, unshare},
+    unistd::{setgroups, setresgid, setresuid, setsid},
+};
+use rustix::{
+    fs::Mode,
+    process::{Pid, getpid, getppid, set_parent_process_death_signal, umask},
+};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{
+    IDS,
+    message::{FromOwner, FromWorker, JobFailure, Told, receive, send},
+};
+
+/// The account's own uid and gid in the storage namespace.
+pub(crate) const ACCOUNT: (u32, u32) = (IDS, IDS);
+/// Progress is told so often.
+const OFTEN: Duration = Duration::from_millis(100);
+
+/// What is to be done as root of the storage namespace, in a process of its own with one thread.
+pub(crate) trait Job<R>: FnOnce(&Worker) -> Result<R, JobFailure>
+where
+    R: Serialize,
+{
+}
+
+impl<R: Serialize, F: FnOnce(&Worker) -> Result<R, JobFailure>> Job<R> for F {}
+
+/// What a job has.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    /// The account's images and containers.
+    pub(crate) store: Store,
+    channel: Channel,
+}
+
+impl Worker {
+    /// Tells how far the job has come: each step's beginning, and what follows not too often.
+    pub(crate) fn watch(&self) -> impl FnMut(Progress) + '_ {
+        let mut last: Option<(cgrant_image::Step, Instant)> = None;
+        move |progress| {
+            let due = last.is_none_or(|(step, at)| {
+                step != progress.step || at.elapsed() >= OFTEN || Some(progress.done) == progress.total
+            });
+            if due {
+                last = Some((progress.step, Instant::now()));
+                self.tell(Told::Progress(progress));
+            }
+        }
+    }
+
+    /// Tells a line.
+    pub(crate) fn line(&self, line: &str) {
+        self.tell(Told::Line(line.to_owned()));
+    }
+
+    fn tell(&self, what: Told) {
+        // When nobody listens any more, the keeper ends this process.
+        let _ = send(&self.channel, &FromWorker::Told(what), None);
+    }
+}
+
+/// The keeper, from its fork to its exit status.
+pub(super) fn keep<R: Serialize>(channel: &Channel, base: &Dir, job: impl Job<R>) -> i32 {
+    let (job, go) = match prepare(channel, base, job) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            let text = format!("the user namespace for work on files could not be made: {error}");
+            let _ = send(channel, &FromWorker::Failed(JobFailure::machine(text)), None);
+            return 1;
+        }
+    };
+    attend(channel, &job, go);
+    if !matches!(job.wait(), Ok(Exit::Code(0))) {
+        // What can't be removed now, the next job removes.
+        let _ = become_root().is_ok_and(|()| inside(base).is_ok_and(|store| store.sweep().is_ok()));
+    }
+    0
+}
+
+/// Makes the namespace and the job, which waits until the other result is written to.
+fn prepare<R: Serialize>(
+    channel: &Channel,
+    base: &Dir,
+    job: impl Job<R>,
+) -> io::Result<(Pidfd, io::PipeWriter)> {
+    setsid()?;
+    unshare(CloneFlags::CLONE_NEWUSER)?;
+    let namespace = File::open("/proc/self/ns/user")?;
+    send(channel, &FromWorker::Namespace, Some(namespace.as_fd())).map_err(io::Error::other)?;
+    let (mut told, go) = io::pipe()?;
+    // The job must not hold the end whose closing tells it that the keeper has died.
+    let go = Cell::new(Some(go));
+    let keeper = getpid();
+    let main = || {
+        drop(go.take());
+        let ended = end_with(keeper).and_then(|()| told.read_exact(&mut [0]));
+        if ended.is_err() {
+            return 1;
+        }
+        let message = match work(channel, base, job) {
+            Ok(value) => FromWorker::Done(value),
+            Err(failure) => FromWorker::Failed(failure),
+        };
+        i32::from(send(channel, &message, None).is_err())
+    };
+    let child = Clone3::new().spawn(main)?;
+    send(channel, &FromWorker::Job, Some(child.pidfd.as_fd())).map_err(io::Error::other)?;
+    let go = go.take().ok_or(io::ErrorKind::BrokenPipe)?;
+    Ok((child.pidfd, go))
+}
+
+fn work<R: Serialize>(channel: &Channel, base: &Dir, job: impl Job<R>) -> Result<Value, JobFailure> {
+    let failed = |what: &str, error: &dyn std::error::Error| JobFailure::machine(format!("{what}: {error}"));
+    become_root().map_err(|error| failed("cannot become root of the storage namespace", &error))?;
+    let channel = channel.try_clone().map_err(|error| failed("no descriptor is left", &error))?;
+    let result = job(&Worker { store: inside(base)?, channel })?;
+    serde_json::to_value(result).map_err(|error| failed("the result can't be told", &error))
+}
+
+/// Lets the job go when it may, ends it when it shall, and returns when it has ended or will at once.
+fn attend(channel: &Channel, job: &Pidfd, go: io::PipeWriter) {
+    let mut go = Some(go);
+    loop {
+        let mut fds =
+            [PollFd::new(channel.as_fd(), PollFlags::POLLIN), PollFd::new(job.as_fd(), PollFlags::POLLIN)];
+        let polled = poll(&mut fds, PollTimeout::NONE);
+        let [message, ended] = fds.map(|fd| fd.any().unwrap_or(false));
+        match polled {
+            Ok(_) if ended => return,
+            Ok(_) if !message => continue,
+            Err(Errno::EINTR) => continue,
+            _ => {}
+        }
+        match (receive(channel), go.take()) {
+            (Some((FromOwner::Go, _)), Some(mut go)) => {
+                // One that died meanwhile is seen above.
+                let _ = go.write_all(b"x");
+            }
+            // Told to, or the owner is gone.
+            _ => {
+                let _ = job.send_signal(Signal::KILL);
+                return;
+            }
+        }
+    }
+}
+
+fn inside(base: &Dir) -> Result<Store, JobFailure> {
+    Ok(Store::open_inside(base, ACCOUNT)?)
+}
+
+fn become_root() -> io::Result<()> {
+    setgroups(&[])?;
+    setresgid(0.into(), 0.into(), 0.into())?;
+    setresuid(0.into(), 0.into(), 0.into())?;
+    // What images and containers are made with has its own modes.
+    umask(Mode::WGRP | Mode::WOTH);
+    Ok(())
+}
+
+/// From here on this process ends when its parent does.
+fn end_with(parent: Pid) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // It may have ended before that.
+    if getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+}
