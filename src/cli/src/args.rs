@@ -2,12 +2,15 @@
 //!
 //! What names files and commands may be any bytes; what goes into D-Bus messages must be UTF-8.
 
+mod image;
+
 use std::{ffi::OsString, net::IpAddr, path::PathBuf};
 
 use cgrant_proto::Port;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::exit;
+pub(crate) use image::{AliasCommand, BuildArgs, ExportArgs, ImageCommand, ImportArgs};
 
 /// How results are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -54,6 +57,9 @@ pub(crate) enum Command {
     /// Adds, removes and lists the links of grants, publishes ports to them
     #[command(subcommand)]
     Link(LinkCommand),
+    /// Builds, imports, exports, lists and removes images of system containers
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Shows and unties the ranges of ids that belong to you
     #[command(subcommand)]
     Range(RangeCommand),

@@ -4,6 +4,7 @@ pub(crate) mod account;
 pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod grant;
+pub(crate) mod image;
 pub(crate) mod link;
 pub(crate) mod run;
 mod supervise;

@@ -8,6 +8,7 @@ mod command;
 mod error;
 mod exit;
 mod output;
+mod progress;
 mod storage;
 mod value;
 
@@ -73,6 +74,7 @@ fn carry_out(cli: Cli) -> Result<u8, Failure> {
     match command {
         Command::Grant(command) => command::grant::run(&client, command),
         Command::Link(command) => command::link::run(&client, command),
+        Command::Image(command) => command::image::run(&client, command),
         Command::Range(command) => command::account::range(&client, command),
         Command::Usage(args) => command::account::usage(&client, &args),
         Command::Run(args) => command::run::run(&client, *args),

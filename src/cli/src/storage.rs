@@ -41,7 +41,6 @@ use serde::{Serialize, de::DeserializeOwned};
 use zbus::{Fd, OwnedObjectPath};
 
 use crate::error::{Doing, Failure};
-pub(crate) use failure::Fails;
 use message::{FromOwner, FromWorker, receive, send};
 pub(crate) use message::{JobFailure, Told};
 pub(crate) use worker::{ACCOUNT, Job, Worker};
