@@ -16,6 +16,8 @@ pub enum Step {
     ShowUserNamespace,
     /// Opening the network namespace, to show it to the broker.
     ShowNetworkNamespace,
+    /// Opening the mount namespace, to show it to the broker.
+    ShowMountNamespace,
     /// The stage's answer from its parent.
     Proceed,
     /// unshare of the other namespaces by the stage.
@@ -36,6 +38,8 @@ pub enum Step {
     Hostname,
     /// Taking up the loopback interface.
     Loopback,
+    /// Opening the image's files, and laying the container's own over them.
+    Layers,
     /// Making the root read-only, or without devices.
     RestrictRoot,
     /// Mounting the root, and pivot_root to it.
@@ -148,6 +152,7 @@ impl fmt::Display for StepFailure {
             Step::UserNamespace => write!(f, "cannot make a user namespace"),
             Step::ShowUserNamespace => write!(f, "cannot open the new user namespace"),
             Step::ShowNetworkNamespace => write!(f, "cannot open the new network namespace"),
+            Step::ShowMountNamespace => write!(f, "cannot open the new mount namespace"),
             Step::Proceed => write!(f, "the launch stage was not told to go on"),
             Step::Namespaces => write!(f, "cannot make the container's namespaces"),
             Step::Builder => write!(f, "cannot start the process that builds the container's tree"),
@@ -158,6 +163,7 @@ impl fmt::Display for StepFailure {
             Step::CgroupNamespace => write!(f, "cannot make a cgroup namespace"),
             Step::Hostname => write!(f, "cannot set the hostname {subject:?}"),
             Step::Loopback => write!(f, "cannot take up the loopback interface"),
+            Step::Layers => write!(f, "cannot lay the container's own files over its image in {subject:?}"),
             Step::RestrictRoot => write!(f, "cannot restrict the mounts of the root {subject:?}"),
             Step::EnterRoot => write!(f, "cannot make {subject:?} the root"),
             Step::Mount => write!(f, "cannot mount {subject}"),

@@ -40,14 +40,30 @@ pub(crate) fn send<T: Serialize>(
     message: &T,
     fd: Option<BorrowedFd<'_>>,
 ) -> Result<(), LaunchError> {
+    send_all(channel, message, fd.as_slice())
+}
+
+/// Sends one message with these descriptors.
+pub(crate) fn send_all<T: Serialize>(
+    channel: &Channel,
+    message: &T,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), LaunchError> {
     let bytes = serde_json::to_vec(message).map_err(|_| LaunchError::OutOfTurn)?;
-    Ok(channel.send(&bytes, fd.as_slice())?)
+    Ok(channel.send(&bytes, fds)?)
 }
 
 /// Receives one message and its descriptor; `None` when the other end is closed.
 pub(crate) fn receive<T: DeserializeOwned>(
     channel: &Channel,
 ) -> Result<Option<(T, Option<OwnedFd>)>, LaunchError> {
+    Ok(receive_all(channel)?.map(|(message, fds)| (message, fds.into_iter().next())))
+}
+
+/// Receives one message and its descriptors; `None` when the other end is closed.
+pub(crate) fn receive_all<T: DeserializeOwned>(
+    channel: &Channel,
+) -> Result<Option<(T, Vec<OwnedFd>)>, LaunchError> {
     let received = match channel.receive() {
         // An end that was closed with a message unread is told once, before what it had said (unix(7), ECONNRESET).
         Err(ChannelError::Closed) => channel.receive()?,
@@ -55,7 +71,7 @@ pub(crate) fn receive<T: DeserializeOwned>(
     };
     let Some(received) = received else { return Ok(None) };
     let message = serde_json::from_slice(&received.bytes).map_err(|_| LaunchError::OutOfTurn)?;
-    Ok(Some((message, received.fds.into_iter().next())))
+    Ok(Some((message, received.fds)))
 }
 
 #[cfg(test)]

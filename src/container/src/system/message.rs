@@ -1,6 +1,7 @@
 //! What launcher, monitor, stage and first process of a system container say to each other while it starts.
 //!
-//! The launcher says one thing only: a [`crate::Placement`] with the payload beside it, once the ids are mapped.
+//! The launcher says one thing only: a [`crate::Placement`] with the payload beside it, and for a root in layers the image's mount, once
+//! the ids are mapped.
 
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,10 @@ pub(crate) enum FromMonitor {
     UserNamespace,
     /// The network namespace's.
     NetworkNamespace,
+    /// The mount namespace's, for a root in layers.
+    MountNamespace,
+    /// Follows that: the directory with the image's files, opened there.
+    Image,
     /// Init was executed. The last word: the monitor stays.
     Started,
     /// A step failed; the monitor ends.

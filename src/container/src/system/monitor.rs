@@ -16,6 +16,7 @@ use rustix::{
 
 use super::{
     init::take_streams,
+    layers,
     message::FromMonitor,
     serve::{Ears, Server},
     spec::{Prepared, SystemError, SystemSpec},
@@ -25,7 +26,7 @@ use super::{
 use crate::{
     failure::{At, LaunchError, Step, StepFailure},
     launch::Placement,
-    message::{receive, send},
+    message::{receive, receive_all, send, send_all},
 };
 
 /// Held by the monitor until its container has ended.
@@ -71,6 +72,7 @@ pub struct Monitor;
 pub struct Begun {
     channel: Channel,
     monitor: Owned,
+    layers: bool,
 }
 
 /// A start whose namespaces are there and unmapped.
@@ -80,6 +82,37 @@ pub struct Namespaces {
     monitor: Owned,
     user: OwnedFd,
     network: OwnedFd,
+    image: Option<Image>,
+}
+
+/// The files of the image below a root in layers, to be shown to the broker.
+#[derive(Debug)]
+pub struct Image {
+    directory: OwnedFd,
+    mounts: OwnedFd,
+}
+
+impl Image {
+    /// Their directory, opened for reading in the mount namespace.
+    pub fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    /// The mount namespace, owned by the new user namespace.
+    pub fn mount_namespace(&self) -> BorrowedFd<'_> {
+        self.mounts.as_fd()
+    }
+}
+
+/// What the broker granted to a container.
+#[derive(Debug)]
+pub struct Granted<'a> {
+    /// The payload, an `O_PATH` descriptor of a cgroup2 directory.
+    pub payload: BorrowedFd<'a>,
+    /// For a root in layers, a mount of the image's files that shows them with the container's ids, attached nowhere.
+    pub image: Option<BorrowedFd<'a>>,
+    /// The rest.
+    pub placement: &'a Placement,
 }
 
 /// The monitor, killed and reaped if the start is given up.
@@ -97,10 +130,12 @@ impl Monitor {
     pub fn begin(spec: &SystemSpec) -> Result<Begun, StartError> {
         let mut prepared = spec.prepare()?;
         prepared.root = std::path::absolute(&prepared.root).map_err(StartError::Run)?;
+        prepared.image = prepared.image.map(std::path::absolute).transpose().map_err(StartError::Run)?;
+        let layers = prepared.image.is_some();
         let run = Dir::open(&spec.run).map_err(StartError::Run)?;
         let (channel, far) = seqpacket::pair().map_err(StartError::Monitor)?;
         let child = Clone3::new().spawn(|| live(&far, &prepared, &run)).map_err(StartError::Monitor)?;
-        Ok(Begun { channel, monitor: Owned(Some(child.pidfd)) })
+        Ok(Begun { channel, monitor: Owned(Some(child.pidfd)), layers })
     }
 }
 
@@ -110,14 +145,15 @@ impl Begun {
     /// # Errors
     /// [`StartError::Running`] if the container has a monitor; [`StartError::Step`]; [`StartError::MonitorDied`].
     pub fn namespaces(self) -> Result<Namespaces, StartError> {
-        let Self { channel, monitor } = self;
+        let Self { channel, monitor, layers } = self;
         let (FromMonitor::UserNamespace, Some(user)) = next(&channel)? else {
             return Err(StartError::OutOfTurn);
         };
         let (FromMonitor::NetworkNamespace, Some(network)) = next(&channel)? else {
             return Err(StartError::OutOfTurn);
         };
-        Ok(Namespaces { channel, monitor, user, network })
+        let image = if layers { Some(image(&channel)?) } else { None };
+        Ok(Namespaces { channel, monitor, user, network, image })
     }
 }
 
@@ -132,6 +168,11 @@ impl Namespaces {
         self.network.as_fd()
     }
 
+    /// The image's files, if the root is one in layers.
+    pub fn image(&self) -> Option<&Image> {
+        self.image.as_ref()
+    }
+
     /// The pidfd of the monitor, which is to be the grant's holder and its stage. A start that was given up has none.
     ///
     /// # Errors
@@ -140,21 +181,30 @@ impl Namespaces {
         Ok(self.monitor.0.as_ref().ok_or(Errno::SRCH)?.as_fd())
     }
 
-    /// Lets the monitor start the container in `payload` (an `O_PATH` descriptor of a cgroup2 directory), and waits until its init is
-    /// executed. The ids of the namespace must be mapped, and the monitor be in the grant. Its pidfd; it is a
-    /// child of this process, which may wait for it or leave that to its own end.
+    /// Lets the monitor start the container in what was granted, and waits until its init is executed. The ids of the
+    /// namespace must be mapped, and the monitor be in the grant. Its pidfd; it is a child of this process, which may
+    /// wait for it or leave that to its own end.
     ///
     /// # Errors
     /// [`StartError::Step`] with the step that failed; [`StartError::Died`], [`StartError::MonitorDied`].
-    pub fn start(self, payload: BorrowedFd<'_>, placement: &Placement) -> Result<Pidfd, StartError> {
-        let Self { channel, mut monitor, user, network } = self;
-        drop((user, network));
-        send(&channel, placement, Some(payload)).map_err(|_| StartError::MonitorDied)?;
+    pub fn start(self, granted: &Granted<'_>) -> Result<Pidfd, StartError> {
+        let Self { channel, mut monitor, user, network, image } = self;
+        drop((user, network, image));
+        let fds: Vec<BorrowedFd<'_>> = [Some(granted.payload), granted.image].into_iter().flatten().collect();
+        send_all(&channel, granted.placement, &fds).map_err(|_| StartError::MonitorDied)?;
         match next(&channel)? {
             (FromMonitor::Started, None) => monitor.0.take().ok_or(StartError::OutOfTurn),
             _ => Err(StartError::OutOfTurn),
         }
     }
+}
+
+fn image(channel: &Channel) -> Result<Image, StartError> {
+    let (FromMonitor::MountNamespace, Some(mounts)) = next(channel)? else {
+        return Err(StartError::OutOfTurn);
+    };
+    let (FromMonitor::Image, Some(directory)) = next(channel)? else { return Err(StartError::OutOfTurn) };
+    Ok(Image { directory, mounts })
 }
 
 fn next(channel: &Channel) -> Result<(FromMonitor, Option<OwnedFd>), StartError> {
@@ -198,17 +248,7 @@ fn start<'s>(channel: &Channel, spec: &'s Prepared, run: &'s Dir) -> Result<Opti
     become_monitor(channel, run)?;
     let lock = lock(run).at(Step::Proceed, "")?;
     let ears = Ears::open(run, lock).at(Step::Process, "socket")?;
-    let ground = Ground::make()?;
-    for (message, fd) in [
-        (FromMonitor::UserNamespace, ground.user.as_fd()),
-        (FromMonitor::NetworkNamespace, ground.network.as_fd()),
-    ] {
-        if send(channel, &message, Some(fd)).is_err() {
-            return Ok(None);
-        }
-    }
-    let Ok(Some((placement, Some(payload)))) = receive::<Placement>(channel) else { return Ok(None) };
-    let site = Site { ground, payload, placement };
+    let Some(site) = prepare(channel, spec)? else { return Ok(None) };
     let booted = stage::boot(spec, &site, false)?;
     let server = Server::new(run, spec, site, ears, booted).at(Step::Process, "state")?;
     if send(channel, &FromMonitor::Started, None).is_err() {
@@ -216,6 +256,31 @@ fn start<'s>(channel: &Channel, spec: &'s Prepared, run: &'s Dir) -> Result<Opti
         return Ok(None);
     }
     Ok(Some(server))
+}
+
+/// Makes what outlasts reboots: the namespaces, and in them the root, as far as it is layers. `None` if the launcher has given up.
+fn prepare(channel: &Channel, spec: &Prepared) -> Result<Option<Site>, StepFailure> {
+    let (ground, files) = Ground::make(spec.image.as_deref())?;
+    let shown = [
+        (FromMonitor::UserNamespace, Some(ground.user.as_fd())),
+        (FromMonitor::NetworkNamespace, Some(ground.network.as_fd())),
+        (FromMonitor::MountNamespace, ground.mounts.as_ref().map(AsFd::as_fd)),
+        (FromMonitor::Image, files.as_ref().map(AsFd::as_fd)),
+    ];
+    for (message, fd) in shown.into_iter().filter(|(_, fd)| fd.is_some()) {
+        if send(channel, &message, fd).is_err() {
+            return Ok(None);
+        }
+    }
+    drop(files);
+    let Ok(Some((placement, fds))) = receive_all::<Placement>(channel) else { return Ok(None) };
+    let mut fds = fds.into_iter();
+    let Some(payload) = fds.next() else { return Ok(None) };
+    if let Some(mounts) = &ground.mounts {
+        let Some(image) = fds.next() else { return Ok(None) };
+        layers::mount(&ground.user, mounts, &spec.root, &image)?;
+    }
+    Ok(Some(Site { ground, payload, placement }))
 }
 
 /// Nothing of the launcher's surroundings stays: streams, descriptors, terminal, signals, working directory.

@@ -60,11 +60,48 @@ pub struct Personal {
     pub timezone: Option<String>,
 }
 
+/// What a container's root is made of. Paths are looked up as the account, from the current directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SystemRoot {
+    /// A directory whose files belong to the container's ids.
+    Directory(PathBuf),
+    /// A directory with `upper` and `work`, which belong to the container's ids, laid over the files of an image, which the broker has to
+    /// show with these ids.
+    Layers {
+        /// The image's files, of other ids of the account's.
+        image: PathBuf,
+        /// The directory with the two.
+        container: PathBuf,
+    },
+}
+
+impl SystemRoot {
+    /// Where its files are once they can be seen.
+    fn place(&self) -> &PathBuf {
+        match self {
+            Self::Directory(place) | Self::Layers { container: place, .. } => place,
+        }
+    }
+
+    fn image(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Directory(_) => None,
+            Self::Layers { image, .. } => Some(image),
+        }
+    }
+}
+
+impl<P: Into<PathBuf>> From<P> for SystemRoot {
+    fn from(directory: P) -> Self {
+        Self::Directory(directory.into())
+    }
+}
+
 /// A system container to be started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SystemSpec {
-    /// Its root directory, whose files belong to the container's ids. Looked up as the account, from the current directory.
-    pub root: PathBuf,
+    /// Its root.
+    pub root: SystemRoot,
     /// The directory of the account's (0700) where its monitor keeps socket, state and log.
     pub run: PathBuf,
     /// Its hostname.
@@ -128,6 +165,8 @@ pub enum SystemError {
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) root: PathBuf,
+    /// The files of the image below it, if it has one.
+    pub(crate) image: Option<PathBuf>,
     pub(crate) hostname: String,
     pub(crate) machine: MachineId,
     pub(crate) programs: Vec<CString>,
@@ -143,7 +182,8 @@ impl SystemSpec {
     /// Checks everything that can be known beforehand.
     pub(crate) fn prepare(&self) -> Result<Prepared, SystemError> {
         check_hostname(&self.hostname)?;
-        c_string("the root", self.root.as_os_str())?;
+        c_string("the root", self.root.place().as_os_str())?;
+        self.root.image().map(|image| c_string("the image", image.as_os_str())).transpose()?;
         c_string("the run directory", self.run.as_os_str())?;
         self.check_credentials()?;
         self.devices.iter().try_for_each(|name| check_device(name))?;
@@ -159,7 +199,8 @@ impl SystemSpec {
             false => self.init.iter().map(|a| c_string("an argument", a)).collect::<Result<_, _>>()?,
         };
         Ok(Prepared {
-            root: self.root.clone(),
+            root: self.root.place().clone(),
+            image: self.root.image().cloned(),
             hostname: self.hostname.clone(),
             machine: self.machine,
             programs,

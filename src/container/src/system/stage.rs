@@ -5,13 +5,17 @@
 //! the account, which owns the user namespace, it has all rights over it (user_namespaces(7)), and nobody inside has any
 //! over it.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::{
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::Path,
+};
 
-use cgrant_sys::{Channel, Clone3, NetnsFd, Pidfd, UsernsFd, pidfd::Signal, privilege, seqpacket};
+use cgrant_sys::{Channel, Clone3, MntnsFd, NetnsFd, Pidfd, UsernsFd, pidfd::Signal, privilege, seqpacket};
 use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags};
+use serde::{Deserialize, Serialize};
 
-use super::{init, message::FromInit, payload, spec::Prepared, state::Ended, tree::Kept};
+use super::{init, layers, message::FromInit, payload, spec::Prepared, state::Ended, tree::Kept};
 use crate::{
     failure::{At, Step, StepFailure},
     launch::Placement,
@@ -29,6 +33,8 @@ const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
 pub(crate) struct Ground {
     pub(crate) user: UsernsFd,
     pub(crate) network: NetnsFd,
+    /// Where the layers of the root become one, if it has layers.
+    pub(crate) mounts: Option<MntnsFd>,
 }
 
 /// Where each start happens.
@@ -69,39 +75,57 @@ impl From<StepFailure> for BootError {
 }
 
 impl Ground {
-    /// Makes both, unmapped; no process is in them.
-    pub(crate) fn make() -> Result<Self, StepFailure> {
+    /// Makes them, unmapped; no process is in them. With an image, its files too, opened in them.
+    pub(crate) fn make(image: Option<&Path>) -> Result<(Self, Option<OwnedFd>), StepFailure> {
         let (near, far) = seqpacket::pair().at(Step::UserNamespace, "")?;
-        let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET;
-        let child = Clone3::new().flags(flags).spawn(|| show_own(&far)).at(Step::UserNamespace, "")?;
+        let mut flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET;
+        flags.set(CloneFlags::CLONE_NEWNS, image.is_some());
+        let child = Clone3::new().flags(flags).spawn(|| show_own(&far, image)).at(Step::UserNamespace, "")?;
         drop(far);
-        let user = near.receive().ok().flatten();
-        let network = near.receive().ok().flatten();
+        let shown = || receive::<Shown>(&near).ok().flatten().unwrap_or((Shown::Namespace, None));
+        let (user, network) = (shown().1, shown().1);
+        let (mounts, files) =
+            if image.is_some() { (shown().1, shown()) } else { (None, (Shown::Image, None)) };
         child.pidfd.wait().at(Step::UserNamespace, "")?;
-        let fd = |message: Option<cgrant_sys::Received>| {
-            message.and_then(|message| message.fds.into_iter().next())
-        };
-        let user = fd(user).and_then(|fd| UsernsFd::from_fd(fd).ok());
-        let network = fd(network).and_then(|fd| NetnsFd::from_fd(fd).ok());
-        match (user, network) {
-            (Some(user), Some(network)) => Ok(Self { user, network }),
-            (None, _) => Err(nothing(Step::ShowUserNamespace)),
-            _ => Err(nothing(Step::ShowNetworkNamespace)),
+        let user = user.and_then(|fd| UsernsFd::from_fd(fd).ok()).ok_or(nothing(Step::ShowUserNamespace))?;
+        let network = network.and_then(|fd| NetnsFd::from_fd(fd).ok());
+        let network = network.ok_or(nothing(Step::ShowNetworkNamespace))?;
+        let mounts = mounts.and_then(|fd| MntnsFd::from_fd(fd).ok());
+        match (image, mounts, files) {
+            (None, ..) => Ok((Self { user, network, mounts: None }, None)),
+            (Some(_), None, _) => Err(nothing(Step::ShowMountNamespace)),
+            (Some(_), _, (Shown::Failed(failure), _)) => Err(failure),
+            (Some(_), mounts, (_, files)) => Ok((Self { user, network, mounts }, files)),
         }
     }
 }
 
-fn show_own(channel: &Channel) -> i32 {
-    for kind in ["user", "net"] {
+/// What the process in the new namespaces shows.
+#[derive(Debug, Serialize, Deserialize)]
+enum Shown {
+    Namespace,
+    Image,
+    Failed(StepFailure),
+}
+
+fn show_own(channel: &Channel, image: Option<&Path>) -> i32 {
+    let kinds = if image.is_some() { &["user", "net", "mnt"][..] } else { &["user", "net"] };
+    for kind in kinds {
         let path = format!("/proc/self/ns/{kind}");
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let shown = rustix::fs::openat(CWD, path, flags, Mode::empty())
-            .is_ok_and(|namespace| channel.send(b"namespace", &[namespace.as_fd()]).is_ok());
+            .is_ok_and(|namespace| send(channel, &Shown::Namespace, Some(namespace.as_fd())).is_ok());
         if !shown {
             return 1;
         }
     }
-    0
+    let Some(image) = image else { return 0 };
+    let opened = layers::open_image(image).at(Step::OpenRoot, &image.display().to_string());
+    let said = match opened {
+        Ok(files) => send(channel, &Shown::Image, Some(files.as_fd())),
+        Err(failure) => send(channel, &Shown::Failed(failure), None),
+    };
+    i32::from(said.is_err())
 }
 
 fn nothing(step: Step) -> StepFailure {
@@ -180,10 +204,15 @@ fn start(channel: &Channel, spec: &Prepared, site: &Site, again: bool) -> Result
     let Site { ground, payload, placement } = site;
     // Nothing inside may look through it at what the monitor has in memory.
     privilege::set_dumpable(false).at(Step::Process, "memory")?;
-    let keep = [channel.as_fd(), payload.as_fd(), ground.user.as_fd(), ground.network.as_fd()];
-    privilege::close_fds_from(3, &keep.map(|fd| fd.as_raw_fd())).at(Step::Process, "descriptors")?;
+    let mut keep = vec![channel.as_fd(), payload.as_fd(), ground.user.as_fd(), ground.network.as_fd()];
+    keep.extend(ground.mounts.as_ref().map(AsFd::as_fd));
+    let keep: Vec<_> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+    privilege::close_fds_from(3, &keep).at(Step::Process, "descriptors")?;
     ground.user.enter().at(Step::Join, "")?;
     ground.network.enter().at(Step::Join, "")?;
+    if let Some(mounts) = &ground.mounts {
+        mounts.enter().at(Step::Join, "")?;
+    }
     if again {
         payload::clean(payload)?;
     }

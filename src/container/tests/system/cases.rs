@@ -348,7 +348,10 @@ fn what_fails_is_named_and_leaves_nothing(scene: &Scene) {
     };
     assert_eq!(step(&scene.words(&["/bin/nothing"])), Step::Execute);
     assert_eq!(step(&SystemSpec { root: "/nowhere".into(), ..scene.script("true") }), Step::OpenRoot);
-    assert_eq!(step(&SystemSpec { root: scene.root.join("etc"), ..scene.script("true") }), Step::Mount);
+    assert_eq!(
+        step(&SystemSpec { root: scene.root.join("etc").into(), ..scene.script("true") }),
+        Step::Mount
+    );
     let missing = SystemSpec { run: "/nowhere".into(), ..scene.script("true") };
     assert!(matches!(Monitor::begin(&missing), Err(StartError::Run(_))));
     let bad = SystemSpec { hostname: "-".into(), ..scene.script("true") };

@@ -16,7 +16,8 @@ use std::{
 use cgrant_container::{
     Pidfd, Placement,
     system::{
-        Control, MachineId, Monitor, Namespaces, Phase, StartError, State, SystemSpec, read_log, read_state,
+        Control, Granted, MachineId, Monitor, Namespaces, Phase, StartError, State, SystemSpec, read_log,
+        read_state,
     },
 };
 use cgrant_sys::Dir;
@@ -142,7 +143,7 @@ impl Scene {
 
     pub fn words(&self, words: &[&str]) -> SystemSpec {
         SystemSpec {
-            root: self.root.clone(),
+            root: self.root.clone().into(),
             run: self.run.clone(),
             hostname: "web".into(),
             machine: MachineId::from_random([7; 16]),
@@ -163,7 +164,7 @@ impl Scene {
     pub fn start_in(&self, namespaces: Namespaces) -> Result<Pidfd, StartError> {
         let payload = self.link.ask(&namespaces);
         let placement = Placement { hostname: String::new(), ids: IDS, network: None };
-        namespaces.start(payload.as_fd(), &placement)
+        namespaces.start(&Granted { payload: payload.as_fd(), image: None, placement: &placement })
     }
 
     pub fn start(&self, spec: &SystemSpec) -> Pidfd {

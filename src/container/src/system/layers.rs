@@ -1,0 +1,104 @@
+//! A root in two layers: files of an image, which many containers share and none changes, and what this container makes of them.
+//!
+//! Both layers become one tree by an overlay that the container's user namespace mounts, over the container's own directory,
+//! in a mount namespace that outlasts reboots: it is made with the user namespace, and each start begins with a copy of it. The
+//! image's files belong to other ids on disk; a mount that shows them as the container's own comes from the broker.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use cgrant_sys::{
+    Channel, Clone3, Dir, MntnsFd, UsernsFd,
+    mount::{MountAttrFlags, fs_mount, move_mount},
+    privilege, seqpacket,
+};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+
+use super::message::FromInit;
+use crate::{
+    failure::{At, Step, StepFailure},
+    init::become_root,
+    message::{receive, send},
+};
+
+/// Opens the image's files for reading, as the account in the namespace of this process: that is what proves to the broker that
+/// they are the account's to show.
+pub(crate) fn open_image(image: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(openat(CWD, image, flags, Mode::empty())?)
+}
+
+/// Mounts the overlay over the container's directory `place`, which has `upper` and `work`. `image` is the broker's mount, attached nowhere.
+pub(crate) fn mount(
+    user: &UsernsFd,
+    mounts: &MntnsFd,
+    place: &Path,
+    image: &OwnedFd,
+) -> Result<(), StepFailure> {
+    let (near, far) = seqpacket::pair().at(Step::Fork, "")?;
+    let child =
+        Clone3::new().spawn(|| enter_and_mount(&far, user, mounts, place, image)).at(Step::Fork, "")?;
+    drop(far);
+    let said = receive::<FromInit>(&near);
+    let ended = child.pidfd.wait();
+    match (said, ended) {
+        (Ok(Some((FromInit::Failed(failure), _))), _) => Err(failure),
+        (_, Ok(cgrant_sys::Exit::Code(0))) => Ok(()),
+        _ => Err(died(place)),
+    }
+}
+
+/// The process that died had no time to say why.
+fn died(place: &Path) -> StepFailure {
+    StepFailure { step: Step::Layers, subject: place.display().to_string(), errno: 0 }
+}
+
+fn enter_and_mount(
+    channel: &Channel,
+    user: &UsernsFd,
+    mounts: &MntnsFd,
+    place: &Path,
+    image: &OwnedFd,
+) -> i32 {
+    let subject = place.display().to_string();
+    let steps = || {
+        // Nothing inside may look through it at what the monitor has in memory.
+        privilege::set_dumpable(false).at(Step::Process, "memory")?;
+        user.enter().and_then(|()| mounts.enter()).at(Step::Join, "")?;
+        let container = open_layers(place).at(Step::Layers, &subject)?;
+        become_root(true)?;
+        overlay(&container, image).at(Step::Layers, &subject)
+    };
+    let Err(failure) = steps() else { return 0 };
+    let _ = send(channel, &FromInit::Failed(failure), None);
+    1
+}
+
+/// The container's directory and its two, as the account: root of the container can't get there.
+fn open_layers(place: &Path) -> io::Result<[OwnedFd; 3]> {
+    let container = Dir::open(place)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let (upper, work) = (container.open_file("upper", flags)?, container.open_file("work", flags)?);
+    Ok([container.as_fd().try_clone_to_owned()?, upper, work])
+}
+
+/// `userxattr` (kernel 5.11): the only kind of overlay that a user namespace may mount.
+fn overlay([container, upper, work]: &[OwnedFd; 3], image: &OwnedFd) -> io::Result<()> {
+    // A layer must be attached in this namespace (`clone_private_mount()` in fs/namespace.c), and be no part of another
+    // one (`ovl_check_layer()`): the container's directory is covered by the result, so nobody sees it there.
+    move_mount(image, container, Path::new(""))?;
+    let path = |fd: BorrowedFd<'_>| format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let (lower, upper, work) = (path(image.as_fd()), path(upper.as_fd()), path(work.as_fd()));
+    let options = [
+        ("source", Some("cgrant")),
+        ("lowerdir", Some(lower.as_str())),
+        ("upperdir", Some(upper.as_str())),
+        ("workdir", Some(work.as_str())),
+        ("userxattr", None),
+    ];
+    let overlay = fs_mount("overlay", &options, MountAttrFlags::MOUNT_ATTR_NODEV)?;
+    move_mount(&overlay, image, Path::new(""))
+}
