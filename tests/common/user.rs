@@ -236,6 +236,16 @@ impl Process {
         });
         status.unwrap().signal()
     }
+
+    /// Waits for its end; its exit status, if no signal ended it.
+    pub fn wait_code(&mut self) -> Option<i32> {
+        let mut status = None;
+        wait_until("a process ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap().code()
+    }
 }
 
 /// The lines of /proc/PID/cgroup: hierarchy and path.

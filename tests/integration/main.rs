@@ -24,6 +24,7 @@ mod forged;
 mod grants;
 mod holders;
 mod idle;
+mod images;
 mod limits;
 mod links;
 mod links_attacks;
@@ -51,6 +52,7 @@ fn main() -> std::process::ExitCode {
         cli::TESTS,
         differential::TESTS,
         idle::TESTS,
+        images::TESTS,
         links::TESTS,
         links_attacks::TESTS,
         links_bridges::TESTS,

@@ -17,7 +17,10 @@ use cgrant_image::{
     store::Alias,
 };
 use cgrant_sys::Dir;
-use rustix::{fs::OFlags, system::uname};
+use rustix::{
+    fs::{Mode, OFlags},
+    system::uname,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -137,7 +140,11 @@ fn source_of(
 /// What is named by one word.
 fn one(source: &OsStr, doing: &str) -> Result<Given, Failure> {
     if !is_url(source) && Path::new(source).is_dir() {
-        return Dir::open(Path::new(source)).map(Given::Directory).map_err(|error| unreadable(doing, &error));
+        // By links too: the path is the user's own.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(source, flags, Mode::empty());
+        let directory = opened.map_err(io::Error::from).and_then(Dir::from_fd);
+        return directory.map(Given::Directory).map_err(|error| unreadable(doing, &error));
     }
     piece(source, doing).map(Given::Archive)
 }

@@ -1,0 +1,397 @@
+//! `cgrant image …` as an ordinary user: what becomes an image and what does not, whose its files are, and what is left of
+//! work that ends before its time.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    net::TcpListener,
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::common::{Broker, Lab, Process, User, checker, wait_until};
+
+struct Scene<'lab> {
+    lab: &'lab Lab,
+    _broker: Broker,
+    user: User,
+}
+
+impl<'lab> Scene<'lab> {
+    fn new(lab: &'lab Lab) -> Self {
+        let broker = lab.broker();
+        Self { lab, _broker: broker, user: lab.user() }
+    }
+
+    fn command(&self, words: &[impl AsRef<OsStr>]) -> Command {
+        let mut command = self.user.command(self.lab.programs.join("cgrant"));
+        command.arg("image").args(words).env("CGRANT_SOCKET", self.lab.runtime_dir().join("public/bus"));
+        command
+    }
+
+    #[track_caller]
+    fn done(&self, words: &[&str]) -> (String, String) {
+        let output = self.command(words).output().unwrap();
+        let (out, error) = text(&output);
+        assert_eq!(output.status.code(), Some(0), "cgrant image {words:?}: {out}{error}");
+        (out, error)
+    }
+
+    // What can't be done has a reason in one line, no result, and leaves nothing half made.
+    #[track_caller]
+    fn fails(&self, words: &[&str], code: i32, reason: &str) {
+        let output = self.command(words).output().unwrap();
+        let (out, error) = text(&output);
+        assert_eq!(output.status.code(), Some(code), "cgrant image {words:?}: {out}{error}");
+        assert!(out.is_empty(), "what failed printed a result: {out}");
+        let told: Vec<&str> = error.lines().filter(|line| line.starts_with("cgrant: ")).collect();
+        assert_eq!(told.len(), 1, "{error}");
+        assert!(told[0].contains(reason), "{error}");
+        self.nothing_half_made();
+    }
+
+    #[track_caller]
+    fn nothing_half_made(&self) {
+        let names = names(&self.data().join("images"));
+        assert!(names.iter().all(|name| name.len() == 64 || name == "aliases.json"), "{names:?}");
+        checker::assert_empty(self.lab);
+    }
+
+    fn data(&self) -> PathBuf {
+        self.user.home.join(".local/share/cgrant")
+    }
+
+    fn images(&self) -> Vec<Value> {
+        let output = self.command(&["list", "--format", "json"]).output().unwrap();
+        serde_json::from_slice::<Value>(&output.stdout).unwrap().as_array().unwrap().clone()
+    }
+
+    // A file of the user's with these bytes.
+    fn file(&self, name: &str, bytes: &[u8]) -> String {
+        let path = self.user.home.join(name);
+        fs::write(&path, bytes).unwrap();
+        chown(&path, Some(self.user.uid), Some(self.user.gid)).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    // A tree as root would have it, in a place that the user can't reach.
+    fn tree(&self) -> PathBuf {
+        let root = self.lab.scratch.join("tree");
+        for directory in ["etc", "usr/lib", "home/x", "var/mail", "dev"] {
+            fs::create_dir_all(root.join(directory)).unwrap();
+        }
+        for name in ["etc/hostname", "home/x/file", "usr/lib/tool"] {
+            fs::write(root.join(name), name).unwrap();
+        }
+        fs::write(
+            root.join("etc/os-release"),
+            "ID=debian\nVERSION_CODENAME=trixie\nPRETTY_NAME=\"Debian 13\"\n",
+        )
+        .unwrap();
+        fs::hard_link(root.join("etc/hostname"), root.join("etc/other")).unwrap();
+        std::os::unix::fs::symlink("../../etc/hostname", root.join("home/x/link")).unwrap();
+        for (name, uid, gid, mode) in
+            [("home/x", 1000, 1000, 0o700), ("home/x/file", 1000, 1000, 0o640), ("var/mail", 0, 8, 0o2775)]
+        {
+            chown(root.join(name), Some(uid), Some(gid)).unwrap();
+            fs::set_permissions(root.join(name), fs::Permissions::from_mode(mode)).unwrap();
+        }
+        fs::set_permissions(root.join("usr/lib/tool"), fs::Permissions::from_mode(0o4755)).unwrap();
+        run(Command::new("mknod").arg(root.join("dev/x")).args(["c", "1", "3"]));
+        root
+    }
+
+    // An archive of that tree, the user's.
+    fn archive(&self, name: &str, flag: &str) -> String {
+        let path = self.file(name, b"");
+        run(Command::new("tar")
+            .args(["--numeric-owner", flag, "-cf", &path, "-C"])
+            .arg(self.tree())
+            .arg("."));
+        path
+    }
+}
+
+fn run(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+fn text(output: &Output) -> (String, String) {
+    (String::from_utf8(output.stdout.clone()).unwrap(), String::from_utf8(output.stderr.clone()).unwrap())
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+fn sum(path: &str) -> String {
+    let output = run(Command::new("sha256sum").arg(path));
+    String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()
+}
+
+fn disk(path: &Path) -> (u32, u32, u32) {
+    let meta = fs::symlink_metadata(path).unwrap();
+    (meta.uid(), meta.gid(), meta.mode() & 0o7777)
+}
+
+fn an_archive_becomes_an_image_and_an_archive_again(lab: &Lab) {
+    let scene = Scene::new(lab);
+    let archive = scene.archive("debian.tar.gz", "-z");
+    let (id, said) = scene.done(&["import", &archive, "--alias", "mine"]);
+    let id = id.trim().to_owned();
+    assert_eq!(id, sum(&archive), "an image is known by what it was made of");
+    assert!(said.contains("left out: 1: /dev/x (device node)") && said.contains("unpacking"), "{said}");
+    // The account's data directory is its own alone; the files are of a range.
+    assert_eq!(disk(&scene.data()), (scene.user.uid, scene.user.gid, 0o700));
+    let image = scene.data().join("images").join(&id);
+    assert_eq!(disk(&image), (scene.user.uid, scene.user.gid, 0o755));
+    let (base, _, mode) = disk(&image.join("rootfs/usr/lib/tool"));
+    assert_ne!(base, scene.user.uid);
+    assert_eq!(mode, 0o4755);
+    assert_eq!(disk(&image.join("rootfs/home/x/file")), (base + 1000, base + 1000, 0o640));
+    assert_eq!(disk(&image.join("rootfs/var/mail")), (base, base + 8, 0o2775));
+    assert!(!image.join("rootfs/dev/x").exists());
+    scene.nothing_half_made();
+
+    let list = scene.images();
+    assert_eq!(list.len(), 1);
+    assert_eq!(
+        (list[0]["id"].as_str().unwrap(), &list[0]["aliases"]),
+        (id.as_str(), &serde_json::json!(["mine"]))
+    );
+    assert_eq!((list[0]["os"].as_str(), list[0]["left_out"].as_u64()), (Some("debian"), Some(1)));
+    let table = scene.done(&["list"]).0;
+    assert!(table.contains(&id[..12]) && table.contains("Debian 13") && table.contains("mine"), "{table}");
+
+    // What is written again has the owners that it came with.
+    let (written, _) = scene.done(&["export", "mine", "out.tar.zst", "--plain", "--quiet"]);
+    let out = scene.user.home.join("out.tar.zst");
+    assert_eq!(written.trim(), sum(out.to_str().unwrap()));
+    assert_eq!(disk(&out).0, scene.user.uid);
+    let listed = run(Command::new("tar").args(["--zstd", "--numeric-owner", "-tvf"]).arg(&out));
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let has = |words: [&str; 2]| listed.lines().any(|line| words.iter().all(|word| line.contains(word)));
+    assert!(has(["-rw-r----- 1000/1000", "./home/x/file"]), "{listed}");
+    assert!(has(["drwxrwsr-x 0/8", "./var/mail"]) && has(["-rwsr-xr-x 0/0", "tool"]), "{listed}");
+    assert!(
+        listed.contains("./etc/other link to ./etc/hostname")
+            || listed.contains("./etc/hostname link to ./etc/other")
+    );
+
+    // Both forms come back; whole ones as Incus has them, with what is known of them.
+    let (_, said) = scene.done(&["import", "out.tar.zst", "-q"]);
+    assert_eq!(said, "");
+    scene.done(&["export", &id[..8], "whole.tar", "-q"]);
+    let listed = run(Command::new("tar").arg("-tf").arg(scene.user.home.join("whole.tar")));
+    assert!(String::from_utf8(listed.stdout).unwrap().starts_with("metadata.yaml\n"));
+    let (third, _) = scene.done(&["import", "whole.tar"]);
+    let third = scene.images().into_iter().find(|image| image["id"] == third.trim()).unwrap();
+    assert_eq!(third["description"], "Debian 13");
+    assert_eq!(
+        names(&scene.user.home).iter().filter(|name| name.contains("tar")).count(),
+        3,
+        "no partial files"
+    );
+
+    scene.done(&["alias", "add", third["id"].as_str().unwrap(), "mine", "other"]);
+    scene.done(&["alias", "remove", "other"]);
+    scene.fails(&["alias", "remove", "other"], 1, "there is no image `other`");
+    scene.done(&["remove", "mine", &id, &id[..10]]);
+    assert_eq!(scene.images().len(), 1, "two were removed");
+    scene.done(&["remove", scene.images()[0]["id"].as_str().unwrap()]);
+    assert_eq!(names(&scene.data().join("images")), ["aliases.json"]);
+    scene.nothing_half_made();
+}
+
+fn directories_and_images_in_two_pieces_are_taken(lab: &Lab) {
+    let scene = Scene::new(lab);
+    let home = &scene.user.home;
+    for directory in ["own", "own/etc"] {
+        fs::create_dir(home.join(directory)).unwrap();
+        chown(home.join(directory), Some(scene.user.uid), Some(scene.user.gid)).unwrap();
+    }
+    scene.file("own/etc/secret", b"s");
+    fs::set_permissions(home.join("own/etc/secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    let id = scene.done(&["import", "own"]).0;
+    let made = scene.data().join("images").join(id.trim()).join("rootfs");
+    // What is the user's own is root's there.
+    let root = disk(&made).0;
+    assert_eq!(disk(&made.join("etc/secret")), (root, root, 0o600));
+    assert_ne!(root, scene.user.uid);
+    assert_eq!(scene.done(&["import", "own"]).0, id, "the same files are the same image");
+
+    let rootfs = scene.archive("rootfs.tar.xz", "-J");
+    fs::write(lab.scratch.join("metadata.yaml"), "architecture: x86_64\nproperties:\n  os: Alpine\n")
+        .unwrap();
+    let meta = scene.file("meta.tar", b"");
+    run(Command::new("tar").args(["-cf", &meta, "-C"]).arg(&lab.scratch).arg("metadata.yaml"));
+    let (id, _) = scene.done(&["import", &meta, &rootfs, "--alias", "two"]);
+    let image = scene.images().into_iter().find(|image| image["id"] == id.trim()).unwrap();
+    assert_eq!((&image["os"], &image["release"]), (&"alpine".into(), &"trixie".into()));
+    scene.nothing_half_made();
+}
+
+fn what_is_no_image_is_refused_in_one_line(lab: &Lab) {
+    let scene = Scene::new(lab);
+    let good = scene.archive("good.tar", "--no-xattrs");
+    let noise = scene.file("noise", &[7; 4096]);
+    let cut = scene.file("cut.tar", &fs::read(&good).unwrap()[..5000]);
+    scene.fails(&["import", "nowhere.tar"], 5, "No such file");
+    scene.fails(&["import", "/dev/null"], 5, "neither a directory nor a file");
+    scene.fails(&["import", &noise], 5, "cannot import");
+    scene.fails(&["import", &cut], 5, "cannot import");
+    scene.fails(&["import", &good, "--sha256", &"0".repeat(64)], 5, "the checksum is");
+    scene.fails(&["import", "http://localhost/x.tar"], 2, "only https:// is");
+    scene.fails(&["import", "https://localhost:1/x.tar"], 5, "could not be fetched");
+    scene.fails(&["import", "x", "--server", "https://localhost:1/"], 5, "could not be fetched");
+    fs::create_dir(scene.user.home.join("empty")).unwrap();
+    chown(scene.user.home.join("empty"), Some(scene.user.uid), None).unwrap();
+    scene.fails(&["import", "empty"], 5, "there is no system in it");
+    // Names that lead out, which nothing makes by itself.
+    for (name, rule) in
+        [("away.tar", "s,^./etc/hostname,../../x,"), ("link.tar", "s,^./etc/hostname,./home/x/link/y,")]
+    {
+        let path = scene.file(name, b"");
+        run(Command::new("tar")
+            .args(["-P", "--transform", rule, "-cf", &path, "-C"])
+            .arg(lab.scratch.join("tree"))
+            .args(["./home/x/link", "./etc/os-release", "./etc/hostname"]));
+        scene.fails(&["import", &path], 5, "");
+    }
+    assert!(!scene.data().join("images/x").exists() && !scene.data().join("x").exists());
+    for verb in ["remove", "export"] {
+        let words: &[&str] =
+            if verb == "remove" { &["remove", "none"] } else { &["export", "none", "x.tar"] };
+        scene.fails(words, 1, "there is no image `none`");
+    }
+    scene.fails(&["export", "none", "x.zip"], 2, "how it is compressed");
+    scene.fails(&["import", &good, "--alias", "a b"], 2, "is no name for an image");
+    scene.fails(&["build", "fedora:40"], 2, "`fedora:40` can't be built");
+    scene.fails(&["build", "debian:trixie", "--mirror", "ftp://x"], 2, "is no mirror");
+    let id = scene.done(&["import", &good]).0;
+    scene.fails(&["export", id.trim(), "/nowhere/x.tar"], 4, "could not be written");
+    scene.fails(&["export", id.trim(), "/x.tar"], 4, "could not be written");
+    let description = scene.data().join("images").join(id.trim()).join("image.json");
+    fs::write(&description, "{").unwrap();
+    scene.fails(&["list"], 4, "is damaged");
+    scene.done(&["remove", id.trim()]);
+}
+
+fn places_that_do_not_serve_are_named(lab: &Lab) {
+    let scene = Scene::new(lab);
+    let good = scene.archive("good.tar", "--no-xattrs");
+    let with = |name: &str, value: &str, words: &[&str]| {
+        let output = scene.command(words).env(name, value).output().unwrap();
+        (output.status.code(), text(&output).1)
+    };
+    let (code, said) = with("XDG_DATA_HOME", "/proc/x", &["list"]);
+    assert!(code == Some(4) && said.contains("/proc/x/cgrant"), "{said}");
+    let foreign = lab.scratch.join("foreign");
+    fs::create_dir_all(foreign.join("cgrant")).unwrap();
+    let (code, said) = with("XDG_DATA_HOME", foreign.to_str().unwrap(), &["list"]);
+    assert!(code == Some(4) && said.contains("belongs to the uid 0"), "{said}");
+    let (code, said) = with("HOME", "", &["list"]);
+    assert!(code == Some(4) && said.contains("XDG_DATA_HOME"), "{said}");
+    let (code, said) = with("CGRANT_SOCKET", "/nowhere/bus", &["import", &good]);
+    assert!(code == Some(3) && said.contains("/nowhere/bus"), "{said}");
+
+    // A file system that is nearly full, in a mount namespace of the command's own.
+    let full = lab.scratch.join("full");
+    fs::create_dir(&full).unwrap();
+    let script = format!("mount -t tmpfs -o size=32m,mode=777 full {} && exec \"$@\"", full.display());
+    let inner = scene.command(&["import", &good]);
+    let mut command = Command::new("unshare");
+    command.args(["-m", "--propagation", "private", "sh", "-c", &script, "sh"]);
+    command.arg(inner.get_program()).args(inner.get_args()).current_dir("/").stdin(Stdio::null());
+    command
+        .envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))))
+        .env("XDG_DATA_HOME", &full);
+    let output = command.output().unwrap();
+    let (out, said) = text(&output);
+    assert!(output.status.code() == Some(4) && said.contains("nearly full"), "{out}{said}");
+
+    // Policy that gives no grants.
+    lab.write_policy("[[rule]]\nname = \"none\"\n[rule.quota]\ngrants = 0\n");
+    scene._broker.reload();
+    scene.fails(&["import", &good], 1, "");
+}
+
+fn what_ends_early_leaves_nothing(lab: &Lab) {
+    let scene = Scene::new(lab);
+    // A mirror that takes calls and says nothing: the build waits for as long as we like.
+    let mirror = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/debian", mirror.local_addr().unwrap());
+    let new = || names(&scene.data().join("images")).iter().any(|name| name.starts_with(".new-"));
+    let begin = || {
+        let words = ["build", "debian:trixie", "--mirror", &url];
+        let mut process = scene.command(&words);
+        let process = Process::of(process.stdout(Stdio::null()).stderr(Stdio::null()));
+        wait_until("the build is under way", || {
+            new()
+                && !checker::members(&checker::place(lab, scene.user.uid, "cgrant-images", "pids")).is_empty()
+                && mirror_was_called(&mirror)
+        });
+        process
+    };
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+        let mut process = begin();
+        rustix::process::pidfd_send_signal(&process.pidfd, signal).unwrap();
+        assert_eq!(process.wait_code(), Some(code));
+        scene.nothing_half_made();
+    }
+    // A command that is killed: its keeper and the broker clear up.
+    let mut process = begin();
+    process.kill();
+    wait_until("what was half made is gone", || !new());
+    wait_until("the grant is gone", || checker::records(lab).is_empty());
+    scene.nothing_half_made();
+    // Without a broker the command does it by itself.
+    let mut process = begin();
+    let mut scene = scene;
+    scene._broker.kill_everything();
+    rustix::process::pidfd_send_signal(&process.pidfd, Signal::INT).unwrap();
+    assert_eq!(process.wait_code(), Some(130));
+    assert!(!names(&scene.data().join("images")).iter().any(|name| name.starts_with(".new-")));
+    scene._broker.start_again();
+    wait_until("the grant is gone", || checker::records(lab).is_empty());
+}
+
+fn mirror_was_called(mirror: &TcpListener) -> bool {
+    mirror.set_nonblocking(true).unwrap();
+    // Closed at once, apt would call again; it is to wait.
+    mirror.accept().map(|(stream, _)| std::mem::forget(stream)).is_ok()
+}
+
+fn work_on_images_goes_one_after_the_other(lab: &Lab) {
+    let scene = Scene::new(lab);
+    let archive = scene.archive("a.tar", "--no-xattrs");
+    let mut all: Vec<_> = (0..4)
+        .map(|number| {
+            let mut command = scene.command(&["import", &archive, "--alias", &format!("n{number}")]);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    for child in all.drain(..) {
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{:?}", text(&output));
+    }
+    let images = scene.images();
+    assert_eq!((images.len(), images[0]["aliases"].as_array().unwrap().len()), (1, 4));
+    scene.nothing_half_made();
+}
+
+crate::tests![
+    an_archive_becomes_an_image_and_an_archive_again,
+    directories_and_images_in_two_pieces_are_taken,
+    what_is_no_image_is_refused_in_one_line,
+    places_that_do_not_serve_are_named,
+    what_ends_early_leaves_nothing,
+    work_on_images_goes_one_after_the_other,
+];
