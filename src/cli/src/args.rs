@@ -2,14 +2,17 @@
 //!
 //! What names files and commands may be any bytes; what goes into D-Bus messages must be UTF-8.
 
+mod container;
 mod image;
 
 use std::{ffi::OsString, net::IpAddr, path::PathBuf};
 
 use cgrant_proto::Port;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 use crate::exit;
+pub(crate) use container::{ContainerCommand, ExecArgs, LaunchArgs, NewArgs};
 pub(crate) use image::{AliasCommand, BuildArgs, ExportArgs, ImageCommand, ImportArgs};
 
 /// How results are written.
@@ -44,6 +47,8 @@ pub(crate) struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
+  cgrant image build debian:trixie                   an image of Debian, made here
+  cgrant launch debian:trixie web --memory 512M      a whole system in a container
   cgrant doctor                                      what this machine can and cannot do
   cgrant run --memory 512M -- make -j2               a command in a container, under a limit
   cgrant run --link -p 8080:80 -- ./httpd            with a network, and a page for others to see
@@ -51,6 +56,8 @@ Examples:
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    #[command(flatten)]
+    Container(ContainerCommand),
     /// Makes, shows, changes and releases grants
     #[command(subcommand)]
     Grant(GrantCommand),
@@ -327,7 +334,8 @@ pub(crate) struct PortArgs {
 }
 
 /// What a link is like.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct LinkArgs {
     /// A fixed address, IPv4 or IPv6; may be given once for each
     #[arg(long, value_name = "ADDRESS", help_heading = "Link")]

@@ -2,7 +2,10 @@
 
 use std::{ffi::OsString, io};
 
-use cgrant_container::{LaunchError, SessionError, SpecError};
+use cgrant_container::{
+    LaunchError, SessionError, SpecError,
+    system::{ControlError, StartError},
+};
 use cgrant_proto::{Code, Error as BrokerError, names};
 
 use crate::{exit, storage::JobFailure};
@@ -35,6 +38,18 @@ pub(crate) enum Failure {
     /// The endpoint that was given is none.
     #[error("{given:?} names no broker: give the path of its socket, \"system\" or \"bus:ADDRESS\"")]
     Endpoint { given: OsString },
+    /// A container was not started.
+    #[error("cannot {doing}: {source}")]
+    Start { doing: String, source: StartError },
+    /// A container's monitor refused, or is not there.
+    #[error("cannot {doing}: {source}")]
+    Control { doing: String, source: ControlError },
+    /// A container ended too soon.
+    #[error("the container {name:?} did not boot: {text}")]
+    NotBooted { name: String, text: String },
+    /// What was asked for can't be done as things are.
+    #[error("{0}")]
+    Refused(String),
     /// A kernel interface that the command itself needs failed.
     #[error("cannot {doing}: {source}")]
     Machine { doing: &'static str, source: io::Error },
@@ -70,8 +85,18 @@ impl Failure {
             Self::Execute { source, .. } if source.kind() == io::ErrorKind::NotFound => exit::NOT_FOUND,
             Self::Execute { .. } => exit::NOT_EXECUTABLE,
             Self::Work { failure, .. } => failure.code,
+            Self::Start { source: StartError::Spec(_), .. } => exit::USAGE,
+            Self::Control { source: ControlError::Step(step), .. } => {
+                step.command_status().unwrap_or(exit::MACHINE)
+            }
+            Self::Start { source: StartError::Running, .. }
+            | Self::Control { source: ControlError::NotRunning | ControlError::Refused(_), .. }
+            | Self::NotBooted { .. }
+            | Self::Refused(_) => exit::REFUSED,
             Self::Interrupted { signal, .. } => signal.saturating_add(128),
             Self::Broker { .. }
+            | Self::Start { .. }
+            | Self::Control { .. }
             | Self::Launch(_)
             | Self::Process { .. }
             | Self::Namespace { .. }
@@ -96,6 +121,14 @@ impl Failure {
             Self::Broker { source: SessionError::Broker(error), .. } => broker_advice(error),
             Self::Broker { source: SessionError::Silent, .. } => Some("see the broker's log".to_owned()),
             Self::Launch(LaunchError::Step(step)) => step.hint().map(str::to_owned),
+            Self::Start { source: StartError::Step(step), .. }
+            | Self::Control { source: ControlError::Step(step), .. } => step.hint().map(str::to_owned),
+            Self::Start { source: StartError::Died(_), .. } => {
+                Some("a memory.max or pids.max that leaves no room for setting up does this".to_owned())
+            }
+            Self::Control { source: ControlError::NotRunning, .. } => {
+                Some("'cgrant start' starts it".to_owned())
+            }
             Self::Namespace { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("it has to be one of yours, such as a container's".to_owned())
             }
@@ -115,7 +148,9 @@ impl Failure {
         let printable = |c: char| if c.is_control() { '\u{fffd}' } else { c };
         match self {
             // What a program said last has lines of its own, after the one that matters.
-            Self::Work { .. } => line.chars().map(|c| if c == '\n' { c } else { printable(c) }).collect(),
+            Self::Work { .. } | Self::NotBooted { .. } => {
+                line.chars().map(|c| if c == '\n' { c } else { printable(c) }).collect()
+            }
             _ => line.chars().map(printable).collect(),
         }
     }

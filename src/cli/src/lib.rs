@@ -72,6 +72,7 @@ fn carry_out(cli: Cli) -> Result<u8, Failure> {
     let endpoint = endpoint(socket)?;
     let client = Client { endpoint, format };
     match command {
+        Command::Container(command) => command::container::run(&client, command),
         Command::Grant(command) => command::grant::run(&client, command),
         Command::Link(command) => command::link::run(&client, command),
         Command::Image(command) => command::image::run(&client, command),

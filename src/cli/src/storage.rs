@@ -89,7 +89,8 @@ fn base() -> Result<Dir, Failure> {
     Dir::open(&path()?).map_err(machine("open the data directory"))
 }
 
-fn path() -> Result<PathBuf, Failure> {
+/// Where the store is.
+pub(crate) fn path() -> Result<PathBuf, Failure> {
     Store::path(|name| env::var_os(name)).map_err(unopened)
 }
 

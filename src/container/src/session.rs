@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, future::Future, io, time::Duration};
 
-use cgrant_proto::{CgroupProxy, Endpoint, Error, GrantProxy, LinksProxy, ManagerProxy};
+use cgrant_proto::{CgroupProxy, Endpoint, Error, GrantProxy, LinksProxy, ManagerProxy, MountsProxy};
 use zbus::{
     Connection, OwnedObjectPath, OwnedVariant, Proxy,
     fdo::{ObjectManagerProxy, PropertiesProxy},
@@ -99,6 +99,14 @@ impl Session {
     /// As [`Session::manager`].
     pub fn links(&self, path: &OwnedObjectPath) -> Result<LinksProxy<'static>, SessionError> {
         self.proxy(LinksProxy::builder(&self.connection).path(path.clone()))
+    }
+
+    /// What makes mounts for a grant's ids.
+    ///
+    /// # Errors
+    /// As [`Session::manager`].
+    pub fn mounts(&self, path: &OwnedObjectPath) -> Result<MountsProxy<'static>, SessionError> {
+        self.proxy(MountsProxy::builder(&self.connection).path(path.clone()))
     }
 
     /// The links of every grant that the caller may see (`aa{sv}`), in one call.

@@ -214,7 +214,7 @@ impl<'a> Made<'a> {
 }
 
 /// What the container shall know of its links. A text that is no address is one of a later broker's.
-fn network(links: &[Description]) -> Network {
+pub(super) fn network(links: &[Description]) -> Network {
     let address = |text: &str| text.split('/').next()?.parse::<IpAddr>().ok();
     let mut network = Network::default();
     for link in links {

@@ -36,22 +36,22 @@ fn machine<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Failure
     move |error| Failure::Machine { doing, source: error.into() }
 }
 
-/// The signals to serve. One that whoever started this program had ignored stays ignored (nohup(1), a shell's
-/// background job): it would not be, once it is blocked.
-fn signals() -> SigSet {
+/// Those of the signals that are to be served. One that whoever started this program had ignored stays ignored (nohup(1), a
+/// shell's background job): it would not be, once it is blocked.
+pub(super) fn served(signals: impl IntoIterator<Item = NixSignal>) -> SigSet {
     let own = Dispositions::own().ok();
     let ignored = |signal: &NixSignal| {
         let disposition =
             Signal::from_named_raw(*signal as i32).and_then(|signal| own.as_ref()?.of(signal).ok());
         disposition == Some(Disposition::Ignores)
     };
-    PASSED_ON.into_iter().chain([NixSignal::SIGTSTP]).filter(|signal| !ignored(signal)).collect()
+    signals.into_iter().filter(|signal| !ignored(signal)).collect()
 }
 
 /// Serves until the container's first process has ended; the exit status that it leaves.
 pub(super) fn supervise(container: &Container, grant: &Made<'_>) -> Result<u8, Failure> {
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-    let signals = signals();
+    let signals = served(PASSED_ON.into_iter().chain([NixSignal::SIGTSTP]));
     // Until here a signal ended this process, and the broker what it held.
     signals.thread_block().map_err(machine("hold signals"))?;
     let pending = SignalFd::with_flags(&signals, flags).map_err(machine("receive signals"))?;

@@ -179,6 +179,14 @@ pub(crate) struct Prepared {
 }
 
 impl SystemSpec {
+    /// Refuses what a start would refuse before it does anything.
+    ///
+    /// # Errors
+    /// [`SystemError`].
+    pub fn check(&self) -> Result<(), SystemError> {
+        self.prepare().map(drop)
+    }
+
     /// Checks everything that can be known beforehand.
     pub(crate) fn prepare(&self) -> Result<Prepared, SystemError> {
         check_hostname(&self.hostname)?;

@@ -1,0 +1,267 @@
+//! `cgrant launch`, `start`, `exec` …: the verbs of system containers.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{Args, Subcommand};
+
+use super::{LimitArgs, LinkArgs, PortArgs, limit};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ContainerCommand {
+    /// Makes a container of an image and starts it
+    #[command(after_help = "\
+Where no image of the name is there, 'cgrant image build' and 'cgrant image import' make one.
+
+Examples:
+  cgrant launch debian:trixie web --memory 512M --link -p 8080:80
+  cgrant launch debian:bookworm build --cpus 1.5 --wait")]
+    Launch(Box<LaunchArgs>),
+    /// Makes a container of an image
+    #[command(after_help = "\
+Examples:
+  cgrant create debian:trixie web --memory 512M --link -p 8080:80
+  cgrant start web")]
+    Create(Box<NewArgs>),
+    /// Starts containers
+    #[command(after_help = "\
+Examples:
+  cgrant start web
+  cgrant start web db --wait     returns when both have booted")]
+    Start {
+        #[command(flatten)]
+        containers: Names,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Stops containers in order: as if they were switched off
+    #[command(after_help = "\
+Examples:
+  cgrant stop web
+  cgrant stop web db --timeout 10")]
+    Stop {
+        #[command(flatten)]
+        containers: Names,
+        #[command(flatten)]
+        timeout: TimeoutArgs,
+    },
+    /// Stops containers in order and starts them again
+    #[command(after_help = "Example:\n  cgrant restart web")]
+    Restart {
+        #[command(flatten)]
+        containers: Names,
+        #[command(flatten)]
+        timeout: TimeoutArgs,
+    },
+    /// Sends containers' first processes a signal, which by default ends them at once
+    #[command(after_help = "\
+Examples:
+  cgrant kill web
+  cgrant kill web --signal 1")]
+    Kill {
+        #[command(flatten)]
+        containers: Names,
+        /// The signal's number
+        #[arg(short, long, default_value_t = 9, value_parser = clap::value_parser!(i32).range(1..=64))]
+        signal: i32,
+    },
+    /// Freezes all processes of containers
+    #[command(after_help = "Example:\n  cgrant pause web")]
+    Pause(Names),
+    /// Lets them go on
+    #[command(after_help = "Example:\n  cgrant resume web")]
+    Resume(Names),
+    /// Deletes containers with all their files
+    #[command(after_help = "\
+Examples:
+  cgrant delete web
+  cgrant delete web db --force     stops them first")]
+    Delete {
+        #[command(flatten)]
+        containers: Names,
+        /// Stop it first
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Lists your containers
+    #[command(after_help = "\
+Examples:
+  cgrant list
+  cgrant list --format json | jq -r '.[] | select(.state == \"running\").name'")]
+    List,
+    /// Shows all about a container
+    #[command(after_help = "Example:\n  cgrant info web")]
+    Info(Name),
+    /// Runs a command in a container
+    #[command(after_help = "\
+It gets a terminal of its own where standard input and output are terminals. Its exit status is
+that of cgrant. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 are passed on.
+
+Examples:
+  cgrant exec web -- systemctl --failed
+  cgrant exec web --user www-data --env LANG=C -- id
+  tar -c site | cgrant exec web -- tar -x -C /var/www")]
+    Exec(Box<ExecArgs>),
+    /// Opens a login shell in a container
+    #[command(after_help = "Examples:\n  cgrant shell web\n  cgrant shell web --user ann")]
+    Shell {
+        #[command(flatten)]
+        container: Name,
+        /// As whom: a name that the container knows, or a uid
+        #[arg(short, long)]
+        user: Option<String>,
+    },
+    /// Connects to a container's console; ctrl-] ends that
+    #[command(after_help = "Example:\n  cgrant console web")]
+    Console(Name),
+    /// Shows what a container printed on its console
+    #[command(after_help = "\
+The newest 64 to 128 KiB are there, those of an earlier start too. What its services log is in its
+journal: cgrant exec NAME -- journalctl.
+
+Examples:
+  cgrant logs web
+  cgrant logs web | tail")]
+    Logs(Name),
+    /// Waits until containers have booted, or have stopped
+    #[command(after_help = "\
+Ends with 1 if a container stops before it has booted.
+
+Examples:
+  cgrant wait web
+  cgrant wait web --stopped")]
+    Wait {
+        #[command(flatten)]
+        containers: Names,
+        /// Until it has stopped
+        #[arg(long)]
+        stopped: bool,
+    },
+    /// Changes settings of a container; limits at once
+    #[command(after_help = "\
+Keys: all limits (see 'cgrant grant set --help'), hostname, nesting (true, false). What is no limit
+holds from the next start on.
+
+Examples:
+  cgrant set web memory.max=1G cpu.max=150%
+  cgrant set web hostname=www")]
+    Set {
+        #[command(flatten)]
+        container: Name,
+        /// Settings
+        #[arg(required = true, value_name = "KEY=VALUE", value_parser = limit)]
+        settings: Vec<(String, String)>,
+    },
+    /// Shows settings of a container; without keys, all
+    #[command(after_help = "Examples:\n  cgrant get web\n  cgrant get web memory.max")]
+    Get {
+        #[command(flatten)]
+        container: Name,
+        /// Which
+        #[arg(value_name = "KEY")]
+        keys: Vec<String>,
+    },
+    /// Shows what running containers use
+    #[command(after_help = "Examples:\n  cgrant top\n  watch cgrant top")]
+    Top,
+}
+
+/// One container.
+#[derive(Debug, Args)]
+pub(crate) struct Name {
+    /// The container's name
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+}
+
+/// Some containers.
+#[derive(Debug, Args)]
+pub(crate) struct Names {
+    /// The containers' names
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+#[derive(Debug, Default, Args)]
+pub(crate) struct WaitArgs {
+    /// Return when it has booted; otherwise when its init runs
+    #[arg(short, long)]
+    pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TimeoutArgs {
+    /// What has not ended in order after so many seconds is killed
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) timeout: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LaunchArgs {
+    #[command(flatten)]
+    pub(crate) new: NewArgs,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NewArgs {
+    /// The image: a name or id of 'cgrant image list'
+    pub(crate) image: String,
+    /// The container's name: lower-case letters and digits, and after the first '-', '_' and capitals
+    pub(crate) name: String,
+    /// Its hostname; otherwise its name
+    #[arg(long)]
+    pub(crate) hostname: Option<String>,
+    /// Let it make containers itself: nothing of proc and sysfs is hidden then
+    #[arg(long)]
+    pub(crate) nesting: bool,
+    /// A device of the host's that it shall see, such as fuse or net/tun; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub(crate) device: Vec<String>,
+    /// A variable of its init's environment; may be given several times
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = limit)]
+    pub(crate) env: Vec<(String, String)>,
+    /// Run this in place of its init, with arguments; may be given several times
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    pub(crate) init: Vec<String>,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+    /// Give it a network: an interface on this bridge, by default on the first of 'cgrant link bridges'
+    #[arg(
+        long,
+        value_name = "BRIDGE",
+        help_heading = "Link",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = ""
+    )]
+    pub(crate) link: Option<String>,
+    #[command(flatten)]
+    pub(crate) ports: PortArgs,
+    #[command(flatten)]
+    pub(crate) properties: LinkArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    #[command(flatten)]
+    pub(crate) container: Name,
+    /// As whom: a name that the container knows, or a uid; otherwise as root
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+    /// Its working directory, seen from inside; otherwise the user's home
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<PathBuf>,
+    /// A variable of its environment: with a value, or taken over from yours
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<OsString>,
+    /// Give it a terminal of its own, whatever the standard streams are
+    #[arg(short = 't', long)]
+    pub(crate) terminal: bool,
+    /// Give it the standard streams, even if they are a terminal
+    #[arg(short = 'T', long, conflicts_with = "terminal")]
+    pub(crate) no_terminal: bool,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}

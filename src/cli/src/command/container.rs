@@ -1,0 +1,124 @@
+//! `cgrant launch`, `start`, `exec` …: system containers.
+//!
+//! What a container is lies in the account's store; whether it runs, its monitor says. A verb is a look-up of the container
+//! and one thing that is asked of the store, of the monitor, or of the broker about the grant, which has the container's name.
+
+mod ask;
+mod config;
+mod create;
+mod exec;
+mod remove;
+mod settings;
+mod show;
+mod start;
+mod terminal;
+
+use std::{
+    io,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use cgrant_container::system::{Control, ControlError, Phase, State, read_state};
+use cgrant_image::store::{Store, StoreError};
+use cgrant_sys::Dir;
+
+use crate::{Client, args::ContainerCommand, error::Failure, exit, storage};
+use config::Config;
+
+/// Name of the directory of a container's monitor.
+const RUN: &str = "run";
+
+pub(crate) fn run(client: &Client, command: ContainerCommand) -> Result<u8, Failure> {
+    use ContainerCommand as C;
+    let each = |names: &[String], act: &dyn Fn(&str) -> Result<(), Failure>| {
+        names.iter().try_for_each(|name| act(name))
+    };
+    match command {
+        C::Launch(args) => start::launch(client, &args),
+        C::Create(args) => create::create(client, &args),
+        C::Start { containers, wait } => start::start(client, &containers.names, wait.wait),
+        C::Stop { containers, timeout } => ask::stop(client, &containers.names, timeout.timeout),
+        C::Restart { containers, timeout } => {
+            each(&containers.names, &|name| ask::restart(name, timeout.timeout))
+        }
+        C::Kill { containers, signal } => each(&containers.names, &|name| ask::kill(name, signal)),
+        C::Pause(containers) => each(&containers.names, &|name| ask::freeze(client, name, true)),
+        C::Resume(containers) => each(&containers.names, &|name| ask::freeze(client, name, false)),
+        C::Delete { containers, force } => {
+            each(&containers.names, &|name| remove::delete(client, name, force))
+        }
+        C::List => show::list(client),
+        C::Info(container) => show::info(client, &container.name),
+        C::Exec(args) => return exec::exec(*args),
+        C::Shell { container, user } => return exec::shell(&container.name, user),
+        C::Console(container) => return exec::console(&container.name),
+        C::Logs(container) => show::logs(&container.name),
+        C::Wait { containers, stopped } => each(&containers.names, &|name| ask::wait(client, name, stopped)),
+        C::Set { container, settings } => settings::set(client, &container.name, &settings),
+        C::Get { container, keys } => settings::get(client, &container.name, &keys),
+        C::Top => show::top(client),
+    }?;
+    Ok(exit::DONE)
+}
+
+/// A container that was looked up by name, for one verb.
+struct Found {
+    store: Store,
+    name: String,
+    /// Completes "cannot …".
+    doing: String,
+    config: Config,
+}
+
+impl Found {
+    /// `verb` completes "cannot … the container NAME".
+    fn new(name: &str, verb: &str) -> Result<Self, Failure> {
+        let doing = format!("{verb} the container {name:?}");
+        let store = storage::store()?;
+        match Config::read(&store, name) {
+            Ok(config) => Ok(Self { store, name: name.to_owned(), doing, config }),
+            Err(error) => Err(Failure::work(doing, error.into())),
+        }
+    }
+
+    fn failed(&self, error: StoreError) -> Failure {
+        Failure::work(&self.doing, error.into())
+    }
+
+    /// The monitor's directory, which is there once it was started.
+    fn run(&self) -> Result<Dir, ControlError> {
+        run_of(&self.store, &self.name)
+    }
+
+    fn control(&self) -> Result<Control, Failure> {
+        self.asked(self.run().and_then(|run| Control::connect(&run)))
+    }
+
+    fn asked<T>(&self, answer: Result<T, ControlError>) -> Result<T, Failure> {
+        answer.map_err(|source| Failure::Control { doing: self.doing.clone(), source })
+    }
+}
+
+fn run_of(store: &Store, name: &str) -> Result<Dir, ControlError> {
+    let directory = store.container(name).map_err(io::Error::other).map_err(ControlError::Unreachable)?;
+    match directory.open_dir(RUN) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ControlError::NotRunning),
+        run => run.map_err(ControlError::Unreachable),
+    }
+}
+
+/// What is known of a container: from its monitor while it runs, else what that wrote down last.
+fn state(store: &Store, name: &str) -> Option<State> {
+    let run = run_of(store, name).ok()?;
+    match Control::connect(&run).and_then(|control| control.state()) {
+        Ok(state) => Some(state),
+        // A monitor that was killed has not written down that its container ended.
+        Err(_) => read_state(&run).ok().map(|state| State { phase: Phase::Stopped, init: None, ..state }),
+    }
+}
+
+/// Microseconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
+}

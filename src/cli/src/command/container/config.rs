@@ -1,0 +1,182 @@
+//! `config.json`: what a container is, whether it runs or not. Written as a whole by the account alone.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use cgrant_container::system::{MachineId, Personal, SystemRoot, SystemSpec};
+use cgrant_image::store::{Store, StoreError};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    args::{LinkArgs, NewArgs},
+    command::{grant::each_once, link},
+    error::Failure,
+    storage::{self, JobFailure},
+};
+
+/// Layout of this file.
+const FORMAT: u32 = 1;
+/// Longest hostname, in bytes.
+const HOSTNAME_MAX: usize = 64;
+
+/// What a container is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Config {
+    format: u32,
+    /// Id of the image that its root is laid over.
+    pub(super) image: String,
+    /// What the image was called.
+    pub(super) alias: String,
+    /// When it was made, microseconds since 1970.
+    pub(super) created: u64,
+    pub(super) machine: String,
+    pub(super) hostname: String,
+    #[serde(default)]
+    pub(super) limits: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(super) link: Option<Link>,
+    #[serde(default)]
+    pub(super) devices: Vec<String>,
+    #[serde(default)]
+    pub(super) environment: Vec<(String, String)>,
+    #[serde(default)]
+    pub(super) init: Vec<String>,
+    #[serde(default)]
+    pub(super) nesting: bool,
+    /// Has it been started? Before that, its root does not have what is its own.
+    #[serde(default)]
+    pub(super) started: bool,
+}
+
+/// The link that it gets at each start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Link {
+    #[serde(default)]
+    pub(super) bridge: Option<String>,
+    #[serde(default)]
+    pub(super) publish: Vec<String>,
+    #[serde(flatten)]
+    pub(super) properties: LinkArgs,
+}
+
+impl Config {
+    /// What the command line asks for, of the image with this id.
+    pub(super) fn new(args: &NewArgs, image: String) -> Result<Self, Failure> {
+        let limits = each_once(args.limits.all())?.into_iter().collect();
+        let link = wants_link(args).then(|| Link {
+            bridge: args.link.clone().filter(|bridge| !bridge.is_empty()),
+            publish: args.ports.publish.iter().map(ToString::to_string).collect(),
+            properties: args.properties.clone(),
+        });
+        let config = Self {
+            format: FORMAT,
+            image,
+            alias: args.image.clone(),
+            created: super::now(),
+            machine: new_machine_id()?,
+            hostname: args.hostname.clone().unwrap_or_else(|| hostname_of(&args.name)),
+            limits,
+            link,
+            devices: args.device.clone(),
+            environment: args.env.clone(),
+            init: args.init.clone(),
+            nesting: args.nesting,
+            started: false,
+        };
+        config.check(&args.name)?;
+        Ok(config)
+    }
+
+    /// Refuses now what a start would refuse.
+    pub(super) fn check(&self, name: &str) -> Result<(), Failure> {
+        let usage = |error: String| Failure::Usage(error);
+        self.spec(name)?.check().map_err(|error| usage(error.to_string()))?;
+        if let Some(wanted) = &self.link {
+            let ports = wanted.ports()?;
+            link::options(wanted.bridge.as_deref(), &ports, &wanted.properties)?;
+        }
+        Ok(())
+    }
+
+    /// Reads that of a container.
+    pub(super) fn read(store: &Store, name: &str) -> Result<Self, StoreError> {
+        let damaged = || StoreError::Damaged(format!("containers/{name}/config.json"));
+        let config: Self = serde_json::from_str(&store.config(name)?).map_err(|_| damaged())?;
+        if config.format == FORMAT { Ok(config) } else { Err(damaged()) }
+    }
+
+    /// Replaces it.
+    pub(super) fn write(&self, store: &Store, name: &str) -> Result<(), StoreError> {
+        store.set_config(name, &self.bytes())
+    }
+
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        // Maps with texts as keys, lists and texts: there is nothing that JSON could not hold.
+        serde_json::to_vec_pretty(self).unwrap_or_default()
+    }
+
+    /// What is to be started.
+    pub(super) fn spec(&self, name: &str) -> Result<SystemSpec, Failure> {
+        let data = storage::path()?;
+        let container = data.join("containers").join(name);
+        let machine: MachineId = self.machine.parse().map_err(|_| {
+            let error = StoreError::Damaged(format!("containers/{name}/config.json"));
+            Failure::work(format!("start the container {name:?}"), JobFailure::from(error))
+        })?;
+        Ok(SystemSpec {
+            root: SystemRoot::Layers {
+                image: data.join("images").join(&self.image).join("rootfs"),
+                container: container.clone(),
+            },
+            run: container.join(super::RUN),
+            hostname: self.hostname.clone(),
+            machine,
+            init: self.init.iter().map(Into::into).collect(),
+            environment: self.environment.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            credentials: Vec::new(),
+            devices: self.devices.clone(),
+            nesting: self.nesting,
+            personal: (!self.started).then(|| Personal { timezone: timezone() }),
+        })
+    }
+}
+
+impl Link {
+    /// The ports, which were checked when they were written down.
+    pub(super) fn ports(&self) -> Result<Vec<cgrant_proto::Port>, Failure> {
+        let port = |text: &String| {
+            text.parse().map_err(|_| Failure::Usage(format!("{text:?} is no port to publish")))
+        };
+        self.publish.iter().map(port).collect()
+    }
+}
+
+/// Whoever says something about a link wants one.
+fn wants_link(args: &NewArgs) -> bool {
+    args.link.is_some() || !args.ports.publish.is_empty() || args.properties != LinkArgs::default()
+}
+
+/// A hostname has no underscore, and a container's name may; both end within bounds.
+pub(super) fn hostname_of(name: &str) -> String {
+    let name: String = name.replace('_', "-").chars().take(HOSTNAME_MAX).collect();
+    name.trim_end_matches('-').to_owned()
+}
+
+/// That of a new installation.
+pub(super) fn new_machine_id() -> Result<String, Failure> {
+    let random = || cgrant_sys::process::random_u64();
+    let bytes = || -> std::io::Result<[u8; 16]> {
+        Ok(((u128::from(random()?) << 64) | u128::from(random()?)).to_be_bytes())
+    };
+    let bytes = bytes().map_err(|source| Failure::Machine { doing: "make a machine id", source })?;
+    Ok(MachineId::from_random(bytes).to_string())
+}
+
+/// The host's, as localtime(5) names it; $TZ is the caller's own business.
+fn timezone() -> Option<String> {
+    let link = fs::read_link("/etc/localtime").ok()?;
+    let absolute = Path::new("/etc").join(link);
+    let text = absolute.to_str()?;
+    let (_, zone) = text.split_once("/zoneinfo/")?;
+    let known = !zone.is_empty() && zone.split('/').all(|part| !matches!(part, "" | "." | ".."));
+    known.then(|| zone.to_owned())
+}

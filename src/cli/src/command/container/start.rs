@@ -1,0 +1,130 @@
+//! `start` and `launch`: a monitor, a grant that it holds, and the container in it.
+//!
+//! The monitor is forked before a session is connected, and makes the namespaces. One call to the broker makes the grant, with
+//! limits, ids, links and the monitor in it; a second one gives the image's files with the container's ids.
+
+use std::{io, os::fd::AsFd};
+
+use cgrant_container::{
+    Placement, Session,
+    system::{Begun, Granted, Monitor, Namespaces},
+};
+use cgrant_proto::{CreateGrant, Lifetime, MapDirectory};
+use cgrant_sys::Dir;
+use zbus::{Fd, OwnedFd, OwnedObjectPath};
+
+use super::{Found, RUN, ask, create, remove};
+use crate::{
+    Client,
+    args::LaunchArgs,
+    command::{link, run},
+    error::{Doing, Failure},
+    storage,
+};
+
+pub(super) fn launch(client: &Client, args: &LaunchArgs) -> Result<(), Failure> {
+    create::create(client, &args.new)?;
+    let name = &args.new.name;
+    let found = Found::new(name, "launch")?;
+    if let Err(failure) = begin(&found).and_then(|begun| go_on(client, &found, begun)) {
+        // Nothing is left of it. Why it failed is what matters, not what else may fail now.
+        let _ = remove::remove(client, "remove what was made", name);
+        return Err(failure);
+    }
+    if args.wait.wait { ask::until_running(&found) } else { Ok(()) }
+}
+
+pub(super) fn start(client: &Client, names: &[String], wait: bool) -> Result<(), Failure> {
+    let found: Vec<Found> = names.iter().map(|name| Found::new(name, "start")).collect::<Result<_, _>>()?;
+    // All monitors first: each makes its namespaces meanwhile, and none may be forked once a session is connected.
+    let begun: Vec<Begun> = found.iter().map(begin).collect::<Result<_, _>>()?;
+    for (found, begun) in found.iter().zip(begun) {
+        go_on(client, found, begun)?;
+    }
+    if !wait {
+        return Ok(());
+    }
+    found.iter().try_for_each(ask::until_running)
+}
+
+/// Forks the monitor.
+fn begin(found: &Found) -> Result<Begun, Failure> {
+    let spec = found.config.spec(&found.name)?;
+    make_run(found)
+        .map_err(|source| Failure::Machine { doing: "make the container's run directory", source })?;
+    Monitor::begin(&spec).map_err(|source| Failure::Start { doing: found.doing.clone(), source })
+}
+
+/// The monitor's directory, the account's own.
+fn make_run(found: &Found) -> io::Result<()> {
+    let directory: Dir = found.store.container(&found.name).map_err(io::Error::other)?;
+    match directory.make_dir(RUN, 0o700) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
+}
+
+fn go_on(client: &Client, found: &Found, begun: Begun) -> Result<(), Failure> {
+    let failed = |source| Failure::Start { doing: found.doing.clone(), source };
+    let session = client.connect(&found.doing)?;
+    let namespaces = begun.namespaces().map_err(failed)?;
+    let grant = grant(&session, found, &namespaces)?;
+    let image = map_image(&session, &grant.path, &namespaces).doing(|| found.doing.clone())?;
+    let granted = Granted {
+        payload: grant.payload.as_fd(),
+        image: image.as_ref().map(AsFd::as_fd),
+        placement: &grant.placement,
+    };
+    namespaces.start(&granted).map_err(failed)?;
+    if found.config.started {
+        return Ok(());
+    }
+    let mut config = found.config.clone();
+    config.started = true;
+    config.write(&found.store, &found.name).map_err(|error| found.failed(error))
+}
+
+/// What the broker gave.
+struct Grant {
+    path: OwnedObjectPath,
+    payload: OwnedFd,
+    placement: Placement,
+}
+
+fn grant(session: &Session, found: &Found, namespaces: &Namespaces) -> Result<Grant, Failure> {
+    let config = &found.config;
+    let limits: Vec<(String, String)> =
+        config.limits.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+    let monitor = namespaces
+        .monitor()
+        .map_err(|source| Failure::Machine { doing: "name the container's monitor", source })?;
+    let mut options = CreateGrant::new()
+        .lifetime(Lifetime::Process(monitor))
+        .userns(namespaces.user())
+        .stage(monitor)
+        .range_count(storage::IDS)
+        .limits(&limits);
+    if let Some(wanted) = &config.link {
+        let link = link::options(wanted.bridge.as_deref(), &wanted.ports()?, &wanted.properties)?;
+        options = options.links(vec![link.netns(namespaces.network())]);
+    }
+    let create = || session.call(session.manager()?.create_grant(&found.name, &options));
+    let (path, result, payload) = create().doing(|| found.doing.clone())?;
+    let network = result.links.as_deref().map(run::network);
+    let placement =
+        Placement { hostname: config.hostname.clone(), ids: result.count.unwrap_or(storage::IDS), network };
+    Ok(Grant { path, payload, placement })
+}
+
+/// The image's files with the container's ids.
+fn map_image(
+    session: &Session,
+    grant: &OwnedObjectPath,
+    namespaces: &Namespaces,
+) -> Result<Option<OwnedFd>, cgrant_container::SessionError> {
+    let Some(image) = namespaces.image() else { return Ok(None) };
+    let options = MapDirectory::new().from_range(storage::IMAGES).read_only();
+    let (directory, mounts) = (Fd::from(image.directory()), Fd::from(image.mount_namespace()));
+    let proxy = session.mounts(grant)?;
+    session.call(proxy.map_directory(directory, mounts, &options)).map(Some)
+}
