@@ -33,6 +33,7 @@ mod links_callers;
 mod links_failures;
 mod mounts;
 mod policy;
+mod system;
 
 fn main() -> std::process::ExitCode {
     common::harness::main(&[
@@ -59,5 +60,6 @@ fn main() -> std::process::ExitCode {
         links_callers::TESTS,
         links_failures::TESTS,
         mounts::TESTS,
+        system::TESTS,
     ])
 }

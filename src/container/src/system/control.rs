@@ -161,6 +161,8 @@ pub enum ControlError {
 impl From<LaunchError> for ControlError {
     fn from(error: LaunchError) -> Self {
         match error {
+            // The monitor had ended when it was asked.
+            LaunchError::Channel(ChannelError::Closed) => Self::Ended,
             LaunchError::Channel(error) => Self::Channel(error),
             _ => Self::OutOfTurn,
         }
