@@ -13,18 +13,18 @@ use std::{
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::common::{Broker, Lab, Process, User, checker, wait_until};
+use crate::common::{Broker, Lab, Options, Process, User, checker, wait_until};
 
 struct Scene<'lab> {
     lab: &'lab Lab,
-    _broker: Broker,
+    broker: Broker,
     user: User,
 }
 
 impl<'lab> Scene<'lab> {
     fn new(lab: &'lab Lab) -> Self {
         let broker = lab.broker();
-        Self { lab, _broker: broker, user: lab.user() }
+        Self { lab, broker, user: lab.user() }
     }
 
     fn command(&self, words: &[impl AsRef<OsStr>]) -> Command {
@@ -319,12 +319,31 @@ fn places_that_do_not_serve_are_named(lab: &Lab) {
 
     // Policy that gives no grants.
     lab.write_policy("[[rule]]\nname = \"none\"\n[rule.quota]\ngrants = 0\n");
-    scene._broker.reload();
+    scene.broker.reload();
     scene.fails(&["import", &good], 1, "");
+}
+
+// The whole way, with the mirror of this machine's apt.
+fn debian_is_built_by_an_ordinary_user(lab: &Lab) {
+    let scene = Scene::new(lab);
+    let (id, said) = scene.done(&["build", "debian:trixie"]);
+    assert!(said.contains("I: installing remaining packages"), "{said}");
+    let image = &scene.images()[0];
+    assert_eq!((&image["id"], &image["aliases"]), (&id.trim().into(), &serde_json::json!(["debian:trixie"])));
+    assert_eq!((&image["os"], &image["release"]), (&"debian".into(), &"trixie".into()));
+    let rootfs = scene.data().join("images").join(id.trim()).join("rootfs");
+    let (base, _, mode) = disk(&rootfs.join("usr/bin/su"));
+    assert_eq!(mode, 0o4755);
+    assert_ne!(base, scene.user.uid);
+    assert!(rootfs.join("usr/lib/systemd/systemd").exists());
+    assert_eq!(disk(&rootfs.join("etc/shadow")), (base, base + 42, 0o640));
+    scene.done(&["remove", "debian:trixie"]);
+    scene.nothing_half_made();
 }
 
 fn what_ends_early_leaves_nothing(lab: &Lab) {
     let scene = Scene::new(lab);
+    let archive = scene.archive("next.tar", "--no-xattrs");
     // A mirror that takes calls and says nothing: the build waits for as long as we like.
     let mirror = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/debian", mirror.local_addr().unwrap());
@@ -349,17 +368,19 @@ fn what_ends_early_leaves_nothing(lab: &Lab) {
     // A command that is killed: its keeper and the broker clear up.
     let mut process = begin();
     process.kill();
-    wait_until("what was half made is gone", || !new());
+    // Whoever comes next finds the way free, however soon.
+    scene.done(&["import", &archive]);
+    assert!(!new());
     wait_until("the grant is gone", || checker::records(lab).is_empty());
     scene.nothing_half_made();
     // Without a broker the command does it by itself.
     let mut process = begin();
     let mut scene = scene;
-    scene._broker.kill_everything();
+    scene.broker.kill_everything();
     rustix::process::pidfd_send_signal(&process.pidfd, Signal::INT).unwrap();
     assert_eq!(process.wait_code(), Some(130));
     assert!(!names(&scene.data().join("images")).iter().any(|name| name.starts_with(".new-")));
-    scene._broker.start_again();
+    scene.broker.start_again();
     wait_until("the grant is gone", || checker::records(lab).is_empty());
 }
 
@@ -387,11 +408,48 @@ fn work_on_images_goes_one_after_the_other(lab: &Lab) {
     scene.nothing_half_made();
 }
 
+fn progress_is_drawn_on_a_terminal_alone(lab: &Lab) {
+    let scene = Scene::new(lab);
+    let archive = scene.archive("a.tar", "--no-xattrs");
+    let inner = scene.command(&["import", &archive]);
+    let program = lab.programs.join("cgrant");
+    let line = format!("{} image import {archive} 2>&1; echo ended $?", program.display());
+    let mut command = scene.user.command("script");
+    command.args(["-q", "-e", "-c", &line, "/dev/null"]);
+    command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = command.output().unwrap();
+    let (out, _) = text(&output);
+    assert!(out.contains("\runpacking [") && out.contains("% ") && out.contains("\x1b[K"), "{out:?}");
+    // Nothing of the line is left beside what follows it.
+    let last = out.rsplit("\x1b[K").next().unwrap();
+    assert!(last.contains(&sum(&archive)) && last.trim_end().ends_with("ended 0"), "{out:?}");
+    let (_, said) = scene.done(&["import", &archive]);
+    assert!(!said.contains(['\r', '\x1b']), "{said:?}");
+}
+
+// What the grant of a command that was killed is, for as long as the broker has not seen it.
+fn a_grant_that_is_about_to_end_is_waited_for(lab: &Lab) {
+    let scene = Scene::new(lab);
+    let archive = scene.archive("a.tar", "--no-xattrs");
+    let client = scene.user.client(scene.broker.socket());
+    let grant = client.create("cgrant-images", Options::new().no_range()).unwrap();
+    let mut command = scene.command(&["import", &archive, "--quiet"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("the command has asked", || scene.broker.log().contains("may not create grant cgrant-images"));
+    client.release(&grant.path, true).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{:?}", text(&output));
+    scene.nothing_half_made();
+}
+
 crate::tests![
+    progress_is_drawn_on_a_terminal_alone,
+    a_grant_that_is_about_to_end_is_waited_for,
     an_archive_becomes_an_image_and_an_archive_again,
     directories_and_images_in_two_pieces_are_taken,
     what_is_no_image_is_refused_in_one_line,
     places_that_do_not_serve_are_named,
+    debian_is_built_by_an_ordinary_user,
     what_ends_early_leaves_nothing,
     work_on_images_goes_one_after_the_other,
 ];

@@ -80,7 +80,8 @@ impl Display {
     }
 
     fn draw(&mut self, out: &mut dyn Write, more: &str) -> io::Result<()> {
-        let width = tcgetwinsize(io::stderr()).map_or(WIDTH, |size| usize::from(size.ws_col));
+        let width = tcgetwinsize(io::stderr()).map_or(0, |size| usize::from(size.ws_col));
+        let width = if width == 0 { WIDTH } else { width };
         let line = line(self.last, more, width.max(LEAST).saturating_sub(1));
         if line == self.shown {
             return Ok(());

@@ -29,6 +29,7 @@ use cgrant_container::{Pidfd, Session, SessionError};
 use cgrant_image::store::{Store, StoreError};
 use cgrant_proto::{AttachTo, Code, CreateGrant, Error, Lifetime, ReleaseGrant, Target};
 use cgrant_sys::{Channel, Clone3, Dir, seqpacket};
+use futures_util::StreamExt;
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
@@ -38,7 +39,7 @@ use nix::{
 };
 use rustix::fs::{FlockOperation, flock};
 use serde::{Serialize, de::DeserializeOwned};
-use zbus::{Fd, OwnedObjectPath};
+use zbus::{Fd, MessageStream, OwnedObjectPath};
 
 use crate::error::{Doing, Failure};
 use message::{FromOwner, FromWorker, receive, send};
@@ -139,8 +140,7 @@ impl<R: Serialize + DeserializeOwned> Storage<R> {
             .userns(namespace.as_fd())
             .own_ids()
             .range_count(IDS);
-        let create = || session.call(session.manager()?.create_grant(range, &options));
-        let (grant, _, _) = create().doing(|| doing.clone())?;
+        let grant = create(session, range, &options, lock.is_some()).doing(|| doing.clone())?;
         let signals = hold_signals()?;
         let running = Running { doing, session, grant, channel, keeper, signals, _lock: lock, result };
         running.attach(&job)?;
@@ -158,6 +158,45 @@ impl<R: Serialize + DeserializeOwned> Storage<R> {
     ) -> Result<R, Failure> {
         self.start(session, range)?.wait(told)
     }
+}
+
+/// Makes the grant. Where nobody else of the account's is at work (`alone`), a grant of this name is that of somebody who died
+/// just now, and its end is waited for.
+fn create(
+    session: &Session,
+    name: &str,
+    options: &CreateGrant<'_>,
+    alone: bool,
+) -> Result<OwnedObjectPath, SessionError> {
+    // Before the first attempt, so that no end is missed.
+    let signals = alone.then(|| MessageStream::from(session.connection()));
+    let make = || {
+        let manager = session.manager()?;
+        session.call(manager.create_grant(name, options)).map(|(grant, _, _)| grant)
+    };
+    let refused = match make() {
+        Err(SessionError::Broker(error)) if error.code() == Some(Code::GrantExists) => error,
+        result => return result,
+    };
+    match signals.map(|signals| session.call(removed(signals, name))) {
+        Some(Ok(())) => make(),
+        _ => Err(refused.into()),
+    }
+}
+
+/// The end of a grant of this name.
+async fn removed(mut signals: MessageStream, name: &str) -> Result<(), Error> {
+    while let Some(message) = signals.next().await {
+        let message = message?;
+        if message.header().member().is_none_or(|member| member.as_str() != "GrantRemoved") {
+            continue;
+        }
+        let body = message.body().deserialize::<(OwnedObjectPath, String, u32, String)>();
+        if body.is_ok_and(|(_, removed, _, _)| removed == name) {
+            return Ok(());
+        }
+    }
+    Err(Error::Dbus(zbus::Error::InvalidReply))
 }
 
 /// The descriptor beside the message that comes next.
