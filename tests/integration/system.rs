@@ -10,21 +10,25 @@ use std::{
 
 use serde_json::Value;
 
-use crate::common::{Broker, Lab, User, checker, wait_until};
+use crate::common::{Broker, Lab, Network, User, checker, wait_until};
 
 // The command as the user, against the test's broker.
 struct Shell<'a> {
     user: &'a User,
     socket: PathBuf,
     programs: PathBuf,
+    network: Option<(&'a Network<'a>, &'a Broker)>,
 }
 
 impl<'a> Shell<'a> {
     fn new(lab: &Lab, user: &'a User, broker: &Broker) -> Self {
-        Self { user, socket: broker.socket().to_owned(), programs: lab.programs.clone() }
+        Self { user, socket: broker.socket().to_owned(), programs: lab.programs.clone(), network: None }
     }
 
     fn command(&self, words: &[&str]) -> Command {
+        if let Some((network, broker)) = self.network {
+            return network.cgrant_command(self.user, broker, words);
+        }
         let mut command = self.user.command(self.programs.join("cgrant"));
         command.args(words).env("CGRANT_SOCKET", &self.socket);
         command
@@ -93,8 +97,8 @@ fn busybox(lab: &Lab) -> PathBuf {
     let program = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
     fs::copy(program.expect("busybox-static is not installed"), root.join("bin/busybox")).unwrap();
     for applet in [
-        "cat", "echo", "grep", "hostname", "id", "ip", "kill", "ls", "poweroff", "reboot", "sh", "sleep",
-        "stat", "stty", "tail", "touch", "true", "tty", "wc",
+        "cat", "echo", "grep", "hostname", "id", "ip", "kill", "ls", "ping", "poweroff", "reboot", "sh",
+        "sleep", "stat", "stty", "tail", "touch", "true", "tty", "wc",
     ] {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
@@ -325,6 +329,68 @@ fn what_never_boots_says_why(lab: &Lab) {
     checker::assert_empty(lab);
 }
 
+fn containers_reach_each_other(lab: &Lab) {
+    let network = Network::new(lab);
+    let broker = network.broker();
+    let user = lab.user();
+    let shell = Shell { network: Some((&network, &broker)), ..Shell::new(lab, &user, &broker) };
+    shell.import(lab, &busybox(lab), "box");
+    shell.done(&["launch", "box", "one", "--link", "-p", "8080:80"]);
+    shell.done(&["launch", "box", "two", "--link"]);
+    let list = shell.json(&["list"]);
+    let address = |name: &str| {
+        let found = list.as_array().unwrap().iter().find(|item| item["name"] == name).unwrap();
+        found["address"][0].as_str().unwrap().to_owned()
+    };
+    for (from, to) in [("one", "two"), ("two", "one")] {
+        shell.done(&["exec", from, "--", "ping", "-c", "1", "-w", "30", &address(to)]);
+    }
+    assert!(shell.json(&["info", "one"])["links"].to_string().contains("8080:80"));
+    // The same network at the next start.
+    shell.done(&["stop", "one"]);
+    shell.done(&["start", "one"]);
+    assert!(shell.json(&["info", "one"])["links"].to_string().contains("8080:80"));
+    shell.done(&["delete", "--force", "one", "two"]);
+}
+
+fn a_directory_of_the_users(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let shell = Shell::new(lab, &user, &broker);
+    shell.import(lab, &busybox(lab), "box");
+    let (shared, letters) = (user.home.join("shared"), user.home.join("letters"));
+    for path in [&shared, &letters] {
+        fs::create_dir(path).unwrap();
+        std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid)).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    // Relative to where the user is; the place inside is made.
+    shell.done(&[
+        "launch",
+        "box",
+        "one",
+        "--mount",
+        "shared:/srv/a/b",
+        "--mount",
+        "letters:/home/l,ro,as=1000",
+    ]);
+    shell.done(&["exec", "one", "--", "touch", "/srv/a/b/by-root"]);
+    let made = fs::symlink_metadata(shared.join("by-root")).unwrap();
+    assert_eq!((made.uid(), made.gid()), (user.uid, user.gid));
+    assert_eq!(shell.done(&["exec", "one", "--", "stat", "-c", "%u %a", "/home/l"]), "1000 700\n");
+    let words = ["exec", "one", "--user", "ann", "--", "touch", "/home/l/x"];
+    shell.fails(&words, 1, "Read-only file system");
+    // Each time, and not what is not the user's.
+    shell.done(&["stop", "one"]);
+    shell.done(&["start", "one"]);
+    shell.done(&["exec", "one", "--", "ls", "/srv/a/b/by-root"]);
+    shell.fails(&["launch", "box", "two", "--mount", "/etc:/srv"], 1, "neither yours");
+    shell.fails(&["create", "box", "two", "--mount", "shared:/proc/x"], 2, "no place to show a directory");
+    shell.fails(&["create", "box", "two", "--mount", "none:/srv"], 2, "no directory");
+    assert_eq!(shell.state("two"), "none");
+    shell.done(&["delete", "--force", "one"]);
+}
+
 // A Debian as mmdebstrap makes it, made once.
 fn debian(suite: &str) -> PathBuf {
     const PACKAGES: &str = "systemd,systemd-sysv,dbus,libpam-systemd,login,passwd,util-linux,procps";
@@ -398,6 +464,8 @@ crate::tests![
     a_terminal_of_its_own,
     limits_hold_at_once_and_stay,
     what_never_boots_says_why,
+    containers_reach_each_other,
+    a_directory_of_the_users,
     debian_12_boots,
     debian_13_boots,
 ];

@@ -40,6 +40,8 @@ pub enum Step {
     Loopback,
     /// Opening the image's files, and laying the container's own over them.
     Layers,
+    /// Showing a directory of the account's own inside.
+    Bind,
     /// Making the root read-only, or without devices.
     RestrictRoot,
     /// Mounting the root, and pivot_root to it.
@@ -164,6 +166,7 @@ impl fmt::Display for StepFailure {
             Step::Hostname => write!(f, "cannot set the hostname {subject:?}"),
             Step::Loopback => write!(f, "cannot take up the loopback interface"),
             Step::Layers => write!(f, "cannot lay the container's own files over its image in {subject:?}"),
+            Step::Bind => write!(f, "cannot show a directory of yours at {subject:?}"),
             Step::RestrictRoot => write!(f, "cannot restrict the mounts of the root {subject:?}"),
             Step::EnterRoot => write!(f, "cannot make {subject:?} the root"),
             Step::Mount => write!(f, "cannot mount {subject}"),

@@ -3,6 +3,7 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Subcommand};
+use serde::{Deserialize, Serialize};
 
 use super::{LimitArgs, LinkArgs, PortArgs, limit};
 
@@ -165,6 +166,43 @@ Examples:
     Top,
 }
 
+/// A directory of the caller's in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mount {
+    /// Where it is.
+    pub(crate) source: String,
+    /// Where it is seen.
+    pub(crate) target: String,
+    #[serde(default)]
+    pub(crate) read_only: bool,
+    /// What the caller's own uid and gid are inside.
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+fn mount(text: &str) -> Result<Mount, String> {
+    let form = || "a mount is written DIR:PATH, with ',ro' or ',as=UID' behind it".to_owned();
+    let mut parts = text.split(',');
+    let (source, target) = parts.next().and_then(|paths| paths.split_once(':')).ok_or_else(form)?;
+    if source.is_empty() || target.is_empty() {
+        return Err(form());
+    }
+    let mut mount =
+        Mount { source: source.to_owned(), target: target.to_owned(), read_only: false, uid: 0, gid: 0 };
+    for part in parts {
+        match part.split_once('=') {
+            None if part == "ro" => mount.read_only = true,
+            Some(("as", ids)) => {
+                let (uid, gid) = ids.split_once(':').unwrap_or((ids, ids));
+                let id = |text: &str| text.parse::<u32>().map_err(|_| form());
+                (mount.uid, mount.gid) = (id(uid)?, id(gid)?);
+            }
+            _ => return Err(form()),
+        }
+    }
+    Ok(mount)
+}
+
 /// One container.
 #[derive(Debug, Args)]
 pub(crate) struct Name {
@@ -218,6 +256,9 @@ pub(crate) struct NewArgs {
     /// A device of the host's that it shall see, such as fuse or net/tun; may be given several times
     #[arg(long, value_name = "NAME")]
     pub(crate) device: Vec<String>,
+    /// A directory of yours that it shall see: read-only with 'ro'; as that of its root, or of another uid with 'as'
+    #[arg(long, value_name = "DIR:PATH[,ro][,as=UID[:GID]]", value_parser = mount)]
+    pub(crate) mount: Vec<Mount>,
     /// A variable of its init's environment; may be given several times
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = limit)]
     pub(crate) env: Vec<(String, String)>,
@@ -264,4 +305,23 @@ pub(crate) struct ExecArgs {
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_written_in_one_word() {
+        let plain = mount("src:/srv").unwrap();
+        assert_eq!((plain.source.as_str(), plain.target.as_str()), ("src", "/srv"));
+        assert_eq!((plain.read_only, plain.uid, plain.gid), (false, 0, 0));
+        let full = mount("/a b:/srv/x,ro,as=33:34").unwrap();
+        assert_eq!((full.read_only, full.uid, full.gid), (true, 33, 34));
+        assert_eq!(mount("a:/b,as=33").unwrap().gid, 33);
+        for bad in ["", "a", ":", "a:", ":/b", "a:/b,rw", "a:/b,as=", "a:/b,as=x", "a:/b,as=1:"] {
+            assert!(mount(bad).is_err(), "{bad}");
+        }
+    }
 }

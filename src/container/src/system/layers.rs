@@ -7,7 +7,7 @@
 use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use cgrant_sys::{
@@ -15,39 +15,47 @@ use cgrant_sys::{
     mount::{MountAttrFlags, fs_mount, move_mount},
     privilege, seqpacket,
 };
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::{
+    fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2},
+    io::Errno,
+};
 
 use super::message::FromInit;
 use crate::{
     failure::{At, Step, StepFailure},
-    init::become_root,
+    init::{UMASK, become_root},
     message::{receive, send},
 };
 
-/// Opens the image's files for reading, as the account in the namespace of this process: that is what proves to the broker that
-/// they are the account's to show.
-pub(crate) fn open_image(image: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(openat(CWD, image, flags, Mode::empty())?)
+/// Opens a directory for reading, as the account in the namespace of this process: that is what proves to the broker that
+/// it is the account's to show.
+pub(crate) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(openat(CWD, path, flags, Mode::empty())?)
 }
 
-/// Mounts the overlay over the container's directory `place`, which has `upper` and `work`. `image` is the broker's mount, attached nowhere.
-pub(crate) fn mount(
-    user: &UsernsFd,
-    mounts: &MntnsFd,
-    place: &Path,
-    image: &OwnedFd,
-) -> Result<(), StepFailure> {
+/// What becomes one tree. Mounts are the broker's, attached nowhere.
+#[derive(Debug)]
+pub(crate) struct Layers<'a> {
+    /// The container's directory, which has `upper` and `work`, and is covered by the result.
+    pub(crate) place: &'a Path,
+    /// The image's files.
+    pub(crate) image: OwnedFd,
+    /// Directories of the account's own, and where they are seen inside.
+    pub(crate) binds: Vec<(OwnedFd, &'a Path)>,
+}
+
+/// Mounts it.
+pub(crate) fn mount(user: &UsernsFd, mounts: &MntnsFd, layers: &Layers<'_>) -> Result<(), StepFailure> {
     let (near, far) = seqpacket::pair().at(Step::Fork, "")?;
-    let child =
-        Clone3::new().spawn(|| enter_and_mount(&far, user, mounts, place, image)).at(Step::Fork, "")?;
+    let child = Clone3::new().spawn(|| enter_and_mount(&far, user, mounts, layers)).at(Step::Fork, "")?;
     drop(far);
     let said = receive::<FromInit>(&near);
     let ended = child.pidfd.wait();
     match (said, ended) {
         (Ok(Some((FromInit::Failed(failure), _))), _) => Err(failure),
         (_, Ok(cgrant_sys::Exit::Code(0))) => Ok(()),
-        _ => Err(died(place)),
+        _ => Err(died(layers.place)),
     }
 }
 
@@ -56,25 +64,43 @@ fn died(place: &Path) -> StepFailure {
     StepFailure { step: Step::Layers, subject: place.display().to_string(), errno: 0 }
 }
 
-fn enter_and_mount(
-    channel: &Channel,
-    user: &UsernsFd,
-    mounts: &MntnsFd,
-    place: &Path,
-    image: &OwnedFd,
-) -> i32 {
-    let subject = place.display().to_string();
+fn enter_and_mount(channel: &Channel, user: &UsernsFd, mounts: &MntnsFd, layers: &Layers<'_>) -> i32 {
+    let subject = layers.place.display().to_string();
     let steps = || {
         // Nothing inside may look through it at what the monitor has in memory.
         privilege::set_dumpable(false).at(Step::Process, "memory")?;
         user.enter().and_then(|()| mounts.enter()).at(Step::Join, "")?;
-        let container = open_layers(place).at(Step::Layers, &subject)?;
+        let container = open_layers(layers.place).at(Step::Layers, &subject)?;
         become_root(true)?;
-        overlay(&container, image).at(Step::Layers, &subject)
+        rustix::process::umask(Mode::from_raw_mode(UMASK));
+        let tree = overlay(&container, &layers.image).at(Step::Layers, &subject)?;
+        layers.binds.iter().try_for_each(|(bind, target)| {
+            let bound = make_place(&tree, target).and_then(|place| move_mount(bind, place, Path::new("")));
+            bound.at(Step::Bind, &target.display().to_string())
+        })
     };
     let Err(failure) = steps() else { return 0 };
     let _ = send(channel, &FromInit::Failed(failure), None);
     1
+}
+
+/// The directory at a place inside, made where it is not there. Links are followed with the tree as root.
+fn make_place(tree: &OwnedFd, target: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let open = |path: &Path| openat2(tree, path, flags, Mode::empty(), resolve);
+    let (mut path, mut place) = (PathBuf::from("/"), open(Path::new("/"))?);
+    for name in target.components().skip(1) {
+        path.push(name);
+        place = match open(&path) {
+            Err(Errno::NOENT) => {
+                mkdirat(&place, name.as_os_str(), Mode::from_raw_mode(0o755))?;
+                open(&path)?
+            }
+            opened => opened?,
+        };
+    }
+    Ok(place)
 }
 
 /// The container's directory and its two, as the account: root of the container can't get there.
@@ -86,7 +112,7 @@ fn open_layers(place: &Path) -> io::Result<[OwnedFd; 3]> {
 }
 
 /// `userxattr` (kernel 5.11): the only kind of overlay that a user namespace may mount.
-fn overlay([container, upper, work]: &[OwnedFd; 3], image: &OwnedFd) -> io::Result<()> {
+fn overlay([container, upper, work]: &[OwnedFd; 3], image: &OwnedFd) -> io::Result<OwnedFd> {
     // A layer must be attached in this namespace (`clone_private_mount()` in fs/namespace.c), and be no part of another
     // one (`ovl_check_layer()`): the container's directory is covered by the result, so nobody sees it there.
     move_mount(image, container, Path::new(""))?;
@@ -100,5 +126,6 @@ fn overlay([container, upper, work]: &[OwnedFd; 3], image: &OwnedFd) -> io::Resu
         ("userxattr", None),
     ];
     let overlay = fs_mount("overlay", &options, MountAttrFlags::MOUNT_ATTR_NODEV)?;
-    move_mount(&overlay, image, Path::new(""))
+    move_mount(&overlay, image, Path::new(""))?;
+    Ok(overlay)
 }

@@ -1,6 +1,6 @@
 //! What launcher, monitor, stage and first process of a system container say to each other while it starts.
 //!
-//! The launcher says one thing only: a [`crate::Placement`] with the payload beside it, and for a root in layers the image's mount, once
+//! The launcher says one thing only: a [`crate::Placement`] with the payload beside it, and for a root in layers the mounts, once
 //! the ids are mapped.
 
 use serde::{Deserialize, Serialize};
@@ -34,8 +34,8 @@ pub(crate) enum FromMonitor {
     NetworkNamespace,
     /// The mount namespace's, for a root in layers.
     MountNamespace,
-    /// Follows that: the directory with the image's files, opened there.
-    Image,
+    /// Follow that: the directory with the image's files, opened there, and those of the account's own.
+    Directory,
     /// Init was executed. The last word: the monitor stays.
     Started,
     /// A step failed; the monitor ends.

@@ -3,7 +3,7 @@
 //! ```text
 //! Monitor::begin(spec)      the monitor is forked; it makes the user and the network namespace
 //!   .namespaces()           both, to be shown to the broker, and the monitor, to be the grant's holder and stage; for a root in
-//!                           layers the image's files, which the broker has to show with the container's ids
+//!                           layers the directories that the broker has to show with the container's ids
 //!   .start(granted)         ids are mapped, the monitor is in the grant: it starts the container and stays
 //! Control::connect(place)   later, from any process of the account's: state, stop, console, exec
 //! ```
@@ -38,6 +38,6 @@ mod users;
 
 pub use control::{Answer, Control, ControlError, ExecSpec, Executed, Finished, Request, Terminal};
 pub use log::read_log;
-pub use monitor::{Begun, Granted, Image, Monitor, Namespaces, StartError};
-pub use spec::{MachineId, Personal, SystemError, SystemRoot, SystemSpec};
+pub use monitor::{Begun, Granted, Monitor, Namespaces, StartError};
+pub use spec::{Bind, MachineId, Personal, SystemError, SystemRoot, SystemSpec};
 pub use state::{Ended, Phase, State, read_state};

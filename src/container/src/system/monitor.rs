@@ -6,6 +6,7 @@
 use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
 };
 
 use cgrant_sys::{Channel, Clone3, Dir, Pidfd, pidfd::Signal, privilege, seqpacket};
@@ -16,7 +17,7 @@ use rustix::{
 
 use super::{
     init::take_streams,
-    layers,
+    layers::{self, Layers},
     message::FromMonitor,
     serve::{Ears, Server},
     spec::{Prepared, SystemError, SystemSpec},
@@ -72,7 +73,8 @@ pub struct Monitor;
 pub struct Begun {
     channel: Channel,
     monitor: Owned,
-    layers: bool,
+    /// How many directories it shows.
+    shows: usize,
 }
 
 /// A start whose namespaces are there and unmapped.
@@ -82,26 +84,14 @@ pub struct Namespaces {
     monitor: Owned,
     user: OwnedFd,
     network: OwnedFd,
-    image: Option<Image>,
+    shown: Option<Shown>,
 }
 
-/// The files of the image below a root in layers, to be shown to the broker.
+/// Directories that are to be shown to the broker, for a root in layers.
 #[derive(Debug)]
-pub struct Image {
-    directory: OwnedFd,
+struct Shown {
+    directories: Vec<OwnedFd>,
     mounts: OwnedFd,
-}
-
-impl Image {
-    /// Their directory, opened for reading in the mount namespace.
-    pub fn directory(&self) -> BorrowedFd<'_> {
-        self.directory.as_fd()
-    }
-
-    /// The mount namespace, owned by the new user namespace.
-    pub fn mount_namespace(&self) -> BorrowedFd<'_> {
-        self.mounts.as_fd()
-    }
 }
 
 /// What the broker granted to a container.
@@ -109,8 +99,8 @@ impl Image {
 pub struct Granted<'a> {
     /// The payload, an `O_PATH` descriptor of a cgroup2 directory.
     pub payload: BorrowedFd<'a>,
-    /// For a root in layers, a mount of the image's files that shows them with the container's ids, attached nowhere.
-    pub image: Option<BorrowedFd<'a>>,
+    /// For each of [`Namespaces::directories`] a mount that shows it with the container's ids, attached nowhere.
+    pub mounts: &'a [BorrowedFd<'a>],
     /// The rest.
     pub placement: &'a Placement,
 }
@@ -130,12 +120,14 @@ impl Monitor {
     pub fn begin(spec: &SystemSpec) -> Result<Begun, StartError> {
         let mut prepared = spec.prepare()?;
         prepared.root = std::path::absolute(&prepared.root).map_err(StartError::Run)?;
-        prepared.image = prepared.image.map(std::path::absolute).transpose().map_err(StartError::Run)?;
-        let layers = prepared.image.is_some();
+        for path in &mut prepared.shown {
+            *path = std::path::absolute(&*path).map_err(StartError::Run)?;
+        }
+        let shows = prepared.shown.len();
         let run = Dir::open(&spec.run).map_err(StartError::Run)?;
         let (channel, far) = seqpacket::pair().map_err(StartError::Monitor)?;
         let child = Clone3::new().spawn(|| live(&far, &prepared, &run)).map_err(StartError::Monitor)?;
-        Ok(Begun { channel, monitor: Owned(Some(child.pidfd)), layers })
+        Ok(Begun { channel, monitor: Owned(Some(child.pidfd)), shows })
     }
 }
 
@@ -145,15 +137,15 @@ impl Begun {
     /// # Errors
     /// [`StartError::Running`] if the container has a monitor; [`StartError::Step`]; [`StartError::MonitorDied`].
     pub fn namespaces(self) -> Result<Namespaces, StartError> {
-        let Self { channel, monitor, layers } = self;
+        let Self { channel, monitor, shows } = self;
         let (FromMonitor::UserNamespace, Some(user)) = next(&channel)? else {
             return Err(StartError::OutOfTurn);
         };
         let (FromMonitor::NetworkNamespace, Some(network)) = next(&channel)? else {
             return Err(StartError::OutOfTurn);
         };
-        let image = if layers { Some(image(&channel)?) } else { None };
-        Ok(Namespaces { channel, monitor, user, network, image })
+        let shown = if shows == 0 { None } else { Some(shown(&channel, shows)?) };
+        Ok(Namespaces { channel, monitor, user, network, shown })
     }
 }
 
@@ -168,9 +160,15 @@ impl Namespaces {
         self.network.as_fd()
     }
 
-    /// The image's files, if the root is one in layers.
-    pub fn image(&self) -> Option<&Image> {
-        self.image.as_ref()
+    /// Of a root in layers: the image's files, and then the directories of the account's own, each opened for reading in
+    /// [`Namespaces::mounts`].
+    pub fn directories(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.shown.iter().flat_map(|shown| &shown.directories).map(AsFd::as_fd)
+    }
+
+    /// Of a root in layers: the mount namespace, owned by the new user namespace.
+    pub fn mounts(&self) -> Option<BorrowedFd<'_>> {
+        self.shown.as_ref().map(|shown| shown.mounts.as_fd())
     }
 
     /// The pidfd of the monitor, which is to be the grant's holder and its stage. A start that was given up has none.
@@ -188,9 +186,9 @@ impl Namespaces {
     /// # Errors
     /// [`StartError::Step`] with the step that failed; [`StartError::Died`], [`StartError::MonitorDied`].
     pub fn start(self, granted: &Granted<'_>) -> Result<Pidfd, StartError> {
-        let Self { channel, mut monitor, user, network, image } = self;
-        drop((user, network, image));
-        let fds: Vec<BorrowedFd<'_>> = [Some(granted.payload), granted.image].into_iter().flatten().collect();
+        let Self { channel, mut monitor, user, network, shown } = self;
+        drop((user, network, shown));
+        let fds = [&[granted.payload], granted.mounts].concat();
         send_all(&channel, granted.placement, &fds).map_err(|_| StartError::MonitorDied)?;
         match next(&channel)? {
             (FromMonitor::Started, None) => monitor.0.take().ok_or(StartError::OutOfTurn),
@@ -199,12 +197,15 @@ impl Namespaces {
     }
 }
 
-fn image(channel: &Channel) -> Result<Image, StartError> {
+fn shown(channel: &Channel, count: usize) -> Result<Shown, StartError> {
     let (FromMonitor::MountNamespace, Some(mounts)) = next(channel)? else {
         return Err(StartError::OutOfTurn);
     };
-    let (FromMonitor::Image, Some(directory)) = next(channel)? else { return Err(StartError::OutOfTurn) };
-    Ok(Image { directory, mounts })
+    let directory = |_| match next(channel)? {
+        (FromMonitor::Directory, Some(directory)) => Ok(directory),
+        _ => Err(StartError::OutOfTurn),
+    };
+    Ok(Shown { directories: (0..count).map(directory).collect::<Result<_, _>>()?, mounts })
 }
 
 fn next(channel: &Channel) -> Result<(FromMonitor, Option<OwnedFd>), StartError> {
@@ -260,25 +261,29 @@ fn start<'s>(channel: &Channel, spec: &'s Prepared, run: &'s Dir) -> Result<Opti
 
 /// Makes what outlasts reboots: the namespaces, and in them the root, as far as it is layers. `None` if the launcher has given up.
 fn prepare(channel: &Channel, spec: &Prepared) -> Result<Option<Site>, StepFailure> {
-    let (ground, files) = Ground::make(spec.image.as_deref())?;
-    let shown = [
-        (FromMonitor::UserNamespace, Some(ground.user.as_fd())),
-        (FromMonitor::NetworkNamespace, Some(ground.network.as_fd())),
-        (FromMonitor::MountNamespace, ground.mounts.as_ref().map(AsFd::as_fd)),
-        (FromMonitor::Image, files.as_ref().map(AsFd::as_fd)),
+    let (ground, directories) = Ground::make(&spec.shown)?;
+    let namespaces = [
+        (FromMonitor::UserNamespace, ground.user.as_fd()),
+        (FromMonitor::NetworkNamespace, ground.network.as_fd()),
     ];
-    for (message, fd) in shown.into_iter().filter(|(_, fd)| fd.is_some()) {
-        if send(channel, &message, fd).is_err() {
+    let mounts = ground.mounts.iter().map(|mounts| (FromMonitor::MountNamespace, mounts.as_fd()));
+    let shown = directories.iter().map(|directory| (FromMonitor::Directory, directory.as_fd()));
+    for (message, fd) in namespaces.into_iter().chain(mounts).chain(shown) {
+        if send(channel, &message, Some(fd)).is_err() {
             return Ok(None);
         }
     }
-    drop(files);
+    drop(directories);
     let Ok(Some((placement, fds))) = receive_all::<Placement>(channel) else { return Ok(None) };
     let mut fds = fds.into_iter();
     let Some(payload) = fds.next() else { return Ok(None) };
     if let Some(mounts) = &ground.mounts {
         let Some(image) = fds.next() else { return Ok(None) };
-        layers::mount(&ground.user, mounts, &spec.root, &image)?;
+        let binds: Vec<_> = fds.zip(spec.targets.iter().map(PathBuf::as_path)).collect();
+        if binds.len() != spec.targets.len() {
+            return Ok(None);
+        }
+        layers::mount(&ground.user, mounts, &Layers { place: &spec.root, image, binds })?;
     }
     Ok(Some(Site { ground, payload, placement }))
 }

@@ -3,7 +3,8 @@
 use std::{
     ffi::{CString, OsString},
     fmt,
-    path::PathBuf,
+    os::unix::ffi::OsStrExt,
+    path::{Component, Path, PathBuf},
     str::FromStr,
 };
 
@@ -14,6 +15,8 @@ const INITS: [&str; 4] = ["/sbin/init", "/usr/lib/systemd/systemd", "/lib/system
 /// Most credentials, and the longest one in bytes (as systemd bounds them: `CREDENTIALS_TOTAL_SIZE_MAX`).
 const MAX_CREDENTIALS: usize = 256;
 const CREDENTIAL_MAX: usize = 1024 * 1024;
+/// Most directories of the account's own: with the payload and the image they are the descriptors beside one message.
+const MAX_BINDS: usize = 14;
 
 /// The identity of an installation: machine-id(5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +75,18 @@ pub enum SystemRoot {
         image: PathBuf,
         /// The directory with the two.
         container: PathBuf,
+        /// Directories of the account's own that are seen in it, each shown by the broker too.
+        binds: Vec<Bind>,
     },
+}
+
+/// A directory of the account's own that a container sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bind {
+    /// Where it is.
+    pub source: PathBuf,
+    /// Where it is seen, an absolute path inside. Made by the container's root if it is not there.
+    pub target: PathBuf,
 }
 
 impl SystemRoot {
@@ -83,10 +97,20 @@ impl SystemRoot {
         }
     }
 
-    fn image(&self) -> Option<&PathBuf> {
+    /// What the broker has to show with the container's ids: the image's files first.
+    fn shown(&self) -> Vec<PathBuf> {
         match self {
-            Self::Directory(_) => None,
-            Self::Layers { image, .. } => Some(image),
+            Self::Directory(_) => Vec::new(),
+            Self::Layers { image, binds, .. } => {
+                std::iter::once(image).chain(binds.iter().map(|bind| &bind.source)).cloned().collect()
+            }
+        }
+    }
+
+    fn binds(&self) -> &[Bind] {
+        match self {
+            Self::Directory(_) => &[],
+            Self::Layers { binds, .. } => binds,
         }
     }
 }
@@ -144,6 +168,17 @@ pub enum SystemError {
         /// Its name.
         name: String,
     },
+    /// A directory of the account's own can't be seen there.
+    #[error(
+        "{path:?} is no place to show a directory: an absolute path inside is, not the root, and not below /dev, /proc, /run or /sys"
+    )]
+    Target {
+        /// The place.
+        path: PathBuf,
+    },
+    /// Too many of these.
+    #[error("a container can be shown {MAX_BINDS} directories")]
+    Binds,
     /// Too many credentials.
     #[error("a container can have {MAX_CREDENTIALS} credentials")]
     Credentials,
@@ -165,8 +200,10 @@ pub enum SystemError {
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) root: PathBuf,
-    /// The files of the image below it, if it has one.
-    pub(crate) image: Option<PathBuf>,
+    /// What the broker has to show: of a root in layers the image's files, and directories of the account's own.
+    pub(crate) shown: Vec<PathBuf>,
+    /// Where the latter are seen.
+    pub(crate) targets: Vec<PathBuf>,
     pub(crate) hostname: String,
     pub(crate) machine: MachineId,
     pub(crate) programs: Vec<CString>,
@@ -191,7 +228,10 @@ impl SystemSpec {
     pub(crate) fn prepare(&self) -> Result<Prepared, SystemError> {
         check_hostname(&self.hostname)?;
         c_string("the root", self.root.place().as_os_str())?;
-        self.root.image().map(|image| c_string("the image", image.as_os_str())).transpose()?;
+        for path in self.root.shown() {
+            c_string("a directory", path.as_os_str())?;
+        }
+        self.check_binds()?;
         c_string("the run directory", self.run.as_os_str())?;
         self.check_credentials()?;
         self.devices.iter().try_for_each(|name| check_device(name))?;
@@ -208,7 +248,8 @@ impl SystemSpec {
         };
         Ok(Prepared {
             root: self.root.place().clone(),
-            image: self.root.image().cloned(),
+            shown: self.root.shown(),
+            targets: self.root.binds().iter().map(|bind| bind.target.clone()).collect(),
             hostname: self.hostname.clone(),
             machine: self.machine,
             programs,
@@ -219,6 +260,16 @@ impl SystemSpec {
             nesting: self.nesting,
             personal: self.personal.clone(),
         })
+    }
+
+    fn check_binds(&self) -> Result<(), SystemError> {
+        if self.root.binds().len() > MAX_BINDS {
+            return Err(SystemError::Binds);
+        }
+        match self.root.binds().iter().find(|bind| !is_target(&bind.target)) {
+            Some(bind) => Err(SystemError::Target { path: bind.target.clone() }),
+            None => Ok(()),
+        }
     }
 
     fn check_credentials(&self) -> Result<(), SystemError> {
@@ -234,6 +285,16 @@ impl SystemSpec {
             None => Ok(()),
         }
     }
+}
+
+/// An absolute path of names, and none that is covered by what every container has.
+fn is_target(path: &Path) -> bool {
+    const COVERED: [&str; 4] = ["dev", "proc", "run", "sys"];
+    let mut components = path.components();
+    let names: Vec<_> = components.by_ref().skip(1).collect();
+    let plain = names.iter().all(|name| matches!(name, Component::Normal(_)));
+    let covered = names.first().is_some_and(|name| COVERED.iter().any(|place| name.as_os_str() == *place));
+    path.is_absolute() && plain && !names.is_empty() && !covered && !path.as_os_str().as_bytes().contains(&0)
 }
 
 /// One that leads nowhere but below `/dev`, and to none of what is there already.
@@ -295,6 +356,21 @@ mod tests {
         {
             assert!(text.parse::<MachineId>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn directories_are_shown_where_they_are_seen() {
+        for good in ["/srv", "/home/ann/x y", "/tmp/a"] {
+            assert!(is_target(Path::new(good)), "{good}");
+        }
+        for bad in ["", "/", "srv", "/srv/../etc", "/run/x", "/dev", "/proc/1", "/sys/fs", "/a\0b"] {
+            assert!(!is_target(Path::new(bad)), "{bad}");
+        }
+        let bind = Bind { source: "/s".into(), target: "/run".into() };
+        let layers = |binds| SystemRoot::Layers { image: "/i".into(), container: "/c".into(), binds };
+        let refused = |binds| SystemSpec { root: layers(binds), ..spec() }.prepare().unwrap_err();
+        assert!(matches!(refused(vec![bind.clone()]), SystemError::Target { .. }));
+        assert_eq!(refused(vec![bind; MAX_BINDS + 1]), SystemError::Binds);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    path::Path,
+    path::PathBuf,
 };
 
 use cgrant_sys::{Channel, Clone3, MntnsFd, NetnsFd, Pidfd, UsernsFd, pidfd::Signal, privilege, seqpacket};
@@ -75,57 +75,67 @@ impl From<StepFailure> for BootError {
 }
 
 impl Ground {
-    /// Makes them, unmapped; no process is in them. With an image, its files too, opened in them.
-    pub(crate) fn make(image: Option<&Path>) -> Result<(Self, Option<OwnedFd>), StepFailure> {
+    /// Makes them, unmapped; no process is in them. With directories to be shown to the broker, these too, opened in them.
+    pub(crate) fn make(shown: &[PathBuf]) -> Result<(Self, Vec<OwnedFd>), StepFailure> {
         let (near, far) = seqpacket::pair().at(Step::UserNamespace, "")?;
         let mut flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET;
-        flags.set(CloneFlags::CLONE_NEWNS, image.is_some());
-        let child = Clone3::new().flags(flags).spawn(|| show_own(&far, image)).at(Step::UserNamespace, "")?;
+        flags.set(CloneFlags::CLONE_NEWNS, !shown.is_empty());
+        let child = Clone3::new().flags(flags).spawn(|| show_own(&far, shown)).at(Step::UserNamespace, "")?;
         drop(far);
-        let shown = || receive::<Shown>(&near).ok().flatten().unwrap_or((Shown::Namespace, None));
-        let (user, network) = (shown().1, shown().1);
-        let (mounts, files) =
-            if image.is_some() { (shown().1, shown()) } else { (None, (Shown::Image, None)) };
+        let next = |step| match receive::<Shown>(&near) {
+            Ok(Some((Shown::Descriptor, Some(fd)))) => Ok(fd),
+            Ok(Some((Shown::Failed(failure), _))) => Err(failure),
+            _ => Err(nothing(step)),
+        };
+        let all = || {
+            let user = UsernsFd::from_fd(next(Step::ShowUserNamespace)?);
+            let network = NetnsFd::from_fd(next(Step::ShowNetworkNamespace)?);
+            let mounts = match shown.is_empty() {
+                true => None,
+                false => Some(MntnsFd::from_fd(next(Step::ShowMountNamespace)?)),
+            };
+            let directories = shown.iter().map(|_| next(Step::OpenRoot)).collect::<Result<_, _>>()?;
+            let user = user.map_err(|_| nothing(Step::ShowUserNamespace))?;
+            let network = network.map_err(|_| nothing(Step::ShowNetworkNamespace))?;
+            let mounts = mounts.transpose().map_err(|_| nothing(Step::ShowMountNamespace))?;
+            Ok((Self { user, network, mounts }, directories))
+        };
+        let made = all();
+        drop(near);
         child.pidfd.wait().at(Step::UserNamespace, "")?;
-        let user = user.and_then(|fd| UsernsFd::from_fd(fd).ok()).ok_or(nothing(Step::ShowUserNamespace))?;
-        let network = network.and_then(|fd| NetnsFd::from_fd(fd).ok());
-        let network = network.ok_or(nothing(Step::ShowNetworkNamespace))?;
-        let mounts = mounts.and_then(|fd| MntnsFd::from_fd(fd).ok());
-        match (image, mounts, files) {
-            (None, ..) => Ok((Self { user, network, mounts: None }, None)),
-            (Some(_), None, _) => Err(nothing(Step::ShowMountNamespace)),
-            (Some(_), _, (Shown::Failed(failure), _)) => Err(failure),
-            (Some(_), mounts, (_, files)) => Ok((Self { user, network, mounts }, files)),
-        }
+        made
     }
 }
 
-/// What the process in the new namespaces shows.
+/// What the process in the new namespaces says.
 #[derive(Debug, Serialize, Deserialize)]
 enum Shown {
-    Namespace,
-    Image,
+    /// A descriptor is beside it.
+    Descriptor,
     Failed(StepFailure),
 }
 
-fn show_own(channel: &Channel, image: Option<&Path>) -> i32 {
-    let kinds = if image.is_some() { &["user", "net", "mnt"][..] } else { &["user", "net"] };
-    for kind in kinds {
+fn show_own(channel: &Channel, directories: &[PathBuf]) -> i32 {
+    let kinds = if directories.is_empty() { &["user", "net"][..] } else { &["user", "net", "mnt"] };
+    let namespaces = kinds.iter().map(|kind| {
         let path = format!("/proc/self/ns/{kind}");
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let shown = rustix::fs::openat(CWD, path, flags, Mode::empty())
-            .is_ok_and(|namespace| send(channel, &Shown::Namespace, Some(namespace.as_fd())).is_ok());
-        if !shown {
+        rustix::fs::openat(CWD, &path, flags, Mode::empty()).at(Step::ShowUserNamespace, &path)
+    });
+    let directories = directories
+        .iter()
+        .map(|path| layers::open_directory(path).at(Step::OpenRoot, &path.display().to_string()));
+    for opened in namespaces.chain(directories) {
+        let failed = opened.is_err();
+        let said = match opened {
+            Ok(fd) => send(channel, &Shown::Descriptor, Some(fd.as_fd())),
+            Err(failure) => send(channel, &Shown::Failed(failure), None),
+        };
+        if failed || said.is_err() {
             return 1;
         }
     }
-    let Some(image) = image else { return 0 };
-    let opened = layers::open_image(image).at(Step::OpenRoot, &image.display().to_string());
-    let said = match opened {
-        Ok(files) => send(channel, &Shown::Image, Some(files.as_fd())),
-        Err(failure) => send(channel, &Shown::Failed(failure), None),
-    };
-    i32::from(said.is_err())
+    0
 }
 
 fn nothing(step: Step) -> StepFailure {

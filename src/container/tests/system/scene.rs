@@ -164,7 +164,7 @@ impl Scene {
     pub fn start_in(&self, namespaces: Namespaces) -> Result<Pidfd, StartError> {
         let payload = self.link.ask(&namespaces);
         let placement = Placement { hostname: String::new(), ids: IDS, network: None };
-        namespaces.start(&Granted { payload: payload.as_fd(), image: None, placement: &placement })
+        namespaces.start(&Granted { payload: payload.as_fd(), mounts: &[], placement: &placement })
     }
 
     pub fn start(&self, spec: &SystemSpec) -> Pidfd {

@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use cgrant_container::system::{MachineId, Personal, SystemRoot, SystemSpec};
+use cgrant_container::system::{Bind, MachineId, Personal, SystemRoot, SystemSpec};
 use cgrant_image::store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    args::{LinkArgs, NewArgs},
+    args::{LinkArgs, Mount, NewArgs},
     command::{grant::each_once, link},
     error::Failure,
     storage::{self, JobFailure},
@@ -34,6 +34,8 @@ pub(super) struct Config {
     pub(super) limits: BTreeMap<String, String>,
     #[serde(default)]
     pub(super) link: Option<Link>,
+    #[serde(default)]
+    pub(super) mounts: Vec<Mount>,
     #[serde(default)]
     pub(super) devices: Vec<String>,
     #[serde(default)]
@@ -76,6 +78,7 @@ impl Config {
             hostname: args.hostname.clone().unwrap_or_else(|| hostname_of(&args.name)),
             limits,
             link,
+            mounts: args.mount.iter().map(absolute).collect::<Result<_, _>>()?,
             devices: args.device.clone(),
             environment: args.env.clone(),
             init: args.init.clone(),
@@ -126,6 +129,7 @@ impl Config {
             root: SystemRoot::Layers {
                 image: data.join("images").join(&self.image).join("rootfs"),
                 container: container.clone(),
+                binds: self.mounts.iter().map(bind).collect(),
             },
             run: container.join(super::RUN),
             hostname: self.hostname.clone(),
@@ -148,6 +152,21 @@ impl Link {
         };
         self.publish.iter().map(port).collect()
     }
+}
+
+/// From here, and not from wherever it is started later.
+fn absolute(mount: &Mount) -> Result<Mount, Failure> {
+    let path = std::path::absolute(&mount.source)
+        .map_err(|source| Failure::Machine { doing: "find the directory to mount", source })?;
+    let text = path.to_str().ok_or_else(|| Failure::Usage(format!("{path:?} is no UTF-8")))?;
+    if !path.is_dir() {
+        return Err(Failure::Usage(format!("{text:?} is no directory that you can mount")));
+    }
+    Ok(Mount { source: text.to_owned(), ..mount.clone() })
+}
+
+fn bind(mount: &Mount) -> Bind {
+    Bind { source: (&mount.source).into(), target: (&mount.target).into() }
 }
 
 /// Whoever says something about a link wants one.

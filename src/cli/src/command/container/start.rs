@@ -6,7 +6,7 @@
 use std::{io, os::fd::AsFd};
 
 use cgrant_container::{
-    Placement, Session,
+    Placement, Session, SessionError,
     system::{Begun, Granted, Monitor, Namespaces},
 };
 use cgrant_proto::{CreateGrant, Lifetime, MapDirectory};
@@ -16,7 +16,7 @@ use zbus::{Fd, OwnedFd, OwnedObjectPath};
 use super::{Found, RUN, ask, create, remove};
 use crate::{
     Client,
-    args::LaunchArgs,
+    args::{LaunchArgs, Mount},
     command::{link, run},
     error::{Doing, Failure},
     storage,
@@ -69,12 +69,10 @@ fn go_on(client: &Client, found: &Found, begun: Begun) -> Result<(), Failure> {
     let session = client.connect(&found.doing)?;
     let namespaces = begun.namespaces().map_err(failed)?;
     let grant = grant(&session, found, &namespaces)?;
-    let image = map_image(&session, &grant.path, &namespaces).doing(|| found.doing.clone())?;
-    let granted = Granted {
-        payload: grant.payload.as_fd(),
-        image: image.as_ref().map(AsFd::as_fd),
-        placement: &grant.placement,
-    };
+    let mounts = map_all(&session, &grant.path, &namespaces, &found.config.mounts);
+    let mounts = mounts.doing(|| found.doing.clone())?;
+    let mounts: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
+    let granted = Granted { payload: grant.payload.as_fd(), mounts: &mounts, placement: &grant.placement };
     namespaces.start(&granted).map_err(failed)?;
     if found.config.started {
         return Ok(());
@@ -116,15 +114,22 @@ fn grant(session: &Session, found: &Found, namespaces: &Namespaces) -> Result<Gr
     Ok(Grant { path, payload, placement })
 }
 
-/// The image's files with the container's ids.
-fn map_image(
+/// The image's files, and directories of the caller's own, with the container's ids.
+fn map_all(
     session: &Session,
     grant: &OwnedObjectPath,
     namespaces: &Namespaces,
-) -> Result<Option<OwnedFd>, cgrant_container::SessionError> {
-    let Some(image) = namespaces.image() else { return Ok(None) };
-    let options = MapDirectory::new().from_range(storage::IMAGES).read_only();
-    let (directory, mounts) = (Fd::from(image.directory()), Fd::from(image.mount_namespace()));
+    own: &[Mount],
+) -> Result<Vec<OwnedFd>, SessionError> {
+    let Some(namespace) = namespaces.mounts() else { return Ok(Vec::new()) };
     let proxy = session.mounts(grant)?;
-    session.call(proxy.map_directory(directory, mounts, &options)).map(Some)
+    let image = std::iter::once(MapDirectory::new().from_range(storage::IMAGES).read_only());
+    let own = own.iter().map(|mount| {
+        let options = MapDirectory::new().from_own(mount.uid, mount.gid);
+        if mount.read_only { options.read_only() } else { options }
+    });
+    let map = |(directory, options)| {
+        session.call(proxy.map_directory(Fd::from(directory), Fd::from(namespace), &options))
+    };
+    namespaces.directories().zip(image.chain(own)).map(map).collect()
 }
