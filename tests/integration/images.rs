@@ -427,6 +427,103 @@ fn progress_is_drawn_on_a_terminal_alone(lab: &Lab) {
     assert!(!said.contains(['\r', '\x1b']), "{said:?}");
 }
 
+fn an_image_of_a_container_stays(lab: &Lab) {
+    let scene = Scene::new(lab);
+    let archive = scene.archive("a.tar", "--no-xattrs");
+    scene.done(&["import", &archive, "--alias", "mine", "-q"]);
+    let container = |words: &[&str]| {
+        let output = scene.user.cgrant(scene.broker.socket(), words);
+        assert_eq!(output.status.code(), Some(0), "cgrant {words:?}: {:?}", text(&output));
+    };
+    container(&["create", "mine", "web"]);
+    scene.fails(&["remove", "mine"], 1, "is in use by: web");
+    container(&["delete", "web"]);
+    scene.done(&["remove", "mine"]);
+    scene.nothing_half_made();
+}
+
+// A server with HTTPS and a certificate of its own, of files that are whole answers below `directory`.
+fn server(lab: &Lab, directory: &Path) -> (Process, String, PathBuf) {
+    let (key, certificate) = (lab.scratch.join("key.pem"), lab.scratch.join("cert.pem"));
+    run(Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+        ])
+        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate));
+    fs::set_permissions(&certificate, fs::Permissions::from_mode(0o644)).unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut command = Command::new("openssl");
+    command.args(["s_server", "-quiet", "-HTTP", "-accept", &format!("127.0.0.1:{port}"), "-key"]);
+    command.arg(&key).arg("-cert").arg(&certificate).current_dir(directory);
+    let server = Process::of(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()));
+    wait_until("the server answers", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    (server, format!("https://localhost:{port}"), certificate)
+}
+
+fn images_come_from_servers(lab: &Lab) {
+    let scene = Scene::new(lab);
+    let archive = scene.archive("a.tar.xz", "-J");
+    let meta = scene.file("meta.tar", b"");
+    fs::write(lab.scratch.join("metadata.yaml"), "properties:\n  os: Debian\n").unwrap();
+    run(Command::new("tar").args(["-cf", &meta, "-C"]).arg(&lab.scratch).arg("metadata.yaml"));
+    let web = lab.scratch.join("web");
+    let serve = |path: &str, body: &[u8]| {
+        let path = web.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+        fs::write(path, [head.as_bytes(), body].concat()).unwrap();
+    };
+    serve("a.tar.xz", &fs::read(&archive).unwrap());
+    serve("meta.tar", &fs::read(&meta).unwrap());
+    let item = |kind: &str, path: &str, file: &str| serde_json::json!({ "ftype": kind, "path": path, "sha256": sum(file), "size": fs::metadata(file).unwrap().len() });
+    let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let items = serde_json::json!({ "m": item("incus.tar.xz", "meta.tar", &meta), "r": item("root.tar.xz", "a.tar.xz", &archive) });
+    let product = serde_json::json!({ "aliases": "debian/13", "arch": arch, "os": "Debian", "release": "trixie",
+        "versions": { "1": { "items": items } } });
+    let products = serde_json::json!({ "products": { format!("debian:trixie:{arch}:default"): product } });
+    serve("streams/v1/images.json", products.to_string().as_bytes());
+    let index = r#"{"index":{"images":{"datatype":"image-downloads","path":"streams/v1/images.json"}}}"#;
+    serve("streams/v1/index.json", index.as_bytes());
+
+    let (_server, url, certificate) = server(lab, &web);
+    let import = |words: &[&str]| {
+        let mut command = scene.command(&[&["import"], words].concat());
+        let output = command.env("SSL_CERT_FILE", &certificate).output().unwrap();
+        (output.status.code(), text(&output))
+    };
+    let remote = format!("{url}/a.tar.xz");
+    let (code, (out, said)) = import(&[&remote, "--sha256", &sum(&archive), "--alias", "one"]);
+    assert!(code == Some(0) && said.contains("downloading"), "{out}{said}");
+    assert_eq!(out.trim(), sum(&archive));
+    let (code, (out, said)) = import(&["debian/13", "--server", &url, "--alias", "two"]);
+    assert!(code == Some(0), "{out}{said}");
+    let both = [fs::read(&meta).unwrap(), fs::read(&archive).unwrap()].concat();
+    assert_eq!(out.trim(), sum(&scene.file("both", &both)), "the fingerprint that Incus has for it");
+    let image = scene.images().into_iter().find(|image| image["id"] == out.trim()).unwrap();
+    assert!(image["source"].as_str().unwrap().contains(&url), "{image}");
+
+    // What it has not, what comes otherwise than it said, and a server that nobody vouches for.
+    let (code, (_, said)) = import(&["debian/12", "--server", &url]);
+    assert!(code == Some(5) && said.contains("has no image `debian/12`"), "{said}");
+    serve("a.tar.xz", b"other");
+    let (code, (_, said)) = import(&["debian/13", "--server", &url]);
+    assert!(code == Some(5), "{said}");
+    scene.fails(&["import", &remote], 5, "could not be fetched");
+    scene.nothing_half_made();
+}
+
 // What the grant of a command that was killed is, for as long as the broker has not seen it.
 fn a_grant_that_is_about_to_end_is_waited_for(lab: &Lab) {
     let scene = Scene::new(lab);
@@ -443,6 +540,8 @@ fn a_grant_that_is_about_to_end_is_waited_for(lab: &Lab) {
 }
 
 crate::tests![
+    images_come_from_servers,
+    an_image_of_a_container_stays,
     progress_is_drawn_on_a_terminal_alone,
     a_grant_that_is_about_to_end_is_waited_for,
     an_archive_becomes_an_image_and_an_archive_again,
