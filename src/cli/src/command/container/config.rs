@@ -199,3 +199,66 @@ fn timezone() -> Option<String> {
     let known = !zone.is_empty() && zone.split('/').all(|part| !matches!(part, "" | "." | ".."));
     known.then(|| zone.to_owned())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command, ContainerCommand};
+
+    fn config(words: &[&str]) -> Result<Config, Failure> {
+        let words = ["cgrant", "create", "debian:trixie"].into_iter().chain(words.iter().copied());
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Container(ContainerCommand::Create(args)) => Config::new(&args, "0".repeat(64)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_is_written_and_read() {
+        let made = config(&[
+            "web", "--memory", "1M", "-p", "80:8080", "--vlan", "9", "--env", "A=b=c", "--device", "fuse",
+        ]);
+        let made = made.unwrap();
+        assert_eq!(made.limits["memory.max"], "1M");
+        let link = made.link.as_ref().unwrap();
+        assert_eq!(
+            (link.ports().unwrap().len(), link.properties.vlan, link.bridge.as_deref()),
+            (1, Some(9), None)
+        );
+        assert_eq!(serde_json::from_slice::<Config>(&made.bytes()).unwrap(), made);
+        assert!(config(&["web"]).unwrap().link.is_none());
+        assert_ne!(config(&["web"]).unwrap().machine, config(&["web"]).unwrap().machine);
+    }
+
+    #[test]
+    fn what_a_start_would_refuse_is_refused_at_once() {
+        for words in [
+            &["web", "--hostname", "a b"][..],
+            &["web", "--device", "../sda"],
+            &["web", "--memory", "1M", "--limit", "memory.max=2M"],
+            &["web", "--address", "10.0.0.9", "--address", "10.0.0.10"],
+            &["web", "--mount", "/nothing/at/all:/srv"],
+            &["web", "--mount", "/etc:/proc"],
+        ] {
+            assert_eq!(config(words).unwrap_err().code(), crate::exit::USAGE, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_personal_is_written_once() {
+        let mut made = config(&["web"]).unwrap();
+        assert!(made.spec("web").unwrap().personal.is_some());
+        made.started = true;
+        assert!(made.spec("web").unwrap().personal.is_none());
+    }
+
+    #[test]
+    fn a_name_becomes_a_hostname() {
+        assert_eq!(hostname_of("my_web-1"), "my-web-1");
+        assert_eq!(hostname_of("web_"), "web");
+        assert!(hostname_of(&"a".repeat(200)).len() <= HOSTNAME_MAX);
+    }
+}
