@@ -89,3 +89,56 @@ pub(super) fn receive<T: DeserializeOwned>(channel: &Channel) -> Option<(T, Opti
     let message = serde_json::from_slice(&received.bytes).ok()?;
     Some((message, received.fds.into_iter().next()))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use std::{io, os::fd::AsFd};
+
+    use cgrant_image::{ImportError, UnpackError, build::BuildError, store::StoreError};
+    use cgrant_sys::seqpacket::pair;
+
+    use super::*;
+    use crate::error::Failure;
+
+    #[test]
+    fn a_failure_names_its_causes_once_and_has_the_code_of_the_inmost() {
+        let denied = || io::Error::from_raw_os_error(13);
+        let error = StoreError::Use { what: "x".into(), source: denied() };
+        let failure = JobFailure::from(error);
+        assert_eq!(
+            failure.text,
+            "`x` in the data directory could not be used: Permission denied (os error 13)"
+        );
+        assert_eq!(failure.code, exit::MACHINE);
+        // What is transparent is not said twice.
+        let failure = JobFailure::from(ImportError::Unpack(UnpackError::Directory(denied())));
+        assert_eq!(failure.text.matches("Permission denied").count(), 1, "{}", failure.text);
+        assert_eq!(failure.code, exit::MACHINE);
+        assert_eq!(JobFailure::from(ImportError::NoSystem).code, exit::SOURCE);
+        assert_eq!(JobFailure::from(StoreError::UnknownImage("x".into())).code, exit::REFUSED);
+    }
+
+    #[test]
+    fn what_a_builder_said_last_keeps_its_lines_and_nothing_else() {
+        let last = vec!["E: one".to_owned(), "E: \x1b[1mtwo".to_owned()];
+        let failed = JobFailure::from(BuildError::Failed { status: "status 3".into(), last });
+        let line = Failure::work("build x", failed).line();
+        assert!(line.starts_with("cgrant: cannot build x: mmdebstrap failed (status 3)"), "{line}");
+        assert!(line.ends_with("\nE: one\nE: \u{fffd}[1mtwo"), "{line:?}");
+    }
+
+    #[test]
+    fn messages_and_last_words_arrive() {
+        let (near, far) = pair().unwrap();
+        send(&far, &FromWorker::Namespace, Some(io::stdin().as_fd())).unwrap();
+        send(&near, &FromOwner::Go, None).unwrap();
+        let large = "x".repeat(1 << 20);
+        send(&far, &FromWorker::Done(large.clone().into()), None).unwrap();
+        // With what it was told unread.
+        drop(far);
+        assert!(matches!(receive(&near), Some((FromWorker::Namespace, Some(_)))));
+        assert!(matches!(receive(&near), Some((FromWorker::Done(value), None)) if value == large.as_str()));
+        assert!(receive::<FromWorker>(&near).is_none());
+    }
+}
