@@ -97,8 +97,8 @@ fn busybox(lab: &Lab) -> PathBuf {
     let program = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
     fs::copy(program.expect("busybox-static is not installed"), root.join("bin/busybox")).unwrap();
     for applet in [
-        "cat", "echo", "grep", "hostname", "id", "ip", "kill", "ls", "ping", "poweroff", "reboot", "sh",
-        "sleep", "stat", "stty", "tail", "touch", "true", "tty", "wc",
+        "cat", "chmod", "echo", "grep", "hostname", "id", "ip", "kill", "ls", "mv", "ping", "poweroff",
+        "reboot", "rm", "sh", "sleep", "stat", "stty", "tail", "touch", "true", "tty", "wc",
     ] {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
@@ -329,6 +329,39 @@ fn what_never_boots_says_why(lab: &Lab) {
     checker::assert_empty(lab);
 }
 
+fn files_go_in_and_out(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let shell = Shell::new(lab, &user, &broker);
+    shell.import(lab, &busybox(lab), "box");
+    shell.done(&["launch", "box", "one"]);
+    let letter = user.home.join("a letter");
+    fs::write(&letter, vec![7; 200_000]).unwrap();
+    std::os::unix::fs::chown(&letter, Some(user.uid), Some(user.gid)).unwrap();
+    fs::set_permissions(&letter, fs::Permissions::from_mode(0o640)).unwrap();
+    shell.done(&["push", "one", "a letter", "/root/$(x) y"]);
+    shell.done(&["push", "one", "a letter", "/tmp"]);
+    assert_eq!(
+        shell.done(&["exec", "one", "--", "stat", "-c", "%s %a %u", "/root/$(x) y", "/tmp/a letter"]),
+        "200000 640 0\n200000 640 0\n"
+    );
+    shell.done(&["pull", "one", "/root/$(x) y", "back"]);
+    shell.done(&["pull", "one", "/etc/inittab", "."]);
+    let back = user.home.join("back");
+    assert_eq!(fs::read(&back).unwrap(), vec![7; 200_000]);
+    assert_eq!(fs::metadata(&back).unwrap().uid(), user.uid);
+    assert!(user.home.join("inittab").exists());
+    // What fails leaves nothing, on neither side.
+    shell.fails(&["pull", "one", "/nothing", "none"], 1, "/nothing");
+    shell.fails(&["push", "one", "none", "/tmp"], 4, "none");
+    shell.fails(&["push", "one", "a letter", "/nothing/x"], 1, "/nothing/x");
+    shell.fails(&["push", "one", "a letter", "/etc/hostname", "--user", "ann"], 1, "denied");
+    let left = fs::read_dir(&user.home).unwrap().map(|entry| entry.unwrap().file_name());
+    let left: Vec<_> = left.filter(|name| name.to_str().unwrap().contains("none")).collect();
+    assert!(left.is_empty(), "{left:?}");
+    shell.done(&["delete", "--force", "one"]);
+}
+
 fn containers_reach_each_other(lab: &Lab) {
     let network = Network::new(lab);
     let broker = network.broker();
@@ -464,6 +497,7 @@ crate::tests![
     a_terminal_of_its_own,
     limits_hold_at_once_and_stay,
     what_never_boots_says_why,
+    files_go_in_and_out,
     containers_reach_each_other,
     a_directory_of_the_users,
     debian_12_boots,

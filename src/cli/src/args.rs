@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::exit;
-pub(crate) use container::{ContainerCommand, ExecArgs, LaunchArgs, Mount, NewArgs};
+pub(crate) use container::{ContainerCommand, ExecArgs, LaunchArgs, Mount, NewArgs, TransferArgs};
 pub(crate) use image::{AliasCommand, BuildArgs, ExportArgs, ImageCommand, ImportArgs};
 
 /// How results are written.

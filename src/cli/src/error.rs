@@ -50,6 +50,9 @@ pub(crate) enum Failure {
     /// What was asked for can't be done as things are.
     #[error("{0}")]
     Refused(String),
+    /// A file that was named can't be read or written.
+    #[error("cannot {doing} {path:?}: {source}")]
+    File { doing: &'static str, path: OsString, source: io::Error },
     /// A kernel interface that the command itself needs failed.
     #[error("cannot {doing}: {source}")]
     Machine { doing: &'static str, source: io::Error },
@@ -101,6 +104,7 @@ impl Failure {
             | Self::Process { .. }
             | Self::Namespace { .. }
             | Self::Machine { .. }
+            | Self::File { .. }
             | Self::Output(_) => exit::MACHINE,
         }
     }

@@ -137,6 +137,21 @@ Examples:
         #[arg(long)]
         stopped: bool,
     },
+    /// Copies a file into a running container, with its mode
+    #[command(after_help = "\
+Whole directories: tar -c DIR | cgrant exec NAME -- tar -x -C PATH
+
+Examples:
+  cgrant push web ./site.conf /etc/nginx/conf.d/
+  cgrant push web notes /home/ann/notes --user ann")]
+    Push(TransferArgs),
+    /// Copies a file out of a running container
+    #[command(after_help = "\
+Whole directories: cgrant exec NAME -- tar -c -C PATH . | tar -x
+
+Example:
+  cgrant pull web /var/log/dpkg.log .")]
+    Pull(TransferArgs),
     /// Changes settings of a container; limits at once
     #[command(after_help = "\
 Keys: all limits (see 'cgrant grant set --help'), hostname, nesting (true, false). What is no limit
@@ -217,6 +232,20 @@ pub(crate) struct Names {
     /// The containers' names
     #[arg(required = true, value_name = "NAME")]
     pub(crate) names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TransferArgs {
+    /// The container's name
+    #[arg(value_name = "NAME")]
+    pub(crate) container: String,
+    /// The file
+    pub(crate) from: OsString,
+    /// Where to: a file, or a directory that is there
+    pub(crate) to: OsString,
+    /// As which user of the container; otherwise as root
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
 }
 
 #[derive(Debug, Default, Args)]

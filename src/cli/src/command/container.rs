@@ -12,6 +12,7 @@ mod settings;
 mod show;
 mod start;
 mod terminal;
+mod transfer;
 
 use std::{
     io,
@@ -54,6 +55,8 @@ pub(crate) fn run(client: &Client, command: ContainerCommand) -> Result<u8, Fail
         C::Console(container) => return exec::console(&container.name),
         C::Logs(container) => show::logs(&container.name),
         C::Wait { containers, stopped } => each(&containers.names, &|name| ask::wait(client, name, stopped)),
+        C::Push(args) => transfer::push(&args),
+        C::Pull(args) => transfer::pull(&args),
         C::Set { container, settings } => settings::set(client, &container.name, &settings),
         C::Get { container, keys } => settings::get(client, &container.name, &keys),
         C::Top => show::top(client),

@@ -3,6 +3,8 @@
 mod export;
 mod make;
 
+pub(super) use export::Partial;
+
 use cgrant_image::{Image, store::Store};
 use serde_json::json;
 

@@ -91,13 +91,13 @@ fn compression(file: &Path) -> Result<Compression, Failure> {
 
 /// A file that is not whole yet, beside the one that it becomes. Dropped, it is removed.
 #[derive(Debug)]
-struct Partial {
+pub(in crate::command) struct Partial {
     file: File,
     path: PathBuf,
 }
 
 impl Partial {
-    fn new(whole: &Path) -> io::Result<Self> {
+    pub(in crate::command) fn new(whole: &Path) -> io::Result<Self> {
         let name = whole.file_name().unwrap_or_default();
         let mut hidden = OsString::from(".");
         hidden.push(name);
@@ -107,7 +107,12 @@ impl Partial {
         Ok(Self { file, path })
     }
 
-    fn finish(&self, whole: &Path) -> io::Result<()> {
+    /// What is written to.
+    pub(in crate::command) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(in crate::command) fn finish(&self, whole: &Path) -> io::Result<()> {
         self.file.sync_all()?;
         std::fs::rename(&self.path, whole)
     }
