@@ -272,13 +272,9 @@ Examples:
     Bridges,
 }
 
+/// A link as it is to be, whatever its far end is.
 #[derive(Debug, Args)]
-pub(crate) struct LinkAddArgs {
-    #[command(flatten)]
-    pub(crate) grant: GrantName,
-    /// The network namespace: of a process, or a file; without this, that of the grant's processes
-    #[arg(long, value_name = "PID|PATH")]
-    pub(crate) netns: Option<OsString>,
+pub(crate) struct NewLinkArgs {
     /// The bridge that it is on; otherwise the first of 'cgrant link bridges'
     #[arg(long)]
     pub(crate) bridge: Option<String>,
@@ -292,19 +288,22 @@ pub(crate) struct LinkAddArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct LinkAddArgs {
+    #[command(flatten)]
+    pub(crate) grant: GrantName,
+    /// The network namespace: of a process, or a file; without this, that of the grant's processes
+    #[arg(long, value_name = "PID|PATH")]
+    pub(crate) netns: Option<OsString>,
+    #[command(flatten)]
+    pub(crate) wanted: NewLinkArgs,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct TapArgs {
     #[command(flatten)]
     pub(crate) grant: GrantName,
-    /// The bridge that it is on; otherwise the first of 'cgrant link bridges'
-    #[arg(long)]
-    pub(crate) bridge: Option<String>,
-    /// Its name; otherwise the first free of eth0, eth1 …
-    #[arg(long = "as", value_name = "NAME")]
-    pub(crate) link: Option<String>,
     #[command(flatten)]
-    pub(crate) ports: PortArgs,
-    #[command(flatten)]
-    pub(crate) properties: LinkArgs,
+    pub(crate) wanted: NewLinkArgs,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,

@@ -11,7 +11,9 @@ use crate::{args::Format, error::Failure, value};
 /// A result: what people see of it, and the whole of it.
 pub(crate) trait Report: Serialize {
     /// Column heads; without any there is nothing to see but the rows.
-    fn heads(&self) -> &[&'static str];
+    fn heads(&self) -> &[&'static str] {
+        &[]
+    }
     /// One row a line.
     fn rows(&self) -> Vec<Vec<String>>;
 }
@@ -22,10 +24,6 @@ pub(crate) trait Report: Serialize {
 pub(crate) struct Fields(pub(crate) Map<String, Value>);
 
 impl Report for Fields {
-    fn heads(&self) -> &[&'static str] {
-        &[]
-    }
-
     fn rows(&self) -> Vec<Vec<String>> {
         self.0.iter().map(|(name, value)| vec![name.clone(), value::text(value)]).collect()
     }

@@ -172,11 +172,7 @@ impl Clients {
             }
             _ => {
                 let fault = too_many();
-                self.core.refusals.log(
-                    caller,
-                    message.header().member().map_or("", |name| name.as_str()),
-                    &fault,
-                );
+                self.core.refusals.log(caller, &message, &fault);
                 self.refuse(&message, &fault);
             }
         }

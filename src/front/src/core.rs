@@ -102,11 +102,7 @@ impl Core {
         match action {
             Ok(Action::Reply(reply)) => deliver(&call, Ok(*reply), outbox, slots).await,
             Err(fault) => {
-                self.refusals.log(
-                    caller,
-                    message.header().member().map_or("", |member| member.as_str()),
-                    &fault,
-                );
+                self.refusals.log(caller, message, &fault);
                 deliver(&call, Err(fault), outbox, slots).await;
             }
             Ok(Action::Ask(question)) => self.ask(caller, call, *question, outbox, slots).await,

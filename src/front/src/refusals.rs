@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use zbus::Message;
+
 use crate::{call::Caller, fault::Fault, options::printable};
 
 /// How long the lines of a uid are counted.
@@ -42,14 +44,16 @@ enum Leave {
 }
 
 impl Refusals {
-    /// Says that a call of this member was refused, unless enough was said of the uid.
-    pub fn log(&self, caller: Caller, member: &str, fault: &Fault) {
+    /// Says that a call was refused, unless enough was said of the uid.
+    pub fn log(&self, caller: Caller, call: &Message, fault: &Fault) {
         let uid = caller.uid;
         let leave = self.count(uid, Instant::now());
         if leave == Leave::Nothing {
             return;
         }
-        let (request, error) = (printable(member), fault.name());
+        let header = call.header();
+        let request = printable(header.member().map_or("", |member| member.as_str()));
+        let error = fault.name();
         let reason: String = fault.message().chars().take(MAX_REASON).flat_map(char::escape_debug).collect();
         tracing::info!(
             target: "decision", uid, request, rule = "built-in", allowed = false, error, reason,

@@ -244,10 +244,6 @@ fn command_of(pid: u32) -> Option<String> {
 struct Shown(Map<String, Value>);
 
 impl Report for Shown {
-    fn heads(&self) -> &[&'static str] {
-        &[]
-    }
-
     fn rows(&self) -> Vec<Vec<String>> {
         let text = |name: &str, value: &Value| match value.as_u64() {
             Some(time) if name == "created" => output::time(time),
@@ -263,10 +259,6 @@ impl Report for Shown {
 struct Figures(Map<String, Value>);
 
 impl Report for Figures {
-    fn heads(&self) -> &[&'static str] {
-        &[]
-    }
-
     fn rows(&self) -> Vec<Vec<String>> {
         let mut rows = Vec::new();
         for (name, figure) in &self.0 {

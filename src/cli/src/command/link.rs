@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::{grant::Found, tap};
 use crate::{
     Client,
-    args::{LinkAddArgs, LinkArgs, LinkCommand, PublishArgs},
+    args::{LinkAddArgs, LinkArgs, LinkCommand, NewLinkArgs, PublishArgs},
     error::{Doing, Failure},
     exit,
     output::{self, Fields, List},
@@ -82,9 +82,14 @@ pub(super) fn addresses(link: &Value) -> impl Iterator<Item = &str> {
     address("address4").into_iter().chain(address("address6"))
 }
 
-fn add(client: &Client, args: &LinkAddArgs) -> Result<(), Failure> {
+/// The options of a link that is added to a grant, without its far end.
+pub(super) fn wanted(args: &NewLinkArgs) -> Result<AddLink<'_>, Failure> {
     let options = options(args.bridge.as_deref(), &args.ports.publish, &args.properties)?;
-    let options = args.link.as_deref().into_iter().fold(options, AddLink::name);
+    Ok(args.link.as_deref().into_iter().fold(options, AddLink::name))
+}
+
+fn add(client: &Client, args: &LinkAddArgs) -> Result<(), Failure> {
+    let options = wanted(&args.wanted)?;
     let given = args.netns.as_deref().map(open_namespace).transpose()?;
     let found = Found::new(client, &args.grant, "add a link to")?;
     let namespace = match given {

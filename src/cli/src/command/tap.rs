@@ -14,12 +14,11 @@ use std::{
     process::Command,
 };
 
-use cgrant_proto::AddLink;
 use nix::fcntl::{FcntlArg, fcntl};
 
 use super::{
     grant::Found,
-    link::{links, options},
+    link::{links, wanted},
 };
 use crate::{Client, args::TapArgs, error::Failure};
 
@@ -32,8 +31,7 @@ pub(super) fn run(client: &Client, args: &TapArgs) -> Result<Infallible, Failure
     let Some((program, arguments)) = args.command.split_first() else {
         return Err(Failure::Usage("no command is given; write it after --".to_owned()));
     };
-    let options = options(args.bridge.as_deref(), &args.ports.publish, &args.properties)?.tap();
-    let options = args.link.as_deref().into_iter().fold(options, AddLink::name);
+    let options = wanted(&args.wanted)?.tap();
     let found = Found::new(client, &args.grant, "add a tap to")?;
     let link = found.with(links(&found)?.add_link(&options))?;
     let tap = link.descriptor("tap").ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData));

@@ -1,12 +1,9 @@
 //! What others do behind the helper's back is noticed, and mended or told.
 
-use std::{
-    os::fd::{AsFd, AsRawFd},
-    time::Instant,
-};
+use std::time::Instant;
 
 use cgrant_wire::net::NetEvent;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::Timespec;
 
 use crate::{
     Test,
@@ -60,13 +57,7 @@ fn a_namespace_may_die() {
 
 /// One turn of the helper's loop, orders aside.
 fn turn(host: &mut Host) -> usize {
-    let ready: Vec<_> = {
-        let descriptors = host.net.descriptors();
-        let fds = descriptors.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN));
-        let mut fds: Vec<_> = fds.collect();
-        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
-        fds.iter().filter(|fd| !fd.revents().is_empty()).map(|fd| fd.as_fd().as_raw_fd()).collect()
-    };
+    let ready = host.readable(Timespec { tv_sec: 0, tv_nsec: 0 });
     ready.into_iter().for_each(|fd| host.net.ready(fd));
     host.net.tend(Instant::now());
     host.net.take_events().len()
@@ -137,13 +128,7 @@ fn a_bridge_that_was_deleted_is_made_again() {
 
 /// What is readable now is read, and nothing is done about it yet.
 fn read_events(host: &mut Host) {
-    let ready: Vec<_> = {
-        let descriptors = host.net.descriptors();
-        let mut fds: Vec<_> =
-            descriptors.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
-        poll(&mut fds, Some(&Timespec { tv_sec: 5, tv_nsec: 0 })).unwrap();
-        fds.iter().filter(|fd| !fd.revents().is_empty()).map(|fd| fd.as_fd().as_raw_fd()).collect()
-    };
+    let ready = host.readable(Timespec { tv_sec: 5, tv_nsec: 0 });
     ready.into_iter().for_each(|fd| host.net.ready(fd));
 }
 

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -349,20 +349,22 @@ impl Host {
         log.lines().map(str::to_owned).collect()
     }
 
+    /// What the helper could read, within so much time.
+    pub fn readable(&self, patience: Timespec) -> Vec<RawFd> {
+        let descriptors = self.net.descriptors();
+        let mut fds: Vec<_> =
+            descriptors.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        poll(&mut fds, Some(&patience)).unwrap();
+        fds.iter().filter(|fd| !fd.revents().is_empty()).map(|fd| fd.as_fd().as_raw_fd()).collect()
+    }
+
     /// Lets the helper look about for as long as something happens, and gives what it tells.
     pub fn settle(&mut self) -> Vec<NetEvent> {
         let mut events = Vec::new();
         // Longer than it waits for more of the same.
         let mut quiet_since = Instant::now();
         while quiet_since.elapsed() < Duration::from_millis(400) {
-            let ready: Vec<_> = {
-                let descriptors = self.net.descriptors();
-                let mut fds: Vec<_> =
-                    descriptors.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
-                poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 20_000_000 })).unwrap();
-                use std::os::fd::AsRawFd;
-                fds.iter().filter(|fd| !fd.revents().is_empty()).map(|fd| fd.as_fd().as_raw_fd()).collect()
-            };
+            let ready = self.readable(Timespec { tv_sec: 0, tv_nsec: 20_000_000 });
             if !ready.is_empty() {
                 quiet_since = Instant::now();
             }
