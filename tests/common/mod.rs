@@ -9,6 +9,7 @@ pub mod agent;
 pub mod broker;
 pub mod bus;
 pub mod checker;
+pub mod containers;
 pub mod dhcp6;
 pub mod frames;
 pub mod front;

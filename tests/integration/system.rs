@@ -3,115 +3,18 @@
 use std::{
     fs,
     io::{Read, Write},
-    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::Stdio,
 };
 
 use serde_json::Value;
 
-use crate::common::{Broker, Lab, Network, User, checker, wait_until};
-
-// The command as the user, against the test's broker.
-struct Shell<'a> {
-    user: &'a User,
-    socket: PathBuf,
-    programs: PathBuf,
-    network: Option<(&'a Network<'a>, &'a Broker)>,
-}
-
-impl<'a> Shell<'a> {
-    fn new(lab: &Lab, user: &'a User, broker: &Broker) -> Self {
-        Self { user, socket: broker.socket().to_owned(), programs: lab.programs.clone(), network: None }
-    }
-
-    fn command(&self, words: &[&str]) -> Command {
-        if let Some((network, broker)) = self.network {
-            return network.cgrant_command(self.user, broker, words);
-        }
-        let mut command = self.user.command(self.programs.join("cgrant"));
-        command.args(words).env("CGRANT_SOCKET", &self.socket);
-        command
-    }
-
-    fn output(&self, words: &[&str]) -> Output {
-        self.command(words).output().unwrap()
-    }
-
-    #[track_caller]
-    fn done(&self, words: &[&str]) -> String {
-        let output = self.output(words);
-        assert_eq!(
-            output.status.code(),
-            Some(0),
-            "cgrant {words:?}: {}{}",
-            text(&output.stdout),
-            text(&output.stderr)
-        );
-        text(&output.stdout)
-    }
-
-    // Must fail so, in one sentence with these words.
-    #[track_caller]
-    fn fails(&self, words: &[&str], code: i32, saying: &str) {
-        let output = self.output(words);
-        let said = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "cgrant {words:?}: {}{said}", text(&output.stdout));
-        assert!(said.contains(saying), "cgrant {words:?}: {said}");
-    }
-
-    #[track_caller]
-    fn json(&self, words: &[&str]) -> Value {
-        let printed = self.done(&[&["--format", "json"], words].concat());
-        serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error}: {printed}"))
-    }
-
-    fn state(&self, name: &str) -> String {
-        let list = self.json(&["list"]);
-        let found = list.as_array().unwrap().iter().find(|item| item["name"] == name);
-        found.map_or_else(|| "none".to_owned(), |item| item["state"].as_str().unwrap().to_owned())
-    }
-
-    fn import(&self, lab: &Lab, tree: &Path, alias: &str) {
-        let archive = lab.scratch.join(format!("{alias}.tar"));
-        let mut tar = Command::new("tar");
-        tar.args(["--numeric-owner", "--xattrs", "-C"]).arg(tree).arg("-cf").arg(&archive).arg(".");
-        assert!(tar.status().unwrap().success());
-        fs::set_permissions(&archive, fs::Permissions::from_mode(0o644)).unwrap();
-        self.done(&["image", "import", archive.to_str().unwrap(), "--alias", alias, "--quiet"]);
-        fs::remove_file(archive).unwrap();
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-// A root with busybox as everything.
-fn busybox(lab: &Lab) -> PathBuf {
-    let root = lab.scratch.join("busybox");
-    for name in ["", "bin", "dev", "etc", "home", "proc", "root", "run", "sbin", "sys", "tmp"] {
-        fs::create_dir(root.join(name)).unwrap();
-        fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o755)).unwrap();
-    }
-    let program = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
-    fs::copy(program.expect("busybox-static is not installed"), root.join("bin/busybox")).unwrap();
-    for applet in [
-        "cat", "chmod", "echo", "grep", "hostname", "id", "ip", "kill", "ls", "mv", "ping", "poweroff",
-        "reboot", "rm", "sh", "sleep", "stat", "stty", "tail", "touch", "true", "tty", "wc",
-    ] {
-        symlink("busybox", root.join("bin").join(applet)).unwrap();
-    }
-    symlink("../bin/busybox", root.join("sbin/init")).unwrap();
-    fs::write(root.join("etc/inittab"), "::respawn:/bin/sh -c 'echo ready; exec /bin/sleep 10000'\n")
-        .unwrap();
-    fs::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/home:/bin/sh\n")
-        .unwrap();
-    fs::write(root.join("etc/group"), "root:x:0:\nann:x:1000:\n").unwrap();
-    fs::write(root.join("etc/hosts"), "").unwrap();
-    fs::write(root.join("etc/hostname"), "image\n").unwrap();
-    root
-}
+use crate::common::{
+    Lab, Network, checker,
+    containers::{Shell, busybox, debian, text},
+    wait_until,
+};
 
 fn a_container_lives_from_create_to_delete(lab: &Lab) {
     let broker = lab.broker();
@@ -366,7 +269,7 @@ fn containers_reach_each_other(lab: &Lab) {
     let network = Network::new(lab);
     let broker = network.broker();
     let user = lab.user();
-    let shell = Shell { network: Some((&network, &broker)), ..Shell::new(lab, &user, &broker) };
+    let shell = Shell::beside(lab, &user, &broker, &network);
     shell.import(lab, &busybox(lab), "box");
     shell.done(&["launch", "box", "one", "--link", "-p", "8080:80"]);
     shell.done(&["launch", "box", "two", "--link"]);
@@ -422,24 +325,6 @@ fn a_directory_of_the_users(lab: &Lab) {
     shell.fails(&["create", "box", "two", "--mount", "none:/srv"], 2, "no directory");
     assert_eq!(shell.state("two"), "none");
     shell.done(&["delete", "--force", "one"]);
-}
-
-// A Debian as mmdebstrap makes it, made once.
-fn debian(suite: &str) -> PathBuf {
-    const PACKAGES: &str = "systemd,systemd-sysv,dbus,libpam-systemd,login,passwd,util-linux,procps";
-    let made = Path::new(env!("CARGO_TARGET_TMPDIR")).join(suite);
-    if !made.exists() {
-        let unfinished = PathBuf::from(format!("{}.new", made.display()));
-        let _ = fs::remove_dir_all(&unfinished);
-        let include = format!("--include={PACKAGES}");
-        let mut command = Command::new("mmdebstrap");
-        command
-            .args(["--quiet", "--format=directory", "--variant=minbase", &include, suite])
-            .arg(&unfinished);
-        assert!(command.status().expect("mmdebstrap is not installed").success());
-        fs::rename(unfinished, &made).unwrap();
-    }
-    made
 }
 
 fn boots(lab: &Lab, suite: &str) {

@@ -1,0 +1,136 @@
+//! Containers as an ordinary user runs them, with the command alone, and the roots that they are made of.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+
+use super::{Broker, Lab, Network, User};
+
+/// The command as the user, against the test's broker.
+pub struct Shell<'a> {
+    user: &'a User,
+    socket: PathBuf,
+    programs: PathBuf,
+    network: Option<(&'a Network<'a>, &'a Broker)>,
+}
+
+impl<'a> Shell<'a> {
+    pub fn new(lab: &Lab, user: &'a User, broker: &Broker) -> Self {
+        Self { user, socket: broker.socket().to_owned(), programs: lab.programs.clone(), network: None }
+    }
+
+    /// In the network that the broker has for a host.
+    pub fn beside(lab: &Lab, user: &'a User, broker: &'a Broker, network: &'a Network<'a>) -> Self {
+        Self { network: Some((network, broker)), ..Self::new(lab, user, broker) }
+    }
+
+    pub fn command(&self, words: &[&str]) -> Command {
+        if let Some((network, broker)) = self.network {
+            return network.cgrant_command(self.user, broker, words);
+        }
+        let mut command = self.user.command(self.programs.join("cgrant"));
+        command.args(words).env("CGRANT_SOCKET", &self.socket);
+        command
+    }
+
+    pub fn output(&self, words: &[&str]) -> Output {
+        self.command(words).output().unwrap()
+    }
+
+    #[track_caller]
+    pub fn done(&self, words: &[&str]) -> String {
+        let output = self.output(words);
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "cgrant {words:?}: {}{}",
+            text(&output.stdout),
+            text(&output.stderr)
+        );
+        text(&output.stdout)
+    }
+
+    /// Must fail so, in one sentence with these words.
+    #[track_caller]
+    pub fn fails(&self, words: &[&str], code: i32, saying: &str) {
+        let output = self.output(words);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "cgrant {words:?}: {}{said}", text(&output.stdout));
+        assert!(said.contains(saying), "cgrant {words:?}: {said}");
+    }
+
+    #[track_caller]
+    pub fn json(&self, words: &[&str]) -> Value {
+        let printed = self.done(&[&["--format", "json"], words].concat());
+        serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error}: {printed}"))
+    }
+
+    pub fn state(&self, name: &str) -> String {
+        let list = self.json(&["list"]);
+        let found = list.as_array().unwrap().iter().find(|item| item["name"] == name);
+        found.map_or_else(|| "none".to_owned(), |item| item["state"].as_str().unwrap().to_owned())
+    }
+
+    pub fn import(&self, lab: &Lab, tree: &Path, alias: &str) {
+        let archive = lab.scratch.join(format!("{alias}.tar"));
+        let mut tar = Command::new("tar");
+        tar.args(["--numeric-owner", "--xattrs", "-C"]).arg(tree).arg("-cf").arg(&archive).arg(".");
+        assert!(tar.status().unwrap().success());
+        fs::set_permissions(&archive, fs::Permissions::from_mode(0o644)).unwrap();
+        self.done(&["image", "import", archive.to_str().unwrap(), "--alias", alias, "--quiet"]);
+        fs::remove_file(archive).unwrap();
+    }
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A root with busybox as everything.
+pub fn busybox(lab: &Lab) -> PathBuf {
+    let root = lab.scratch.join("busybox");
+    for name in ["", "bin", "dev", "etc", "home", "proc", "root", "run", "sbin", "sys", "tmp"] {
+        fs::create_dir(root.join(name)).unwrap();
+        fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let program = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
+    fs::copy(program.expect("busybox-static is not installed"), root.join("bin/busybox")).unwrap();
+    for applet in [
+        "cat", "chmod", "echo", "grep", "hostname", "id", "ip", "kill", "ls", "mv", "ping", "poweroff",
+        "reboot", "rm", "sh", "sleep", "stat", "stty", "tail", "touch", "true", "tty", "wc",
+    ] {
+        symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
+    symlink("../bin/busybox", root.join("sbin/init")).unwrap();
+    fs::write(root.join("etc/inittab"), "::respawn:/bin/sh -c 'echo ready; exec /bin/sleep 10000'\n")
+        .unwrap();
+    fs::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/home:/bin/sh\n")
+        .unwrap();
+    fs::write(root.join("etc/group"), "root:x:0:\nann:x:1000:\n").unwrap();
+    fs::write(root.join("etc/hosts"), "").unwrap();
+    fs::write(root.join("etc/hostname"), "image\n").unwrap();
+    root
+}
+
+/// A Debian as mmdebstrap makes it, made once.
+pub fn debian(suite: &str) -> PathBuf {
+    const PACKAGES: &str = "systemd,systemd-sysv,dbus,libpam-systemd,login,passwd,util-linux,procps";
+    let made = Path::new(env!("CARGO_TARGET_TMPDIR")).join(suite);
+    if !made.exists() {
+        let unfinished = PathBuf::from(format!("{}.new", made.display()));
+        let _ = fs::remove_dir_all(&unfinished);
+        let include = format!("--include={PACKAGES}");
+        let mut command = Command::new("mmdebstrap");
+        command
+            .args(["--quiet", "--format=directory", "--variant=minbase", &include, suite])
+            .arg(&unfinished);
+        assert!(command.status().expect("mmdebstrap is not installed").success());
+        fs::rename(unfinished, &made).unwrap();
+    }
+    made
+}
