@@ -64,18 +64,14 @@ pub fn copy(
     watch: &mut Watch<'_>,
 ) -> Result<Copied, CopyError> {
     let mut placer = Placer::new(target, *limits, options.layer).map_err(CopyError::Directory)?;
-    let mut data = FileData { from: None, shares: true, done: 0, watch };
+    let mut data = FileData::new(None, watch);
     let mut walk = Walk::new(limits, |found: crate::walk::Found<'_>| {
         let mut member = found.member;
         if let Some((uid, gid)) = options.caller {
             member.uid = if member.uid == u64::from(uid) { 0 } else { member.uid };
             member.gid = if member.gid == u64::from(gid) { 0 } else { member.gid };
         }
-        if member.name.is_empty() {
-            member.name = b".".to_vec();
-        }
-        data.from = found.file;
-        placer.place(&member, &mut data)
+        data.place(&mut placer, member, found.file)
     });
     walk.run::<CopyError>(source)?;
     let sockets = walk.omissions;
@@ -85,15 +81,41 @@ pub fn copy(
     Ok(Copied { entries, bytes, omissions })
 }
 
-struct FileData<'a, 'w> {
+/// Data that come from files.
+pub(crate) struct FileData<'a, 'w> {
     from: Option<File>,
     /// Data may be shared with the source, as far as is known.
     shares: bool,
     done: u64,
+    total: Option<u64>,
     watch: &'a mut Watch<'w>,
 }
 
-impl FileData<'_, '_> {
+impl<'a, 'w> FileData<'a, 'w> {
+    /// `total`: how many bytes there are, where it is known.
+    pub(crate) fn new(total: Option<u64>, watch: &'a mut Watch<'w>) -> Self {
+        Self { from: None, shares: true, done: 0, total, watch }
+    }
+
+    /// Makes a member of a tree, whose name is empty if it is the root, with what is in `from`.
+    pub(crate) fn place(
+        &mut self,
+        placer: &mut Placer,
+        mut member: Member,
+        from: Option<File>,
+    ) -> Result<(), CopyError> {
+        if member.name.is_empty() {
+            member.name = b".".to_vec();
+        }
+        self.from = from;
+        placer.place(&member, self)
+    }
+
+    fn came(&mut self, count: u64) {
+        self.done = self.done.saturating_add(count);
+        (self.watch)(Progress { step: Step::Copy, done: self.done, total: self.total });
+    }
+
     /// Copies the pieces that hold data.
     fn pieces(
         &mut self,
@@ -121,8 +143,7 @@ impl FileData<'_, '_> {
                 write_piece(to, piece.get(..count).unwrap_or_default(), offset)
                     .map_err(|source| failed(&path(), source))?;
                 offset = offset.saturating_add(count as u64);
-                self.done = self.done.saturating_add(count as u64);
-                (self.watch)(Progress { step: Step::Copy, done: self.done, total: None });
+                self.came(count as u64);
             }
         }
         Ok(())
@@ -142,7 +163,10 @@ impl Content for FileData<'_, '_> {
         // Either a file system shares data between these two trees or it doesn't: one refusal is enough.
         if self.shares && member.size > 0 {
             match ioctl_ficlone(file, &from) {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.came(pieces(member).iter().fold(0, |sum, piece| sum.saturating_add(piece.length)));
+                    return Ok(());
+                }
                 Err(_) => self.shares = false,
             }
         }

@@ -12,6 +12,8 @@ mod writer;
 
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
 pub use compress::{Compression, Decoder};
 pub use reader::Reader;
 pub use sparse::Segment;
@@ -30,7 +32,7 @@ pub(crate) const ACL_ACCESS_RECORD: &str = "SCHILY.acl.access";
 pub(crate) const ACL_DEFAULT_RECORD: &str = "SCHILY.acl.default";
 
 /// What a member is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// A directory.
     Directory,
@@ -49,7 +51,7 @@ pub enum Kind {
 }
 
 /// A time in seconds since 1970 and nanoseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Time {
     /// Seconds; before 1970 negative.
     pub seconds: i64,
@@ -58,7 +60,7 @@ pub struct Time {
 }
 
 /// One member of an archive, without its data.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// Its name, unchecked.
     pub name: Vec<u8>,

@@ -2,11 +2,13 @@
 
 use std::io::Read;
 
+use serde::{Deserialize, Serialize};
+
 use super::{ArchiveError, BLOCK, pax};
 use crate::limits::Limits;
 
 /// A piece of a file that is not a hole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     /// Where it begins.
     pub offset: u64,
