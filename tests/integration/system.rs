@@ -281,6 +281,8 @@ fn containers_reach_each_other(lab: &Lab) {
     for (from, to) in [("one", "two"), ("two", "one")] {
         shell.done(&["exec", from, "--", "ping", "-c", "1", "-w", "30", &address(to)]);
     }
+    // The image has no such file.
+    assert!(shell.done(&["exec", "one", "--", "cat", "/etc/resolv.conf"]).starts_with("nameserver "));
     assert!(shell.json(&["info", "one"])["links"].to_string().contains("8080:80"));
     // The same network at the next start.
     shell.done(&["stop", "one"]);

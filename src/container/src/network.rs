@@ -35,6 +35,11 @@ const MAX_SERVERS: usize = 3;
 /// Groups whose members may make ICMP sockets (icmp(7)); by default none.
 const PING_GROUPS: &str = "proc/sys/net/ipv4/ping_group_range";
 
+/// The files in /etc that [`show`] binds something over, if they are there.
+pub(crate) fn covered(network: &Network) -> &'static [&'static str] {
+    if network.dns.is_empty() { &["hosts"] } else { &["hosts", "resolv.conf"] }
+}
+
 /// Shows it in the tree of a container, whose `/run` is mounted.
 pub(crate) fn show(tree: &OwnedFd, network: &Network, hostname: &str) -> Result<(), StepFailure> {
     if !network.dns.is_empty() {

@@ -1,5 +1,5 @@
-//! What is written into a container's root at its first start: `/etc/hostname`, `/etc/machine-id`, `/etc/localtime`. All else of the image
-//! stays as it is.
+//! What is written into a container's root at its first start: `/etc/hostname`, `/etc/machine-id`, `/etc/localtime`; and places for what
+//! is bound over, if there are none. All else of the image stays as it is.
 //!
 //! Done by the namespace's root, in a tree of unknown origin: directories are looked up with the tree as root, so that
 //! links in it lead nowhere else, and files are made anew, never written through what is there.
@@ -12,7 +12,10 @@ use rustix::{
 };
 
 use super::spec::Prepared;
-use crate::failure::{At, Step, StepFailure};
+use crate::{
+    failure::{At, Step, StepFailure},
+    network::{self, Network},
+};
 
 /// The name of what is not finished.
 const UNFINISHED: &str = ".cgrant-new";
@@ -20,15 +23,33 @@ const UNFINISHED: &str = ".cgrant-new";
 /// Writes it. A root without `/etc` is left as it is.
 pub(crate) fn write(tree: &OwnedFd, spec: &Prepared) -> Result<(), StepFailure> {
     let Some(personal) = &spec.personal else { return Ok(()) };
-    let etc = match open(tree, "etc") {
-        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
-        etc => etc.at(Step::Personal, "etc")?,
-    };
+    let Some(etc) = etc(tree)? else { return Ok(()) };
     replace(&etc, "hostname", &format!("{}\n", spec.hostname)).at(Step::Personal, "etc/hostname")?;
     replace(&etc, "machine-id", &format!("{}\n", spec.machine)).at(Step::Personal, "etc/machine-id")?;
     match &personal.timezone {
         Some(zone) => link_zone(tree, &etc, zone).at(Step::Personal, "etc/localtime"),
         None => Ok(()),
+    }
+}
+
+/// Makes the files of /etc that are bound over later, empty, where the root has none: a Debian that was just built has no
+/// resolv.conf.
+pub(crate) fn make_places(tree: &OwnedFd, network: &Network) -> Result<(), StepFailure> {
+    let Some(etc) = etc(tree)? else { return Ok(()) };
+    for name in network::covered(network) {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        match openat(&etc, *name, flags, Mode::from_raw_mode(0o644)) {
+            Ok(_) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno).at(Step::Names, name),
+        }
+    }
+    Ok(())
+}
+
+fn etc(tree: &OwnedFd) -> Result<Option<OwnedFd>, StepFailure> {
+    match open(tree, "etc") {
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        etc => etc.map(Some).at(Step::Personal, "etc"),
     }
 }
 

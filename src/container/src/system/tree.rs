@@ -73,6 +73,7 @@ pub(crate) fn enter(
     root.mount("tmpfs", &[("mode", Some("0755"))], SAFE, "run")?;
     let view = HostView::make(tree, spec, os_release)?;
     let network = placement.network.clone().unwrap_or_default();
+    personal::make_places(tree, &network)?;
     network::show(tree, &network, &spec.hostname)?;
     network::open_ping(tree, placement.ids);
     protect_settings(tree)?;
