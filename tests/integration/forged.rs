@@ -25,6 +25,7 @@ fn create(name: &str, holder: Holder) -> CreateGrant {
         key: String::new(),
         holder,
         range: Some(RangeRequest { count: 0, named: true, setgroups: true, own_ids: false }),
+        range_name: String::new(),
         userns: None,
         stage: None,
         limits: Vec::new(),

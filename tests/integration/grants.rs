@@ -194,7 +194,9 @@ fn a_reboot_ends_all_but_persistent_grants(lab: &Lab) {
     let user = lab.user();
     let client = user.client(broker.socket());
     let limits = [("pids.max", "77")];
-    let kept = client.create("kept", Options::new().lifetime("persistent").key("k").limits(&limits)).unwrap();
+    let wanted =
+        || Options::new().lifetime("persistent").key("k").limits(&limits).with("range-name", "files");
+    let kept = client.create("kept", wanted()).unwrap();
     let holder = user.sleeper();
     client.create("lost", Options::new().lifetime("process").fd("holder", &holder.pidfd)).unwrap();
     broker.kill_everything();
@@ -220,8 +222,9 @@ fn a_reboot_ends_all_but_persistent_grants(lab: &Lab) {
     assert_eq!(client.value(&kept.path, "pids.max"), "77");
     assert_eq!(client.property::<u32>(&kept.path, IDS, "Uid"), kept.uid);
     checker::assert_in_order(lab);
-    let again =
-        client.create("kept", Options::new().lifetime("persistent").key("k").limits(&limits)).unwrap();
+    let ranges: Ranges = client.manager("ListRanges", &()).unwrap();
+    assert!(ranges.contains(&(kept.uid, kept.gid, 65_536, "files".into(), kept.id.clone())), "{ranges:?}");
+    let again = client.create("kept", wanted()).unwrap();
     assert_eq!(again.path, kept.path, "the key survives too");
     client.release(&kept.path, false).unwrap();
     checker::assert_empty(lab);
@@ -430,6 +433,31 @@ fn a_range_belongs_to_account_and_name_and_to_nobody_else(lab: &Lab) {
     checker::assert_in_order(lab);
 }
 
+fn a_grant_may_have_the_range_of_another_name(lab: &Lab) {
+    let broker = lab.broker();
+    let (user, other) = (lab.user(), lab.user());
+    let client = user.client(broker.socket());
+    let first = client.create("db", Options::new()).unwrap();
+    let of_db = || Options::new().with("range-name", "db");
+    // One grant at a time.
+    client.create("new", of_db()).unwrap_err().is("Busy", "db");
+    client.release(&first.path, false).unwrap();
+    let renamed = client.create("new", of_db()).unwrap();
+    assert_eq!((renamed.uid, renamed.gid), (first.uid, first.gid));
+    client.create("db", Options::new()).unwrap_err().is("Busy", "db");
+    let ranges: Ranges = client.manager("ListRanges", &()).unwrap();
+    assert_eq!(ranges, [(first.uid, first.gid, 65_536, "db".into(), renamed.id.clone())]);
+    // Names are the account's own.
+    let stranger = other.client(broker.socket());
+    let theirs = stranger.create("new", of_db()).unwrap();
+    assert_ne!(theirs.uid, first.uid);
+    client.create("odd", Options::new().with("range-name", "../db")).unwrap_err().is("InvalidName", "");
+    let unnamed = of_db().with("range-named", false);
+    client.create("odd", unnamed).unwrap_err().is("InvalidArgument", "range-name");
+    client.create("odd", of_db().no_range()).unwrap_err().is("InvalidArgument", "range-name");
+    checker::assert_in_order(lab);
+}
+
 fn sizes_of_ranges(lab: &Lab) {
     let broker = lab.broker();
     let client = lab.user().client(broker.socket());
@@ -608,6 +636,7 @@ crate::tests![
     a_repeated_request_with_its_key_gives_the_same_grant,
     a_populated_grant_is_released_only_with_kill,
     a_range_belongs_to_account_and_name_and_to_nobody_else,
+    a_grant_may_have_the_range_of_another_name,
     sizes_of_ranges,
     the_range_is_written_into_the_callers_user_namespace,
     names_of_every_byte_are_taken_or_refused,

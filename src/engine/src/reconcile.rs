@@ -25,7 +25,7 @@ use crate::{
     connection::Ended,
     engine::Engine,
     events,
-    ops::{create::delegation, link, manage, release},
+    ops::{check, create::delegation, link, manage, release},
     record::{GrantRecord, HolderRecord, Phase},
     registry::Grant,
 };
@@ -153,8 +153,11 @@ fn find_holder(record: &HolderRecord) -> Option<Pidfd> {
 fn make_again(engine: &Engine, grant: &Arc<Grant>) -> Result<(), Refusal> {
     let mut record = grant.live().record.clone();
     if record.count > 0 {
-        let name = record.range_named.then_some(&grant.name);
-        let range = engine.ids.acquire(grant.account, name, record.count, grant.id, u64::MAX)?;
+        let name = match &record.range_name {
+            Some(text) => Some(GrantName::new(text).map_err(|error| check::bad_name(&error))?),
+            None => record.range_named.then(|| grant.name.clone()),
+        };
+        let range = engine.ids.acquire(grant.account, name.as_ref(), record.count, grant.id, u64::MAX)?;
         let range = Range { uid: range.uid().0, gid: range.gid().0, count: range.count() };
         if record.range.is_some_and(|before| before != range) && record.range_named {
             return Err(Refusal::new(

@@ -90,8 +90,11 @@ pub struct GrantRecord {
     pub holder: Option<HolderRecord>,
     /// How many ids it has; 0 for none.
     pub count: u32,
-    /// Is the range tied to the name?
+    /// Is the range tied to a name?
     pub range_named: bool,
+    /// Which, if not the grant's. Records from before there was a choice have none.
+    #[serde(default)]
+    pub range_name: Option<String>,
     /// Its ids, once they are known.
     pub range: Option<Range>,
     /// Limits set through the broker, canonical.
@@ -123,6 +126,7 @@ impl GrantRecord {
             holder: None,
             count: 0,
             range_named: false,
+            range_name: None,
             range: None,
             limits: Vec::new(),
             pressure: Vec::new(),

@@ -344,6 +344,7 @@ impl Request<'_> {
             key: options.text("key", MAX_KEY)?.unwrap_or_default(),
             holder: holder(&mut options, &mut fds, Some("connection"))?,
             range: range(&mut options)?,
+            range_name: options.text("range-name", MAX_NAME)?.unwrap_or_default(),
             userns: options.fd("userns")?.map(|fd| fds.add(fd)),
             stage: options.fd("stage")?.map(|fd| fds.add(fd)),
             limits: options.pairs("limits")?.unwrap_or_default().0,
@@ -359,6 +360,12 @@ impl Request<'_> {
         options.finish()?;
         if let Op::CreateGrant(CreateGrant { range: None, userns: Some(_), .. }) = op {
             return Err(Fault::argument("userns", "there is no range to write into it with no-range"));
+        }
+        if let Op::CreateGrant(CreateGrant { range, range_name, .. }) = &op
+            && !range_name.is_empty()
+            && !range.is_some_and(|range| range.named)
+        {
+            return Err(Fault::argument("range-name", "there is no range that belongs to a name"));
         }
         if let Op::CreateGrant(CreateGrant { range: Some(range), userns: None, .. }) = &op
             && range.own_ids

@@ -95,6 +95,7 @@ fn every_method_of_the_manager_is_its_operation() {
             key: "once".to_owned(),
             holder,
             range,
+            range_name: String::new(),
             userns: Some(FdIndex(1)),
             stage: Some(FdIndex(2)),
             limits: limits.to_vec(),
@@ -110,12 +111,13 @@ fn every_method_of_the_manager_is_its_operation() {
             .create_grant("", &CreateGrant::new().no_range().lifetime(Lifetime::Persistent))
             .await
             .unwrap();
-        manager.create_grant("", &CreateGrant::new()).await.unwrap();
+        manager.create_grant("", &CreateGrant::new().range_name("files")).await.unwrap();
         let ops: Vec<_> = front.seen().into_iter().map(|seen| seen.op).collect();
         let [Op::CreateGrant(bare), Op::CreateGrant(plain)] = &ops[..] else { panic!("{ops:?}") };
         assert_eq!((bare.range, bare.holder), (None, Holder::Persistent));
         let default = RangeRequest { count: 0, named: true, setgroups: true, own_ids: false };
         assert_eq!((plain.range, plain.holder), (Some(default), Holder::Connection));
+        assert_eq!((bare.range_name.as_str(), plain.range_name.as_str()), ("", "files"));
 
         let listed = manager.list_grants(&ListGrants::new().all()).await.unwrap();
         assert_eq!((listed[0].0.as_str(), listed[0].1.as_str(), listed[0].2), (GRANT_PATH, "web", 1000));

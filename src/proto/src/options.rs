@@ -133,6 +133,12 @@ impl<'a> CreateGrant<'a> {
         self.with("range-named", named)
     }
 
+    /// The range is that of this name instead of the grant's.
+    #[must_use]
+    pub fn range_name(self, name: &'a str) -> Self {
+        self.with("range-name", name)
+    }
+
     /// A new, unmapped user namespace of the caller's to write the range into.
     #[must_use]
     pub fn userns(self, namespace: BorrowedFd<'a>) -> Self {

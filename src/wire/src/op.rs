@@ -28,7 +28,8 @@ pub enum Holder {
 pub struct RangeRequest {
     /// How many; 0 for policy's default (65536).
     pub count: u32,
-    /// The range is the one that belongs to the grant's name and stays with it; otherwise any of the account's.
+    /// The range is the one that belongs to a name and stays with it ([`CreateGrant::range_name`]); otherwise any of the
+    /// account's.
     pub named: bool,
     /// May the namespace call setgroups? Decided before its gid_map is written.
     pub setgroups: bool,
@@ -86,6 +87,8 @@ pub struct CreateGrant {
     pub holder: Holder,
     /// Ids, if wanted.
     pub range: Option<RangeRequest>,
+    /// The name that a named range belongs to; empty for the grant's own.
+    pub range_name: String,
     /// A new, unmapped user namespace of the caller's to write the range into. Needs `range`.
     pub userns: Option<FdIndex>,
     /// A process of the caller's to attach as [`AttachTarget::Stage`].

@@ -43,6 +43,8 @@ struct Plan {
     holder: Option<Pidfd>,
     /// How many ids are asked for, 0 for as many as the name's range has or the default; `None` for no ids.
     ids: Option<u32>,
+    /// The name that the range belongs to; `None` for any range of the account's.
+    label: Option<GrantName>,
     setgroups: bool,
     /// The account's own ids, if they are to be mapped too.
     own: Option<(HostUid, HostGid)>,
@@ -53,7 +55,7 @@ struct Plan {
 ///
 /// An attacker wants ids of another account, a cgroup outside its own limits, a map written into a namespace that is not
 /// its own, or somebody else's process moved. The account is the kernel's word on the connection; names become path
-/// components only as [`GrantName`]; the namespace must be owned by the caller's uid, be a child of the engine's own and
+/// components only as [`GrantName`]; the name of a range is looked up among the account's own; the namespace must be owned by the caller's uid, be a child of the engine's own and
 /// unmapped, judged by the descriptor that is acted on; processes must have the caller's uid throughout.
 ///
 /// # Errors
@@ -216,8 +218,14 @@ fn plan(
         }
     };
     if let Some(range) = request.range {
-        record.range_named = range.named && !request.name.is_empty();
+        record.range_named = range.named && !(request.name.is_empty() && request.range_name.is_empty());
     }
+    let label = match (record.range_named, request.range_name.as_str()) {
+        (false, _) => None,
+        (true, "") => Some(name.clone()),
+        (true, text) => Some(GrantName::new(text).map_err(|error| check::bad_name(&error))?),
+    };
+    record.range_name = label.as_ref().filter(|label| **label != name).map(GrantName::to_string);
     let userns = request
         .userns
         .map(|index| check::unmapped_userns(engine, caller, fds.take(index, "the user namespace")?))
@@ -246,6 +254,7 @@ fn plan(
         stage,
         holder,
         ids,
+        label,
         setgroups: request.range.is_some_and(|range| range.setgroups),
         own,
         links,
@@ -303,11 +312,11 @@ fn effects(
     let mapping = plan.userns.as_ref().map(|userns| engine.mapper.begin(userns, caller.uid)).transpose()?;
     let mut record = plan.record.clone();
     if let Some(count) = plan.ids {
-        let label = plan.record.range_named.then_some(&plan.name);
         let policy = engine.policy();
         let ruling = policy.ruling(&caller.subject());
         undo.ids = true;
-        let acquired = engine.ids.acquire(grant.account, label, count, grant.id, ruling.quotas.ids);
+        let acquired =
+            engine.ids.acquire(grant.account, plan.label.as_ref(), count, grant.id, ruling.quotas.ids);
         let range = acquired.map_err(|error| Refusal::from(error).rule(ruling.label.clone()))?;
         record.count = range.count();
         record.range = Some(Range { uid: range.uid().0, gid: range.gid().0, count: range.count() });
