@@ -1,5 +1,5 @@
 # make          builds everything for release
-# make demo     as root on a fresh Debian: builds, and shows the broker at work in a scratch place
+# make demo     as root on a fresh Debian: builds, and a user without privilege boots two Debian containers in a scratch place
 # make check    as root: runs every test; the last line is `N passed, N failed`
 # make lint     style: rustfmt, clippy, cargo-deny if it is there
 # make bench    as root: speed and size, beside the peers that are installed
@@ -9,8 +9,9 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 SYSCONFDIR ?= /etc
 CARGO ?= cargo
+TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 # Where the programs to be installed are.
-BIN_DIR ?= target/release
+BIN_DIR ?= $(TARGET_DIR)/release
 
 bindir := $(PREFIX)/bin
 sbindir := $(PREFIX)/sbin
@@ -26,7 +27,7 @@ dbusconfdir := $(SYSCONFDIR)/dbus-1/system.d
 endif
 
 DEPS_BUILD := gcc libc6-dev ca-certificates
-DEPS_DEMO := busybox-static dnsmasq-base iproute2 nftables procps util-linux
+DEPS_DEMO := busybox-static dnsmasq-base iproute2 mmdebstrap nftables procps util-linux
 DEPS_CHECK := bsdutils busybox-static dbus dnsmasq-base e2fsprogs iproute2 libglib2.0-bin mmdebstrap nftables openssl procps qemu-system-x86 \
 	strace systemd uidmap util-linux xz-utils zstd
 DEPS_BENCH := bubblewrap busybox-static crun dbus dnsmasq-base iperf3 iproute2 lxc nftables passt runc slirp4netns uidmap util-linux
@@ -56,7 +57,7 @@ deps-bench: deps-build
 
 demo: deps-demo
 	$(CARGO) build --locked
-	@tests/demo/run target/debug
+	@tests/demo/run $(TARGET_DIR)/debug $(TARGET_DIR)/demo
 
 check: deps-check
 	@tests/demo/tally check-unit check-integration check-vm
@@ -82,7 +83,7 @@ lint: rust
 
 bench: deps-bench
 	$(CARGO) build --release --locked
-	CGRANT_TEST_BIN=$(abspath target/release) $(CARGO) bench --profile dev --features fault-injection --locked --bench bench
+	CGRANT_TEST_BIN=$(abspath $(TARGET_DIR)/release) $(CARGO) bench --profile dev --features fault-injection --locked --bench bench
 
 install: all install-files
 
