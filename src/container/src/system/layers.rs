@@ -3,6 +3,8 @@
 //! Both layers become one tree by an overlay that the container's user namespace mounts, over the container's own directory,
 //! in a mount namespace that outlasts reboots: it is made with the user namespace, and each start begins with a copy of it. The
 //! image's files belong to other ids on disk; a mount that shows them as the container's own comes from the broker.
+//!
+//! A root that is a copy of an image is one directory, mounted there over itself if directories of the account's own are seen in it.
 
 use std::{
     io,
@@ -12,7 +14,7 @@ use std::{
 
 use cgrant_sys::{
     Channel, Clone3, Dir, MntnsFd, UsernsFd,
-    mount::{MountAttrFlags, fs_mount, move_mount},
+    mount::{MountAttrFlags, fs_mount, move_mount, open_tree_clone},
     privilege, seqpacket,
 };
 use rustix::{
@@ -37,10 +39,10 @@ pub(crate) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
 /// What becomes one tree. Mounts are the broker's, attached nowhere.
 #[derive(Debug)]
 pub(crate) struct Layers<'a> {
-    /// The container's directory, which has `upper` and `work`, and is covered by the result.
+    /// The container's directory, which has `upper` and `work`, or is the root itself without an image; covered by the result.
     pub(crate) place: &'a Path,
     /// The image's files.
-    pub(crate) image: OwnedFd,
+    pub(crate) image: Option<OwnedFd>,
     /// Directories of the account's own, and where they are seen inside.
     pub(crate) binds: Vec<(OwnedFd, &'a Path)>,
 }
@@ -70,10 +72,19 @@ fn enter_and_mount(channel: &Channel, user: &UsernsFd, mounts: &MntnsFd, layers:
         // Nothing inside may look through it at what the monitor has in memory.
         privilege::set_dumpable(false).at(Step::Process, "memory")?;
         user.enter().and_then(|()| mounts.enter()).at(Step::Join, "")?;
-        let container = open_layers(layers.place).at(Step::Layers, &subject)?;
+        // As the account: root of the container can't get there.
+        let found = match &layers.image {
+            Some(_) => open_layers(layers.place).map(Found::Layers),
+            None => open_directory(layers.place).map(Found::Whole),
+        };
+        let found = found.at(Step::Layers, &subject)?;
         become_root(true)?;
         rustix::process::umask(Mode::from_raw_mode(UMASK));
-        let tree = overlay(&container, &layers.image).at(Step::Layers, &subject)?;
+        let tree = match (&found, &layers.image) {
+            (Found::Layers(container), Some(image)) => overlay(container, image),
+            (Found::Layers([place, ..]) | Found::Whole(place), _) => over_itself(place),
+        };
+        let tree = tree.at(Step::Layers, &subject)?;
         layers.binds.iter().try_for_each(|(bind, target)| {
             let bound = make_place(&tree, target).and_then(|place| move_mount(bind, place, Path::new("")));
             bound.at(Step::Bind, &target.display().to_string())
@@ -103,7 +114,22 @@ fn make_place(tree: &OwnedFd, target: &Path) -> io::Result<OwnedFd> {
     Ok(place)
 }
 
-/// The container's directory and its two, as the account: root of the container can't get there.
+/// What a root is made of, opened.
+#[derive(Debug)]
+enum Found {
+    /// The container's directory and its two.
+    Layers([OwnedFd; 3]),
+    /// The root itself.
+    Whole(OwnedFd),
+}
+
+fn over_itself(place: &OwnedFd) -> io::Result<OwnedFd> {
+    let tree = open_tree_clone(place, Path::new(""), false)?;
+    move_mount(&tree, place, Path::new(""))?;
+    Ok(tree)
+}
+
+/// The container's directory and its two.
 fn open_layers(place: &Path) -> io::Result<[OwnedFd; 3]> {
     let container = Dir::open(place)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY;

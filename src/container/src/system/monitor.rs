@@ -19,6 +19,7 @@ use super::{
     init::take_streams,
     layers::{self, Layers},
     message::FromMonitor,
+    nursery::Nursery,
     serve::{Ears, Server},
     spec::{Prepared, SystemError, SystemSpec},
     stage::{self, BootError, Ground, Site},
@@ -82,6 +83,8 @@ pub struct Begun {
 pub struct Namespaces {
     channel: Channel,
     monitor: Owned,
+    /// The grant's stage, if that is not the monitor.
+    stage: Option<OwnedFd>,
     user: OwnedFd,
     network: OwnedFd,
     shown: Option<Shown>,
@@ -138,6 +141,9 @@ impl Begun {
     /// [`StartError::Running`] if the container has a monitor; [`StartError::Step`]; [`StartError::MonitorDied`].
     pub fn namespaces(self) -> Result<Namespaces, StartError> {
         let Self { channel, monitor, shows } = self;
+        let (FromMonitor::Stage, stage) = next(&channel)? else {
+            return Err(StartError::OutOfTurn);
+        };
         let (FromMonitor::UserNamespace, Some(user)) = next(&channel)? else {
             return Err(StartError::OutOfTurn);
         };
@@ -145,7 +151,7 @@ impl Begun {
             return Err(StartError::OutOfTurn);
         };
         let shown = if shows == 0 { None } else { Some(shown(&channel, shows)?) };
-        Ok(Namespaces { channel, monitor, user, network, shown })
+        Ok(Namespaces { channel, monitor, stage, user, network, shown })
     }
 }
 
@@ -171,7 +177,21 @@ impl Namespaces {
         self.shown.as_ref().map(|shown| shown.mounts.as_fd())
     }
 
-    /// The pidfd of the monitor, which is to be the grant's holder and its stage. A start that was given up has none.
+    /// The pidfd of the process that is to be the grant's stage; the monitor, unless [`Namespaces::is_apart`].
+    ///
+    /// # Errors
+    /// `ESRCH` if the start was given up.
+    pub fn stage(&self) -> io::Result<BorrowedFd<'_>> {
+        self.stage.as_ref().map_or_else(|| self.monitor(), |stage| Ok(stage.as_fd()))
+    }
+
+    /// Is the monitor to be attached to the grant by itself, as one? So it is where cgroup v1 keeps it from cloning what is to be in the
+    /// payload.
+    pub fn is_apart(&self) -> bool {
+        self.stage.is_some()
+    }
+
+    /// The pidfd of the monitor, which is to be the grant's holder. A start that was given up has none.
     ///
     /// # Errors
     /// `ESRCH` if it was given up.
@@ -186,8 +206,8 @@ impl Namespaces {
     /// # Errors
     /// [`StartError::Step`] with the step that failed; [`StartError::Died`], [`StartError::MonitorDied`].
     pub fn start(self, granted: &Granted<'_>) -> Result<Pidfd, StartError> {
-        let Self { channel, mut monitor, user, network, shown } = self;
-        drop((user, network, shown));
+        let Self { channel, mut monitor, stage, user, network, shown } = self;
+        drop((stage, user, network, shown));
         let fds = [&[granted.payload], granted.mounts].concat();
         send_all(&channel, granted.placement, &fds).map_err(|_| StartError::MonitorDied)?;
         match next(&channel)? {
@@ -249,7 +269,8 @@ fn start<'s>(channel: &Channel, spec: &'s Prepared, run: &'s Dir) -> Result<Opti
     become_monitor(channel, run)?;
     let lock = lock(run).at(Step::Proceed, "")?;
     let ears = Ears::open(run, lock).at(Step::Process, "socket")?;
-    let Some(site) = prepare(channel, spec)? else { return Ok(None) };
+    let nursery = Nursery::make(spec).at(Step::Builder, "")?;
+    let Some(site) = prepare(channel, spec, nursery)? else { return Ok(None) };
     let booted = stage::boot(spec, &site, false)?;
     let server = Server::new(run, spec, site, ears, booted).at(Step::Process, "state")?;
     if send(channel, &FromMonitor::Started, None).is_err() {
@@ -259,8 +280,15 @@ fn start<'s>(channel: &Channel, spec: &'s Prepared, run: &'s Dir) -> Result<Opti
     Ok(Some(server))
 }
 
-/// Makes what outlasts reboots: the namespaces, and in them the root, as far as it is layers. `None` if the launcher has given up.
-fn prepare(channel: &Channel, spec: &Prepared) -> Result<Option<Site>, StepFailure> {
+/// Makes what outlasts reboots: the namespaces, and in them the root, as far as it is mounted. `None` if the launcher has given up.
+fn prepare(
+    channel: &Channel,
+    spec: &Prepared,
+    nursery: Option<Nursery>,
+) -> Result<Option<Site>, StepFailure> {
+    if send(channel, &FromMonitor::Stage, nursery.as_ref().map(Nursery::process)).is_err() {
+        return Ok(None);
+    }
     let (ground, directories) = Ground::make(&spec.shown)?;
     let namespaces = [
         (FromMonitor::UserNamespace, ground.user.as_fd()),
@@ -278,14 +306,14 @@ fn prepare(channel: &Channel, spec: &Prepared) -> Result<Option<Site>, StepFailu
     let mut fds = fds.into_iter();
     let Some(payload) = fds.next() else { return Ok(None) };
     if let Some(mounts) = &ground.mounts {
-        let Some(image) = fds.next() else { return Ok(None) };
+        let image = if spec.layers { fds.next() } else { None };
         let binds: Vec<_> = fds.zip(spec.targets.iter().map(PathBuf::as_path)).collect();
-        if binds.len() != spec.targets.len() {
+        if image.is_some() != spec.layers || binds.len() != spec.targets.len() {
             return Ok(None);
         }
         layers::mount(&ground.user, mounts, &Layers { place: &spec.root, image, binds })?;
     }
-    Ok(Some(Site { ground, payload, placement }))
+    Ok(Some(Site { ground, payload, placement, nursery }))
 }
 
 /// Nothing of the launcher's surroundings stays: streams, descriptors, terminal, signals, working directory.

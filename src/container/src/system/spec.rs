@@ -67,7 +67,12 @@ pub struct Personal {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SystemRoot {
     /// A directory whose files belong to the container's ids.
-    Directory(PathBuf),
+    Directory {
+        /// Where it is.
+        place: PathBuf,
+        /// Directories of the account's own that are seen in it, each shown by the broker.
+        binds: Vec<Bind>,
+    },
     /// A directory with `upper` and `work`, which belong to the container's ids, laid over the files of an image, which the broker has to
     /// show with these ids.
     Layers {
@@ -93,31 +98,32 @@ impl SystemRoot {
     /// Where its files are once they can be seen.
     fn place(&self) -> &PathBuf {
         match self {
-            Self::Directory(place) | Self::Layers { container: place, .. } => place,
+            Self::Directory { place, .. } | Self::Layers { container: place, .. } => place,
         }
     }
 
     /// What the broker has to show with the container's ids: the image's files first.
     fn shown(&self) -> Vec<PathBuf> {
+        self.image().into_iter().chain(self.binds().iter().map(|bind| &bind.source)).cloned().collect()
+    }
+
+    fn image(&self) -> Option<&PathBuf> {
         match self {
-            Self::Directory(_) => Vec::new(),
-            Self::Layers { image, binds, .. } => {
-                std::iter::once(image).chain(binds.iter().map(|bind| &bind.source)).cloned().collect()
-            }
+            Self::Directory { .. } => None,
+            Self::Layers { image, .. } => Some(image),
         }
     }
 
     fn binds(&self) -> &[Bind] {
         match self {
-            Self::Directory(_) => &[],
-            Self::Layers { binds, .. } => binds,
+            Self::Directory { binds, .. } | Self::Layers { binds, .. } => binds,
         }
     }
 }
 
 impl<P: Into<PathBuf>> From<P> for SystemRoot {
     fn from(directory: P) -> Self {
-        Self::Directory(directory.into())
+        Self::Directory { place: directory.into(), binds: Vec::new() }
     }
 }
 
@@ -202,7 +208,9 @@ pub(crate) struct Prepared {
     pub(crate) root: PathBuf,
     /// What the broker has to show: of a root in layers the image's files, and directories of the account's own.
     pub(crate) shown: Vec<PathBuf>,
-    /// Where the latter are seen.
+    /// Does that begin with an image's files?
+    pub(crate) layers: bool,
+    /// Where directories of the account's own are seen.
     pub(crate) targets: Vec<PathBuf>,
     pub(crate) hostname: String,
     pub(crate) machine: MachineId,
@@ -249,6 +257,7 @@ impl SystemSpec {
         Ok(Prepared {
             root: self.root.place().clone(),
             shown: self.root.shown(),
+            layers: self.root.image().is_some(),
             targets: self.root.binds().iter().map(|bind| bind.target.clone()).collect(),
             hostname: self.hostname.clone(),
             machine: self.machine,
