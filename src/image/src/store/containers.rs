@@ -14,6 +14,9 @@ use crate::remove::remove_tree;
 const CONFIG: &str = "config.json";
 /// Key of `config.json` whose value is the image's id.
 const IMAGE: &str = "image";
+/// Key of `config.json` that says what the root is made of, and the value of those that have the image's files copied.
+const ROOT: &str = "root";
+const COPY: &str = "copy";
 /// Largest configuration, in bytes.
 const MAX_CONFIG: usize = 1 << 20;
 
@@ -64,7 +67,7 @@ impl Store {
         self.write_config(&dir, config).map_err(|source| used(&format!("{name}/{CONFIG}"), source))
     }
 
-    /// A directory in which a container is made, as root of its storage namespace: with `upper` and `work` for an overlay.
+    /// A directory in which a container is made, as root of its storage namespace: for `upper` and `work` of an overlay, or `rootfs`.
     ///
     /// # Errors
     /// [`StoreError::BadName`], [`StoreError::NameTaken`], [`StoreError::Use`].
@@ -93,7 +96,7 @@ impl Store {
         prepare().map_err(|source| used(name, source))?;
         // Nobody removes the image between the look at its users and this.
         let _locked = lock(&self.images).map_err(|source| used(name, source))?;
-        if let Some(image) = image_of(config)
+        if let Some(image) = needed_by(config)
             && !self.images.exists(&image).is_ok_and(|there| there)
         {
             return Err(StoreError::UnknownImage(crate::path::shown(image.as_bytes())));
@@ -142,7 +145,7 @@ impl Store {
         let mut users = self.containers()?;
         users.retain(|name| {
             let config = self.config(name).ok().filter(|text| is_json(text.as_bytes()));
-            config.is_none_or(|text| image_of(text.as_bytes()).is_some_and(|image| image == id.to_string()))
+            config.is_none_or(|text| needed_by(text.as_bytes()).is_some_and(|image| image == id.to_string()))
         });
         Ok(users)
     }
@@ -167,9 +170,11 @@ fn is_json(config: &[u8]) -> bool {
 }
 
 /// The image that a configuration names.
-fn image_of(config: &[u8]) -> Option<String> {
+/// The image without which the container can't be.
+fn needed_by(config: &[u8]) -> Option<String> {
     let config: serde_json::Value = serde_json::from_slice(config).ok()?;
-    Some(config.get(IMAGE)?.as_str()?.to_owned())
+    let is_copy = config.get(ROOT).is_some_and(|root| root == COPY);
+    Some(config.get(IMAGE)?.as_str()?.to_owned()).filter(|_| !is_copy)
 }
 
 /// Makes `upper` and `work` for an overlay over the image's files `rootfs`, as root of the container's storage namespace.

@@ -353,9 +353,14 @@ mod tests {
         assert_eq!(scene.names("images"), ["aliases.json"]);
         assert!(scene.store.aliases().unwrap().is_empty());
         assert!(matches!(scene.store.remove_image(image.id), Err(StoreError::UnknownImage(_))));
+        // What is copied is needed no more.
+        let copied = scene.image("two", &[]).unwrap();
+        let config = format!("{{\"image\":\"{}\",\"root\":\"copy\"}}", copied.id);
+        scene.container("whole", &config).unwrap();
+        scene.store.remove_image(copied.id).unwrap();
         let late = scene.container("late", &format!("{{\"image\":\"{}\"}}", image.id));
         assert!(matches!(late, Err(StoreError::UnknownImage(_))));
-        assert_eq!(scene.names("containers"), ["other"]);
+        assert_eq!(scene.names("containers"), ["other", "whole"]);
     }
 
     #[test]
