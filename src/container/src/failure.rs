@@ -118,6 +118,9 @@ impl StepFailure {
             (Step::Clone, E::BUSY) => {
                 "the grant's cgroup has cgroups of its own: processes can't enter it any more"
             }
+            (Step::Fork, E::OWNERDEAD) => {
+                "what starts processes in the container has been killed (memory.max?): stop the container and start it again"
+            }
             (Step::OpenRoot, E::ACCESS) => "the directory and those above it must be open to you",
             (Step::OpenRoot, E::NOENT | E::NOTDIR) => "--root wants a directory",
             (Step::Mount, E::NOENT) => "make that directory in the root: it is a place to mount on",

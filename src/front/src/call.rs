@@ -471,7 +471,8 @@ impl Request<'_> {
         let target = match options.text("target", MAX_WORD)?.as_deref() {
             None | Some("payload") => AttachTarget::Payload,
             Some("stage") => AttachTarget::Stage,
-            Some(_) => return Err(Fault::argument("target", "neither \"stage\" nor \"payload\"")),
+            Some("monitor") => AttachTarget::Monitor,
+            Some(_) => return Err(Fault::argument("target", "not \"payload\", \"stage\" or \"monitor\"")),
         };
         let tree = options.flag("tree")?.unwrap_or(false);
         options.finish()?;

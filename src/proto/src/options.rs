@@ -93,6 +93,8 @@ impl<'a> Lifetime<'a> {
 pub enum Target {
     /// The process that will start the payload and clone into it.
     Stage,
+    /// One that watches over the payload and that its limits don't reach.
+    Monitor,
     /// The payload.
     Payload,
 }
@@ -330,6 +332,7 @@ impl AttachTo<'_> {
             "target",
             match target {
                 Target::Stage => "stage",
+                Target::Monitor => "monitor",
                 Target::Payload => "payload",
             },
         )

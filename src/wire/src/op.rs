@@ -72,6 +72,8 @@ pub enum AttachTarget {
     /// A launch stage: on cgroup2 into `monitor`, from where it may clone into the payload; on v1 into
     /// the payload, because a clone inherits its parent's v1 cgroups.
     Stage,
+    /// A monitor: into `monitor` in every hierarchy. What it clones stays out of the payload on v1.
+    Monitor,
     /// The payload itself (on cgroup2 its leaf `.cgrant`, once the payload has children).
     Payload,
 }

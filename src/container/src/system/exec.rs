@@ -59,18 +59,16 @@ pub(crate) fn start(
     booted: &Booted,
 ) -> Result<Pidfd, StepFailure> {
     let (near, far) = seqpacket::pair().at(Step::Fork, "")?;
-    let child = Clone3::new()
-        .spawn(|| {
-            let task = Task { process, streams, client, site, booted };
-            match task.enter(&far) {
-                Ok(()) => 0,
-                Err(failure) => i32::from(send(&far, &FromInit::Failed(failure), None).is_err()),
-            }
-        })
-        .at(Step::Fork, "")?;
+    let (payload, init, terminals) = (&site.payload, &booted.init, &booted.kept.terminals);
+    let task = Task { process, streams, client, payload, init, terminals };
+    let child = match &site.nursery {
+        None => Clone3::new().spawn(|| run(&task, &far)).map(|child| child.pidfd),
+        Some(nursery) => nursery.execute(&task, &far),
+    };
+    let child = child.at(Step::Fork, "")?;
     drop(far);
     let heard = receive(&near);
-    let _ = child.pidfd.wait();
+    let _ = child.wait();
     match heard {
         Ok(Some((FromInit::Init, Some(fd)))) => {
             Pidfd::from_fd(fd).map_err(|_| StepFailure { step: Step::Fork, subject: String::new(), errno: 0 })
@@ -80,31 +78,39 @@ pub(crate) fn start(
     }
 }
 
-struct Task<'t> {
-    process: &'t Process,
-    streams: &'t [OwnedFd],
-    client: &'t Channel,
-    site: &'t Site,
-    booted: &'t Booted,
+/// The first process, from its fork to its exit status.
+pub(crate) fn run(task: &Task<'_>, monitor: &Channel) -> i32 {
+    match task.enter(monitor) {
+        Ok(()) => 0,
+        Err(failure) => i32::from(send(monitor, &FromInit::Failed(failure), None).is_err()),
+    }
+}
+
+/// What is to be executed, and where.
+#[derive(Debug)]
+pub(crate) struct Task<'t> {
+    pub(crate) process: &'t Process,
+    pub(crate) streams: &'t [OwnedFd],
+    pub(crate) client: &'t Channel,
+    pub(crate) payload: &'t OwnedFd,
+    /// The container's first process.
+    pub(crate) init: &'t Pidfd,
+    /// The directory of its terminals.
+    pub(crate) terminals: &'t OwnedFd,
 }
 
 impl Task<'_> {
     /// The first process.
     fn enter(&self, monitor: &Channel) -> Result<(), StepFailure> {
         privilege::set_dumpable(false).at(Step::Process, "memory")?;
-        let Self { streams, client, site, booted, .. } = self;
+        let Self { streams, client, payload, init, terminals, .. } = self;
         let mut keep: Vec<i32> = streams.iter().map(AsRawFd::as_raw_fd).collect();
-        let others = [
-            monitor.as_fd(),
-            client.as_fd(),
-            site.payload.as_fd(),
-            booted.init.as_fd(),
-            booted.kept.terminals.as_fd(),
-        ];
+        let others =
+            [monitor.as_fd(), client.as_fd(), payload.as_fd(), init.as_fd(), terminals.as_fd()];
         keep.extend(others.map(|fd| fd.as_raw_fd()));
         privilege::close_fds_from(3, &keep).at(Step::Process, "descriptors")?;
-        setns(&booted.init, FIRST).at(Step::Join, "")?;
-        let entrance = payload::entrance(&site.payload).at(Step::Join, "")?;
+        setns(init, FIRST).at(Step::Join, "")?;
+        let entrance = payload::entrance(payload).at(Step::Join, "")?;
         let child =
             Clone3::new().sibling().cgroup(entrance.as_fd()).spawn(|| self.run()).at(Step::Join, "")?;
         send(monitor, &FromInit::Init, Some(child.pidfd.as_fd())).map_err(|_| StepFailure {
@@ -126,7 +132,7 @@ impl Task<'_> {
     }
 
     fn set_up(&self) -> Result<Prepared, StepFailure> {
-        setns(&self.booted.init, SECOND).at(Step::Join, "")?;
+        setns(self.init, SECOND).at(Step::Join, "")?;
         clean_process()?;
         // Root at first, so that a terminal belongs to the container's root.
         become_user(0, 0, &[])?;
@@ -152,7 +158,7 @@ impl Task<'_> {
             return Ok(None);
         };
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let master = openat(&self.booted.kept.terminals, "ptmx", flags, Mode::empty())?;
+        let master = openat(self.terminals, "ptmx", flags, Mode::empty())?;
         unlockpt(&master)?;
         size.set(&master)?;
         let terminal =

@@ -28,6 +28,8 @@ pub(crate) enum FromInit {
 /// From the monitor to its launcher.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum FromMonitor {
+    /// Comes first. If somebody other than the monitor is to be the grant's stage, its pidfd is beside it.
+    Stage,
     /// The user namespace's descriptor is beside it.
     UserNamespace,
     /// The network namespace's.

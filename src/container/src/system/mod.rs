@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Monitor::begin(spec)      the monitor is forked; it makes the user and the network namespace
-//!   .namespaces()           both, to be shown to the broker, and the monitor, to be the grant's holder and stage; for a root in
+//!   .namespaces()           both, to be shown to the broker, the monitor, to be the grant's holder, and its stage; for a root in
 //!                           layers the directories that the broker has to show with the container's ids
 //!   .start(granted)         ids are mapped, the monitor is in the grant: it starts the container and stays
 //! Control::connect(place)   later, from any process of the account's: state, stop, console, exec
@@ -27,6 +27,7 @@ mod layers;
 mod log;
 mod message;
 mod monitor;
+mod nursery;
 mod payload;
 mod personal;
 mod serve;

@@ -15,7 +15,9 @@ use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use super::{init, layers, message::FromInit, payload, spec::Prepared, state::Ended, tree::Kept};
+use super::{
+    init, layers, message::FromInit, nursery::Nursery, payload, spec::Prepared, state::Ended, tree::Kept,
+};
 use crate::{
     failure::{At, Step, StepFailure},
     launch::Placement,
@@ -43,6 +45,8 @@ pub(crate) struct Site {
     pub(crate) ground: Ground,
     pub(crate) payload: OwnedFd,
     pub(crate) placement: Placement,
+    /// Who clones what is to be in the payload, if it is not the monitor.
+    pub(crate) nursery: Option<Nursery>,
 }
 
 /// A container whose init was executed.
@@ -145,10 +149,14 @@ fn nothing(step: Step) -> StepFailure {
 /// Starts the container. Waits until its init is executed, which takes as long as mounting its tree.
 pub(crate) fn boot(spec: &Prepared, site: &Site, again: bool) -> Result<Booted, BootError> {
     let (near, far) = seqpacket::pair().at(Step::Fork, "")?;
-    let child = Clone3::new().spawn(|| run(&far, spec, site, again)).at(Step::Fork, "")?;
+    let child = match &site.nursery {
+        None => Clone3::new().spawn(|| run(&far, spec, site, again)).map(|child| child.pidfd),
+        Some(nursery) => nursery.boot(site, again, &far),
+    };
+    let child = child.at(Step::Fork, "")?;
     drop(far);
     let heard = Heard::until_end(&near);
-    let _ = child.pidfd.wait();
+    let _ = child.wait();
     heard.booted()
 }
 
@@ -204,14 +212,14 @@ impl Heard {
 }
 
 /// The stage, from its fork to its exit status.
-fn run(channel: &Channel, spec: &Prepared, site: &Site, again: bool) -> i32 {
+pub(crate) fn run(channel: &Channel, spec: &Prepared, site: &Site, again: bool) -> i32 {
     let Err(failure) = start(channel, spec, site, again) else { return 0 };
     let _ = send(channel, &FromInit::Failed(failure), None);
     1
 }
 
 fn start(channel: &Channel, spec: &Prepared, site: &Site, again: bool) -> Result<(), StepFailure> {
-    let Site { ground, payload, placement } = site;
+    let Site { ground, payload, placement, .. } = site;
     // Nothing inside may look through it at what the monitor has in memory.
     privilege::set_dumpable(false).at(Step::Process, "memory")?;
     let mut keep = vec![channel.as_fd(), payload.as_fd(), ground.user.as_fd(), ground.network.as_fd()];

@@ -75,10 +75,12 @@ impl Double {
     }
 
     fn grant(&self, link: &Channel, fds: Vec<OwnedFd>) {
-        let [namespace, monitor] = <[OwnedFd; 2]>::try_from(fds).unwrap();
+        let [namespace, stage, monitor] = <[OwnedFd; 3]>::try_from(fds).unwrap();
         map(&UsernsFd::from_fd(namespace).unwrap());
-        let pid = Pidfd::from_fd(monitor).unwrap().pid().unwrap();
-        fs::write(self.cgroup.join("monitor/cgroup.procs"), pid.to_string()).unwrap();
+        for process in [stage, monitor] {
+            let pid = Pidfd::from_fd(process).unwrap().pid().unwrap();
+            fs::write(self.cgroup.join("monitor/cgroup.procs"), pid.to_string()).unwrap();
+        }
         let payload = cgrant_sys::mount::open_place(&self.cgroup.join("payload")).unwrap();
         link.send(b"granted", &[payload.as_fd()]).unwrap();
     }
@@ -157,7 +159,8 @@ impl Link {
 
     /// Asks for the grant; its payload.
     pub fn ask(&self, namespaces: &Namespaces) -> OwnedFd {
-        self.0.send(b"grant", &[namespaces.user(), namespaces.monitor().unwrap()]).unwrap();
+        let (stage, monitor) = (namespaces.stage().unwrap(), namespaces.monitor().unwrap());
+        self.0.send(b"grant", &[namespaces.user(), stage, monitor]).unwrap();
         self.0.receive().unwrap().expect("no grant").fds.pop().unwrap()
     }
 }

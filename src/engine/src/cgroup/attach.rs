@@ -107,6 +107,8 @@ impl Tree {
     /// `may` allows, or none.
     ///
     /// [`AttachTarget::Stage`] is `monitor` on cgroup2 and the payload on v1, where what it clones has to be from the start.
+    /// [`AttachTarget::Monitor`] is `monitor` on both; limits of the grant's own hold there too, but for those of `blkio`, which v1
+    /// has in the payload alone.
     ///
     /// An attacker wants a process of somebody else's moved, or one of its own out of a grant's limits. `may` decides on every
     /// process by what its pidfd says; nobody is taken out of another grant, nor out of this one's payload into its monitor.
@@ -133,7 +135,9 @@ impl Tree {
     /// Where processes go, in the order of [`Hierarchies::all`].
     fn places(&self, grant: &GrantPath, target: AttachTarget) -> Result<Vec<Node>, CgroupError> {
         let place = |hierarchy: &Hierarchy| match (hierarchy.kind, target) {
-            (Kind::V2, AttachTarget::Stage) => self.need_part(hierarchy, grant, MONITOR),
+            (_, AttachTarget::Monitor) | (Kind::V2, AttachTarget::Stage) => {
+                self.need_part(hierarchy, grant, MONITOR)
+            }
             (Kind::V2, AttachTarget::Payload) => self.entrance(&self.need_part(hierarchy, grant, PAYLOAD)?),
             (Kind::V1, _) => self.need_part(hierarchy, grant, PAYLOAD),
         };
@@ -210,7 +214,7 @@ impl Tree {
         let inside = moved.origin.iter().find_map(|(hierarchy, path)| self.place_of(hierarchy, path));
         if let Some((around, part)) = inside {
             let own = around == *grant;
-            let escapes = target == AttachTarget::Stage && (part == PAYLOAD || part == CHILDREN);
+            let escapes = target != AttachTarget::Payload && (part == PAYLOAD || part == CHILDREN);
             if !own || escapes {
                 return Err(refused);
             }

@@ -324,7 +324,7 @@ impl Catch<'_> {
         let Ok(origin) = self.tree.proc.cgroups(pid) else { return false };
         let place = cgroup2_path(&origin).and_then(|path| self.tree.place_of(CGROUP2, path));
         let wanted = match self.target {
-            AttachTarget::Stage => super::tree::MONITOR,
+            AttachTarget::Stage | AttachTarget::Monitor => super::tree::MONITOR,
             AttachTarget::Payload => super::tree::PAYLOAD,
         };
         place.is_some_and(|(grant, part)| grant == *self.grant && part == wanted)

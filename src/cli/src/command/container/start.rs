@@ -1,15 +1,19 @@
 //! `start` and `launch`: a monitor, a grant that it holds, and the container in it.
 //!
 //! The monitor is forked before a session is connected, and makes the namespaces. One call to the broker makes the grant, with
-//! limits, ids, links and the monitor in it; a second one gives the image's files with the container's ids.
+//! limits, ids, links and the monitor in it; a second one gives the image's files with the container's ids. On a host with
+//! cgroup v1 the stage is another process, and a call more puts the monitor beside it.
 
-use std::{io, os::fd::AsFd};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+};
 
 use cgrant_container::{
     Placement, Session, SessionError,
     system::{Begun, Granted, Monitor, Namespaces},
 };
-use cgrant_proto::{CreateGrant, Lifetime, MapDirectory};
+use cgrant_proto::{AttachTo, CreateGrant, Lifetime, MapDirectory, Target};
 use cgrant_sys::Dir;
 use zbus::{Fd, OwnedFd, OwnedObjectPath};
 
@@ -69,6 +73,9 @@ fn go_on(client: &Client, found: &Found, begun: Begun) -> Result<(), Failure> {
     let session = client.connect(&found.doing)?;
     let namespaces = begun.namespaces().map_err(failed)?;
     let grant = grant(&session, found, &namespaces)?;
+    if namespaces.is_apart() {
+        attach(&session, &grant.path, named(&namespaces)?).doing(|| found.doing.clone())?;
+    }
     let mounts = map_all(&session, &grant.path, &namespaces, &found.config.mounts);
     let mounts = mounts.doing(|| found.doing.clone())?;
     let mounts: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
@@ -93,13 +100,11 @@ fn grant(session: &Session, found: &Found, namespaces: &Namespaces) -> Result<Gr
     let config = &found.config;
     let limits: Vec<(String, String)> =
         config.limits.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
-    let monitor = namespaces
-        .monitor()
-        .map_err(|source| Failure::Machine { doing: "name the container's monitor", source })?;
+    let stage = namespaces.stage().map_err(unnamed)?;
     let mut options = CreateGrant::new()
-        .lifetime(Lifetime::Process(monitor))
+        .lifetime(Lifetime::Process(named(namespaces)?))
         .userns(namespaces.user())
-        .stage(monitor)
+        .stage(stage)
         .range_count(storage::IDS)
         .limits(&limits);
     if let Some(wanted) = &config.link {
@@ -112,6 +117,24 @@ fn grant(session: &Session, found: &Found, namespaces: &Namespaces) -> Result<Gr
     let placement =
         Placement { hostname: config.hostname.clone(), ids: result.count.unwrap_or(storage::IDS), network };
     Ok(Grant { path, payload, placement })
+}
+
+fn named(namespaces: &Namespaces) -> Result<BorrowedFd<'_>, Failure> {
+    namespaces.monitor().map_err(unnamed)
+}
+
+fn unnamed(source: io::Error) -> Failure {
+    Failure::Machine { doing: "name the container's monitor", source }
+}
+
+/// Puts the monitor into the grant, beside the payload.
+fn attach(
+    session: &Session,
+    grant: &OwnedObjectPath,
+    monitor: BorrowedFd<'_>,
+) -> Result<(), SessionError> {
+    let options = AttachTo::new().target(Target::Monitor);
+    session.call(session.cgroup(grant)?.attach(Fd::from(monitor), &options)).map(drop)
 }
 
 /// The image's files, and directories of the caller's own, with the container's ids.

@@ -4,7 +4,7 @@
 //! Documentation/scheduler/sched-bwc.rst, mm/memcontrol-v1.c, kernel/sched/core.c.
 //!
 //! `blkio.throttle` is flat on v1: a cgroup's limit does not bind the cgroups below it. It binds the payload because the
-//! limit is mirrored there, and v1's processes of a grant sit in the payload's own cgroup.
+//! limit is mirrored there, and v1's processes of a grant sit in the payload's own cgroup. A monitor is the account's and not bound.
 
 use std::{io, rc::Rc};
 
