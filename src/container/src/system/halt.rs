@@ -2,6 +2,9 @@
 //!
 //! There is no one signal for it. Which ones an init takes tells what it is: only systemd takes `SIGRTMIN+3`. A signal that the first
 //! process of a pid namespace has no handler for is lost (pid_namespaces(7)), so that asking the wrong way does nothing.
+//!
+//! An init that sleeps in sigtimedwait(2), as busybox does, shows none of the signals that it waits for: the kernel unblocks them
+//! meanwhile (`do_sigtimedwait()`), and proc(5) tells of no others.
 
 use std::{fs, io, os::unix::ffi::OsStrExt};
 
@@ -12,33 +15,64 @@ use crate::container::{Disposition, Dispositions};
 /// `SIGRTMIN+3` of the C libraries, which is 34 + 3.
 const HALT: i32 = 37;
 
-/// Tells it. `false` if it takes no signal that would end it, yet or at all.
-pub(crate) fn tell(init: &Pidfd, pid: u32) -> io::Result<bool> {
+/// Whether an init knows that it is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// It took the signal.
+    Surely,
+    /// It may have come before init listened, which is not to be seen: to be said again.
+    Perhaps,
+    /// It takes no signal that would end it, yet or at all.
+    Not,
+}
+
+/// What is known of an init.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Busybox as init, and not as a shell.
+    Busybox,
+    /// Something that sleeps until a signal comes.
+    Waiting,
+    Other,
+}
+
+/// Tells it.
+pub(crate) fn tell(init: &Pidfd, pid: u32) -> io::Result<Told> {
     let dispositions = Dispositions::of_process(pid)?;
     let takes = |signal| dispositions.of_number(signal).is_ok_and(|taken| taken == Disposition::Takes);
-    match choose(takes, is_busybox(pid)) {
-        Some(signal) => init.send_number(signal).map(|()| true),
-        None => Ok(false),
-    }
+    let (signal, told) = choose(takes, kind(pid));
+    signal.map_or(Ok(()), |signal| init.send_number(signal))?;
+    Ok(told)
 }
 
 /// Busybox takes SIGPWR as nothing, SIGTERM as reboot, and SIGUSR2 as power off; of the others SIGPWR is that of System V init and
 /// OpenRC's, SIGTERM that of everything that is no system's init.
-fn choose(takes: impl Fn(i32) -> bool, busybox: bool) -> Option<i32> {
+fn choose(takes: impl Fn(i32) -> bool, kind: Kind) -> (Option<i32>, Told) {
     let (power, terminate, user2) = (Signal::POWER.as_raw(), Signal::TERM.as_raw(), Signal::USR2.as_raw());
-    let order = match busybox {
-        true => [user2, user2, user2],
-        false => [HALT, power, terminate],
+    let taken = |order: &[i32]| order.iter().copied().find(|signal| takes(*signal));
+    let (taken, otherwise) = match kind {
+        Kind::Busybox => (taken(&[user2]), Some(user2)),
+        Kind::Waiting => (taken(&[HALT, power, terminate]), Some(terminate)),
+        Kind::Other => (taken(&[HALT, power, terminate]), None),
     };
-    order.into_iter().find(|signal| takes(*signal))
+    match (taken, otherwise) {
+        (Some(signal), _) => (Some(signal), Told::Surely),
+        (None, Some(signal)) => (Some(signal), Told::Perhaps),
+        (None, None) => (None, Told::Not),
+    }
 }
 
-/// Busybox as init, and not as a shell.
-fn is_busybox(pid: u32) -> bool {
+fn kind(pid: u32) -> Kind {
     let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    program.file_name().is_some_and(|name| name.as_bytes().starts_with(b"busybox"))
-        && matches!(name.trim_end(), "init" | "linuxrc")
+    let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let is_busybox = program.file_name().is_some_and(|name| name.as_bytes().starts_with(b"busybox"))
+        && matches!(read("comm").trim_end(), "init" | "linuxrc");
+    match is_busybox {
+        true => Kind::Busybox,
+        // The kernel's function that it sleeps in, where the kernel has names for that.
+        false if read("wchan").starts_with("do_sigtimedwait") => Kind::Waiting,
+        false => Kind::Other,
+    }
 }
 
 #[cfg(test)]
@@ -49,11 +83,17 @@ mod tests {
     #[test]
     fn an_init_is_asked_in_its_own_way() {
         let among = |signals: &'static [i32]| move |signal: i32| signals.contains(&signal);
+        let surely = |signal| (Some(signal), Told::Surely);
+        let perhaps = |signal| (Some(signal), Told::Perhaps);
         // systemd takes all of these, and SIGTERM as "execute yourself again".
-        assert_eq!(choose(among(&[HALT, 30, 15, 12]), false), Some(HALT));
-        assert_eq!(choose(among(&[30, 15]), false), Some(30));
-        assert_eq!(choose(among(&[15]), false), Some(15));
-        assert_eq!(choose(among(&[15, 10, 12]), true), Some(12));
-        assert_eq!(choose(among(&[]), false), None);
+        assert_eq!(choose(among(&[HALT, 30, 15, 12]), Kind::Other), surely(HALT));
+        assert_eq!(choose(among(&[30, 15]), Kind::Other), surely(30));
+        assert_eq!(choose(among(&[15]), Kind::Other), surely(15));
+        assert_eq!(choose(among(&[15, 10, 12]), Kind::Busybox), surely(12));
+        assert_eq!(choose(among(&[]), Kind::Other), (None, Told::Not));
+        // It does not say what it waits for.
+        assert_eq!(choose(among(&[15]), Kind::Busybox), perhaps(12));
+        assert_eq!(choose(among(&[]), Kind::Waiting), perhaps(15));
+        assert_eq!(choose(among(&[30]), Kind::Waiting), surely(30));
     }
 }

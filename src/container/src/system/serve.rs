@@ -31,7 +31,8 @@ use rustix::{
 
 use super::{
     control::{Answer, PATIENCE, Process, Refused, Request, SOCKET, address},
-    exec, halt,
+    exec,
+    halt::{self, Told},
     log::{Log, read_log},
     spec::Prepared,
     stage::{BootError, Booted, Site, boot},
@@ -49,7 +50,7 @@ const MESSAGES: usize = 16;
 const MESSAGE_MAX: usize = 4096;
 /// What a new console client is shown of what was printed before, in bytes.
 const REPLAY: usize = 8 * 1024;
-/// An init that takes no signal that would end it gets so long to come to taking one.
+/// So long after its start an init listens to what it ever will.
 const GRACE: Duration = Duration::from_secs(5);
 /// How often it is asked meanwhile.
 const AGAIN: Duration = Duration::from_millis(50);
@@ -326,11 +327,14 @@ impl<'s> Server<'s> {
     fn go_on_halting(&mut self) {
         let Some(mut halt) = self.halt else { return };
         let out_of_time = Instant::now() >= halt.deadline;
+        let mut deaf = false;
         if !out_of_time && !halt.told {
-            halt.told = halt::tell(&self.booted.init, self.booted.pid).unwrap_or(false);
+            let told = halt::tell(&self.booted.init, self.booted.pid).unwrap_or(Told::Not);
+            let listens = self.since.elapsed() >= GRACE;
+            halt.told = told == Told::Surely || (told == Told::Perhaps && listens);
+            deaf = told == Told::Not && listens;
             self.halt = Some(halt);
         }
-        let deaf = !halt.told && self.since.elapsed() >= GRACE;
         if out_of_time || deaf {
             let _ = self.booted.init.send_number(Signal::SIGKILL as i32);
             // It was told the last thing that there is to tell.

@@ -309,7 +309,11 @@ fn busybox_is_an_init(scene: &Scene) {
     };
     run("reboot");
     wait_until("it is up again", || scene.log().matches("up\n").count() == 2);
-    assert_eq!(scene.control().state().unwrap().reboots, 1);
+    let state = scene.control().state().unwrap();
+    assert_eq!(state.reboots, 1);
+    // There nobody sees which signals it waits for.
+    let sleeps = || fs::read_to_string(format!("/proc/{}/wchan", state.init.unwrap())).unwrap();
+    wait_until("it sleeps until a signal comes", || sleeps().starts_with("do_sigtimedwait"));
     scene.control().tell(&Request::Stop { seconds: 60 }).unwrap();
     wait_until("it was powered off", || scene.last_state().ended == Some(Ended::PowerOff));
 }
