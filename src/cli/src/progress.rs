@@ -59,7 +59,7 @@ impl Display {
 
     fn write(&mut self, told: Told, out: &mut dyn Write) -> io::Result<()> {
         match (self.kind, told) {
-            (Kind::Quiet, _) => Ok(()),
+            (Kind::Quiet, _) | (_, Told::Asks) => Ok(()),
             (Kind::Lines, Told::Progress(progress)) => {
                 if self.step.replace(progress.step) == Some(progress.step) {
                     return Ok(());
@@ -108,6 +108,7 @@ impl Drop for Display {
 fn label(step: Step) -> &'static str {
     match step {
         Step::Download => "downloading",
+        Step::Receive => "receiving",
         Step::Verify => "checking",
         Step::Unpack => "unpacking",
         Step::Copy => "copying",

@@ -1,4 +1,4 @@
-//! Images of Debian, put together from its packages by mmdebstrap, without root.
+//! Images of Debian and Ubuntu, put together from their packages by mmdebstrap, without root.
 //!
 //! mmdebstrap runs as root of a user namespace below the storage namespace, which has the account's range and no more: what
 //! a package runs as root there could leave its chroot, and must not meet the caller's own account, which the storage
@@ -69,7 +69,7 @@ const STEPS: [&str; 7] = [
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Word(String);
 
-/// A server with Debian's packages: `http://deb.debian.org/debian`.
+/// A server with a distribution's packages: `http://deb.debian.org/debian`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mirror(String);
 
@@ -77,20 +77,56 @@ pub struct Mirror(String);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadRecipe {
     /// Not a distribution that can be built.
-    #[error("`{0}` can't be built: `debian:bookworm`, `debian:trixie` and other releases of Debian can")]
+    #[error(
+        "`{0}` can't be built: `debian:bookworm`, `debian:trixie`, `ubuntu:noble` and other releases of these can"
+    )]
     Distribution(String),
     /// Not a word of a recipe.
-    #[error("`{0}` is no name of a release, package or architecture: lower-case letters, digits and `.+-`")]
+    #[error(
+        "`{0}` is no name of a release, package, component or architecture: lower-case letters, digits and `.+-`"
+    )]
     Word(String),
     /// Not a mirror.
     #[error("`{0}` is no mirror: give a URL that begins with http:// or https://")]
     Mirror(String),
 }
 
+/// Whose packages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Distribution {
+    Debian,
+    Ubuntu,
+}
+
+impl Distribution {
+    /// Its archive's name, with which the URLs of its mirrors end.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Debian => "debian",
+            Self::Ubuntu => "ubuntu",
+        }
+    }
+
+    /// What of its archive an image is made from, if nothing else is said: of Ubuntu what a server's tools are in, too.
+    fn components(self) -> &'static [&'static str] {
+        match self {
+            Self::Debian => &["main"],
+            Self::Ubuntu => &["main", "universe"],
+        }
+    }
+
+    /// The keys of its archive, where its own package for other distributions puts them.
+    fn keyring(self) -> String {
+        format!("/usr/share/keyrings/{}-archive-keyring.gpg", self.name())
+    }
+}
+
 /// What is to be built.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recipe {
+    distribution: Distribution,
     suite: Word,
+    components: Vec<Word>,
     mirror: Option<Mirror>,
     packages: Vec<Word>,
     architecture: Option<Word>,
@@ -153,9 +189,51 @@ impl Mirror {
             Err(BadRecipe::Mirror(shown(text.as_bytes())))
         }
     }
+}
 
-    /// The server that this machine gets its packages of Debian from, if its apt says so: `/etc/apt` and what is in it.
-    pub fn of_machine(apt: &Path) -> Option<Self> {
+/// The first main archive of the distribution that a list of sources names, in either of its formats.
+fn archive(text: &str, distribution: Distribution) -> Option<Mirror> {
+    let ending = format!("/{}", distribution.name());
+    let lines =
+        text.lines().map(str::trim).filter(|line| line.starts_with("deb ") || line.starts_with("URIs:"));
+    let mut words = lines.flat_map(str::split_whitespace).map(|word| word.trim_end_matches('/'));
+    words.find(|word| word.ends_with(&ending)).and_then(|word| Mirror::parse(word).ok())
+}
+
+impl Recipe {
+    /// A recipe for `debian:SUITE` or `ubuntu:SUITE`, with [`PACKAGES`] and these, from the distribution's own servers.
+    ///
+    /// # Errors
+    /// [`BadRecipe`].
+    pub fn new(name: &str, packages: &[String]) -> Result<Self, BadRecipe> {
+        let (distribution, suite) = match name.split_once(':') {
+            Some(("debian", suite)) => (Distribution::Debian, Word::parse(suite)?),
+            Some(("ubuntu", suite)) => (Distribution::Ubuntu, Word::parse(suite)?),
+            _ => return Err(BadRecipe::Distribution(shown(name.as_bytes()))),
+        };
+        let packages = PACKAGES.into_iter().chain(packages.iter().map(String::as_str));
+        let packages = packages.map(Word::parse).collect::<Result<_, _>>()?;
+        let components = distribution.components().iter().map(|word| Word((*word).to_owned())).collect();
+        Ok(Self { distribution, suite, components, mirror: None, packages, architecture: None })
+    }
+
+    /// From this server, if one is given.
+    #[must_use]
+    pub fn mirror(self, mirror: Option<Mirror>) -> Self {
+        Self { mirror, ..self }
+    }
+
+    /// From these parts of the archive, if any are given.
+    ///
+    /// # Errors
+    /// [`BadRecipe::Word`].
+    pub fn components(self, names: &[String]) -> Result<Self, BadRecipe> {
+        let components: Vec<Word> = names.iter().map(|name| Word::parse(name)).collect::<Result<_, _>>()?;
+        Ok(if components.is_empty() { self } else { Self { components, ..self } })
+    }
+
+    /// The server that this machine gets packages of the distribution from, if its apt says so: `/etc/apt` and what is in it.
+    pub fn mirror_of_machine(&self, apt: &Path) -> Option<Mirror> {
         let mut files = vec![apt.join("sources.list")];
         let parts = std::fs::read_dir(apt.join("sources.list.d"));
         let mut parts: Vec<PathBuf> =
@@ -165,32 +243,8 @@ impl Mirror {
         files.iter().find_map(|file| {
             let mut text = String::new();
             std::fs::File::open(file).ok()?.take(1 << 20).read_to_string(&mut text).ok()?;
-            archive(&text)
+            archive(&text, self.distribution)
         })
-    }
-}
-
-/// The first main archive of Debian that a list of sources names, in either of its formats.
-fn archive(text: &str) -> Option<Mirror> {
-    let lines =
-        text.lines().map(str::trim).filter(|line| line.starts_with("deb ") || line.starts_with("URIs:"));
-    let mut words = lines.flat_map(str::split_whitespace).map(|word| word.trim_end_matches('/'));
-    words.find(|word| word.ends_with("/debian")).and_then(|word| Mirror::parse(word).ok())
-}
-
-impl Recipe {
-    /// A recipe for `debian:SUITE`, with [`PACKAGES`] and these, from this mirror or else from Debian's own.
-    ///
-    /// # Errors
-    /// [`BadRecipe`].
-    pub fn new(name: &str, packages: &[String], mirror: Option<Mirror>) -> Result<Self, BadRecipe> {
-        let suite = match name.split_once(':') {
-            Some(("debian", suite)) => Word::parse(suite)?,
-            _ => return Err(BadRecipe::Distribution(shown(name.as_bytes()))),
-        };
-        let packages = PACKAGES.into_iter().chain(packages.iter().map(String::as_str));
-        let packages = packages.map(Word::parse).collect::<Result<_, _>>()?;
-        Ok(Self { suite, mirror, packages, architecture: None })
     }
 
     /// Without any package beyond the smallest Debian: no container boots it.
@@ -215,27 +269,41 @@ impl Recipe {
         format!("mmdebstrap {} {mirror}", self.suite.0).trim_end().to_owned()
     }
 
-    fn arguments(&self) -> Vec<String> {
+    /// `keyring`: the distribution's keys are on this machine in a place of their own.
+    fn arguments(&self, keyring: bool) -> Vec<String> {
+        let joined = |words: &[Word], by: &str| {
+            words.iter().map(|Word(word)| word.as_str()).collect::<Vec<_>>().join(by)
+        };
         let mut arguments: Vec<String> =
             ["--mode=root", "--variant=minbase", "--format=directory"].map(str::to_owned).into();
         if !self.packages.is_empty() {
-            let packages: Vec<&str> = self.packages.iter().map(|word| word.0.as_str()).collect();
-            arguments.push(format!("--include={}", packages.join(",")));
+            arguments.push(format!("--include={}", joined(&self.packages, ",")));
         }
         if let Some(Word(architecture)) = &self.architecture {
             arguments.push(format!("--architectures={architecture}"));
         }
-        arguments.extend([self.suite.0.clone(), PLACE.to_owned()]);
-        if let Some(Mirror(mirror)) = &self.mirror {
-            let suite = &self.suite.0;
-            arguments.push(format!("deb {mirror} {suite} main"));
-            // Whoever follows the unreleased one gets everything by it.
-            if !["sid", "unstable", "experimental"].contains(&suite.as_str()) {
-                arguments.push(format!("deb {mirror} {suite}-updates main"));
-                arguments.push(format!("deb {mirror}-security {suite}-security main"));
-            }
+        arguments.push(format!("--components={}", joined(&self.components, ",")));
+        if self.mirror.is_some() && keyring && self.distribution == Distribution::Ubuntu {
+            // Of a server that it knows by itself, mmdebstrap finds the keys by itself.
+            arguments.push(format!("--keyring={}", self.distribution.keyring()));
         }
+        arguments.extend([self.suite.0.clone(), PLACE.to_owned()]);
+        arguments.extend(self.sources(&joined(&self.components, " ")));
         arguments
+    }
+
+    /// The lines of a list of sources.
+    fn sources(&self, components: &str) -> Vec<String> {
+        let (Some(Mirror(mirror)), Word(suite)) = (&self.mirror, &self.suite) else { return Vec::new() };
+        let mut lines = vec![format!("deb {mirror} {suite} {components}")];
+        // Whoever follows the unreleased one gets everything by it.
+        if !["sid", "unstable", "experimental"].contains(&suite.as_str()) {
+            lines.push(format!("deb {mirror} {suite}-updates {components}"));
+            // Debian's comes from an archive of its own.
+            let security = if self.distribution == Distribution::Debian { "-security" } else { "" };
+            lines.push(format!("deb {mirror}{security} {suite}-security {components}"));
+        }
+        lines
     }
 }
 
@@ -316,7 +384,7 @@ fn command(program: &Path, recipe: &Recipe, output: &io::PipeWriter) -> io::Resu
     let proxies = PROXIES.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
     let mut command = Command::new(program);
     command
-        .args(recipe.arguments())
+        .args(recipe.arguments(Path::new(&recipe.distribution.keyring()).exists()))
         .env_clear()
         .env("PATH", PATH)
         .env("LC_ALL", "C.UTF-8")
@@ -442,14 +510,15 @@ mod tests {
 
     #[test]
     fn recipes_are_of_few_letters() {
-        let recipe = |name: &str| Recipe::new(name, &[], None);
-        for bad in ["trixie", "debian", "ubuntu:noble", "debian trixie"] {
+        let recipe = |name: &str| Recipe::new(name, &[]);
+        for bad in ["trixie", "debian", "fedora:40", "debian trixie"] {
             assert!(matches!(recipe(bad), Err(BadRecipe::Distribution(_))), "{bad}");
         }
         for bad in ["debian:", "debian:--mode=x", "debian:a b", "debian:../x", "debian:A", "debian:a,b"] {
             assert!(matches!(recipe(bad), Err(BadRecipe::Word(_))), "{bad}");
         }
-        assert!(Recipe::new("debian:sid", &["--x".into()], None).is_err());
+        assert!(Recipe::new("debian:sid", &["--x".into()]).is_err());
+        assert!(recipe("debian:sid").unwrap().components(&["a b".into()]).is_err());
         for bad in [
             "deb.debian.org",
             "file:///x",
@@ -465,48 +534,73 @@ mod tests {
 
     #[test]
     fn arguments_are_what_the_recipe_says() {
-        let recipe = Recipe::new("debian:trixie", &["vim".into()], None).unwrap();
-        let arguments = recipe.arguments();
+        let recipe = Recipe::new("debian:trixie", &["vim".into()]).unwrap();
+        let arguments = recipe.arguments(true);
         assert!(arguments.contains(&format!("--include={},vim", PACKAGES.join(","))));
-        assert_eq!(arguments[arguments.len() - 2..], ["trixie", "/mnt"]);
+        assert_eq!(arguments[arguments.len() - 3..], ["--components=main", "trixie", "/mnt"]);
         let mirror = Mirror::parse("https://mirror.example/debian/").unwrap();
-        let recipe = Recipe::new("debian:trixie", &[], Some(mirror.clone())).unwrap().minimal();
+        let recipe = Recipe::new("debian:trixie", &[]).unwrap().mirror(Some(mirror.clone())).minimal();
         let expected = [
             "--mode=root",
             "--variant=minbase",
             "--format=directory",
             "--architectures=arm64",
+            "--components=main,contrib",
             "trixie",
             "/mnt",
-            "deb https://mirror.example/debian trixie main",
-            "deb https://mirror.example/debian trixie-updates main",
-            "deb https://mirror.example/debian-security trixie-security main",
+            "deb https://mirror.example/debian trixie main contrib",
+            "deb https://mirror.example/debian trixie-updates main contrib",
+            "deb https://mirror.example/debian-security trixie-security main contrib",
         ];
-        assert_eq!(recipe.clone().architecture("aarch64").unwrap().arguments(), expected);
-        assert!(
-            recipe.architecture("x86_64").unwrap().arguments().contains(&"--architectures=amd64".to_owned())
-        );
-        let sid = Recipe::new("debian:sid", &[], Some(mirror)).unwrap().arguments();
+        let both = recipe.clone().components(&["main".into(), "contrib".into()]).unwrap();
+        assert_eq!(both.architecture("aarch64").unwrap().arguments(true), expected);
+        let amd64 = recipe.architecture("x86_64").unwrap().arguments(true);
+        assert!(amd64.contains(&"--architectures=amd64".to_owned()));
+        let sid = Recipe::new("debian:sid", &[]).unwrap().mirror(Some(mirror)).arguments(true);
         assert_eq!(sid.last().unwrap(), "deb https://mirror.example/debian sid main");
+    }
+
+    #[test]
+    fn ubuntu_has_an_archive_of_its_own_kind() {
+        let recipe = Recipe::new("ubuntu:noble", &[]).unwrap().minimal();
+        let expected = [
+            "--mode=root",
+            "--variant=minbase",
+            "--format=directory",
+            "--components=main,universe",
+            "noble",
+            "/mnt",
+        ];
+        assert_eq!(recipe.arguments(true), expected);
+        let mirror = Mirror::parse("http://mirror.example/ubuntu").unwrap();
+        let arguments = recipe.mirror(Some(mirror)).arguments(true);
+        assert!(arguments.contains(&"--keyring=/usr/share/keyrings/ubuntu-archive-keyring.gpg".to_owned()));
+        assert_eq!(
+            arguments.last().unwrap(),
+            "deb http://mirror.example/ubuntu noble-security main universe"
+        );
     }
 
     #[test]
     fn the_machines_sources_name_a_mirror() {
         let apt = tempfile::tempdir().unwrap();
-        assert_eq!(Mirror::of_machine(apt.path()), None);
+        let mirror = |name: &str| Recipe::new(name, &[]).unwrap().mirror_of_machine(apt.path());
+        let is = |url: &str| Some(Mirror(url.into()));
+        assert_eq!(mirror("debian:trixie"), None);
         std::fs::create_dir(apt.path().join("sources.list.d")).unwrap();
         let list =
             "# deb http://wrong.example/debian x main\ndeb http://security.example/debian-security x main\n";
         std::fs::write(apt.path().join("sources.list"), list).unwrap();
         let sources = "Types: deb\nURIs: https://mirror.example/debian/\nSuites: trixie\n";
         std::fs::write(apt.path().join("sources.list.d/debian.sources"), sources).unwrap();
-        assert_eq!(Mirror::of_machine(apt.path()), Some(Mirror("https://mirror.example/debian".into())));
+        assert_eq!(mirror("debian:trixie"), is("https://mirror.example/debian"));
+        assert_eq!(mirror("ubuntu:noble"), None);
         std::fs::write(
             apt.path().join("sources.list"),
             "deb [arch=amd64] http://first.example/debian x main\n",
         )
         .unwrap();
-        assert_eq!(Mirror::of_machine(apt.path()), Some(Mirror("http://first.example/debian".into())));
+        assert_eq!(mirror("debian:trixie"), is("http://first.example/debian"));
     }
 
     #[test]

@@ -6,19 +6,18 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Write};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cgrant_sys::Dir;
-use rustix::fs::OFlags;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use crate::digest::{Hasher, Sha256};
 use crate::path::shown;
-use crate::place::{PlaceError, Space};
 use crate::progress::{Progress, Step, Watch};
+use crate::spool::{Spool, SpoolError};
 
 /// Most redirects that are followed.
 const MAX_REDIRECTS: u32 = 5;
@@ -144,9 +143,9 @@ pub enum FetchError {
         /// What it has.
         found: Sha256,
     },
-    /// There is not enough room for it.
+    /// It can't be put anywhere.
     #[error(transparent)]
-    NoRoom(#[from] PlaceError),
+    Spool(#[from] SpoolError),
     /// Where it goes takes it not.
     #[error("what was fetched could not be written")]
     Write(#[source] io::Error),
@@ -262,42 +261,11 @@ pub fn fetch_file(
     options: &FetchOptions,
     watch: &mut Watch<'_>,
 ) -> Result<(File, Fetched), FetchError> {
-    let name = format!(".fetch-{:016x}", cgrant_sys::process::random_u64().map_err(FetchError::Write)?);
-    let file =
-        dir.open_file(&name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL).map_err(FetchError::Write)?;
-    dir.remove_file(&name).map_err(FetchError::Write)?;
-    let mut space = Space::of(dir, keep_free).map_err(FetchError::Write)?;
-    space.look()?;
-    let mut guarded = Guarded { file: file.into(), space, full: None };
-    let result = fetch(url, &mut guarded, options, watch);
-    let Guarded { mut file, full, .. } = guarded;
-    if let Some(full) = full {
-        return Err(full.into());
-    }
-    let fetched = result?;
-    file.rewind().map_err(FetchError::Write)?;
-    Ok((file, fetched))
-}
-
-/// A file that is written to as long as there is room.
-struct Guarded {
-    file: File,
-    space: Space,
-    full: Option<PlaceError>,
-}
-
-impl Write for Guarded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let Err(full) = self.space.bytes(bytes.len() as u64) {
-            self.full = Some(full);
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        self.file.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
+    let mut spool = Spool::new(dir, keep_free)?;
+    let result = fetch(url, &mut spool, options, watch);
+    // That there was no room is why the rest failed.
+    let file = spool.finish()?;
+    Ok((file, result?))
 }
 
 fn agent(options: &FetchOptions) -> Result<ureq::Agent, FetchError> {
@@ -361,6 +329,8 @@ fn meaning(status: u16) -> &'static str {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
 pub(crate) mod tests {
     use super::*;
+
+    use crate::place::PlaceError;
 
     use std::collections::HashMap;
     use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -527,7 +497,7 @@ pub(crate) mod tests {
         fetched.unwrap().0.read_to_end(&mut bytes).unwrap();
         assert_eq!(bytes, body);
         let result = fetch_file(&dir, u64::MAX, &server.url("/f"), &server.options(), &mut |_| ());
-        assert!(matches!(result, Err(FetchError::NoRoom(PlaceError::NearlyFull { .. }))));
+        assert!(matches!(result, Err(FetchError::Spool(SpoolError::NoRoom(PlaceError::NearlyFull { .. })))));
         assert!(dir.names().unwrap().is_empty());
     }
 

@@ -71,19 +71,20 @@ fn say(channel: &Channel, offer: &Offer, data: Option<File>) -> Result<(), Hando
 }
 
 /// Makes the tree that is offered at the other end of `channel` in the empty directory `target`, as root of the namespace
-/// that is to own it. `total`: bytes of data, where they are known. `None` if the other one ended before all was sent, and
-/// knows why.
+/// that is to own it. `layer`: it is the upper layer of an overlay, whose whiteouts and attributes are kept. `total`: bytes of
+/// data, where they are known. `None` if the other one ended before all was sent, and knows why.
 ///
 /// # Errors
 /// [`HandoverError`]; what was made until then is left for whoever made the directory.
 pub fn accept(
     channel: &Channel,
     target: &Dir,
+    layer: bool,
     limits: &Limits,
     total: Option<u64>,
     watch: &mut Watch<'_>,
 ) -> Result<Option<Copied>, HandoverError> {
-    let placer = Placer::new(target, *limits, false);
+    let placer = Placer::new(target, *limits, layer);
     let mut placer = placer.map_err(CopyError::Directory)?;
     let mut data = FileData::new(total, watch);
     while let Some((member, file)) = match hear(channel)? {
@@ -112,7 +113,6 @@ fn hear(channel: &Channel) -> Result<Option<(Offer, Option<File>)>, HandoverErro
     Ok(Some((offer, received.fds.into_iter().next().map(File::from))))
 }
 
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
 mod tests {
@@ -132,7 +132,7 @@ mod tests {
             let offers = scope.spawn(move || offer(&source, &far, &limits));
             let target = Dir::open(to).unwrap();
             let mut seen = 0;
-            let copied = accept(&near, &target, &Limits::default(), Some(9), &mut |progress| {
+            let copied = accept(&near, &target, false, &Limits::default(), Some(9), &mut |progress| {
                 assert!(progress.done >= seen && progress.total == Some(9));
                 seen = progress.done;
             });
@@ -191,7 +191,7 @@ mod tests {
         for bytes in [&b"{"[..], br#"{"Other":1}"#, file.as_bytes()] {
             let (near, far) = pair().unwrap();
             far.send(bytes, &[]).unwrap();
-            let result = accept(&near, &target, &Limits::default(), None, &mut |_| ());
+            let result = accept(&near, &target, false, &Limits::default(), None, &mut |_| ());
             assert!(matches!(result, Err(HandoverError::Malformed)), "{result:?}");
         }
     }

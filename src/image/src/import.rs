@@ -145,6 +145,13 @@ pub fn import(
     }
 }
 
+/// Makes the root of the files one that everybody in a container can pass through, and that is its root's: archives of a
+/// directory that was somebody's own, or made to be private (`mktemp -d`), say otherwise.
+fn open_root(rootfs: &Dir) -> io::Result<()> {
+    rootfs.chown("", 0, 0)?;
+    rootfs.chmod("", 0o755)
+}
+
 /// Describes a tree that was made in `image` by somebody else, `build` for example.
 ///
 /// # Errors
@@ -178,6 +185,7 @@ fn from_directory(
     }
     let rootfs = image.create_dir(ROOTFS, 0o755).map_err(ImportError::Directory)?;
     let copied = copy(source, &rootfs, CopyOptions { caller, layer: false }, limits, watch)?;
+    open_root(&rootfs).map_err(ImportError::Directory)?;
     let id = identity(&rootfs, limits, watch)?;
     let about = About::of_system(&rootfs);
     Ok(Imported { id, about, entries: copied.entries, bytes: copied.bytes, omissions: copied.omissions })
@@ -197,6 +205,7 @@ fn from_archive(
     let Unpacked { entries, bytes, omissions, .. } = unpack(archive, Some(size), &tree, limits, watch)?;
     let told = settle(image, &tree)?;
     let rootfs = image.open_dir(ROOTFS).map_err(ImportError::Directory)?;
+    open_root(&rootfs).map_err(ImportError::Directory)?;
     let about = told.or(About::of_system(&rootfs));
     Ok(Imported { id, about, entries, bytes, omissions })
 }
@@ -336,6 +345,19 @@ mod tests {
         let (directory, result) = of_archive(&[file("rootfs/usr/x"), file("etc/x")]);
         result.unwrap();
         assert!(directory.path().join("rootfs/rootfs/usr/x").exists());
+    }
+
+    #[test]
+    fn everybody_can_pass_through_the_root() {
+        use std::os::unix::fs::MetadataExt;
+        for mode in [0o700, 0, 0o1777, 0o2750] {
+            let mut root = crate::unpack::tests::dir("./");
+            (root.mode, root.uid, root.gid) = (mode, 1000, 8);
+            let (directory, result) = of_archive(&[root, file("etc/x")]);
+            result.unwrap();
+            let meta = std::fs::metadata(directory.path().join("rootfs")).unwrap();
+            assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (0o755, 0, 0), "{mode:o}");
+        }
     }
 
     #[test]

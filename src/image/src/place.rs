@@ -182,6 +182,7 @@ impl Placer {
         }
         self.entries = self.entries.saturating_add(1);
         self.space.entry()?;
+        self.space.bytes(attributes_size(member))?;
         let left_out = match member.kind {
             Kind::Device => Some(LeftOut::Device),
             Kind::Whiteout if !self.overlay => Some(LeftOut::Whiteout),
@@ -448,6 +449,7 @@ impl Accounts {
 }
 
 /// What is free on the file system that is written to.
+#[derive(Debug)]
 pub(crate) struct Space {
     root: OwnedFd,
     keep: u64,
@@ -479,12 +481,20 @@ impl Space {
         let root = TreePath::default();
         let space = fstatvfs(&self.root).map_err(|errno| failed(&root, errno.into()))?;
         let free = space.f_bavail.saturating_mul(space.f_frsize);
-        if free < self.keep {
+        // Those that live in memory without a bound count no blocks.
+        if space.f_blocks > 0 && free < self.keep {
             return Err(PlaceError::NearlyFull { free, keep: self.keep });
         }
         // Some file systems count no inodes.
         if space.f_files > 0 && space.f_favail < LOOK_ENTRIES { Err(PlaceError::Full) } else { Ok(()) }
     }
+}
+
+/// Bytes of what a member has beside its data: file systems keep up to 64 KiB of each attribute.
+fn attributes_size(member: &Member) -> u64 {
+    let lists = [&member.acl_access, &member.acl_default].into_iter().flatten();
+    let xattrs = member.xattrs.iter().map(|(name, value)| name.len().saturating_add(value.len()));
+    lists.map(Vec::len).chain(xattrs).fold(0, |sum, length| sum.saturating_add(length as u64))
 }
 
 fn tree_path(name: &[u8]) -> Result<TreePath, PlaceError> {

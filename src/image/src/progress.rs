@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 pub enum Step {
     /// Bytes come from a server.
     Download,
+    /// Bytes come from a program.
+    Receive,
     /// A file is hashed; bytes.
     Verify,
     /// An archive becomes files; bytes of the archive as it lies on the disk.

@@ -195,7 +195,7 @@ pub(crate) mod tests {
         member(name, Kind::HardLink(target.into()))
     }
 
-    fn dir(name: &str) -> Member {
+    pub fn dir(name: &str) -> Member {
         member(name, Kind::Directory)
     }
 
@@ -358,6 +358,60 @@ pub(crate) mod tests {
             assert!(check(&error), "{what}: {error:?}");
             assert!(!error.to_string().contains('\n'));
         }
+    }
+
+    #[test]
+    fn a_directory_that_becomes_a_link_meanwhile_leads_nowhere() {
+        let scene = Scene::new();
+        let (root, ended) = (scene.root(), std::sync::atomic::AtomicBool::new(false));
+        std::fs::create_dir_all(root.join("d/e")).unwrap();
+        std::os::unix::fs::symlink("../outside", root.join("l")).unwrap();
+        let members: Vec<Member> = (0..3000)
+            .flat_map(|n| [file(&format!("d/e/f{n}")), hard(&format!("d/h{n}"), "d/victim")])
+            .collect();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let dir = Dir::open(&root).unwrap();
+                let exchange = rustix::fs::RenameFlags::EXCHANGE;
+                while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                    let _ = rustix::fs::renameat_with(&dir, "d", &dir, "l", exchange);
+                }
+            });
+            // Each is refused, or made in the directory that was there; the scene looks at what is outside.
+            for members in members.chunks(2) {
+                let _ = scene.unpack(members, &Limits::default());
+            }
+            ended.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        scene.outside_is_untouched();
+    }
+
+    #[test]
+    fn holes_and_attributes_fill_no_disk() {
+        let of_holes = |size: u64| {
+            let mut writer = Writer::new(Vec::new());
+            let mut sparse = member("sparse", Kind::File(Some(vec![])));
+            sparse.size = size;
+            writer.start(&sparse).unwrap();
+            writer.finish_member().unwrap();
+            let scene = Scene::new();
+            let root = Dir::open(&scene.root()).unwrap();
+            let bytes = writer.finish().unwrap();
+            let unpacked = unpack(&bytes[..], None, &root, &Limits::default(), &mut |_| ());
+            (scene, unpacked)
+        };
+        // One that claims more than it may, and one that is as large as it may be, of which no block is there.
+        let error = of_holes(Limits::default().file_size + 1).1.unwrap_err();
+        assert!(matches!(error, UnpackError::Archive(ArchiveError::FileTooLarge(_))), "{error:?}");
+        let (scene, unpacked) = of_holes(Limits::default().file_size);
+        unpacked.unwrap();
+        let metadata = std::fs::metadata(scene.root().join("sparse")).unwrap();
+        assert_eq!((metadata.len(), metadata.blocks()), (1 << 40, 0));
+        // Attributes beyond what a header may have.
+        let mut heavy = file("heavy");
+        heavy.xattrs = (0..20).map(|n| (format!("user.n{n}").into_bytes(), vec![b'x'; 60_000])).collect();
+        let error = Scene::new().unpack(&[heavy], &Limits::default()).unwrap_err();
+        assert!(matches!(error, UnpackError::Archive(ArchiveError::HeaderTooLarge)), "{error:?}");
     }
 
     #[test]

@@ -7,25 +7,27 @@ use clap::{Args, Subcommand};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
-    /// Builds an image of Debian from its packages, with mmdebstrap
+    /// Builds an image of Debian or Ubuntu from its packages, with mmdebstrap
     #[command(after_help = "\
-Without --mirror the packages come from where this machine's own apt gets its.
-Prints the image's id.
+Without --mirror the packages come from where this machine's own apt gets its, else from the
+distribution's own servers. Prints the image's id.
 
 Examples:
   cgrant image build debian:trixie
-  cgrant image build debian:bookworm --package openssh-server,vim --alias web
-  cgrant image build debian:sid --mirror http://deb.debian.org/debian")]
+  cgrant image build debian:bookworm --include openssh-server,vim --alias web
+  cgrant image build debian:sid --mirror http://deb.debian.org/debian --components main,contrib
+  cgrant image build ubuntu:noble")]
     Build(Box<BuildArgs>),
     /// Makes an image of a directory or an archive, here or on a server
     #[command(after_help = "\
 An archive is a tar, tar.gz, tar.xz or tar.zst of the files alone, or an image for Incus in one piece.
 Images in two pieces, as LXC (meta.tar.xz, rootfs.tar.xz) and Incus (incus.tar.xz, root.tar.xz) have
 them, are given as both, the description first. From servers only https is taken.
-Prints the image's id.
+'-' is an archive on standard input. Prints the image's id.
 
 Examples:
   cgrant image import rootfs.tar.zst --alias mine
+  ssh host tar -c -C / --one-file-system . | cgrant image import - --alias host
   cgrant image import meta.tar.xz rootfs.tar.xz --alias alpine
   cgrant image import https://example.org/x.tar.xz --sha256 SUM
   cgrant image import debian/13 --server https://images.linuxcontainers.org --alias debian:trixie")]
@@ -81,14 +83,17 @@ pub(crate) enum AliasCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct BuildArgs {
-    /// What: debian:SUITE
+    /// What: debian:SUITE or ubuntu:SUITE
     #[arg(value_name = "DISTRIBUTION")]
     pub(crate) name: String,
     /// Where its packages come from
     #[arg(long, value_name = "URL", value_parser = Mirror::parse)]
     pub(crate) mirror: Option<Mirror>,
+    /// Parts of its archive, with commas; otherwise main, of Ubuntu universe too
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub(crate) components: Vec<String>,
     /// More packages, with commas or given several times
-    #[arg(long = "package", value_name = "NAME", value_delimiter = ',')]
+    #[arg(long = "include", visible_alias = "package", value_name = "NAME", value_delimiter = ',')]
     pub(crate) packages: Vec<String>,
     /// Nothing beyond the smallest Debian: for commands, not for booting
     #[arg(long)]
@@ -105,7 +110,7 @@ pub(crate) struct BuildArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ImportArgs {
-    /// A directory, an archive, or its URL; of a split image what describes it; with --server a name there
+    /// A directory, an archive, or its URL, or '-'; of a split image what describes it; with --server a name there
     #[arg(value_name = "SOURCE")]
     pub(crate) source: OsString,
     /// The files of a split image

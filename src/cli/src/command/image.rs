@@ -5,7 +5,15 @@ mod make;
 
 pub(super) use export::Partial;
 
-use cgrant_image::{Image, store::Store};
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+};
+
+use cgrant_image::{
+    Image, Sha256,
+    store::{Listed, Store},
+};
 use serde_json::json;
 
 use crate::{
@@ -15,7 +23,7 @@ use crate::{
     exit,
     output::{self, List, bytes},
     progress::Display,
-    storage::{self, Storage},
+    storage::{self, JobFailure, Storage},
 };
 
 /// Digits of an id in a table: as many as tell images apart.
@@ -33,28 +41,47 @@ pub(crate) fn run(client: &Client, command: ImageCommand) -> Result<u8, Failure>
     Ok(exit::DONE)
 }
 
+/// What can't be used is listed too, with what to do: it must not keep anybody from the others.
 fn list(client: &Client) -> Result<(), Failure> {
-    let failed = |error: cgrant_image::store::StoreError| Failure::work("list the images", error.into());
     let store = storage::store()?;
-    let names = store.aliases().map_err(failed)?;
-    let mut images = store.images().map_err(failed)?;
-    images.sort_by_key(|image| std::cmp::Reverse(image.created));
-    let items = images.iter().map(|image| {
+    let names = store.aliases().unwrap_or_else(|error| {
+        // Closed standard error is no reason to fail.
+        let _ = writeln!(io::stderr(), "cgrant: {}", JobFailure::from(error).text);
+        BTreeMap::new()
+    });
+    let mut images = store.images().map_err(|error| Failure::work("list the images", error.into()))?;
+    images.sort_by_key(|listed| match listed {
+        Listed::Whole(image) => std::cmp::Reverse(image.created),
+        Listed::Damaged { .. } => std::cmp::Reverse(0),
+    });
+    let items = images.iter().map(|listed| {
         let names: Vec<&str> =
-            names.iter().filter(|(_, id)| **id == image.id).map(|(name, _)| name.as_str()).collect();
-        match client.format {
-            Format::Json => {
+            names.iter().filter(|(_, id)| **id == listed.id()).map(|(name, _)| name.as_str()).collect();
+        match (client.format, listed) {
+            (Format::Json, Listed::Whole(image)) => {
                 let mut value = serde_json::to_value(image).unwrap_or_default();
                 if let Some(fields) = value.as_object_mut() {
                     fields.insert("aliases".to_owned(), json!(names));
                 }
                 value
             }
-            Format::Table => row(image, &names),
+            (Format::Json, Listed::Damaged { id, why }) => {
+                json!({ "id": id.to_string(), "aliases": names, "damaged": why })
+            }
+            (Format::Table, Listed::Whole(image)) => row(image, &names),
+            (Format::Table, Listed::Damaged { id, why }) => {
+                let id = short(*id);
+                let remedy = format!("damaged: {why}; 'cgrant image remove {id}' removes it");
+                json!({ "id": id, "aliases": names, "description": remedy })
+            }
         }
     });
     let heads = &["ID", "ALIASES", "DESCRIPTION", "ARCHITECTURE", "SIZE", "CREATED"];
     output::print(client.format, &List::new(heads, items))
+}
+
+fn short(id: Sha256) -> String {
+    id.to_string().chars().take(SHORT).collect()
 }
 
 fn row(image: &Image, names: &[&str]) -> serde_json::Value {
@@ -64,7 +91,7 @@ fn row(image: &Image, names: &[&str]) -> serde_json::Value {
         description => description.to_owned(),
     };
     json!({
-        "id": image.id.to_string().chars().take(SHORT).collect::<String>(),
+        "id": short(image.id),
         "aliases": names,
         "description": description,
         "architecture": about.architecture,
@@ -95,7 +122,7 @@ fn remove(client: &Client, names: Vec<String>, quiet: bool) -> Result<(), Failur
     storage.run(&session, storage::IMAGES, &mut |told| display.tell(told))
 }
 
-fn resolve(store: &Store, name: &str, doing: &str) -> Result<cgrant_image::Sha256, Failure> {
+fn resolve(store: &Store, name: &str, doing: &str) -> Result<Sha256, Failure> {
     store.resolve(name).map_err(|error| Failure::work(doing, error.into()))
 }
 

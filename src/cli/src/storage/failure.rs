@@ -1,7 +1,8 @@
 //! Exit codes of what goes wrong with images and files of containers.
 
 use cgrant_image::{
-    CopyError, ExportError, ImportError, PlaceError, UnpackError, WalkError,
+    CopyError, ExportError, HandoverError, ImportError, PlaceError, SpoolError, UnpackError,
+    WalkError,
     build::{BadRecipe, BuildError},
     fetch::FetchError,
     simplestreams::StreamsError,
@@ -32,9 +33,12 @@ impl Fails for StoreError {
             | Self::UnknownContainer(_)
             | Self::NameTaken(_) => exit::REFUSED,
             Self::BadName(_) => exit::USAGE,
-            Self::NoHome | Self::Open { .. } | Self::Foreign { .. } | Self::Use { .. } | Self::Damaged(_) => {
-                exit::MACHINE
-            }
+            Self::NoHome
+            | Self::Open { .. }
+            | Self::Foreign { .. }
+            | Self::Use { .. }
+            | Self::Damaged(_)
+            | Self::DamagedNames => exit::MACHINE,
         }
     }
 }
@@ -74,6 +78,12 @@ impl Fails for CopyError {
     }
 }
 
+impl Fails for HandoverError {
+    fn exit_code(&self) -> u8 {
+        exit::MACHINE
+    }
+}
+
 impl Fails for ExportError {
     fn exit_code(&self) -> u8 {
         match self {
@@ -104,15 +114,32 @@ impl Fails for BuildError {
     }
 }
 
+impl Fails for SpoolError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::NoRoom(error) => error.exit_code(),
+            Self::Write(_) => exit::MACHINE,
+            Self::Read(_) | Self::TooLarge(_) => exit::SOURCE,
+        }
+    }
+}
+
 impl Fails for FetchError {
     fn exit_code(&self) -> u8 {
-        exit::SOURCE
+        match self {
+            Self::Spool(error) => error.exit_code(),
+            Self::Write(_) => exit::MACHINE,
+            _ => exit::SOURCE,
+        }
     }
 }
 
 impl Fails for StreamsError {
     fn exit_code(&self) -> u8 {
-        exit::SOURCE
+        match self {
+            Self::Fetch(error) => error.exit_code(),
+            _ => exit::SOURCE,
+        }
     }
 }
 

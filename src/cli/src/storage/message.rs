@@ -40,6 +40,8 @@ pub(crate) enum Told {
     Progress(Progress),
     /// A line for whoever wants to know more.
     Line(String),
+    /// It has said something on a channel of its own, and waits for the answer.
+    Asks,
 }
 
 /// Why a job has no result: what crosses from its process.

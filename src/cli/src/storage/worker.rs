@@ -71,6 +71,11 @@ impl Worker {
         self.tell(Told::Line(line.to_owned()));
     }
 
+    /// Tells that something was said on a channel of the job's own, and an answer is waited for there.
+    pub(crate) fn asks(&self) {
+        self.tell(Told::Asks);
+    }
+
     fn tell(&self, what: Told) {
         // When nobody listens any more, the keeper ends this process.
         let _ = send(&self.channel, &FromWorker::Told(what), None);
@@ -177,7 +182,7 @@ fn become_root() -> io::Result<()> {
 }
 
 /// From here on this process ends when its parent does.
-fn end_with(parent: Pid) -> io::Result<()> {
+pub(crate) fn end_with(parent: Pid) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // It may have ended before that.
     if getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }

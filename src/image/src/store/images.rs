@@ -19,6 +19,30 @@ const DESCRIPTION: &str = "image.json";
 /// Largest description and largest list of names, in bytes.
 const MAX_JSON: usize = 1 << 20;
 
+/// An image of a list, which one that can't be used does not keep from the others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listed {
+    /// It can be used.
+    Whole(Image),
+    /// It can't.
+    Damaged {
+        /// Its id.
+        id: Sha256,
+        /// What is wrong with it, in one sentence.
+        why: String,
+    },
+}
+
+impl Listed {
+    /// The image's id.
+    pub fn id(&self) -> Sha256 {
+        match self {
+            Self::Whole(image) => image.id,
+            Self::Damaged { id, .. } => *id,
+        }
+    }
+}
+
 impl Store {
     /// A directory in which an image is made, as root of the storage namespace.
     ///
@@ -52,6 +76,10 @@ impl Store {
             left_out: imported.omissions.count,
         };
         let id = image.id.to_string();
+        if !aliases.is_empty() {
+            // What can't be named is not kept.
+            self.aliases()?;
+        }
         self.describe(&new, &image).and_then(|()| new.sync()).map_err(|source| used(&id, source))?;
         match new.finish(OsStr::new(&id)) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (),
@@ -74,11 +102,23 @@ impl Store {
     /// All images, by their ids.
     ///
     /// # Errors
-    /// [`StoreError`].
-    pub fn images(&self) -> Result<Vec<Image>, StoreError> {
-        let mut ids = self.ids()?;
+    /// [`StoreError::Use`] if they can't even be counted.
+    pub fn images(&self) -> Result<Vec<Listed>, StoreError> {
+        let mut ids: Vec<Sha256> = self.ids()?.iter().filter_map(|id| id.parse().ok()).collect();
         ids.sort();
-        ids.iter().map(|id| self.read(id)).collect()
+        Ok(ids.into_iter().map(|id| self.look_at(id)).collect())
+    }
+
+    fn look_at(&self, id: Sha256) -> Listed {
+        let name = id.to_string();
+        let damaged = |why: &str| Listed::Damaged { id, why: why.to_owned() };
+        match (self.read(&name), self.rootfs(id)) {
+            (Ok(_), Err(_)) => damaged("its files can't be opened"),
+            (Ok(image), Ok(_)) => Listed::Whole(image),
+            (Err(StoreError::UnknownImage(_)), _) => damaged("it has no description"),
+            (Err(StoreError::Damaged(_)), _) => damaged("its description is not what was written there"),
+            (Err(_), _) => damaged("its description can't be read"),
+        }
     }
 
     /// The image of this alias, of this id, or of the one id that begins so (8 digits at least).
@@ -120,12 +160,12 @@ impl Store {
     /// All names with the images that they mean.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`], [`StoreError::Use`].
+    /// [`StoreError::DamagedNames`], [`StoreError::Use`].
     pub fn aliases(&self) -> Result<BTreeMap<String, Sha256>, StoreError> {
         match self.images.read(ALIASES, MAX_JSON) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
             Err(error) => Err(used(ALIASES, error)),
-            Ok(text) => serde_json::from_str(&text).map_err(|_| StoreError::Damaged(ALIASES.into())),
+            Ok(text) => serde_json::from_str(&text).map_err(|_| StoreError::DamagedNames),
         }
     }
 
@@ -192,6 +232,8 @@ impl Store {
         if !containers.is_empty() {
             return Err(StoreError::InUse { id, containers });
         }
+        // Before anything is done.
+        self.aliases()?;
         let aside = match unfinished::put_aside(&self.images, OsStr::new(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(StoreError::UnknownImage(name.to_owned()));

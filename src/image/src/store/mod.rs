@@ -30,6 +30,7 @@ use crate::digest::Sha256;
 
 pub use alias::{Alias, BadAlias};
 pub use containers::make_layers;
+pub use images::Listed;
 pub use unfinished::Unfinished;
 
 const IMAGES: &str = "images";
@@ -83,6 +84,11 @@ pub enum StoreError {
         "`{0}` in the data directory is damaged: remove the image or container that it belongs to, or mend it"
     )]
     Damaged(String),
+    /// The list of images' names is not what was written there.
+    #[error(
+        "`images/aliases.json` in the data directory is damaged: delete it, and name images anew with `cgrant image alias add`"
+    )]
+    DamagedNames,
     /// No image of this name.
     #[error(
         "there is no image `{0}`: `cgrant image list` shows those that are there, `cgrant image build` and `cgrant image import` make one"
@@ -290,6 +296,7 @@ mod tests {
         }
         let mut all = vec![one.clone(), two];
         all.sort_by_key(|image| image.id);
+        let all: Vec<Listed> = all.into_iter().map(Listed::Whole).collect();
         assert_eq!(scene.store.images().unwrap(), all);
         assert!(scene.store.rootfs(one.id).unwrap().exists("one").unwrap());
         assert!(scene.store.unname(&"debian".parse().unwrap()).unwrap());
@@ -397,10 +404,28 @@ mod tests {
             matches!(scene.store.image("name"), Err(StoreError::Damaged(what)) if what.ends_with("image.json"))
         );
         assert_eq!(scene.store.resolve("name").unwrap(), image.id, "it can be removed all the same");
+        // Each way in which one can be is listed as such, beside those that are not.
+        let whole = scene.image("two", &[]).unwrap();
+        for name in ["three", "four"] {
+            let other = scene.image(name, &[]).unwrap().id.to_string();
+            let gone = scene.path("images").join(&other);
+            if name == "three" {
+                std::fs::remove_file(gone.join("image.json")).unwrap();
+            } else {
+                std::fs::remove_dir_all(gone.join("rootfs")).unwrap();
+            }
+        }
+        let listed = scene.store.images().unwrap();
+        let damaged: Vec<&Listed> =
+            listed.iter().filter(|listed| matches!(listed, Listed::Damaged { .. })).collect();
+        assert!(listed.contains(&Listed::Whole(whole)) && damaged.len() == 3, "{listed:?}");
+        assert!(damaged.iter().any(|listed| listed.id() == image.id));
         std::fs::write(scene.path("images/aliases.json"), "[]").unwrap();
-        assert!(
-            matches!(scene.store.image("name"), Err(StoreError::Damaged(what)) if what == "aliases.json")
-        );
+        assert!(matches!(scene.store.image("name"), Err(StoreError::DamagedNames)));
+        assert!(matches!(scene.store.remove_image(image.id), Err(StoreError::DamagedNames)));
+        assert!(scene.path("images").join(image.id.to_string()).exists(), "nothing is done by halves");
+        assert!(matches!(scene.image("five", &["name"]), Err(StoreError::DamagedNames)));
+        assert!(!scene.path("images").join(sum("five").to_string()).exists());
         // A link in its place is not followed.
         std::fs::remove_file(scene.path("images/aliases.json")).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", scene.path("images/aliases.json")).unwrap();

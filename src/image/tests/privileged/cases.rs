@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use cgrant_image::archive::Compression;
-use cgrant_image::build::{BuildError, Mirror, Recipe, build};
+use cgrant_image::build::{BuildError, Recipe, build};
 use cgrant_image::store::{Alias, Store, StoreError};
 use cgrant_image::{
     CopyOptions, Form, ImportError, Imported, LeftOut, PlaceError, Source, UnpackError, copy, describe_built,
@@ -301,7 +301,7 @@ fn built_by(scene: &Scene, script: &str, check: impl FnOnce(&Dir, Result<(), Bui
         let place = mount::open_place(Path::new("/usr/bin/mmdebstrap")).unwrap();
         mount::move_mount(&clone, place, Path::new("")).unwrap();
         let image = home.create_dir("image", 0o755).unwrap();
-        let recipe = Recipe::new("debian:bookworm", &[], None).unwrap();
+        let recipe = Recipe::new("debian:bookworm", &[]).unwrap();
         let mut steps = Vec::new();
         let result = build(&image, &recipe, &mut |_| (), &mut |progress| steps.push(progress.done));
         check(&image, result, steps);
@@ -358,8 +358,9 @@ pub fn debian_is_built_without_root() {
     scene.inside(IMAGES, |home| {
         let store = Store::open_inside(&home.open_dir("data").unwrap(), INSIDE).unwrap();
         let new = store.begin_image().unwrap();
-        let mirror = Mirror::of_machine(Path::new("/etc/apt"));
-        let recipe = Recipe::new("debian:bookworm", &[], mirror).unwrap().minimal();
+        let recipe = Recipe::new("debian:bookworm", &[]).unwrap().minimal();
+        let mirror = recipe.mirror_of_machine(Path::new("/etc/apt"));
+        let recipe = recipe.mirror(mirror);
         let mut done = Vec::new();
         build(new.dir(), &recipe, &mut |_| (), &mut |progress| done.push(progress.done))
             .unwrap_or_else(|error| panic!("{error}"));

@@ -3,17 +3,20 @@
 use std::{
     ffi::OsStr,
     fs::File,
-    io,
-    os::unix::{ffi::OsStrExt, fs::OpenOptionsExt},
+    io::{self, IsTerminal, Seek},
+    os::{
+        fd::AsFd,
+        unix::{ffi::OsStrExt, fs::OpenOptionsExt},
+    },
     path::Path,
 };
 
 use cgrant_image::{
     Image, Imported, Limits, Omissions, Sha256, Source,
-    build::{self, BadRecipe, Mirror, Recipe},
+    build::{self, BadRecipe, Recipe},
     describe_built,
     fetch::{FetchOptions, Url, fetch_file},
-    simplestreams,
+    simplestreams, spool,
     store::Alias,
 };
 use cgrant_sys::Dir;
@@ -33,6 +36,9 @@ use crate::{
     storage::{self, ACCOUNT, JobFailure, Storage, Worker},
 };
 
+/// The source that is no name.
+const STANDARD_INPUT: &str = "-";
+
 /// What was made, as it crosses from the process that made it.
 #[derive(Debug, Serialize, Deserialize)]
 struct Made {
@@ -43,11 +49,12 @@ struct Made {
 }
 
 pub(super) fn build(client: &Client, args: BuildArgs) -> Result<(), Failure> {
-    let BuildArgs { name, mirror, packages, minimal, architecture, aliases, telling } = args;
+    let BuildArgs { name, mirror, components, packages, minimal, architecture, aliases, telling } = args;
     let doing = format!("build {name}");
     let bad = |error: BadRecipe| Failure::work(&doing, error.into());
-    let mirror = mirror.or_else(|| Mirror::of_machine(Path::new("/etc/apt")));
-    let mut recipe = Recipe::new(&name, &packages, mirror).map_err(bad)?;
+    let mut recipe = Recipe::new(&name, &packages).map_err(bad)?;
+    let mirror = mirror.or_else(|| recipe.mirror_of_machine(Path::new("/etc/apt")));
+    recipe = recipe.mirror(mirror).components(&components).map_err(bad)?;
     if minimal {
         recipe = recipe.minimal();
     }
@@ -84,6 +91,8 @@ enum Given {
 #[derive(Debug)]
 enum Piece {
     Here(File),
+    /// From a program, as it comes.
+    Stream(File),
     There(Url),
 }
 
@@ -123,6 +132,7 @@ fn source_of(
     let options = FetchOptions::default();
     let mut file = |piece: Piece| match piece {
         Piece::Here(file) => Ok::<_, JobFailure>(file),
+        Piece::Stream(stream) => Ok(spool(dir, stream, limits, watch)?),
         Piece::There(url) => Ok(fetch_file(dir, limits.keep_free, &url, &options, watch)?.0),
     };
     Ok(match given {
@@ -139,6 +149,9 @@ fn source_of(
 
 /// What is named by one word.
 fn one(source: &OsStr, doing: &str) -> Result<Given, Failure> {
+    if source == STANDARD_INPUT {
+        return standard_input(doing).map(Given::Archive);
+    }
     if !is_url(source) && Path::new(source).is_dir() {
         // By links too: the path is the user's own.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -149,7 +162,27 @@ fn one(source: &OsStr, doing: &str) -> Result<Given, Failure> {
     piece(source, doing).map(Given::Archive)
 }
 
+/// What a program pipes into this one, or a file that it was given as standard input.
+fn standard_input(doing: &str) -> Result<Piece, Failure> {
+    let input = io::stdin();
+    if input.is_terminal() {
+        return Err(Failure::Usage("standard input is a terminal: pipe an archive into it".to_owned()));
+    }
+    let open = || -> io::Result<Piece> {
+        let mut file = File::from(input.as_fd().try_clone_to_owned()?);
+        // What was read of it before is no part of the archive; a file that was not is read where it lies.
+        let is_whole = file.metadata()?.is_file() && file.stream_position()? == 0;
+        Ok(if is_whole { Piece::Here(file) } else { Piece::Stream(file) })
+    };
+    open().map_err(|error| unreadable(doing, &error))
+}
+
 fn piece(source: &OsStr, doing: &str) -> Result<Piece, Failure> {
+    if source == STANDARD_INPUT {
+        return Err(Failure::Usage(
+            "standard input holds one archive: name both of a split image".to_owned(),
+        ));
+    }
     if is_url(source) {
         let url = source.to_string_lossy().parse::<Url>();
         return url
