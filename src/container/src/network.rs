@@ -35,17 +35,18 @@ const MAX_SERVERS: usize = 3;
 /// Groups whose members may make ICMP sockets (icmp(7)); by default none.
 const PING_GROUPS: &str = "proc/sys/net/ipv4/ping_group_range";
 
-/// The files in /etc that [`show`] binds something over, if they are there.
-pub(crate) fn covered(network: &Network) -> &'static [&'static str] {
-    if network.dns.is_empty() { &["hosts"] } else { &["hosts", "resolv.conf"] }
-}
-
 /// Shows it in the tree of a container, whose `/run` is mounted.
 pub(crate) fn show(tree: &OwnedFd, network: &Network, hostname: &str) -> Result<(), StepFailure> {
-    if !network.dns.is_empty() {
-        cover(tree, "etc/resolv.conf", &resolvers(&network.dns)).at(Step::Names, "/etc/resolv.conf")?;
-    }
+    show_servers(tree, network)?;
     cover(tree, "etc/hosts", &hosts(&network.addresses, hostname)).at(Step::Names, "/etc/hosts")
+}
+
+/// Shows only who answers for names.
+pub(crate) fn show_servers(tree: &OwnedFd, network: &Network) -> Result<(), StepFailure> {
+    match network.dns.as_slice() {
+        [] => Ok(()),
+        servers => cover(tree, "etc/resolv.conf", &resolvers(servers)).at(Step::Names, "/etc/resolv.conf"),
+    }
 }
 
 /// Lets every group of a container of `ids` ids ping; its `/proc` is mounted in the tree. Where it can't be, root still can: it has CAP_NET_RAW there.
@@ -57,9 +58,9 @@ pub(crate) fn open_ping(tree: &OwnedFd, ids: u32) {
     }
 }
 
-/// Binds a file with this text over `path`, whose directory is looked up with the tree as root: links in it lead
+/// Binds a file with this text over `path`, if it is there, whose directory is looked up with the tree as root: links in it lead
 /// nowhere else. The file lies in the container's `/run`, without a name.
-fn cover(tree: &OwnedFd, path: &str, text: &str) -> io::Result<()> {
+pub(crate) fn cover(tree: &OwnedFd, path: &str, text: &str) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let place = match rustix::fs::openat2(tree, path, flags, Mode::empty(), resolve) {

@@ -1,4 +1,5 @@
-//! The environment of a container's init, as systemd's CONTAINER_INTERFACE describes it, and what the host's os-release says.
+//! The environment of a container's init, as systemd's CONTAINER_INTERFACE describes it, that of its services, and what the host's
+//! os-release says.
 
 use std::ffi::CString;
 
@@ -51,6 +52,24 @@ pub(crate) fn of_init(spec: &Prepared, os_release: &str) -> Vec<CString> {
         .collect()
 }
 
+/// A drop-in for systemd (systemd-system.conf(5)), which gives these to all services; `None` if there are none, or they are no UTF-8,
+/// which systemd would not take.
+pub(crate) fn of_services(variables: &[CString]) -> Option<String> {
+    let quoted = |text: &CString| {
+        let escape = |c: char| match c {
+            '"' | '\\' => format!("\\{c}"),
+            '%' => "%%".to_owned(),
+            '\n' => "\\n".to_owned(),
+            '\r' => "\\r".to_owned(),
+            c => c.to_string(),
+        };
+        let text: String = text.to_str().ok()?.chars().map(escape).collect();
+        Some(format!(" \"{text}\""))
+    };
+    let all: String = variables.iter().filter_map(quoted).collect();
+    (!all.is_empty()).then(|| format!("[Manager]\nDefaultEnvironment={}\n", all.trim_start()))
+}
+
 /// The value of an assignment, without quotes; escapes within quotes stay as they are.
 fn field(text: &str, name: &str) -> Option<String> {
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))?;
@@ -67,6 +86,16 @@ fn field(text: &str, name: &str) -> Option<String> {
 mod tests {
     use super::*;
     use crate::system::{MachineId, SystemSpec};
+
+    #[test]
+    fn services_are_told_in_systemds_words() {
+        let variables = ["A=b c", "B=50%\"\\\n"].map(|text| CString::new(text).unwrap());
+        assert_eq!(
+            of_services(&variables).unwrap(),
+            "[Manager]\nDefaultEnvironment=\"A=b c\" \"B=50%%\\\"\\\\\\n\"\n"
+        );
+        assert_eq!(of_services(&[]), None);
+    }
 
     #[test]
     fn init_is_told_what_the_interface_asks_for() {

@@ -55,12 +55,31 @@ impl FromStr for MachineId {
     }
 }
 
-/// What is written into the container's root at its first start, and is the container's to change from then on.
+/// What is written into the container's root at its first start, or when it was given another name, and is the container's to change
+/// from then on: hostname and machine id in any case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Personal {
-    /// The host's time zone, as a name below `/usr/share/zoneinfo`; without one, and where the root does not have it, what the
-    /// image says stays.
-    pub timezone: Option<String>,
+    /// Is the root a new one? Then the SSH server in it gets host keys of its own.
+    pub new: bool,
+    /// Its time zone; without one what the root says stays.
+    pub timezone: Option<Timezone>,
+}
+
+/// A time zone, as a name below `/usr/share/zoneinfo`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Timezone {
+    /// The host's: where the root does not have it, what the image says stays.
+    Host(String),
+    /// One that was asked for: a start fails where the root does not have it.
+    Asked(String),
+}
+
+impl Timezone {
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Host(name) | Self::Asked(name) => name,
+        }
+    }
 }
 
 /// What a container's root is made of. Paths are looked up as the account, from the current directory.
@@ -195,7 +214,7 @@ pub enum SystemError {
         name: String,
     },
     /// The text is no name of a time zone.
-    #[error("{name:?} is no time zone")]
+    #[error("{name:?} is no time zone: a name such as \"Europe/Paris\" is")]
     Timezone {
         /// The text.
         name: String,
@@ -243,8 +262,8 @@ impl SystemSpec {
         c_string("the run directory", self.run.as_os_str())?;
         self.check_credentials()?;
         self.devices.iter().try_for_each(|name| check_device(name))?;
-        if let Some(Personal { timezone: Some(name) }) = &self.personal {
-            check_timezone(name)?;
+        if let Some(Personal { timezone: Some(zone), .. }) = &self.personal {
+            check_timezone(zone.name())?;
         }
         let programs = match self.init.first() {
             Some(program) => candidates(program, &self.environment)?,
@@ -349,7 +368,10 @@ mod tests {
             credentials: vec![("passwd.hashed-password.root".into(), b"x".to_vec())],
             devices: vec!["net/tun".into()],
             nesting: false,
-            personal: Some(Personal { timezone: Some("America/Port-au-Prince".into()) }),
+            personal: Some(Personal {
+                new: true,
+                timezone: Some(Timezone::Host("America/Port-au-Prince".into())),
+            }),
         }
     }
 
@@ -421,7 +443,7 @@ mod tests {
         }
         for zone in ["", "../x", "/etc/passwd", "Europe/", "a//b", ".x"] {
             let mut spec = spec();
-            spec.personal = Some(Personal { timezone: Some(zone.into()) });
+            spec.personal = Some(Personal { new: true, timezone: Some(Timezone::Asked(zone.into())) });
             assert!(matches!(spec.prepare(), Err(SystemError::Timezone { .. })), "{zone}");
         }
     }

@@ -2,12 +2,15 @@
 //!
 //! | place | what |
 //! |---|---|
-//! | `/proc` | `/proc/sys` read-only but for `/proc/sys/net`, which is of the container's own network namespace; parts masked |
+//! | `/proc` | `/proc/sys` read-only but for `/proc/sys/net`, which is of the container's own network namespace; a boot id of its own; parts masked |
 //! | `/sys` | read-only, by which systemd knows that devices are not its business; `/sys/fs/cgroup` writable |
 //! | `/dev` | as every container's, and `console`: a terminal of the container's own devpts |
 //! | `/run`, `/run/host` | tmpfs; what systemd is told |
 //!
 //! `/tmp` is the image's business.
+//!
+//! In the end all mounts are shared ones, as a host's are: systemd makes its mounts so on a host and trusts a container's
+//! manager to have done it (`mount_setup()`), and credentials of its units come from a helper whose mount has to be seen.
 
 use std::{
     io,
@@ -15,8 +18,12 @@ use std::{
     path::Path,
 };
 
-use cgrant_sys::mount::{
-    MountAttrFlags, MountChange, mount_setattr, move_mount, open_place, open_tree_clone,
+use cgrant_sys::{
+    mount::{
+        MountAttrFlags, MountChange, MountPropagationFlags, mount_setattr, move_mount, open_place,
+        open_tree_clone,
+    },
+    process::random_u64,
 };
 use rustix::{
     fs::{FileType, Mode, OFlags, mkdirat, openat},
@@ -26,9 +33,10 @@ use rustix::{
 
 use super::{
     confine::{MASKED_DIRECTORIES, MASKED_FILES, READ_ONLY as READ_ONLY_PLACES},
+    environment,
     host_view::HostView,
     personal,
-    spec::Prepared,
+    spec::{MachineId, Prepared},
 };
 use crate::{
     failure::{At, Step, StepFailure},
@@ -40,6 +48,8 @@ use crate::{
 
 /// A place that only root can enter.
 const HIDDEN: &str = "run/.cgrant";
+/// Where the kernel tells its own (random(4)).
+const BOOT_ID: &str = "proc/sys/kernel/random/boot_id";
 
 /// What the monitor keeps of a container's tree.
 #[derive(Debug)]
@@ -71,12 +81,16 @@ pub(crate) fn enter(
     root.mount_devices(placement.ids)?;
     spec.devices.iter().try_for_each(|name| show_device(tree, name).at(Step::Device, name))?;
     root.mount("tmpfs", &[("mode", Some("0755"))], SAFE, "run")?;
+    tell_services(tree, spec).at(Step::Personal, "run/systemd/system.conf.d")?;
     let view = HostView::make(tree, spec, os_release)?;
     let network = placement.network.clone().unwrap_or_default();
-    personal::make_places(tree, &network)?;
-    network::show(tree, &network, &spec.hostname)?;
+    if !network.dns.is_empty() {
+        personal::make_place(tree, "resolv.conf")?;
+    }
+    network::show_servers(tree, &network)?;
     network::open_ping(tree, placement.ids);
     protect_settings(tree)?;
+    show_boot_id(tree).at(Step::Mount, BOOT_ID)?;
     match spec.nesting {
         true => keep_whole_views(root)?,
         false => mask(tree)?,
@@ -84,7 +98,21 @@ pub(crate) fn enter(
     let (console, terminals) = make_console(tree).at(Step::Console, "/dev/console")?;
     view.seal()?;
     root.leave_host()?;
+    let propagation = Some(MountPropagationFlags::SHARED);
+    let shared = MountChange { propagation, recursive: true, ..MountChange::default() };
+    mount_setattr(tree, &shared).at(Step::EnterRoot, "/")?;
     Ok(Kept { console, terminals, notify: view.notify })
+}
+
+/// Has systemd give its services what was asked for: its own environment is not theirs.
+fn tell_services(tree: &OwnedFd, spec: &Prepared) -> io::Result<()> {
+    let Some(text) = environment::of_services(&spec.environment) else { return Ok(()) };
+    for directory in ["run/systemd", "run/systemd/system.conf.d"] {
+        mkdirat(tree, directory, Mode::from_raw_mode(0o755))?;
+    }
+    let create = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = openat(tree, "run/systemd/system.conf.d/50-cgrant.conf", create, Mode::from_raw_mode(0o644))?;
+    io::Write::write_all(&mut std::fs::File::from(file), text.as_bytes())
 }
 
 /// Binds a device node of the host's. Only a node: a directory, or the files of another program in one, are shown nobody by this.
@@ -131,6 +159,13 @@ fn protect_settings(tree: &OwnedFd) -> Result<(), StepFailure> {
     let own = copy(tree, "proc/sys/net", INERT).at(Step::Mount, "/proc/sys/net")?;
     bind(tree, "proc/sys", INERT | READ_ONLY).at(Step::Mount, "/proc/sys")?;
     move_mount(own, tree, Path::new("proc/sys/net")).at(Step::Mount, "/proc/sys/net")
+}
+
+/// Boots of one container are told apart by it, in its journal among others; the host's is the same for all of them.
+fn show_boot_id(tree: &OwnedFd) -> io::Result<()> {
+    let random = (u128::from(random_u64()?) << 64) | u128::from(random_u64()?);
+    let id = MachineId::from_random(random.to_be_bytes()).hyphenated();
+    network::cover(tree, BOOT_ID, &format!("{id}\n"))
 }
 
 fn mask(tree: &OwnedFd) -> Result<(), StepFailure> {

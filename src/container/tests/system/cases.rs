@@ -6,7 +6,7 @@ use cgrant_container::{
     Exit, Signal, Step,
     system::{
         Answer, Control, ControlError, Ended, ExecSpec, MachineId, Monitor, Personal, Phase, Request,
-        StartError, SystemSpec, Terminal,
+        StartError, SystemSpec, Terminal, Timezone,
     },
 };
 
@@ -66,6 +66,7 @@ fn init_is_told_what_it_is(scene: &Scene) {
 fn kernel_views_are_protected(scene: &Scene) {
     let script = "echo x > /proc/sys/kernel/hostname; echo 1 > /proc/sys/net/ipv4/ip_forward && echo forwards; \
         stat -c '%s %A %n' /proc/keys; \
+        cat /proc/sys/kernel/random/boot_id; grep -vc ' shared:' /proc/self/mountinfo; \
         touch /sys/x; mkdir /sys/fs/cgroup/own 2>/dev/null || busybox mkdir /sys/fs/cgroup/own && echo delegated; ls /sys/firmware; echo done";
     scene.play(&scene.script(script));
     let log = scene.log();
@@ -73,11 +74,17 @@ fn kernel_views_are_protected(scene: &Scene) {
         "can't create /proc/sys/kernel/hostname: Read-only file system",
         "forwards\n",
         "0 ---------- /proc/keys\n",
+        // Its mounts are seen by everybody inside.
+        "\n0\n",
         "touch: /sys/x: Read-only file system",
         "delegated\ndone\n",
     ] {
         assert!(log.contains(text), "{text:?} is not in\n{log}");
     }
+    let host = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let is_id = |line: &&str| line.len() == host.trim().len() && line.matches('-').count() == 4;
+    let ids: Vec<&str> = log.lines().filter(is_id).collect();
+    assert!(matches!(ids.as_slice(), [own] if *own != host.trim()), "{ids:?} beside {host}");
 }
 
 fn nesting_has_whole_views(scene: &Scene) {
@@ -137,14 +144,22 @@ fn credentials_are_roots_alone(scene: &Scene) {
 fn personal_files_are_written_once(scene: &Scene) {
     let script = "busybox mkdir -p /usr/share/zoneinfo/Asia; echo own > /usr/share/zoneinfo/Asia/Tokyo; \
         cat /etc/hostname /etc/machine-id; readlink /etc/localtime; cat /etc/hosts; echo -n mine > /etc/hostname";
-    let zone = Personal { timezone: Some("Asia/Tokyo".into()) };
-    let first = SystemSpec { personal: Some(zone), ..scene.script(script) };
+    let with = |zone| SystemSpec {
+        personal: Some(Personal { new: true, timezone: Some(zone) }),
+        ..scene.script(script)
+    };
+    let first = with(Timezone::Host("Asia/Tokyo".into()));
+    match scene.try_start(&with(Timezone::Asked("Asia/Tokyo".into()))) {
+        Err(StartError::Step(failure)) => assert_eq!(failure.step, Step::Personal),
+        other => panic!("{other:?}"),
+    }
     scene.play(&first);
     assert!(
         scene.log().starts_with("web\n07070707070747078707070707070707\n127.0.0.1\tlocalhost"),
         "{}",
         scene.log()
     );
+    assert!(scene.log().contains("\n127.0.1.1\tweb\n"), "{}", scene.log());
     scene.play(&first);
     assert!(scene.log().contains("../usr/share/zoneinfo/Asia/Tokyo\n"), "{}", scene.log());
     scene.play(&scene.script(script));
@@ -167,7 +182,7 @@ fn links_in_a_root_lead_nowhere(scene: &Scene) {
             "cd /; busybox mv etc old; busybox ln -s {outer} etc; busybox mkdir -p {outer}"
         )),
     );
-    let personal = Some(Personal { timezone: None });
+    let personal = Some(Personal { new: false, timezone: None });
     scene.play(&SystemSpec { personal: personal.clone(), ..scene.script("cat /etc/hostname") });
     assert!(scene.log().ends_with("web\n"), "{}", scene.log());
     assert_eq!(fs::read_to_string(outside.join("hostname")).unwrap(), "outside");

@@ -43,7 +43,7 @@ fn run(command: &mut Command) {
 }
 
 fn boots(scene: &Scene) {
-    let personal = Some(Personal { timezone: None });
+    let personal = Some(Personal { new: true, timezone: None });
     scene.start(&SystemSpec { personal, init: Vec::new(), ..scene.script("") });
     scene.running();
     is_whole(scene);

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use cgrant_container::system::{Bind, MachineId, Personal, SystemRoot, SystemSpec};
+use cgrant_container::system::{Bind, MachineId, Personal, SystemRoot, SystemSpec, Timezone};
 use cgrant_image::store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 
@@ -139,7 +139,7 @@ impl Config {
             credentials: Vec::new(),
             devices: self.devices.clone(),
             nesting: self.nesting,
-            personal: (!self.started).then(|| Personal { timezone: timezone() }),
+            personal: (!self.started).then(|| Personal { new: true, timezone: timezone().map(Timezone::Host) }),
         })
     }
 }
