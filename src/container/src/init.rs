@@ -10,9 +10,10 @@
 use std::{
     convert::Infallible,
     ffi::{CStr, CString},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
 
-use cgrant_sys::Channel;
+use cgrant_sys::{Channel, privilege};
 use nix::sched::CloneFlags;
 use rustix::{
     fs::Mode,
@@ -33,7 +34,8 @@ pub(crate) const UMASK: u32 = 0o022;
 
 /// Runs to the command's execve, or to the exit status of a failure, which the launcher is told.
 pub(crate) fn run(channel: &Channel, spec: &Prepared, root: &NewRoot, placement: &Placement) -> i32 {
-    let failure = match set_up(spec, root, placement) {
+    let prepared = set_up(spec, root, placement).and_then(|()| forget_host(&[channel.as_fd()]));
+    let failure = match prepared {
         Ok(()) if spec.reaper => match reaper::run(channel, || execute(channel, spec)) {
             Ok(status) => return status,
             Err(failure) => failure,
@@ -67,6 +69,19 @@ pub(crate) fn clean_process() -> Result<(), StepFailure> {
     cgrant_sys::keyring::new_session().at(Step::Process, "keyring")?;
     rustix::process::umask(Mode::from_raw_mode(UMASK));
     Ok(())
+}
+
+/// Closes all descriptors but the standard streams and `keep`, and has nobody look through this process: what the last step before
+/// anything that a container has made is followed or executed.
+///
+/// A link there, a home in its passwd, the path of a program may be `/proc/self/fd/N`. If that were a directory of the
+/// host's (a cgroup's, the place of the root), the way up from it would be the way out (CVE-2024-21626): the kernel keeps
+/// mounts that were left behind together. And where `fs.suid_dumpable` is 1, the change of uid has made this process one that
+/// others of the container's root may look through.
+pub(crate) fn forget_host(keep: &[BorrowedFd<'_>]) -> Result<(), StepFailure> {
+    privilege::set_dumpable(false).at(Step::Process, "memory")?;
+    let keep: Vec<_> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+    privilege::close_fds_from(3, &keep).at(Step::Process, "descriptors")
 }
 
 /// Uid and gid 0 of the namespace, whose map the broker has written; no supplementary groups, unless the

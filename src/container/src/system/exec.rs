@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     failure::{At, Step, StepFailure},
-    init::{clean_process, execute_first, failure},
+    init::{clean_process, execute_first, failure, forget_host},
     message::{receive, send},
     spec::{DEFAULT_PATH, candidates},
 };
@@ -105,8 +105,7 @@ impl Task<'_> {
         privilege::set_dumpable(false).at(Step::Process, "memory")?;
         let Self { streams, client, payload, init, terminals, .. } = self;
         let mut keep: Vec<i32> = streams.iter().map(AsRawFd::as_raw_fd).collect();
-        let others =
-            [monitor.as_fd(), client.as_fd(), payload.as_fd(), init.as_fd(), terminals.as_fd()];
+        let others = [monitor.as_fd(), client.as_fd(), payload.as_fd(), init.as_fd(), terminals.as_fd()];
         keep.extend(others.map(|fd| fd.as_raw_fd()));
         privilege::close_fds_from(3, &keep).at(Step::Process, "descriptors")?;
         setns(init, FIRST).at(Step::Join, "")?;
@@ -136,6 +135,10 @@ impl Task<'_> {
         clean_process()?;
         // Root at first, so that a terminal belongs to the container's root.
         become_user(0, 0, &[])?;
+        // From here on nothing is open but what is the client's or the container's own.
+        let streams = self.streams.iter().map(AsFd::as_fd);
+        let keep: Vec<_> = streams.chain([self.client.as_fd(), self.terminals.as_fd()]).collect();
+        forget_host(&keep)?;
         let wanted = self.process.user.as_deref();
         let user = User::find(wanted).at(Step::User, wanted.unwrap_or("root"))?;
         let prepared = Prepared::new(self.process, &user)?;
@@ -143,6 +146,7 @@ impl Task<'_> {
         confine::bound_capabilities().at(Step::Confine, "capabilities")?;
         confine::refuse_calls().at(Step::Confine, "system calls")?;
         become_user(user.uid, user.gid, &user.groups)?;
+        privilege::set_dumpable(false).at(Step::Process, "memory")?;
         enter_directory(&prepared, self.process.directory.is_some())?;
         let told = send(self.client, &Answer::Executing, terminal.as_ref().map(AsFd::as_fd));
         told.map_err(|_| StepFailure { step: Step::Proceed, subject: String::new(), errno: 0 })?;
