@@ -12,6 +12,8 @@ CARGO ?= cargo
 TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 # Where the programs to be installed are.
 BIN_DIR ?= $(TARGET_DIR)/release
+# One that runs here: it writes completions and manual pages, also when the programs are for another machine.
+CGRANT ?= $(BIN_DIR)/cgrant
 
 bindir := $(PREFIX)/bin
 sbindir := $(PREFIX)/sbin
@@ -19,6 +21,15 @@ libexecdir := $(PREFIX)/libexec/cgrant
 datadir := $(PREFIX)/share
 docdir := $(datadir)/doc/cgrant
 unitdir := $(PREFIX)/lib/systemd/system
+mandir := $(datadir)/man
+bashdir := $(datadir)/bash-completion/completions
+fishdir := $(datadir)/fish/vendor_completions.d
+# Debian's zsh looks for what packages bring in a directory of its own.
+ifeq ($(PREFIX),/usr)
+zshdir := $(datadir)/zsh/vendor-completions
+else
+zshdir := $(datadir)/zsh/site-functions
+endif
 # dbus-daemon reads policies in /usr/share and in /etc, not in /usr/local.
 ifeq ($(PREFIX),/usr)
 dbusconfdir := /usr/share/dbus-1/system.d
@@ -102,6 +113,16 @@ install-files:
 	install -m 644 systemd/cgrantd.socket $(DESTDIR)$(unitdir)/
 	install -m 644 systemd/cgrant.sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/cgrant.conf
 	install -m 644 systemd/cgrant.tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/cgrant.conf
+	install -d -m 755 $(DESTDIR)$(bashdir) $(DESTDIR)$(zshdir) $(DESTDIR)$(fishdir)
+	$(CGRANT) completions bash >$(DESTDIR)$(bashdir)/cgrant
+	$(CGRANT) completions zsh >$(DESTDIR)$(zshdir)/_cgrant
+	$(CGRANT) completions fish >$(DESTDIR)$(fishdir)/cgrant.fish
+	chmod 644 $(DESTDIR)$(bashdir)/cgrant $(DESTDIR)$(zshdir)/_cgrant $(DESTDIR)$(fishdir)/cgrant.fish
+	install -d -m 755 $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man5 $(DESTDIR)$(mandir)/man8
+	$(CGRANT) manual $(DESTDIR)$(mandir)/man1
+	mv $(DESTDIR)$(mandir)/man1/cgrant*.5 $(DESTDIR)$(mandir)/man5/
+	chmod 644 $(DESTDIR)$(mandir)/man1/cgrant*.1 $(DESTDIR)$(mandir)/man5/cgrant*.5
+	install -m 644 docs/man/*.8 $(DESTDIR)$(mandir)/man8/
 	install -d -m 755 $(DESTDIR)$(SYSCONFDIR)/cgrant/policy.d $(DESTDIR)$(docdir)/examples/policy.d
 	install -m 644 README.md SECURITY.md LICENSE docs/*.md $(DESTDIR)$(docdir)/
 	install -m 644 policy/default.toml $(DESTDIR)$(docdir)/policy-default.toml

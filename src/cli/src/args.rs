@@ -2,6 +2,7 @@
 //!
 //! What names files and commands may be any bytes; what goes into D-Bus messages must be UTF-8.
 
+mod completions;
 mod container;
 mod image;
 
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::exit;
+pub(crate) use completions::{CompletionsArgs, ManualArgs, NamesArgs, Shell};
 pub(crate) use container::{ContainerCommand, ExecArgs, LaunchArgs, Mount, NewArgs, TransferArgs};
 pub(crate) use image::{AliasCommand, BuildArgs, ExportArgs, ImageCommand, ImportArgs};
 
@@ -86,6 +88,21 @@ Examples:
   cgrant doctor
   cgrant doctor --format json | jq '.[] | select(.verdict != \"ok\")'")]
     Doctor,
+    /// Prints what makes a shell complete this command's words
+    #[command(after_help = "\
+The names of containers, images and grants are completed too. Packages install these files.
+
+Examples:
+  cgrant completions bash >~/.local/share/bash-completion/completions/cgrant
+  cgrant completions fish >~/.config/fish/completions/cgrant.fish
+  cgrant completions zsh >/usr/local/share/zsh/site-functions/_cgrant     as root")]
+    Completions(CompletionsArgs),
+    /// Prints the names that can stand where the last of these words does: for shells
+    #[command(hide = true, after_help = "Example:\n  cgrant names -- start w")]
+    Names(NamesArgs),
+    /// Writes the manual pages of this command into a directory: for packages
+    #[command(hide = true, after_help = "Example:\n  cgrant manual /tmp/pages")]
+    Manual(ManualArgs),
     /// Follows what happens to your grants, until interrupted
     #[command(after_help = "\
 Examples:

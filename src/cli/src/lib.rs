@@ -5,8 +5,10 @@
 
 mod args;
 mod command;
+mod completions;
 mod error;
 mod exit;
+mod man;
 mod output;
 mod progress;
 mod storage;
@@ -80,6 +82,9 @@ fn carry_out(cli: Cli) -> Result<u8, Failure> {
         Command::Usage(args) => command::account::usage(&client, &args),
         Command::Run(args) => command::run::run(&client, *args),
         Command::Doctor => command::doctor::run(&client),
+        Command::Completions(args) => completions::print(args.shell).map(|()| exit::DONE),
+        Command::Names(args) => completions::names(&client, &args.words).map(|()| exit::DONE),
+        Command::Manual(args) => man::write(&args.directory).map(|()| exit::DONE),
         Command::Events => command::events::run(&client),
     }
 }

@@ -159,6 +159,22 @@ mod tests {
     }
 
     #[test]
+    fn the_manual_page_has_every_option() {
+        let page = include_str!("../../../docs/man/cgrantd.8").replace('\\', "");
+        let mut command = Args::command();
+        command.build();
+        for argument in command.get_arguments() {
+            let option = format!("--{}", argument.get_long().unwrap());
+            let described = page.lines().any(|line| {
+                line.starts_with(&format!("fB{option}fR"))
+                    || line == format!(".B {option}")
+                    || line.ends_with(&format!(", fB{option}fR"))
+            });
+            assert!(described, "{option}");
+        }
+    }
+
+    #[test]
     fn without_options_the_defaults_hold() {
         let args = parse(&[]).unwrap();
         assert!(args.instance.is_default());
