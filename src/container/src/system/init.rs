@@ -12,7 +12,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use super::{confine, environment, host_keys, message::FromInit, spec::Prepared, tree};
 use crate::{
     failure::{At, Step, StepFailure},
-    init::{become_root, clean_process, execute_first, failure},
+    init::{become_root, clean_process, execute_first, failure, forget_host},
     launch::Placement,
     loopback,
     message::send,
@@ -44,6 +44,8 @@ fn set_up(channel: &Channel, spec: &Prepared, placement: &Placement) -> Result<S
     use_console().at(Step::Console, "/dev/console")?;
     confine::bound_capabilities().at(Step::Confine, "capabilities")?;
     confine::refuse_calls().at(Step::Confine, "system calls")?;
+    drop((root, kept));
+    forget_host(&[channel.as_fd()])?;
     if spec.personal.as_ref().is_some_and(|personal| personal.new) {
         // Its SSH server fails then, and says so itself.
         let _ = host_keys::make();
