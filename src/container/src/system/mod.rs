@@ -28,6 +28,7 @@ mod layers;
 mod log;
 mod message;
 mod monitor;
+mod notify;
 mod nursery;
 mod payload;
 mod personal;

@@ -16,7 +16,6 @@ use cgrant_sys::{
 use nix::sys::{
     signal::{SigSet, SigmaskHow, Signal},
     signalfd::{SfdFlags, SignalFd},
-    socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg},
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -34,6 +33,7 @@ use super::{
     exec,
     halt::{self, Told},
     log::{Log, read_log},
+    notify::Ear,
     spec::Prepared,
     stage::{BootError, Booted, Site, boot},
     state::{Ended, Phase, State, now},
@@ -45,9 +45,10 @@ const MAX_CLIENTS: usize = 64;
 const MAX_PROCESSES: usize = 128;
 /// How much is read of one source before the others have their turn, in bytes.
 const PORTION: usize = 16 * 1024;
-/// Messages of init's in one turn, and the longest that is taken.
+/// Messages of init's in one turn.
 const MESSAGES: usize = 16;
-const MESSAGE_MAX: usize = 4096;
+/// How often the console is read when the container has ended: more than a terminal holds. Whoever has it still may go on writing.
+const LAST_READS: usize = 64;
 /// What a new console client is shown of what was printed before, in bytes.
 const REPLAY: usize = 8 * 1024;
 /// So long after its start an init listens to what it ever will.
@@ -130,6 +131,7 @@ pub(super) struct Server<'s> {
     since: Instant,
     short: u32,
     ears: Ears,
+    ear: Ear,
     state: State,
     clients: Vec<Client>,
     tasks: Vec<Task>,
@@ -157,7 +159,23 @@ impl<'s> Server<'s> {
         let slave = slave(&booted);
         let (since, clients, tasks) = (Instant::now(), Vec::new(), Vec::new());
         let (short, numbers, halt) = (0, 0, None);
-        Ok(Self { run, spec, site, booted, slave, since, short, ears, state, clients, tasks, numbers, halt })
+        let ear = Ear::default();
+        Ok(Self {
+            run,
+            spec,
+            site,
+            booted,
+            slave,
+            since,
+            short,
+            ears,
+            ear,
+            state,
+            clients,
+            tasks,
+            numbers,
+            halt,
+        })
     }
 
     /// Ends the container, for want of somebody who knows of it.
@@ -207,10 +225,10 @@ impl<'s> Server<'s> {
     fn watched(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
         let input = PollFlags::IN;
         let kept = &self.booted.kept;
-        let mut watched = vec![
-            (Source::Signals, self.ears.signals.as_fd(), input),
-            (Source::Notify, kept.notify.as_fd(), input),
-        ];
+        let mut watched = vec![(Source::Signals, self.ears.signals.as_fd(), input)];
+        if self.ear.is_open() {
+            watched.push((Source::Notify, kept.notify.as_fd(), input));
+        }
         if self.clients.len() < MAX_CLIENTS {
             watched.push((Source::Listener, self.ears.listener.as_fd(), input));
         }
@@ -251,6 +269,7 @@ impl<'s> Server<'s> {
     }
 
     fn reap(&mut self) -> Option<i32> {
+        self.ear.reap();
         let mut tasks = std::mem::take(&mut self.tasks);
         tasks.retain(|task| match task.process.try_wait() {
             Ok(None) => true,
@@ -272,7 +291,11 @@ impl<'s> Server<'s> {
     fn after(&mut self, ended: Ended) -> Option<i32> {
         // What it said and printed last.
         self.hear();
-        while self.print_some() {}
+        for _ in 0..LAST_READS {
+            if !self.print_some() {
+                break;
+            }
+        }
         let restart = match self.halt.take() {
             Some(halt) => halt.restart,
             None => ended == Ended::Reboot && self.may_reboot(),
@@ -522,12 +545,9 @@ impl<'s> Server<'s> {
     fn hear(&mut self) {
         let mut changed = false;
         for _ in 0..MESSAGES {
-            let mut buffer = [0; MESSAGE_MAX];
-            let Some((length, pid)) = receive_notification(&self.booted.kept.notify, &mut buffer) else {
-                break;
-            };
-            if pid == Some(self.booted.pid.cast_signed()) {
-                changed |= self.state.hear(buffer.get(..length).unwrap_or_default());
+            let Some(said) = self.ear.hear(&self.booted.kept.notify) else { break };
+            if said.sender == Some(self.booted.pid.cast_signed()) {
+                changed |= self.state.hear(&said.text);
             }
         }
         // What was asked for from outside stays so until the end.
@@ -542,21 +562,6 @@ impl<'s> Server<'s> {
 
 fn done(result: io::Result<()>, refused: Refused) -> Answer {
     result.map_or(Answer::Refused(refused), |()| Answer::Done)
-}
-
-/// Length and sender of a message.
-fn receive_notification(socket: &OwnedFd, buffer: &mut [u8]) -> Option<(usize, Option<i32>)> {
-    use std::os::fd::AsRawFd;
-    let mut parts = [io::IoSliceMut::new(buffer)];
-    // Descriptors that a sender adds are dropped by the kernel: there is no room for them.
-    let mut room = nix::cmsg_space!(nix::sys::socket::UnixCredentials);
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut parts, Some(&mut room), flags).ok()?;
-    let sender = message.cmsgs().ok()?.find_map(|part| match part {
-        ControlMessageOwned::ScmCredentials(credentials) => Some(credentials.pid()),
-        _ => None,
-    });
-    Some((message.bytes, sender))
 }
 
 fn signals() -> io::Result<SignalFd> {

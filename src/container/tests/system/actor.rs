@@ -1,11 +1,24 @@
 //! What this program does inside a container.
 
-use std::{os::fd::OwnedFd, process::ExitCode};
+use std::{
+    io::{IoSlice, Write},
+    mem::MaybeUninit,
+    net::{TcpListener, TcpStream},
+    os::fd::{AsFd, OwnedFd},
+    process::ExitCode,
+    time::Duration,
+};
 
 use nix::sys::signal::SigSet;
-use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketType, sendto, socket};
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketType,
+        connect, sendmsg, sendto, socket, sockopt::set_socket_linger,
+    },
+};
 
-/// `notify TEXT`; `init TEXT`, which then waits for SIGRTMIN+3, as systemd does.
+/// `linger`, an attack; `notify TEXT`; `init TEXT`, which then waits for SIGRTMIN+3, as systemd does.
 pub fn act(words: &[&str]) -> ExitCode {
     match words {
         ["notify", text] => notify(text),
@@ -13,9 +26,43 @@ pub fn act(words: &[&str]) -> ExitCode {
             notify(text);
             wait_for_halt();
         }
+        ["linger"] => linger(),
         other => panic!("{other:?}"),
     }
     ExitCode::SUCCESS
+}
+
+/// Sends the monitor connections with data that nobody takes, and closes them here: the last who closes such a one waits for
+/// an hour. Several times, because that may be this program.
+fn linger() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    for _ in 0..8 {
+        let sender = TcpStream::connect(address).unwrap();
+        // Whoever takes it stays, and takes nothing.
+        std::mem::forget(listener.accept().unwrap());
+        std::thread::spawn(|| send_lingering(sender));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    println!("done");
+    // As long as it lives, so do the connections.
+    wait_for_halt();
+}
+
+fn send_lingering(mut sender: TcpStream) {
+    let notify: OwnedFd = socket(AddressFamily::UNIX, SocketType::DGRAM, None).unwrap();
+    connect(&notify, &SocketAddrUnix::new("/run/host/notify").unwrap()).unwrap();
+    sender.set_nonblocking(true).unwrap();
+    while sender.write(&[0; 65536]).is_ok() {}
+    set_socket_linger(&sender, Some(Duration::from_secs(3600))).unwrap();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [sender.as_fd()];
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    let sent = sendmsg(&notify, &[IoSlice::new(b"STATUS=linger")], &mut control, SendFlags::empty());
+    drop(sender);
+    // From Linux 6.16 on who receives can say that nothing of that kind is to be sent.
+    assert!(matches!(sent, Ok(_) | Err(Errno::PERM)), "{sent:?}");
 }
 
 fn notify(text: &str) {
@@ -37,7 +84,7 @@ fn wait_for_halt() {
         (mask("SigPnd:") | mask("ShdPnd:")) & HALT != 0
     };
     while !pending() {
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20));
     }
     println!("told to halt");
 }

@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod actor;
+mod attacks;
 mod cases;
 mod debian;
 mod double;
@@ -48,7 +49,7 @@ fn list(ignored: bool) -> ExitCode {
 }
 
 fn all_cases() -> impl Iterator<Item = &'static Case> {
-    cases::CASES.iter().chain(exec::CASES).chain(debian::CASES)
+    cases::CASES.iter().chain(exec::CASES).chain(attacks::CASES).chain(debian::CASES)
 }
 
 fn titles() -> impl Iterator<Item = (String, &'static Case, u32)> {
