@@ -2,9 +2,11 @@
 //!
 //! What names files and commands may be any bytes; what goes into D-Bus messages must be UTF-8.
 
+mod autostart;
 mod completions;
 mod container;
 mod image;
+mod told;
 
 use std::{ffi::OsString, net::IpAddr, path::PathBuf};
 
@@ -13,8 +15,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::exit;
+pub(crate) use autostart::AutostartCommand;
 pub(crate) use completions::{CompletionsArgs, ManualArgs, NamesArgs, Shell};
-pub(crate) use container::{ContainerCommand, ExecArgs, LaunchArgs, Mount, NewArgs, TransferArgs};
+pub(crate) use container::{ContainerCommand, ExecArgs, LaunchArgs, ListArgs, ListState, LogsArgs, Mount, NewArgs, TopArgs, TransferArgs};
+pub(crate) use told::{Content, Credential};
 pub(crate) use image::{AliasCommand, BuildArgs, ExportArgs, ImageCommand, ImportArgs};
 
 /// How results are written.
@@ -88,6 +92,9 @@ Examples:
   cgrant doctor
   cgrant doctor --format json | jq '.[] | select(.verdict != \"ok\")'")]
     Doctor,
+    /// Starts and stops the containers that are set to start with the machine
+    #[command(subcommand)]
+    Autostart(AutostartCommand),
     /// Prints what makes a shell complete this command's words
     #[command(after_help = "\
 The names of containers, images and grants are completed too. Packages install these files.
@@ -103,12 +110,22 @@ Examples:
     /// Writes the manual pages of this command into a directory: for packages
     #[command(hide = true, after_help = "Example:\n  cgrant manual /tmp/pages")]
     Manual(ManualArgs),
-    /// Follows what happens to your grants, until interrupted
+    /// Follows what happens to your containers and grants, until interrupted
     #[command(after_help = "\
+Of containers: container-created, -started, -ready, -rebooted, -stopping, -stopped (with 'ended' and
+'status'), -renamed, -deleted. Of grants, also those of containers: grant-added, grant-removed,
+link-added, link-removed, oom, pressure, changed. In JSON each line is an object, whose 'time' is in
+microseconds since 1970.
+
 Examples:
   cgrant events
-  cgrant events --format json | while read -r event; do …; done")]
-    Events,
+  cgrant events web
+  cgrant events --format json | jq --unbuffered 'select(.event == \"container-stopped\")'")]
+    Events {
+        /// Only what is about these
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

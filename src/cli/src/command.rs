@@ -1,6 +1,7 @@
 //! The verbs, one module a noun.
 
 pub(crate) mod account;
+pub(crate) mod autostart;
 pub(crate) mod container;
 pub(crate) mod doctor;
 pub(crate) mod events;

@@ -82,10 +82,11 @@ fn carry_out(cli: Cli) -> Result<u8, Failure> {
         Command::Usage(args) => command::account::usage(&client, &args),
         Command::Run(args) => command::run::run(&client, *args),
         Command::Doctor => command::doctor::run(&client),
+        Command::Autostart(command) => command::autostart::run(&client, &command),
         Command::Completions(args) => completions::print(args.shell).map(|()| exit::DONE),
         Command::Names(args) => completions::names(&client, &args.words).map(|()| exit::DONE),
         Command::Manual(args) => man::write(&args.directory).map(|()| exit::DONE),
-        Command::Events => command::events::run(&client),
+        Command::Events { names } => command::events::run(&client, &names),
     }
 }
 

@@ -66,9 +66,14 @@ impl Report for List {
 pub(crate) fn print(format: Format, report: &impl Report) -> Result<(), Failure> {
     let text = match format {
         Format::Json => json(report)?,
-        Format::Table => table(report.heads(), report.rows()),
+        Format::Table => columns(report),
     };
     write(text.as_bytes())
+}
+
+/// A result as columns for people.
+pub(crate) fn columns(report: &impl Report) -> String {
+    table(report.heads(), report.rows())
 }
 
 /// Writes bytes to standard output and flushes them.

@@ -44,7 +44,7 @@ use zbus::{Fd, MessageStream, OwnedObjectPath};
 use crate::error::{Doing, Failure};
 use message::{FromOwner, FromWorker, receive, send};
 pub(crate) use message::{JobFailure, Told};
-pub(crate) use worker::{ACCOUNT, Job, Worker};
+pub(crate) use worker::{ACCOUNT, Job, Worker, end_with};
 
 /// Name of the range that files of images belong to.
 pub(crate) const IMAGES: &str = "cgrant-images";
@@ -127,11 +127,16 @@ impl<R: Serialize + DeserializeOwned> Storage<R> {
         Ok(Self { doing, base, channel, keeper, namespace, job, result: PhantomData })
     }
 
-    /// Has the broker give the job the ids of `range`, a grant's name, and lets it run.
+    /// Has the broker give the job the ids of `range`, in a grant of the name `name`, and lets it run.
     ///
     /// Jobs on images follow each other: this waits until no other process of the account's has one. A container's name that
     /// is in use is refused by the broker.
-    pub(crate) fn start<'a>(self, session: &'a Session, range: &str) -> Result<Running<'a, R>, Failure> {
+    pub(crate) fn start<'a>(
+        self,
+        session: &'a Session,
+        name: &str,
+        range: &str,
+    ) -> Result<Running<'a, R>, Failure> {
         let Self { doing, base, channel, keeper, namespace, job, result } = self;
         let lock = (range == IMAGES).then(|| lock(base)).transpose()?;
         let own = Pidfd::own().map_err(machine("name this process"))?;
@@ -139,8 +144,9 @@ impl<R: Serialize + DeserializeOwned> Storage<R> {
             .lifetime(Lifetime::Process(own.as_fd()))
             .userns(namespace.as_fd())
             .own_ids()
+            .range_name(range)
             .range_count(IDS);
-        let grant = create(session, range, &options, lock.is_some()).doing(|| doing.clone())?;
+        let grant = create(session, name, &options, lock.is_some()).doing(|| doing.clone())?;
         let signals = hold_signals()?;
         let running = Running { doing, session, grant, channel, keeper, signals, _lock: lock, result };
         running.attach(&job)?;
@@ -153,10 +159,11 @@ impl<R: Serialize + DeserializeOwned> Storage<R> {
     pub(crate) fn run(
         self,
         session: &Session,
+        name: &str,
         range: &str,
         told: &mut dyn FnMut(Told),
     ) -> Result<R, Failure> {
-        self.start(session, range)?.wait(told)
+        self.start(session, name, range)?.wait(told)
     }
 }
 
@@ -212,7 +219,8 @@ fn shown(
     }
 }
 
-fn died(doing: &str) -> Failure {
+/// A process of a job's is not there any more, and nobody ended it.
+pub(crate) fn died(doing: &str) -> Failure {
     let text = "a process of this command was killed (a memory.max or pids.max that is too low does this)";
     Failure::work(doing, JobFailure::machine(text))
 }
@@ -237,6 +245,18 @@ fn hold_signals() -> Result<SignalFd, Failure> {
 }
 
 impl<R: DeserializeOwned> Running<'_, R> {
+    /// The grant that it runs in.
+    pub(crate) fn grant(&self) -> &OwnedObjectPath {
+        &self.grant
+    }
+
+    /// Ends the job, whose result nobody needs any more.
+    pub(crate) fn cancel(self) {
+        self.stop();
+        // That it was ended is no news.
+        let _ = self.wait(&mut |_| ());
+    }
+
     fn attach(&self, job: &Pidfd) -> Result<(), Failure> {
         let options = AttachTo::new().target(Target::Payload);
         let attach = || {

@@ -2,10 +2,10 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use super::{LimitArgs, LinkArgs, PortArgs, limit};
+use super::{LimitArgs, LinkArgs, PortArgs, limit, told::ToldArgs};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ContainerCommand {
@@ -83,12 +83,49 @@ Examples:
         #[arg(short, long)]
         force: bool,
     },
+    /// Gives a container another name
+    #[command(after_help = "\
+It must not run. Its files stay as they are, and so do its ids. Its hostname follows if it was made
+of the name.
+
+Example:
+  cgrant rename web shop")]
+    Rename {
+        /// The container
+        #[arg(value_name = "NAME")]
+        old: String,
+        /// What it shall be called
+        #[arg(value_name = "NEW")]
+        new: String,
+    },
+    /// Makes a container that is as another one
+    #[command(after_help = "\
+The other one must not run. What it changed of its image's files is copied; the copy has ids, a
+machine id and SSH host keys of its own. A fixed address and published ports can be had only once:
+they stay with the other one.
+
+Examples:
+  cgrant copy web test
+  cgrant copy web test --hostname www")]
+    Copy {
+        /// The container that is copied
+        #[arg(value_name = "NAME")]
+        from: String,
+        /// What the copy shall be called
+        #[arg(value_name = "NEW")]
+        new: String,
+        /// The copy's hostname; otherwise its name
+        #[arg(long)]
+        hostname: Option<String>,
+    },
     /// Lists your containers
     #[command(after_help = "\
 Examples:
   cgrant list
+  cgrant list 'web-*' --state running
+  cgrant stop $(cgrant list --quiet --state running)
   cgrant list --format json | jq -r '.[] | select(.state == \"running\").name'")]
-    List,
+    List(ListArgs),
     /// Shows all about a container
     #[command(after_help = "Example:\n  cgrant info web")]
     Info(Name),
@@ -114,28 +151,35 @@ Examples:
     /// Connects to a container's console; ctrl-] ends that
     #[command(after_help = "Example:\n  cgrant console web")]
     Console(Name),
-    /// Shows what a container printed on its console
+    /// Shows what a container has logged
     #[command(after_help = "\
-The newest 64 to 128 KiB are there, those of an earlier start too. What its services log is in its
-journal: cgrant exec NAME -- journalctl.
+Its journal: while it runs, its own 'journalctl' shows it; when it has stopped, that of this machine,
+if the container keeps its journal. Otherwise, and with --console, what was printed on its console:
+the newest 64 to 128 KiB are there, those of an earlier start too.
 
 Examples:
   cgrant logs web
-  cgrant logs web | tail")]
-    Logs(Name),
+  cgrant logs web -f -n 20
+  cgrant logs web --since '10 min ago'
+  cgrant logs web --console | tail")]
+    Logs(LogsArgs),
     /// Waits until containers have booted, or have stopped
     #[command(after_help = "\
-Ends with 1 if a container stops before it has booted.
+Ends with 1 if a container stops before it has booted, or if the time is over.
 
 Examples:
   cgrant wait web
-  cgrant wait web --stopped")]
+  cgrant wait web db --stopped
+  cgrant wait web --timeout 30")]
     Wait {
         #[command(flatten)]
         containers: Names,
         /// Until it has stopped
         #[arg(long)]
         stopped: bool,
+        /// Wait so long and no longer
+        #[arg(short, long, value_name = "SECONDS")]
+        timeout: Option<u32>,
     },
     /// Copies a file into a running container, with its mode
     #[command(after_help = "\
@@ -154,12 +198,13 @@ Example:
     Pull(TransferArgs),
     /// Changes settings of a container; limits at once
     #[command(after_help = "\
-Keys: all limits (see 'cgrant grant set --help'), hostname, nesting (true, false). What is no limit
-holds from the next start on.
+Keys: all limits (see 'cgrant grant set --help'), hostname, nesting (true, false), autostart (true,
+false: with the machine). What is no limit holds from the next start on.
 
 Examples:
   cgrant set web memory.max=1G cpu.max=150%
-  cgrant set web hostname=www")]
+  cgrant set web hostname=www
+  cgrant set web autostart=true")]
     Set {
         #[command(flatten)]
         container: Name,
@@ -176,9 +221,78 @@ Examples:
         #[arg(value_name = "KEY")]
         keys: Vec<String>,
     },
-    /// Shows what running containers use
-    #[command(after_help = "Examples:\n  cgrant top\n  watch cgrant top")]
-    Top,
+    /// Shows what running containers use, over and over on a terminal
+    #[command(after_help = "\
+On a terminal until q or ^C is pressed. CPU is what was used since the last look, in per cent of one
+CPU, and with --once all that was ever used.
+
+Examples:
+  cgrant top
+  cgrant top web db --delay 5
+  cgrant top --once --format json")]
+    Top(TopArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Only those with these names, in which '*' stands for anything
+    #[arg(value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+    /// Only those in this state
+    #[arg(short, long)]
+    pub(crate) state: Option<ListState>,
+    /// Only those of this image: a name or id of 'cgrant image list'
+    #[arg(short, long)]
+    pub(crate) image: Option<String>,
+    /// Names alone, one a line
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// Where a container is in its life, as people see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ListState {
+    /// Its init has not said that it is ready
+    Starting,
+    /// Its init said that it is ready
+    Running,
+    /// It was told to end
+    Stopping,
+    /// It has ended, or was never started
+    Stopped,
+    /// Its processes are frozen
+    Paused,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LogsArgs {
+    #[command(flatten)]
+    pub(crate) container: Name,
+    /// Go on with what is logged from now on
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only the newest lines
+    #[arg(short = 'n', long, value_name = "NUMBER")]
+    pub(crate) lines: Option<u32>,
+    /// Only what is not older: a time as journalctl takes it
+    #[arg(long, value_name = "TIME", conflicts_with = "console")]
+    pub(crate) since: Option<String>,
+    /// What was printed on the console
+    #[arg(short, long)]
+    pub(crate) console: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// Only these
+    #[arg(value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+    /// Seconds between two looks
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) delay: u16,
+    /// Once, as where standard output is no terminal
+    #[arg(short, long)]
+    pub(crate) once: bool,
 }
 
 /// A directory of the caller's in a container.
@@ -219,7 +333,7 @@ fn mount(text: &str) -> Result<Mount, String> {
 }
 
 /// One container.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Name {
     /// The container's name
     #[arg(value_name = "NAME")]
@@ -279,6 +393,9 @@ pub(crate) struct NewArgs {
     /// Its hostname; otherwise its name
     #[arg(long)]
     pub(crate) hostname: Option<String>,
+    /// Give it files of its own, copied from the image's, instead of laying what it changes over these
+    #[arg(long)]
+    pub(crate) copy: bool,
     /// Let it make containers itself: nothing of proc and sysfs is hidden then
     #[arg(long)]
     pub(crate) nesting: bool,
@@ -288,9 +405,8 @@ pub(crate) struct NewArgs {
     /// A directory of yours that it shall see: read-only with 'ro'; as that of its root, or of another uid with 'as'
     #[arg(long, value_name = "DIR:PATH[,ro][,as=UID[:GID]]", value_parser = mount)]
     pub(crate) mount: Vec<Mount>,
-    /// A variable of its init's environment; may be given several times
-    #[arg(short, long, value_name = "NAME=VALUE", value_parser = limit)]
-    pub(crate) env: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) told: ToldArgs,
     /// Run this in place of its init, with arguments; may be given several times
     #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
     pub(crate) init: Vec<String>,

@@ -4,18 +4,27 @@
 //! and one thing that is asked of the store, of the monitor, or of the broker about the grant, which has the container's name.
 
 mod ask;
+pub(crate) mod autostart;
 mod config;
+mod copy;
 mod create;
+mod credentials;
 mod exec;
+mod info;
+mod layered;
+mod list;
+mod logs;
 mod remove;
+mod rename;
 mod settings;
-mod show;
 mod start;
 mod terminal;
+mod top;
 mod transfer;
+pub(crate) mod watch;
 
 use std::{
-    io,
+    io::{self, Write},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -31,37 +40,79 @@ const RUN: &str = "run";
 
 pub(crate) fn run(client: &Client, command: ContainerCommand) -> Result<u8, Failure> {
     use ContainerCommand as C;
-    let each = |names: &[String], act: &dyn Fn(&str) -> Result<(), Failure>| {
-        names.iter().try_for_each(|name| act(name))
-    };
     match command {
         C::Launch(args) => start::launch(client, &args),
         C::Create(args) => create::create(client, &args),
-        C::Start { containers, wait } => start::start(client, &containers.names, wait.wait),
-        C::Stop { containers, timeout } => ask::stop(client, &containers.names, timeout.timeout),
+        C::Start { containers, wait } => return Ok(start::start(client, &containers.names, wait.wait)),
+        C::Stop { containers, timeout } => {
+            return Ok(ask::stop(client, &containers.names, timeout.timeout));
+        }
         C::Restart { containers, timeout } => {
-            each(&containers.names, &|name| ask::restart(name, timeout.timeout))
+            return Ok(each(&containers.names, |name| ask::restart(name, timeout.timeout)));
         }
-        C::Kill { containers, signal } => each(&containers.names, &|name| ask::kill(name, signal)),
-        C::Pause(containers) => each(&containers.names, &|name| ask::freeze(client, name, true)),
-        C::Resume(containers) => each(&containers.names, &|name| ask::freeze(client, name, false)),
+        C::Kill { containers, signal } => {
+            return Ok(each(&containers.names, |name| ask::kill(name, signal)));
+        }
+        C::Pause(containers) => return Ok(each(&containers.names, |name| ask::freeze(client, name, true))),
+        C::Resume(containers) => return Ok(each(&containers.names, |name| ask::freeze(client, name, false))),
         C::Delete { containers, force } => {
-            each(&containers.names, &|name| remove::delete(client, name, force))
+            return Ok(each(&containers.names, |name| remove::delete(client, name, force)));
         }
-        C::List => show::list(client),
-        C::Info(container) => show::info(client, &container.name),
+        C::Copy { from, new, hostname } => copy::copy(client, &from, &new, hostname),
+        C::Rename { old, new } => rename::rename(client, &old, &new),
+        C::List(args) => list::list(client, &args),
+        C::Info(container) => info::info(client, &container.name),
         C::Exec(args) => return exec::exec(*args),
         C::Shell { container, user } => return exec::shell(&container.name, user),
         C::Console(container) => return exec::console(&container.name),
-        C::Logs(container) => show::logs(&container.name),
-        C::Wait { containers, stopped } => each(&containers.names, &|name| ask::wait(client, name, stopped)),
+        C::Logs(args) => return logs::logs(client, &args),
+        C::Wait { containers, stopped, timeout } => {
+            let patience = ask::Patience::new(timeout);
+            return Ok(each(&containers.names, |name| ask::wait(client, name, stopped, patience)));
+        }
         C::Push(args) => transfer::push(&args),
         C::Pull(args) => transfer::pull(&args),
         C::Set { container, settings } => settings::set(client, &container.name, &settings),
         C::Get { container, keys } => settings::get(client, &container.name, &keys),
-        C::Top => show::top(client),
+        C::Top(args) => top::top(client, &args),
     }?;
     Ok(exit::DONE)
+}
+
+/// Does it for all of them. What fails is told and keeps none of the others back; the exit code is that of the first failure.
+fn each<T>(items: impl IntoIterator<Item = T>, mut act: impl FnMut(T) -> Result<(), Failure>) -> u8 {
+    let mut codes = Codes::default();
+    for item in items {
+        codes.note(act(item));
+    }
+    codes.first
+}
+
+/// The exit code of a verb that goes on after failures: that of the first.
+#[derive(Debug, Default)]
+struct Codes {
+    first: u8,
+}
+
+impl Codes {
+    /// What was done, or `None` where it was told why not.
+    fn note<T>(&mut self, result: Result<T, Failure>) -> Option<T> {
+        let failure = match result {
+            Ok(value) => return Some(value),
+            Err(failure) => failure,
+        };
+        // Standard error may be closed; the exit code still says it.
+        let _ = writeln!(io::stderr(), "{}", failure.line());
+        if self.first == exit::DONE {
+            self.first = failure.code();
+        }
+        None
+    }
+
+    /// The exit code where something else was done after this.
+    fn then(&self, code: u8) -> u8 {
+        if self.first == exit::DONE { code } else { self.first }
+    }
 }
 
 /// A container that was looked up by name, for one verb.
@@ -88,6 +139,11 @@ impl Found {
         Failure::work(&self.doing, error.into())
     }
 
+    /// The name of the range that its files belong to.
+    fn range(&self) -> &str {
+        &self.config.range
+    }
+
     /// The monitor's directory, which is there once it was started.
     fn run(&self) -> Result<Dir, ControlError> {
         run_of(&self.store, &self.name)
@@ -110,6 +166,10 @@ fn run_of(store: &Store, name: &str) -> Result<Dir, ControlError> {
     }
 }
 
+fn phase(state: Option<&State>) -> Phase {
+    state.map_or(Phase::Stopped, |state| state.phase)
+}
+
 /// What is known of a container: from its monitor while it runs, else what that wrote down last.
 fn state(store: &Store, name: &str) -> Option<State> {
     let run = run_of(store, name).ok()?;
@@ -121,7 +181,7 @@ fn state(store: &Store, name: &str) -> Option<State> {
 }
 
 /// Microseconds since 1970.
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
 }

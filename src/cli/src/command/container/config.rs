@@ -6,8 +6,9 @@ use cgrant_container::system::{Bind, MachineId, Personal, SystemRoot, SystemSpec
 use cgrant_image::store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 
+use super::{create::ROOTFS, credentials};
 use crate::{
-    args::{LinkArgs, Mount, NewArgs},
+    args::{Credential, LinkArgs, Mount, NewArgs},
     command::{grant::each_once, link},
     error::Failure,
     storage::{self, JobFailure},
@@ -15,15 +16,40 @@ use crate::{
 
 /// Layout of this file.
 const FORMAT: u32 = 1;
+/// Longest name of a range, in bytes, as the contract of the broker says (`CreateGrant`).
+const RANGE_MAX: usize = 63;
 /// Longest hostname, in bytes.
 const HOSTNAME_MAX: usize = 64;
+
+/// What a container's root is made of. The store knows these words too: a copy does not need its image any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Root {
+    /// What it changed, over the image's files.
+    #[default]
+    Layers,
+    /// Files of its own, copied from the image's.
+    Copy,
+}
+
+/// What a container's root is to be told at the next start, though it was started before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum News {
+    /// Another hostname.
+    Hostname,
+    /// All that makes it another machine than the one that it is a copy of.
+    Copy,
+}
 
 /// What a container is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Config {
-    format: u32,
-    /// Id of the image that its root is laid over.
+    pub(super) format: u32,
+    /// Id of the image that it was made of.
     pub(super) image: String,
+    #[serde(default)]
+    pub(super) root: Root,
     /// What the image was called.
     pub(super) alias: String,
     /// When it was made, microseconds since 1970.
@@ -41,9 +67,22 @@ pub(super) struct Config {
     #[serde(default)]
     pub(super) environment: Vec<(String, String)>,
     #[serde(default)]
+    pub(super) credentials: Vec<Credential>,
+    /// Its time zone, if it was asked for one.
+    #[serde(default)]
+    pub(super) timezone: Option<String>,
+    #[serde(default)]
     pub(super) init: Vec<String>,
     #[serde(default)]
     pub(super) nesting: bool,
+    /// Does it start with the machine?
+    #[serde(default)]
+    pub(super) autostart: bool,
+    /// Name of the range that its files belong to, which it keeps under another name of its own.
+    pub(super) range: String,
+    /// What its root has not been told since it was started.
+    #[serde(default)]
+    pub(super) news: Option<News>,
     /// Has it been started? Before that, its root does not have what is its own.
     #[serde(default)]
     pub(super) started: bool,
@@ -61,8 +100,8 @@ pub(super) struct Link {
 }
 
 impl Config {
-    /// What the command line asks for, of the image with this id.
-    pub(super) fn new(args: &NewArgs, image: String) -> Result<Self, Failure> {
+    /// What the command line asks for, of the image with this id, for files of this range.
+    pub(super) fn new(args: &NewArgs, image: String, range: String) -> Result<Self, Failure> {
         let limits = each_once(args.limits.all())?.into_iter().collect();
         let link = wants_link(args).then(|| Link {
             bridge: args.link.clone().filter(|bridge| !bridge.is_empty()),
@@ -72,6 +111,7 @@ impl Config {
         let config = Self {
             format: FORMAT,
             image,
+            root: Root::default(),
             alias: args.image.clone(),
             created: super::now(),
             machine: new_machine_id()?,
@@ -80,13 +120,43 @@ impl Config {
             link,
             mounts: args.mount.iter().map(absolute).collect::<Result<_, _>>()?,
             devices: args.device.clone(),
-            environment: args.env.clone(),
+            environment: args.told.environment(),
+            credentials: args.told.credential.iter().map(credentials::absolute).collect::<Result<_, _>>()?,
+            timezone: args.told.timezone.clone(),
             init: args.init.clone(),
             nesting: args.nesting,
+            autostart: false,
+            range,
+            news: None,
             started: false,
         };
         config.check(&args.name)?;
         Ok(config)
+    }
+
+    /// The same for another container, with files of this range. What can be had only once, a fixed address and ports of the
+    /// host's, is not the copy's; nor does it start with the machine.
+    pub(super) fn copy(&self, hostname: String, range: String) -> Result<Self, Failure> {
+        let link = self.link.clone().map(|link| Link {
+            publish: Vec::new(),
+            properties: LinkArgs { address: Vec::new(), ..link.properties },
+            ..link
+        });
+        Ok(Self {
+            created: super::now(),
+            machine: new_machine_id()?,
+            hostname,
+            link,
+            autostart: false,
+            range,
+            news: Some(News::Copy),
+            ..self.clone()
+        })
+    }
+
+    /// The same with files of its own.
+    pub(super) fn copied(self) -> Self {
+        Self { root: Root::Copy, ..self }
     }
 
     /// Refuses now what a start would refuse.
@@ -125,23 +195,71 @@ impl Config {
             let error = StoreError::Damaged(format!("containers/{name}/config.json"));
             Failure::work(format!("start the container {name:?}"), JobFailure::from(error))
         })?;
+        let binds = self.mounts.iter().map(bind).collect();
         Ok(SystemSpec {
-            root: SystemRoot::Layers {
-                image: data.join("images").join(&self.image).join("rootfs"),
-                container: container.clone(),
-                binds: self.mounts.iter().map(bind).collect(),
+            root: match self.root {
+                Root::Layers => SystemRoot::Layers {
+                    image: data.join("images").join(&self.image).join(ROOTFS),
+                    container: container.clone(),
+                    binds,
+                },
+                Root::Copy => SystemRoot::Directory { place: container.join(ROOTFS), binds },
             },
             run: container.join(super::RUN),
             hostname: self.hostname.clone(),
             machine,
             init: self.init.iter().map(Into::into).collect(),
             environment: self.environment.iter().map(|(name, value)| (name.into(), value.into())).collect(),
-            credentials: Vec::new(),
+            credentials: self.credentials.iter().map(credentials::read).collect::<Result<_, _>>()?,
             devices: self.devices.clone(),
             nesting: self.nesting,
-            personal: (!self.started).then(|| Personal { new: true, timezone: timezone().map(Timezone::Host) }),
+            personal: self.personal(),
         })
     }
+}
+
+impl Config {
+    /// What is to be written into its root. After the first start the time zone is its own business.
+    fn personal(&self) -> Option<Personal> {
+        match (self.started, self.news) {
+            (false, _) => Some(Personal { new: true, timezone: self.timezone() }),
+            (true, Some(News::Copy)) => Some(Personal { new: true, timezone: None }),
+            (true, Some(News::Hostname)) => Some(Personal { new: false, timezone: None }),
+            (true, None) => None,
+        }
+    }
+
+    /// The one that was asked for, or else the host's.
+    fn timezone(&self) -> Option<Timezone> {
+        self.timezone.clone().map(Timezone::Asked).or_else(|| timezone().map(Timezone::Host))
+    }
+
+    /// Gives it another hostname, which its root is told at the next start.
+    pub(super) fn set_hostname(&mut self, hostname: String) {
+        if self.hostname != hostname {
+            self.news = self.news.or(Some(News::Hostname));
+        }
+        self.hostname = hostname;
+    }
+}
+
+/// A name for the range of a new container's files: its own, if no other container has that since it was renamed.
+pub(super) fn free_range(store: &Store, name: &str) -> Result<String, StoreError> {
+    let taken = ranges(store)?;
+    let with = |number: usize| {
+        let suffix = format!("-{number}");
+        let kept = name.get(..RANGE_MAX.saturating_sub(suffix.len())).unwrap_or(name);
+        format!("{kept}{suffix}")
+    };
+    let candidates = std::iter::once(name.to_owned()).chain((2..).map(with));
+    let mut free = candidates.filter(|candidate| !taken.contains(candidate));
+    Ok(free.next().unwrap_or_default())
+}
+
+/// The ranges of all containers whose configuration can be read.
+pub(super) fn ranges(store: &Store) -> Result<Vec<String>, StoreError> {
+    let configs = store.containers()?.into_iter().filter_map(|name| Config::read(store, &name).ok());
+    Ok(configs.map(|config| config.range).collect())
 }
 
 impl Link {
@@ -211,7 +329,9 @@ mod tests {
     fn config(words: &[&str]) -> Result<Config, Failure> {
         let words = ["cgrant", "create", "debian:trixie"].into_iter().chain(words.iter().copied());
         match Cli::try_parse_from(words).unwrap().command {
-            Command::Container(ContainerCommand::Create(args)) => Config::new(&args, "0".repeat(64)),
+            Command::Container(ContainerCommand::Create(args)) => {
+                Config::new(&args, "0".repeat(64), "web".into())
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -252,7 +372,10 @@ mod tests {
         let mut made = config(&["web"]).unwrap();
         assert!(made.spec("web").unwrap().personal.is_some());
         made.started = true;
+        made.set_hostname("web".into());
         assert!(made.spec("web").unwrap().personal.is_none());
+        made.set_hostname("www".into());
+        assert_eq!(made.spec("web").unwrap().personal, Some(Personal { new: false, timezone: None }));
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub(super) fn exec(args: ExecArgs) -> Result<u8, Failure> {
     let terminal = args.terminal || (both && !args.no_terminal);
     let spec = ExecSpec {
         argv: args.command,
-        environment: environment(&args.env, terminal),
+        environment: environment(&found.config.environment, &args.env, terminal),
         directory: args.workdir,
         user: args.user,
         terminal: terminal.then(terminal::size),
@@ -47,7 +47,7 @@ pub(super) fn shell(name: &str, user: Option<String>) -> Result<u8, Failure> {
     const LOGIN: &str = "exec \"${SHELL:-/bin/sh}\" -l";
     let spec = ExecSpec {
         argv: ["/bin/sh", "-c", LOGIN].map(OsString::from).into(),
-        environment: environment(&[], true),
+        environment: environment(&found.config.environment, &[], true),
         directory: None,
         user,
         terminal: io::stdin().is_terminal().then(terminal::size),
@@ -108,10 +108,14 @@ fn pass_signals_on(executed: &Executed, pending: &SignalFd) -> Result<(), Failur
     }
 }
 
-/// What was asked for, and the terminal's kind. A name without value is taken over from here, if it is set.
-fn environment(asked: &[OsString], terminal: bool) -> Vec<(OsString, OsString)> {
+/// What the container's are, the terminal's kind, and what was asked for: the latter wins. A name without value is taken over from here, if
+/// it is set.
+fn environment(own: &[(String, String)], asked: &[OsString], terminal: bool) -> Vec<(OsString, OsString)> {
     let kind = env::var_os("TERM").filter(|_| terminal).map(|kind| ("TERM".into(), kind));
-    let mut variables: Vec<(OsString, OsString)> = kind.into_iter().collect();
+    let mut variables: Vec<(OsString, OsString)> =
+        own.iter().map(|(name, value)| (name.into(), value.into())).collect();
+    variables.retain(|(name, _)| kind.is_none() || name != "TERM");
+    variables.extend(kind);
     for text in asked {
         let mut parts = text.as_bytes().splitn(2, |byte| *byte == b'=');
         let name = OsStr::from_bytes(parts.next().unwrap_or_default());

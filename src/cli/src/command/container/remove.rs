@@ -18,7 +18,7 @@ pub(super) fn delete(client: &Client, name: &str, force: bool) -> Result<(), Fai
     match (found.control(), force) {
         (Err(Failure::Control { source: ControlError::NotRunning, .. }), _) => {}
         (Err(failure), _) => return Err(failure),
-        (Ok(_), true) => ask::stop(client, &[name.to_owned()], PATIENCE)?,
+        (Ok(_), true) => ask::stop_one(client, name, PATIENCE)?,
         (Ok(_), false) => {
             return Err(Failure::Refused(format!(
                 "cannot {}: it is running; stop it first, or use --force",
@@ -26,18 +26,18 @@ pub(super) fn delete(client: &Client, name: &str, force: bool) -> Result<(), Fai
             )));
         }
     }
-    remove(client, &found.doing, name)
+    remove(client, &found.doing, name, found.range())
 }
 
 /// Removes the files of a container that does not run, and unties its range.
-pub(super) fn remove(client: &Client, doing: &str, name: &str) -> Result<(), Failure> {
+pub(super) fn remove(client: &Client, doing: &str, name: &str, range: &str) -> Result<(), Failure> {
     let gone = name.to_owned();
     let storage = Storage::begin(doing, move |worker| Ok(worker.store.remove_container(&gone)?))?;
     let session = client.connect(doing)?;
-    storage.run(&session, name, &mut |_| ())?;
+    storage.run(&session, name, range, &mut |_| ())?;
     // No file has its ids any more: other containers may have them.
-    match session.manager().and_then(|manager| session.call(manager.forget_range(name))) {
+    match session.manager().and_then(|manager| session.call(manager.forget_range(range))) {
         Err(SessionError::Broker(error)) if error.code() == Some(Code::InvalidArgument) => Ok(()),
-        forgotten => forgotten.doing(|| format!("forget the range of {name:?}")),
+        forgotten => forgotten.doing(|| format!("forget the range {range:?}")),
     }
 }

@@ -17,38 +17,51 @@ use cgrant_proto::{AttachTo, CreateGrant, Lifetime, MapDirectory, Target};
 use cgrant_sys::Dir;
 use zbus::{Fd, OwnedFd, OwnedObjectPath};
 
-use super::{Found, RUN, ask, create, remove};
+use super::{
+    Codes, Found, RUN,
+    ask::{self, Patience},
+    config::{Config, Root},
+    create, remove,
+};
 use crate::{
     Client,
-    args::{LaunchArgs, Mount},
+    args::LaunchArgs,
     command::{link, run},
     error::{Doing, Failure},
     storage,
 };
 
 pub(super) fn launch(client: &Client, args: &LaunchArgs) -> Result<(), Failure> {
-    create::create(client, &args.new)?;
+    create::make(client, &args.new)?;
     let name = &args.new.name;
     let found = Found::new(name, "launch")?;
     if let Err(failure) = begin(&found).and_then(|begun| go_on(client, &found, begun)) {
         // Nothing is left of it. Why it failed is what matters, not what else may fail now.
-        let _ = remove::remove(client, "remove what was made", name);
+        let _ = remove::remove(client, "remove what was made", name, found.range());
         return Err(failure);
     }
-    if args.wait.wait { ask::until_running(&found) } else { Ok(()) }
+    if args.wait.wait { ask::until_running(&found, Patience::default()) } else { Ok(()) }
 }
 
-pub(super) fn start(client: &Client, names: &[String], wait: bool) -> Result<(), Failure> {
-    let found: Vec<Found> = names.iter().map(|name| Found::new(name, "start")).collect::<Result<_, _>>()?;
+/// The exit code.
+pub(super) fn start(client: &Client, names: &[String], wait: bool) -> u8 {
+    let mut codes = Codes::default();
     // All monitors first: each makes its namespaces meanwhile, and none may be forked once a session is connected.
-    let begun: Vec<Begun> = found.iter().map(begin).collect::<Result<_, _>>()?;
-    for (found, begun) in found.iter().zip(begun) {
-        go_on(client, found, begun)?;
+    let begin = |name: &String| {
+        let found = Found::new(name, "start")?;
+        begin(&found).map(|begun| (found, begun))
+    };
+    let begun: Vec<(Found, Begun)> = names.iter().filter_map(|name| codes.note(begin(name))).collect();
+    let mut started = Vec::new();
+    for (found, begun) in begun {
+        started.extend(codes.note(go_on(client, &found, begun)).map(|()| found));
     }
-    if !wait {
-        return Ok(());
+    if wait {
+        for found in &started {
+            codes.note(ask::until_running(found, Patience::default()));
+        }
     }
-    found.iter().try_for_each(ask::until_running)
+    codes.first
 }
 
 /// Forks the monitor.
@@ -76,16 +89,16 @@ fn go_on(client: &Client, found: &Found, begun: Begun) -> Result<(), Failure> {
     if namespaces.is_apart() {
         attach(&session, &grant.path, named(&namespaces)?).doing(|| found.doing.clone())?;
     }
-    let mounts = map_all(&session, &grant.path, &namespaces, &found.config.mounts);
+    let mounts = map_all(&session, &grant.path, &namespaces, &found.config);
     let mounts = mounts.doing(|| found.doing.clone())?;
     let mounts: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
     let granted = Granted { payload: grant.payload.as_fd(), mounts: &mounts, placement: &grant.placement };
     namespaces.start(&granted).map_err(failed)?;
-    if found.config.started {
+    if found.config.started && found.config.news.is_none() {
         return Ok(());
     }
     let mut config = found.config.clone();
-    config.started = true;
+    (config.started, config.news) = (true, None);
     config.write(&found.store, &found.name).map_err(|error| found.failed(error))
 }
 
@@ -106,6 +119,7 @@ fn grant(session: &Session, found: &Found, namespaces: &Namespaces) -> Result<Gr
         .userns(namespaces.user())
         .stage(stage)
         .range_count(storage::IDS)
+        .range_name(found.range())
         .limits(&limits);
     if let Some(wanted) = &config.link {
         let link = link::options(wanted.bridge.as_deref(), &wanted.ports()?, &wanted.properties)?;
@@ -128,11 +142,7 @@ fn unnamed(source: io::Error) -> Failure {
 }
 
 /// Puts the monitor into the grant, beside the payload.
-fn attach(
-    session: &Session,
-    grant: &OwnedObjectPath,
-    monitor: BorrowedFd<'_>,
-) -> Result<(), SessionError> {
+fn attach(session: &Session, grant: &OwnedObjectPath, monitor: BorrowedFd<'_>) -> Result<(), SessionError> {
     let options = AttachTo::new().target(Target::Monitor);
     session.call(session.cgroup(grant)?.attach(Fd::from(monitor), &options)).map(drop)
 }
@@ -142,17 +152,18 @@ fn map_all(
     session: &Session,
     grant: &OwnedObjectPath,
     namespaces: &Namespaces,
-    own: &[Mount],
+    config: &Config,
 ) -> Result<Vec<OwnedFd>, SessionError> {
     let Some(namespace) = namespaces.mounts() else { return Ok(Vec::new()) };
     let proxy = session.mounts(grant)?;
-    let image = std::iter::once(MapDirectory::new().from_range(storage::IMAGES).read_only());
-    let own = own.iter().map(|mount| {
+    let image =
+        (config.root == Root::Layers).then(|| MapDirectory::new().from_range(storage::IMAGES).read_only());
+    let own = config.mounts.iter().map(|mount| {
         let options = MapDirectory::new().from_own(mount.uid, mount.gid);
         if mount.read_only { options.read_only() } else { options }
     });
     let map = |(directory, options)| {
         session.call(proxy.map_directory(Fd::from(directory), Fd::from(namespace), &options))
     };
-    namespaces.directories().zip(image.chain(own)).map(map).collect()
+    namespaces.directories().zip(image.into_iter().chain(own)).map(map).collect()
 }

@@ -59,7 +59,8 @@ pub(super) fn export(client: &Client, args: ExportArgs) -> Result<(), Failure> {
     })?;
     let session = client.connect(&doing)?;
     let mut display = Display::new(telling.quiet);
-    let Written { sha256, size } = storage.run(&session, storage::IMAGES, &mut |told| display.tell(told))?;
+    let Written { sha256, size } =
+        storage.run(&session, storage::IMAGES, storage::IMAGES, &mut |told| display.tell(told))?;
     partial.finish(&file).map_err(|error| unwritten(&error))?;
     display.say(&format!("{}: {}", file.display(), bytes(size)));
     drop(display);

@@ -26,6 +26,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::short;
 use crate::{
     Client,
     args::{BuildArgs, Format, ImportArgs},
@@ -43,6 +44,8 @@ const STANDARD_INPUT: &str = "-";
 #[derive(Debug, Serialize, Deserialize)]
 struct Made {
     image: Image,
+    /// Names that were other images' before, with these.
+    taken: Vec<(String, Sha256)>,
     /// The first things that were left out, for people.
     left_out: Vec<String>,
     left_out_count: u64,
@@ -225,8 +228,11 @@ fn finish(
     let Omissions { count, first } = &imported.omissions;
     let (left_out_count, left_out) =
         (*count, first.iter().take(TOLD).map(|(path, what)| format!("{path} ({what})")).collect());
+    let names = worker.store.aliases()?;
+    let owner = |alias: &Alias| Some((alias.to_string(), *names.get(alias.as_str())?));
+    let taken = aliases.iter().filter_map(owner).filter(|(_, id)| *id != imported.id).collect();
     let image = worker.store.finish_image(new, imported, origin, aliases)?;
-    Ok(Made { image, left_out, left_out_count })
+    Ok(Made { image, taken, left_out, left_out_count })
 }
 
 /// How many of the things that were left out are named.
@@ -235,11 +241,14 @@ const TOLD: usize = 5;
 fn made(client: &Client, doing: &str, storage: Storage<Made>, quiet: bool) -> Result<(), Failure> {
     let session = client.connect(doing)?;
     let mut display = Display::new(quiet);
-    let Made { image, left_out, left_out_count } =
-        storage.run(&session, storage::IMAGES, &mut |told| display.tell(told))?;
+    let Made { image, taken, left_out, left_out_count } =
+        storage.run(&session, storage::IMAGES, storage::IMAGES, &mut |told| display.tell(told))?;
     if left_out_count > 0 {
         let more = if left_out_count > left_out.len() as u64 { " …" } else { "" };
         display.say(&format!("left out: {left_out_count}: {}{more}", left_out.join(", ")));
+    }
+    for (name, id) in taken {
+        display.say(&format!("`{name}` was a name of the image {} until now", short(id)));
     }
     display.say(&format!("{} files, {}", image.entries, bytes(image.bytes)));
     drop(display);
