@@ -134,9 +134,14 @@ impl From<&MountRefusal> for Refusal {
                 .rule("built-in own-directories")
                 .hint("show a directory of yours"),
             MountRefusal::Interfered | MountRefusal::TooMany => of(RefusalCode::Busy).hint("try again"),
-            // No room for another user namespace; mounts below that may not be uncovered; a file system without maps.
+            MountRefusal::Kernel { step: Step::Ids | Step::Lock, errno } if *errno == Errno::NOSPC.raw_os_error() => {
+                of(RefusalCode::KernelRefused).hint(
+                    "let go of mounts that you keep: each counts as a user and a mount namespace of yours (/proc/sys/user)",
+                )
+            }
+            // Mounts below that may not be uncovered; a file system without maps; a kernel without user namespaces.
             MountRefusal::Kernel { step: Step::Ids | Step::Clone | Step::Attributes, errno }
-                if [Errno::INVAL, Errno::NOSYS, Errno::NOSPC, Errno::PERM]
+                if [Errno::INVAL, Errno::NOSYS, Errno::PERM]
                     .iter()
                     .any(|known| known.raw_os_error() == *errno) =>
             {

@@ -28,6 +28,10 @@
 //!   but its own list of mounts, by a directory of `/proc` that it had opened before.
 //! * *To hold the helper up*: a file system whose server is the attacker is never asked: its type is read from the list of mounts.
 //!   A worker that takes too long is killed; those that can't die are counted to the account, and to all.
+//! * *To use up what the host's root needs*: each mount that somebody keeps has a user namespace and a nameless mount namespace,
+//!   of which every uid may have so many (`user.max_user_namespaces`, `user.max_mnt_namespaces`). They are made in the account's
+//!   name, and counted to it ([`counted_to`]). That makes the namespace with the map the account's own; it has no ids but those of the
+//!   account, nobody is in it when it is done, and by its mount namespace nothing can be reached: nobody gets its descriptor.
 //! * *To write through a mount that is read-only*, as root of the container that has it: attributes are locked.
 //! * *Renaming, unmounting, dying meanwhile*: directory and namespace are pinned by their descriptors; the worker acts on these
 //!   and on nothing that is found by name.
@@ -52,6 +56,8 @@ use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{OFlags, fstat},
     io::Errno,
+    process::{Uid, getuid},
+    thread::{capabilities, set_capabilities, set_thread_res_uid},
 };
 
 use super::{
@@ -208,18 +214,35 @@ fn mount(directory: &OwnedFd, namespace: &OwnedFd, request: &MountRequest) -> Re
     set.set(MountAttrFlags::MOUNT_ATTR_RDONLY, request.read_only);
     let change = MountChange { set, id_map: Some(map.ids.as_fd()), ..MountChange::default() };
     mount_setattr(&clone, &change).map_err(MountRefusal::at(Step::Attributes))?;
-    locked(&clone, &map.mounts).map_err(MountRefusal::at(Step::Lock))
+    locked(&clone, &map.mounts, request.account).map_err(MountRefusal::at(Step::Lock))
+}
+
+/// Does something with the account as effective uid, to whom the kernel counts the namespaces that come of it. Rights stay as
+/// they are, and so do real and saved uid, by which the kernel decides who may send signals.
+fn counted_to<T>(account: u32, action: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let (own, rights) = (getuid(), capabilities(None)?);
+    let become_effective = |uid| {
+        set_thread_res_uid(own, uid, own)?;
+        // The change took effective rights, and made this process what fs.suid_dumpable says.
+        set_capabilities(None, rights)?;
+        privilege::set_dumpable(false)
+    };
+    become_effective(Uid::from_raw(account))?;
+    let done = action();
+    become_effective(own)?;
+    done
 }
 
 /// The mount with its attributes locked. `mounts` is a mount namespace of nobody's that is not ruled by the host's user
 /// namespace. Afterwards this process is in a copy of it, which is.
-fn locked(mount: &OwnedFd, mounts: &MntnsFd) -> io::Result<OwnedFd> {
+fn locked(mount: &OwnedFd, mounts: &MntnsFd, account: u32) -> io::Result<OwnedFd> {
     mounts.enter()?;
     let place = || open_place(Path::new("/proc"));
     move_mount(mount, place()?, Path::new(""))?;
     unshare(CloneFlags::CLONE_NEWNS)?;
     // The last that was attached there.
-    open_tree_clone(place()?, Path::new(""), false)
+    let place = place()?;
+    counted_to(account, || open_tree_clone(place, Path::new(""), false))
 }
 
 /// Is the mount of this number one that may be mapped? `own` is this process's directory in `/proc`, whose list of mounts is
@@ -263,14 +286,16 @@ impl Map {
     fn new(request: &MountRequest) -> io::Result<Self> {
         let (gate, far_end) = seqpacket::pair()?;
         let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
-        let child = Clone3::new().flags(flags).spawn(|| {
+        let life = || {
             let kept = [far_end.as_fd().as_raw_fd()];
             match privilege::close_fds_from(0, &kept) {
                 // Until the other end is closed, or its process has died.
                 Ok(()) => i32::from(!matches!(far_end.receive(), Ok(None))),
                 Err(_) => 1,
             }
-        })?;
+        };
+        // It can be killed by the account, whose request ends then.
+        let child = counted_to(request.account, || Clone3::new().flags(flags).spawn(life))?;
         let made = Self::of(&child, request);
         drop(gate);
         let _ = child.pidfd.send_signal(Signal::KILL);

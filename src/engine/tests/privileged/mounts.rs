@@ -45,6 +45,7 @@ pub const TESTS: &[Test] = &[
     ("mounts::what_the_account_mounted_itself_is_refused", what_the_account_mounted_itself_is_refused),
     ("mounts::what_is_hidden_under_a_mount_stays_hidden", what_is_hidden_under_a_mount_stays_hidden),
     ("mounts::renaming_and_unmounting_change_nothing", renaming_and_unmounting_change_nothing),
+    ("mounts::what_is_kept_is_counted_to_who_keeps_it", what_is_kept_is_counted_to_who_keeps_it),
     ("mounts::an_asker_who_has_gone_leaves_nothing", an_asker_who_has_gone_leaves_nothing),
     ("mounts::the_helper_has_what_it_needs_and_no_more", the_helper_has_what_it_needs_and_no_more),
     ("mounts::the_helper_ends_with_the_engine", the_helper_ends_with_the_engine),
@@ -445,6 +446,74 @@ fn renaming_and_unmounting_change_nothing() {
     drop(place);
     let refused = refusal(ask(&mounter, &directory, &namespace, range()));
     assert!(matches!(refused, MountRefusal::Kernel { .. }), "{refused:?}");
+}
+
+/// Says that this program is the one in the namespace.
+const INSIDE: &str = "CGRANT_TEST_INSIDE";
+
+// In a user namespace of its own, which has such limits for itself: it stands for the host. Executed anew there, because the
+// memory of a process belongs to the user namespace that it was executed in.
+fn what_is_kept_is_counted_to_who_keeps_it() {
+    if std::env::var_os(INSIDE).is_some() {
+        return keep_until_there_is_no_more();
+    }
+    let (mapped, say) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
+    let child = Clone3::new().flags(flags).spawn(|| {
+        use std::os::unix::process::CommandExt;
+        assert_eq!(rustix::io::read(&mapped, &mut [0; 1]), Ok(1));
+        let mut again = std::process::Command::new("/proc/self/exe");
+        panic!("{}", again.arg("mounts::what_is_kept").env(INSIDE, "1").exec())
+    });
+    let child = child.unwrap();
+    for map in ["uid_map", "gid_map"] {
+        fs::write(format!("/proc/{}/{map}", child.pid), "0 0 4294967295").unwrap();
+    }
+    rustix::io::write(&say, b"x").unwrap();
+    assert_eq!(child.pidfd.wait().unwrap(), cgrant_sys::Exit::Code(0));
+}
+
+fn keep_until_there_is_no_more() {
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>).unwrap();
+    mount(Some("tmpfs"), "/tmp", Some("tmpfs"), MsFlags::empty(), Some("mode=1777")).unwrap();
+    for file in ["max_user_namespaces", "max_mnt_namespaces"] {
+        fs::write(Path::new("/proc/sys/user").join(file), "24").unwrap();
+    }
+    let mounter = Mounter::start().unwrap();
+    let asker = |uid| {
+        let place = Place::of(uid);
+        place.make("rootfs", DISK);
+        let (directory, namespace) = (place.open("rootfs"), place.namespace());
+        (place, directory, namespace)
+    };
+    let ask = |uid, (_, directory, namespace): &(Place, OwnedFd, MntnsFd)| {
+        let (account, directory) = (HostUid(uid), directory.as_fd());
+        let (uids, gids) = (range(), range());
+        mounter.make(&Wish { account, directory, namespace, uids, gids, read_only: false })
+    };
+    let (greedy, other) = (asker(USER), asker(OTHER));
+    let mut kept = Vec::new();
+    let refused = loop {
+        match ask(USER, &greedy) {
+            Ok(mount) => kept.push(mount),
+            Err(error) => break error,
+        }
+        assert!(kept.len() < 24, "there is no limit");
+    };
+    assert!(kept.len() > 8, "{refused} after {}", kept.len());
+    let full = rustix::io::Errno::NOSPC.raw_os_error();
+    assert!(
+        matches!(refused, MountError::Refused(MountRefusal::Kernel { errno, .. }) if errno == full),
+        "{refused:?}"
+    );
+    // Nobody else feels it, and who lets go has room again.
+    ask(OTHER, &other).unwrap();
+    ask(0, &other).unwrap();
+    drop(kept);
+    let end = Instant::now() + Duration::from_secs(60);
+    while let Err(error) = ask(USER, &greedy) {
+        assert!(Instant::now() < end, "{error}");
+    }
 }
 
 fn an_asker_who_has_gone_leaves_nothing() {
