@@ -40,7 +40,10 @@ pub(crate) fn write(tree: &OwnedFd, spec: &Prepared) -> Result<(), StepFailure> 
         host_keys::forget(tree).at(Step::Personal, "etc/ssh")?;
     }
     match &personal.timezone {
-        Some(zone) => link_zone(tree, &etc, zone).at(Step::Personal, "etc/localtime"),
+        Some(zone) => {
+            let subject = format!("etc/localtime for the time zone {}", zone.name());
+            link_zone(tree, &etc, zone).at(Step::Personal, &subject)
+        }
         None => Ok(()),
     }
 }

@@ -339,7 +339,21 @@ mod tests {
     #[test]
     fn what_is_asked_for_is_written_and_read() {
         let made = config(&[
-            "web", "--memory", "1M", "-p", "80:8080", "--vlan", "9", "--env", "A=b=c", "--device", "fuse",
+            "web",
+            "--memory",
+            "1M",
+            "-p",
+            "80:8080",
+            "--vlan",
+            "9",
+            "--env",
+            "A=b=c",
+            "--device",
+            "fuse",
+            "--timezone",
+            "Asia/Tokyo",
+            "--credential",
+            "a=b",
         ]);
         let made = made.unwrap();
         assert_eq!(made.limits["memory.max"], "1M");
@@ -349,6 +363,11 @@ mod tests {
             (1, Some(9), None)
         );
         assert_eq!(serde_json::from_slice::<Config>(&made.bytes()).unwrap(), made);
+        let spec = made.spec("web").unwrap();
+        assert_eq!(spec.credentials, [("a".to_owned(), b"b".to_vec())]);
+        assert_eq!(spec.environment, [("A".into(), "b=c".into())]);
+        let zone = spec.personal.unwrap().timezone;
+        assert_eq!(zone, Some(Timezone::Asked("Asia/Tokyo".into())));
         assert!(config(&["web"]).unwrap().link.is_none());
         assert_ne!(config(&["web"]).unwrap().machine, config(&["web"]).unwrap().machine);
     }
@@ -358,6 +377,9 @@ mod tests {
         for words in [
             &["web", "--hostname", "a b"][..],
             &["web", "--device", "../sda"],
+            &["web", "--timezone", "../x"],
+            &["web", "--credential", "a b=c"],
+            &["web", "--credential", "a=@/nothing/at/all"],
             &["web", "--memory", "1M", "--limit", "memory.max=2M"],
             &["web", "--address", "10.0.0.9", "--address", "10.0.0.10"],
             &["web", "--mount", "/nothing/at/all:/srv"],

@@ -26,7 +26,8 @@ pub(super) fn read(credential: &Credential) -> Result<(String, Vec<u8>), Failure
         Content::File(file) => {
             let mut bytes = Vec::new();
             // What is too long is refused as such where all credentials are checked.
-            let read = File::open(Path::new(file)).and_then(|file| file.take(MAX + 1).read_to_end(&mut bytes));
+            let read =
+                File::open(Path::new(file)).and_then(|file| file.take(MAX + 1).read_to_end(&mut bytes));
             read.map_err(|error| {
                 Failure::Usage(format!("cannot read {file:?}, the credential {:?}: {error}", credential.name))
             })?;
