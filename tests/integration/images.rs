@@ -4,6 +4,7 @@
 use std::{
     ffi::OsStr,
     fs,
+    io::Write,
     net::TcpListener,
     os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
@@ -81,6 +82,9 @@ impl<'lab> Scene<'lab> {
     // A tree as root would have it, in a place that the user can't reach.
     fn tree(&self) -> PathBuf {
         let root = self.lab.scratch.join("tree");
+        if root.exists() {
+            return root;
+        }
         for directory in ["etc", "usr/lib", "home/x", "var/mail", "dev"] {
             fs::create_dir_all(root.join(directory)).unwrap();
         }
@@ -274,14 +278,85 @@ fn what_is_no_image_is_refused_in_one_line(lab: &Lab) {
     scene.fails(&["export", "none", "x.zip"], 2, "how it is compressed");
     scene.fails(&["import", &good, "--alias", "a b"], 2, "is no name for an image");
     scene.fails(&["build", "fedora:40"], 2, "`fedora:40` can't be built");
+    scene.fails(&["build", "debian:trixie", "--components", "main,a/b"], 2, "`a/b` is no name");
+    scene.fails(&["import", "-", &good], 2, "standard input holds one archive");
+    // Standard input is empty here.
+    scene.fails(&["import", "-"], 5, "this is no tar archive");
+    // What is made to fill disks.
+    let bomb = scene.file("bomb.tar.gz", b"");
+    fs::File::create(lab.scratch.join("zeros")).unwrap().set_len(300 << 20).unwrap();
+    run(Command::new("tar").args(["-z", "-cf", &bomb, "-C"]).arg(&lab.scratch).arg("zeros"));
+    scene.fails(&["import", &bomb], 5, "more than 400 times its size");
     scene.fails(&["build", "debian:trixie", "--mirror", "ftp://x"], 2, "is no mirror");
     let id = scene.done(&["import", &good]).0;
     scene.fails(&["export", id.trim(), "/nowhere/x.tar"], 4, "could not be written");
     scene.fails(&["export", id.trim(), "/x.tar"], 4, "could not be written");
-    let description = scene.data().join("images").join(id.trim()).join("image.json");
-    fs::write(&description, "{").unwrap();
-    scene.fails(&["list"], 4, "is damaged");
-    scene.done(&["remove", id.trim()]);
+}
+
+fn a_damaged_image_is_listed_as_such(lab: &Lab) {
+    let scene = Scene::new(lab);
+    let archive = scene.archive("a.tar", "--no-xattrs");
+    let id = scene.done(&["import", &archive, "--alias", "bad", "-q"]).0.trim().to_owned();
+    let other = scene.archive("b.tar.gz", "-z");
+    scene.done(&["import", &other, "--alias", "good", "-q"]);
+    let images = scene.data().join("images");
+    fs::write(images.join(&id).join("image.json"), "{").unwrap();
+    let (table, said) = scene.done(&["list"]);
+    let remedy = format!(
+        "damaged: its description is not what was written there; 'cgrant image remove {}'",
+        &id[..12]
+    );
+    assert!(table.contains(&remedy) && table.contains("Debian 13") && said.is_empty(), "{table}{said}");
+    let listed = scene.images().into_iter().find(|image| image["id"] == id.as_str()).unwrap();
+    assert!(listed["damaged"].is_string() && listed["aliases"][0] == "bad", "{listed}");
+    scene.fails(&["export", "bad", "x.tar"], 4, "is damaged");
+    assert!(!scene.user.home.join("x.tar").exists());
+    scene.done(&["remove", "bad"]);
+    // Names that can't be read keep nobody from the images, and what would change them does nothing by halves.
+    fs::write(images.join("aliases.json"), "[").unwrap();
+    let (table, said) = scene.done(&["list"]);
+    assert!(table.contains("Debian 13") && said.contains("delete it, and name images anew"), "{table}{said}");
+    scene.fails(&["import", &archive, "--alias", "x"], 4, "aliases.json` in the data directory is damaged");
+    assert!(!images.join(&id).exists());
+    scene.fails(&["remove", &sum(&other)], 4, "aliases.json` in the data directory is damaged");
+    fs::remove_file(images.join("aliases.json")).unwrap();
+    scene.done(&["remove", &sum(&other)]);
+    scene.nothing_half_made();
+}
+
+fn an_archive_comes_from_a_program(lab: &Lab) {
+    let scene = Scene::new(lab);
+    let archive = scene.archive("a.tar.gz", "-z");
+    let bytes = fs::read(&archive).unwrap();
+    let import = |input: Stdio, words: &[&str]| {
+        let mut command = scene.command(&[&["import", "-"], words].concat());
+        command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let piped = |bytes: &[u8], words: &[&str]| {
+        let mut child = import(Stdio::piped(), words);
+        // Who refuses it may not read it to its end.
+        let _ = child.stdin.take().unwrap().write_all(bytes);
+        let output = child.wait_with_output().unwrap();
+        let (out, said) = text(&output);
+        (output.status.code(), out, said)
+    };
+    let (code, out, said) = piped(&bytes, &["--alias", "mine"]);
+    assert!(code == Some(0) && out.trim() == sum(&archive) && said.contains("receiving"), "{out}{said}");
+    // A name that was another image's is told.
+    let plain = scene.archive("b.tar", "--no-xattrs");
+    let child = import(fs::File::open(&plain).unwrap().into(), &["--alias", "mine"]);
+    let (out, said) = text(&child.wait_with_output().unwrap());
+    assert_eq!(out.trim(), sum(&plain), "{said}");
+    assert!(
+        said.contains(&format!("`mine` was a name of the image {} until now", &sum(&archive)[..12])),
+        "{said}"
+    );
+    let (code, _, said) = piped(&bytes, &["--sha256", &sum(&plain)]);
+    assert!(code == Some(5) && said.contains("the checksum is"), "{said}");
+    let (code, _, said) = piped(&bytes[..bytes.len() / 2], &[]);
+    assert!(code == Some(5) && said.contains("is cut off"), "{said}");
+    assert_eq!(scene.images().len(), 2);
+    scene.nothing_half_made();
 }
 
 fn places_that_do_not_serve_are_named(lab: &Lab) {
@@ -542,6 +617,8 @@ fn a_grant_that_is_about_to_end_is_waited_for(lab: &Lab) {
 crate::tests![
     images_come_from_servers,
     an_image_of_a_container_stays,
+    a_damaged_image_is_listed_as_such,
+    an_archive_comes_from_a_program,
     progress_is_drawn_on_a_terminal_alone,
     a_grant_that_is_about_to_end_is_waited_for,
     an_archive_becomes_an_image_and_an_archive_again,

@@ -54,7 +54,7 @@ enum Offer {
 pub fn offer(source: &Dir, channel: &Channel, limits: &Limits) -> Result<(), HandoverError> {
     let mut walk = Walk::new(limits, |found: Found<'_>| {
         let data = found.file.filter(|_| matches!(found.member.kind, Kind::File(_)));
-        say(channel, &Offer::Member(found.member), data)?;
+        say(channel, &Offer::Member(found.member), data.as_ref())?;
         match channel.receive()? {
             Some(asked) if asked.bytes == NEXT => Ok(()),
             _ => Err(HandoverError::Channel(ChannelError::Closed)),
@@ -64,9 +64,9 @@ pub fn offer(source: &Dir, channel: &Channel, limits: &Limits) -> Result<(), Han
     say(channel, &Offer::End, None)
 }
 
-fn say(channel: &Channel, offer: &Offer, data: Option<File>) -> Result<(), HandoverError> {
+fn say(channel: &Channel, offer: &Offer, data: Option<&File>) -> Result<(), HandoverError> {
     let bytes = serde_json::to_vec(offer).map_err(|_| HandoverError::Malformed)?;
-    let data: Vec<_> = data.iter().map(AsFd::as_fd).collect();
+    let data: Vec<_> = data.into_iter().map(AsFd::as_fd).collect();
     Ok(channel.send(&bytes, &data)?)
 }
 

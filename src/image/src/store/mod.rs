@@ -412,7 +412,7 @@ mod tests {
             if name == "three" {
                 std::fs::remove_file(gone.join("image.json")).unwrap();
             } else {
-                std::fs::remove_dir_all(gone.join("rootfs")).unwrap();
+                std::fs::rename(gone.join("rootfs"), gone.join("other")).unwrap();
             }
         }
         let listed = scene.store.images().unwrap();
