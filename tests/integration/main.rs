@@ -34,6 +34,7 @@ mod links_failures;
 mod mounts;
 mod policy;
 mod system;
+mod system_copies;
 
 fn main() -> std::process::ExitCode {
     common::harness::main(&[
@@ -61,5 +62,6 @@ fn main() -> std::process::ExitCode {
         links_failures::TESTS,
         mounts::TESTS,
         system::TESTS,
+        system_copies::TESTS,
     ])
 }
