@@ -27,16 +27,20 @@ use super::{node, place};
 
 /// Becomes the user that the arguments after `--agent` name, and executes a program or plays a role.
 ///
+/// GID may be `GID+EFFECTIVE`, as that of who executes a set-group-ID program.
+///
 /// `as UID GID GROUP,GROUP exec PROGRAM ARGUMENT…` or `as UID GID GROUP,GROUP role ROLE ARGUMENT…`
 pub fn main(arguments: &[OsString]) -> ExitCode {
     let text = |at: usize| arguments[at].to_str().unwrap();
-    let (uid, gid) = (text(1).parse().unwrap(), text(2).parse().unwrap());
+    let (gid, effective) = text(2).split_once('+').unwrap_or((text(2), text(2)));
+    let (uid, gid) = (text(1).parse().unwrap(), gid.parse().unwrap());
     let groups: Vec<Gid> =
         text(3).split(',').filter(|g| !g.is_empty()).map(|g| Gid::from_raw(g.parse().unwrap())).collect();
     // A new uid takes every capability with it.
     setgroups(&groups).unwrap();
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-    setresgid(gid, gid, gid).unwrap();
+    let effective = Gid::from_raw(effective.parse().unwrap());
+    setresgid(gid, effective, effective).unwrap();
     setresuid(uid, uid, uid).unwrap();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     if text(4) == "exec" {

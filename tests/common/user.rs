@@ -55,9 +55,13 @@ impl User {
 
     /// A command to which the words of `agent::main` are added that say what is to be done as this user.
     pub fn dropped(&self) -> Command {
+        self.dropped_to(&self.gid.to_string())
+    }
+
+    fn dropped_to(&self, gid: &str) -> Command {
         let groups: Vec<String> = self.groups.iter().map(ToString::to_string).collect();
         let mut command = Command::new(self.programs.join("tests"));
-        command.args(["--agent", "as", &self.uid.to_string(), &self.gid.to_string(), &groups.join(",")]);
+        command.args(["--agent", "as", &self.uid.to_string(), gid, &groups.join(",")]);
         command
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
@@ -88,9 +92,13 @@ impl User {
 
     /// Starts an agent and hears its first line.
     pub fn agent(&self, role: &[&str]) -> (Process, String, Vec<OwnedFd>) {
+        self.agent_as(&self.gid.to_string(), role)
+    }
+
+    fn agent_as(&self, gid: &str, role: &[&str]) -> (Process, String, Vec<OwnedFd>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let mut command = self.dropped();
+        let mut command = self.dropped_to(gid);
         command.arg("role").args(role).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
         let process = Process::start(&mut command, Some(ours));
         drop(command);
@@ -132,6 +140,14 @@ impl User {
     pub fn client(&self, socket: &Path) -> Client {
         let (process, stream) = self.connect(socket);
         Client::new(stream, self.uid, process)
+    }
+
+    /// The same, connected by a set-group-ID program of another group.
+    pub fn client_of_group(&self, socket: &Path, effective: u32) -> Client {
+        let role = ["connect", socket.to_str().unwrap()];
+        let (process, line, mut fds) = self.agent_as(&format!("{}+{effective}", self.gid), &role);
+        assert_eq!(line, "ok");
+        Client::new(UnixStream::from(fds.remove(0)), self.uid, process)
     }
 
     /// The same, of a broker that is being started again: waits until it serves.

@@ -260,6 +260,20 @@ fn who_may_not_leave_groups_keeps_them_with_own_ids_too(lab: &Lab) {
     assert_eq!(groups.trim(), "31000");
 }
 
+// Who can make a set-group-ID program connect to the broker does not become a member of its group by that.
+fn the_gid_of_a_setgid_program_is_not_the_callers(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let client = user.client_of_group(broker.socket(), 8);
+    let place = Place::new(&user, &user.home);
+    let own = Options::new().fd("userns", &place.userns).with("own-ids", true);
+    client.create("work", own).unwrap_err().is("NotAuthorized", "others too");
+    assert_eq!(fs::read_to_string(format!("/proc/{}/gid_map", place.process.pid)).unwrap(), "");
+    let (grant, place) = container(&user, &client, "web", &user.home);
+    let mine = place.opens("open", ".");
+    client.map(&grant, &mine, &place.mntns, Options::new()).unwrap_err().is("NotAuthorized", "others too");
+}
+
 fn policy_has_a_word_on_mounts(lab: &Lab) {
     lab.write_policy("[[rule]]\nname = \"copies\"\n[rule.access]\nmounts = \"deny\"\n");
     let broker = lab.broker();
@@ -302,6 +316,7 @@ crate::tests![
     not_what_is_somebody_elses,
     own_ids_are_the_callers_and_roots_are_nobodys,
     who_may_not_leave_groups_keeps_them_with_own_ids_too,
+    the_gid_of_a_setgid_program_is_not_the_callers,
     policy_has_a_word_on_mounts,
     descriptors_that_nobody_wanted_are_closed,
 ];

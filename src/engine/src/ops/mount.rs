@@ -22,7 +22,8 @@ fn invalid(message: impl Into<String>) -> Refusal {
 /// The caller's own uid and gid, where files of theirs are to have an owner inside of a grant.
 ///
 /// An attacker wants rights over files that are not its own. These are the ids that the kernel noted when the caller
-/// connected. Root has everybody's rights, and a container with root's ids could leave it programs that whoever runs them
+/// connected. Its gid then may have been that of a set-group-ID program, which was made to connect and whose connection
+/// was passed on: the process that connected has to be there still, and to have this gid alone. Root has everybody's rights, and a container with root's ids could leave it programs that whoever runs them
 /// on the host runs as root: refused.
 ///
 /// # Errors
@@ -38,7 +39,16 @@ pub fn own_ids(caller: &Caller) -> Result<(HostUid, HostGid), Refusal> {
         return Err(Refusal::new(RefusalCode::Unsupported, "it is not known what your gid is")
             .hint("ask over the broker's own socket"));
     }
-    Ok((caller.uid, caller.gid))
+    let process = caller.process.as_ref().and_then(|process| process.info().ok());
+    match process {
+        Some(info) if [info.rgid, info.egid, info.sgid] == [caller.gid.0; 3] => Ok((caller.uid, caller.gid)),
+        _ => Err(Refusal::new(
+            RefusalCode::NotAuthorized,
+            format!("the process that connected with the gid {} has ended, or has others too", caller.gid),
+        )
+        .rule("built-in own-gid")
+        .hint("connect, and ask, from a process whose real, effective and saved gid are the same")),
+    }
 }
 
 /// Makes a mount of a directory.
