@@ -84,8 +84,7 @@ impl Nursery {
     /// A child of this process's that executes in the container ([`exec::run`]).
     pub(crate) fn execute(&self, task: &Task<'_>, channel: &Channel) -> io::Result<Pidfd> {
         let Task { process, streams, client, payload, init, terminals } = task;
-        let mut fds =
-            vec![channel.as_fd(), payload.as_fd(), client.as_fd(), init.as_fd(), terminals.as_fd()];
+        let mut fds = vec![channel.as_fd(), payload.as_fd(), client.as_fd(), init.as_fd(), terminals.as_fd()];
         fds.extend(streams.iter().map(AsFd::as_fd));
         self.order(&Order::Execute((*process).clone()), &fds)
     }

@@ -634,9 +634,16 @@ fn where_attached_processes_go() {
     let _ = place.tree.attach(&grant, AttachTarget::Payload, &stage.pidfd(), false, &anybody).unwrap();
     assert_eq!(place.pids("cgroup2", &grant, "payload"), [id]);
     // Out of the payload into the monitor, or into another grant: nobody.
-    let refused =
-        place.tree.attach(&grant, AttachTarget::Stage, &stage.pidfd(), false, &anybody).unwrap_err();
-    assert!(matches!(refused, CgroupError::NotMovable { pid } if pid == id));
+    for target in [AttachTarget::Stage, AttachTarget::Monitor] {
+        let refused = place.tree.attach(&grant, target, &stage.pidfd(), false, &anybody).unwrap_err();
+        assert!(matches!(refused, CgroupError::NotMovable { pid } if pid == id));
+    }
+    // A monitor is beside the payload everywhere.
+    let monitor = Running::new(ACCOUNT, "exec sleep 1000");
+    let _ = place.tree.attach(&grant, AttachTarget::Monitor, &monitor.pidfd(), false, &anybody).unwrap();
+    for name in place.machine.keys() {
+        assert_eq!(place.pids(name, &grant, "monitor"), [monitor.0.id()], "{name}");
+    }
     let other = place.make("other");
     let refused =
         place.tree.attach(&other, AttachTarget::Payload, &stage.pidfd(), false, &anybody).unwrap_err();
