@@ -13,8 +13,12 @@ mod common;
 mod attach;
 #[path = "integration/attacks.rs"]
 mod attacks;
+#[path = "hosts/autostart.rs"]
+mod autostart;
 #[path = "integration/busses.rs"]
 mod busses;
+#[path = "hosts/containers.rs"]
+mod containers;
 #[path = "integration/differential.rs"]
 mod differential;
 #[path = "integration/events.rs"]
@@ -29,6 +33,8 @@ mod limits;
 mod links;
 #[path = "integration/links_attacks.rs"]
 mod links_attacks;
+#[path = "integration/mounts.rs"]
+mod mounts;
 #[path = "hosts/placement.rs"]
 mod placement;
 #[path = "hosts/vlans.rs"]
@@ -57,11 +63,15 @@ const ELSEWHERE: &[&str] = &[
     "links_attacks::nobody_steals_or_fills_the_bridges_memory",
     "links_attacks::the_hosts_loopback_is_the_hosts",
     "limits::wrong_values_are_refused_and_change_nothing",
+    "mounts::descriptors_that_nobody_wanted_are_closed",
+    "mounts::policy_has_a_word_on_mounts",
 ];
 
 // What depends on the kernel alone. A virtual machine says with `CGRANT_TEST_KERNEL_OF` that another one has the same
-// kernel and tries them; the matrix counts them there, once.
-const OF_THE_KERNEL: &[&str] = &["links::", "links_attacks::", "vlans::"];
+// kernel and tries them; the matrix counts them there, once. A whole system is among them: it has a cgroup2 tree on every
+// host, and what is different around it the small one shows.
+const OF_THE_KERNEL: &[&str] =
+    &["containers::a_whole_debian_boots", "links::", "links_attacks::", "mounts::", "vlans::"];
 
 fn main() -> std::process::ExitCode {
     let tests = [
@@ -72,10 +82,13 @@ fn main() -> std::process::ExitCode {
         holders::TESTS,
         events::TESTS,
         placement::TESTS,
+        autostart::TESTS,
         busses::TESTS,
         differential::TESTS,
         links::TESTS,
         links_attacks::TESTS,
+        mounts::TESTS,
+        containers::TESTS,
         vlans::TESTS,
     ];
     match std::env::var("CGRANT_TEST_KERNEL_OF") {
