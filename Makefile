@@ -21,6 +21,7 @@ libexecdir := $(PREFIX)/libexec/cgrant
 datadir := $(PREFIX)/share
 docdir := $(datadir)/doc/cgrant
 unitdir := $(PREFIX)/lib/systemd/system
+userunitdir := $(PREFIX)/lib/systemd/user
 mandir := $(datadir)/man
 bashdir := $(datadir)/bash-completion/completions
 fishdir := $(datadir)/fish/vendor_completions.d
@@ -39,7 +40,7 @@ endif
 
 DEPS_BUILD := gcc libc6-dev ca-certificates
 DEPS_DEMO := busybox-static dnsmasq-base iproute2 mmdebstrap nftables procps util-linux
-DEPS_CHECK := bsdutils busybox-static dbus dnsmasq-base e2fsprogs iproute2 libglib2.0-bin mmdebstrap nftables openssl procps qemu-system-x86 \
+DEPS_CHECK := bsdutils busybox-static dbus dnsmasq-base e2fsprogs groff-base iproute2 libglib2.0-bin mmdebstrap nftables openssl procps qemu-system-x86 \
 	strace systemd uidmap util-linux xz-utils zstd
 DEPS_BENCH := bubblewrap busybox-static crun dbus dnsmasq-base iperf3 iproute2 lxc nftables passt runc slirp4netns uidmap util-linux
 
@@ -113,6 +114,9 @@ install-files:
 	install -m 644 systemd/cgrantd.socket $(DESTDIR)$(unitdir)/
 	install -m 644 systemd/cgrant.sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/cgrant.conf
 	install -m 644 systemd/cgrant.tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/cgrant.conf
+	install -d -m 755 $(DESTDIR)$(userunitdir)
+	sed 's|@bindir@|$(bindir)|' systemd/cgrant-autostart.service >$(DESTDIR)$(userunitdir)/cgrant-autostart.service
+	chmod 644 $(DESTDIR)$(userunitdir)/cgrant-autostart.service
 	install -d -m 755 $(DESTDIR)$(bashdir) $(DESTDIR)$(zshdir) $(DESTDIR)$(fishdir)
 	$(CGRANT) completions bash >$(DESTDIR)$(bashdir)/cgrant
 	$(CGRANT) completions zsh >$(DESTDIR)$(zshdir)/_cgrant

@@ -18,6 +18,9 @@ use crate::keeper::{self, Starting};
 /// systemd's own programs, for hosts without a bus. They are where systemd is.
 const SYSTEMCTL: &str = "/usr/bin/systemctl";
 const SYSTEMD_RUN: &str = "/usr/bin/systemd-run";
+/// What the service managers of users start after, and so stop before, when the machine is switched off: they stop
+/// containers in order, which must not have been killed with the scope until then.
+const USER_SESSIONS: &str = "systemd-user-sessions.service";
 /// How long one call may take.
 const CALL: Duration = Duration::from_secs(15);
 /// How often it is looked whether `systemd-run` has become the keeper.
@@ -182,6 +185,7 @@ impl Systemd {
 /// `systemd-run --scope` puts itself into the new scope and then becomes the keeper.
 async fn start_through_program(unit: &str) -> Result<Starting, SystemdError> {
     let unit_option = format!("--unit={unit}");
+    let before = format!("--property=Before={USER_SESSIONS}");
     let options = [
         "--scope",
         "--quiet",
@@ -190,6 +194,7 @@ async fn start_through_program(unit: &str) -> Result<Starting, SystemdError> {
         "--description=Grants of cgrant",
         "--property=Delegate=yes",
         "--property=TasksMax=infinity",
+        &before,
         "--",
     ];
     let mut keeper = keeper::start_through(SYSTEMD_RUN, &options)
@@ -265,6 +270,7 @@ impl Bus {
             ("PIDs", Variant::from(vec![pid])),
             ("Delegate", Variant::from(true)),
             ("TasksMax", Variant::from(u64::MAX)),
+            ("Before", Variant::from(vec![USER_SESSIONS])),
             ("CollectMode", Variant::from("inactive-or-failed")),
         ];
         let job = self.manager.start_transient_unit(unit, "fail", &properties, &[]).await?;
