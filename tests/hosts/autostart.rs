@@ -1,0 +1,155 @@
+//! Containers that start with the machine, called as this kind of host does it: by the service manager of their user, or by
+//! cron.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+
+use crate::common::{
+    Lab, User, checker,
+    containers::{Shell, busybox, text},
+    wait_until,
+};
+
+/// Somebody whom /etc/passwd knows: a service manager is for such alone.
+const NAME: &str = "ann";
+const UID: u32 = 23_900;
+const SOCKET: &str = "/run/cgrant/public/bus";
+
+#[track_caller]
+fn done(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let said = text(&output.stdout) + &text(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {said}");
+    said
+}
+
+fn systemctl(arguments: &[&str]) -> String {
+    done(Command::new("systemctl").args(arguments))
+}
+
+fn start_with_the_machine(lab: &Lab) {
+    match (lab.host.systemd, std::env::var_os("CGRANT_TEST_INSTALLED").is_some()) {
+        (true, true) => by_the_service_manager_of_the_user(lab),
+        (systemd, _) => by_hand(lab, systemd),
+    }
+}
+
+/// Where nobody does it, the command says what lacks; what it says to do works without a session and with no more of an
+/// environment than cron gives.
+fn by_hand(lab: &Lab, systemd: bool) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let shell = Shell::new(lab, &user, &broker);
+    shell.import(lab, &busybox(lab), "box");
+    shell.done(&["create", "box", "web"]);
+    let said = text(&shell.output(&["set", "web", "autostart=true"]).stderr);
+    let lacks = if systemd { "systemctl --user enable cgrant-autostart.service" } else { "crontab -e" };
+    assert!(said.contains(lacks), "{said}");
+    let mut cron = user.command(lab.programs.join("cgrant"));
+    cron.args(["autostart", "start", "--wait-for-broker", "60"]).env_clear();
+    done(cron.env("HOME", &user.home).env("CGRANT_SOCKET", broker.socket()));
+    assert_ne!(shell.state("web"), "stopped");
+    shell.done(&["autostart", "stop"]);
+    assert_eq!(shell.state("web"), "stopped");
+    shell.done(&["delete", "web"]);
+}
+
+struct Ann {
+    user: User,
+}
+
+impl Ann {
+    fn new(lab: &Lab) -> Self {
+        done(Command::new("useradd").args(["--create-home", "--uid", &UID.to_string(), NAME]));
+        let mut user = User::new(UID, &[], &lab.scratch, &lab.programs);
+        user.home = PathBuf::from("/home").join(NAME);
+        fs::set_permissions(&user.home, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        Self { user }
+    }
+
+    fn output(&self, words: &[&str]) -> Output {
+        self.user.cgrant(Path::new(SOCKET), words)
+    }
+
+    #[track_caller]
+    fn done(&self, words: &[&str]) -> String {
+        let output = self.output(words);
+        assert!(output.status.success(), "cgrant {words:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    fn info(&self) -> Value {
+        serde_json::from_str(&self.done(&["--format", "json", "info", "web"])).unwrap()
+    }
+
+    fn runs(&self) -> bool {
+        self.info()["state"] != "stopped"
+    }
+
+    fn link(&self) -> PathBuf {
+        self.user.home.join(".config/systemd/user/default.target.wants/cgrant-autostart.service")
+    }
+}
+
+fn by_the_service_manager_of_the_user(lab: &Lab) {
+    let manager = format!("user@{UID}.service");
+    systemctl(&["start", "cgrantd.service"]);
+    let ann = Ann::new(lab);
+    let archive = lab.scratch.join("box.tar");
+    done(
+        Command::new("tar")
+            .arg("-C")
+            .arg(busybox(lab))
+            .args(["--numeric-owner", "-cf"])
+            .arg(&archive)
+            .arg("."),
+    );
+    ann.done(&["image", "import", archive.to_str().unwrap(), "--alias", "box", "--quiet"]);
+    ann.done(&["create", "box", "web"]);
+    // Without a session, so that there is no service manager to ask yet. Where polkit is not there, root has to say that Ann's
+    // may run from boot on, and she is told so.
+    let output = ann.output(&["set", "web", "autostart=true"]);
+    let said = text(&output.stderr);
+    let linger = format!("loginctl enable-linger {UID}");
+    assert!(output.status.success() && (said.is_empty() || said.contains(&linger)), "{said}");
+    assert!(fs::symlink_metadata(ann.link()).is_ok(), "the unit is not enabled: {said}");
+    done(Command::new("loginctl").args(["enable-linger", NAME]));
+    wait_until("the container starts with the user's service manager", || ann.runs());
+    // What the machine does when it is switched off.
+    systemctl(&["stop", &manager]);
+    assert_eq!(ann.info()["ended"], "power off", "{}", ann.info());
+    // The broker and its tree end after the service managers of users, and so after the containers.
+    for unit in ["cgrantd.service", "cgrant.scope"] {
+        let before = systemctl(&["show", "-p", "Before", "--value", unit]);
+        assert!(
+            before.split_whitespace().any(|unit| unit == "systemd-user-sessions.service"),
+            "{unit}: {before}"
+        );
+    }
+    let after = systemctl(&["show", "-p", "After", "--value", &manager]);
+    assert!(after.split_whitespace().any(|unit| unit == "systemd-user-sessions.service"), "{after}");
+    // And at the next boot.
+    systemctl(&["start", &manager]);
+    wait_until("the container starts again", || ann.runs());
+    // One that no longer wants to goes on when the service manager ends, and is not started by the next one.
+    ann.done(&["set", "web", "autostart=false"]);
+    assert!(fs::symlink_metadata(ann.link()).is_err(), "the unit is still enabled");
+    systemctl(&["stop", &manager]);
+    assert!(ann.runs());
+    ann.done(&["delete", "--force", "web"]);
+    done(Command::new("loginctl").args(["disable-linger", NAME]));
+    wait_until("Ann has no process", || {
+        !Command::new("pgrep").args(["-U", NAME]).status().unwrap().success()
+    });
+    ann.done(&["image", "remove", "box"]);
+    systemctl(&["stop", "cgrantd.socket", "cgrantd.service"]);
+    wait_until("the broker's tree is gone", || checker::cgroups_of_instance(&lab.host, "default").is_empty());
+    done(Command::new("userdel").args(["--remove", NAME]));
+}
+
+crate::tests![start_with_the_machine];
