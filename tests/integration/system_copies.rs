@@ -107,6 +107,9 @@ fn tree(lab: &Lab) -> PathBuf {
     fs::write(root.join("home/anns"), "x").unwrap();
     chown(root.join("home/anns"), Some(1000), Some(1000)).unwrap();
     fs::set_permissions(root.join("home/anns"), fs::Permissions::from_mode(0o4700)).unwrap();
+    // An identity that it shall not have in common with its copies.
+    fs::create_dir_all(root.join("var/lib/dbus")).unwrap();
+    fs::write(root.join("var/lib/dbus/machine-id"), "00000000000000000000000000000001\n").unwrap();
     // As of a directory that mktemp made, and that was packed as it is.
     fs::set_permissions(&root, fs::Permissions::from_mode(0o700)).unwrap();
     root
@@ -130,6 +133,7 @@ fn where_nothing_can_be_mapped_files_are_copied(lab: &Lab) {
     }
     let machine = |name: &str| disk.done(&["exec", name, "--", "cat", "/etc/machine-id"]).0;
     assert_ne!(machine("one"), machine("two"));
+    assert_eq!(disk.done(&["exec", "one", "--", "cat", "/var/lib/dbus/machine-id"]).0, machine("one"));
     // All else is as with other containers.
     disk.done(&["exec", "one", "--", "touch", "/kept"]);
     disk.done(&["push", "one", lab.scratch.join("box.tar").to_str().unwrap(), "/root/box.tar"]);

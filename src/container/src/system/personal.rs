@@ -1,6 +1,6 @@
 //! What is written into a container's root at its first start, or when it was given another name: `/etc/hostname`, `/etc/machine-id`,
-//! a line of `/etc/hosts`, `/etc/localtime`; and an empty `/etc/resolv.conf` to bind over, if there is none. All else of the image stays
-//! as it is.
+//! a line of `/etc/hosts`, `/etc/localtime`; a link for a machine id of D-Bus's own; and an empty `/etc/resolv.conf` to bind over, if there is
+//! none. All else of the image stays as it is.
 //!
 //! Done by the namespace's root, in a tree of unknown origin: directories are looked up with the tree as root, so that
 //! links in it lead nowhere else, and files are made anew, never written through what is there.
@@ -9,7 +9,9 @@ use std::{io, os::fd::OwnedFd};
 
 use cgrant_sys::Dir;
 use rustix::{
-    fs::{AtFlags, Mode, OFlags, ResolveFlags, openat, openat2, renameat, statat, symlinkat, unlinkat},
+    fs::{
+        AtFlags, FileType, Mode, OFlags, ResolveFlags, openat, openat2, renameat, statat, symlinkat, unlinkat,
+    },
     io::Errno,
 };
 
@@ -38,6 +40,7 @@ pub(crate) fn write(tree: &OwnedFd, spec: &Prepared) -> Result<(), StepFailure> 
     write_hosts(&etc, &spec.hostname).at(Step::Personal, "etc/hosts")?;
     if personal.new {
         host_keys::forget(tree).at(Step::Personal, "etc/ssh")?;
+        link_dbus(tree).at(Step::Personal, "var/lib/dbus/machine-id")?;
     }
     match &personal.timezone {
         Some(zone) => {
@@ -114,6 +117,20 @@ fn clear(directory: &OwnedFd) -> Result<(), Errno> {
         Err(Errno::NOENT) => Ok(()),
         result => result,
     }
+}
+
+/// A machine id that D-Bus has a file of its own for, as systems without systemd do, and looks at first: it becomes a link to the
+/// other, as it is where systemd makes it (`tmpfiles.d/dbus.conf`).
+fn link_dbus(tree: &OwnedFd) -> Result<(), Errno> {
+    let Ok(dbus) = open(tree, "var/lib/dbus") else { return Ok(()) };
+    let is_file = |mode| FileType::from_raw_mode(mode) == FileType::RegularFile;
+    match statat(&dbus, "machine-id", AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) if is_file(stat.st_mode) => {}
+        _ => return Ok(()),
+    }
+    clear(&dbus)?;
+    symlinkat("/etc/machine-id", &dbus, UNFINISHED)?;
+    renameat(&dbus, UNFINISHED, &dbus, "machine-id")
 }
 
 /// localtime(5), and Debian's older way of saying it where the root has that.
