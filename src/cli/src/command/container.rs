@@ -18,6 +18,7 @@ mod remove;
 mod rename;
 mod settings;
 mod start;
+mod streams;
 mod terminal;
 mod top;
 mod transfer;

@@ -18,6 +18,7 @@ use nix::{
 
 use super::{
     Found,
+    streams::{Relay, Streams},
     terminal::{self, Raw},
 };
 use crate::{args::ExecArgs, command::supervise, error::Failure, exit};
@@ -60,9 +61,10 @@ fn run(found: &Found, spec: &ExecSpec) -> Result<u8, Failure> {
     let control = found.control()?;
     // Before there is anybody to pass them on to: none is lost.
     let pending = if spec.terminal.is_none() { Some(hold_signals()?) } else { None };
-    let streams = (io::stdin(), io::stdout(), io::stderr());
-    let executed =
-        found.asked(control.exec(spec, [streams.0.as_fd(), streams.1.as_fd(), streams.2.as_fd()]))?;
+    let streams = Streams::of_caller()
+        .map_err(|source| Failure::Machine { doing: "make the command's streams", source })?;
+    let executed = found.asked(control.exec(spec, streams.given()))?;
+    let relay = streams.begin();
     match executed.terminal.as_ref().map(|master| master.try_clone()) {
         Some(master) => {
             let master = master.map_err(|source| Failure::Machine { doing: "use the terminal", source })?;
@@ -72,7 +74,7 @@ fn run(found: &Found, spec: &ExecSpec) -> Result<u8, Failure> {
                 .map_err(|source| Failure::Machine { doing: "use the terminal", source })?;
             drop(raw);
         }
-        None => pending.map_or(Ok(()), |pending| pass_signals_on(&executed, &pending))?,
+        None => pending.map_or(Ok(()), |pending| pass_on(&executed, &pending, relay))?,
     }
     Ok(found.asked(executed.wait())?.0.status())
 }
@@ -87,18 +89,23 @@ fn hold_signals() -> Result<SignalFd, Failure> {
     SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(signals_failed)
 }
 
-/// Until the process has ended.
-fn pass_signals_on(executed: &Executed, pending: &SignalFd) -> Result<(), Failure> {
+/// Signals, and what is typed and shown, until the process has ended.
+fn pass_on(executed: &Executed, pending: &SignalFd, mut relay: Relay) -> Result<(), Failure> {
+    let input = io::stdin();
     loop {
-        let mut fds = [
+        let mut fds = vec![
             PollFd::new(executed.as_fd(), PollFlags::POLLIN),
             PollFd::new(pending.as_fd(), PollFlags::POLLIN),
         ];
+        fds.extend(relay.watched(&input));
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(signals_failed(errno)),
         }
-        if fds.first().and_then(PollFd::any).unwrap_or(false) {
+        let has_ended = fds.first().and_then(PollFd::any).unwrap_or(false);
+        drop(fds);
+        relay.go_on();
+        if has_ended {
             return Ok(());
         }
         while let Ok(Some(info)) = pending.read_signal() {

@@ -16,7 +16,7 @@ use cgrant_container::system::{Control, ControlError, ExecSpec, read_log};
 use cgrant_sys::{Dir, privilege};
 use rustix::process::fchdir;
 
-use super::Found;
+use super::{Found, streams::Errors};
 use crate::{
     Client,
     args::LogsArgs,
@@ -64,14 +64,16 @@ fn of_running(found: &Found, control: Control, args: &LogsArgs) -> Result<Option
     let nothing = File::open("/dev/null").map_err(machine)?;
     // Through a pipe: no program of the container's gets the caller's terminal.
     let (mut pipe, output) = io::pipe().map_err(machine)?;
-    let said = io::stderr();
-    let executed = match found.asked(control.exec(&spec, [nothing.as_fd(), output.as_fd(), said.as_fd()])) {
+    let said = Errors::new().map_err(machine)?;
+    let executed = match found.asked(control.exec(&spec, [nothing.as_fd(), output.as_fd(), said.given()])) {
         Err(failure) if failure.code() == exit::NOT_FOUND => return Ok(None),
         executed => executed?,
     };
     drop(output);
     pass_on(&mut pipe)?;
-    match found.asked(executed.wait()) {
+    let ended = found.asked(executed.wait());
+    said.show();
+    match ended {
         Err(failure) if failure.code() == exit::NOT_FOUND => Ok(None),
         finished => Ok(Some(finished?.0.status())),
     }

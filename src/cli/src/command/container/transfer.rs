@@ -2,7 +2,7 @@
 //!
 //! A shell of the container's reads and writes on its side, as the container's root or another user of it: what links there
 //! mean, and who may read what, is the container's business, and its bytes are nothing but bytes here. They go through a pipe:
-//! no program of the container's gets a descriptor of a file of the caller's, which it could keep.
+//! no program of the container's gets a descriptor of a file of the caller's, or of its terminal, which it could keep.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -17,7 +17,7 @@ use std::{
 
 use cgrant_container::system::{ExecSpec, Executed};
 
-use super::Found;
+use super::{Found, streams::Errors};
 use crate::{args::TransferArgs, command::image::Partial, error::Failure};
 
 /// Arguments: where to, the mode, and the name in a directory. It is there when it is whole.
@@ -48,7 +48,7 @@ pub(super) fn push(args: &TransferArgs) -> Result<(), Failure> {
         _ => {}
     }
     drop(pipe);
-    finish(&found, &executed)
+    finish(&found, executed)
 }
 
 /// A file there becomes one here, with the mode that new files have.
@@ -67,7 +67,7 @@ pub(super) fn pull(args: &TransferArgs) -> Result<(), Failure> {
     let executed = run(&found, &words, user.clone(), output.as_fd())?;
     drop(output);
     io::copy(&mut pipe, &mut partial.file()).map_err(unwritten)?;
-    finish(&found, &executed)?;
+    finish(&found, executed)?;
     partial.finish(&whole).map_err(unwritten)
 }
 
@@ -81,15 +81,19 @@ fn run(
     words: &[&OsStr],
     user: Option<String>,
     pipe: BorrowedFd<'_>,
-) -> Result<Executed, Failure> {
+) -> Result<(Executed, Errors), Failure> {
     let argv = ["/bin/sh".as_ref(), "-c".as_ref()].into_iter().chain(words.iter().copied());
     let spec = ExecSpec { argv: argv.map(OsStr::to_owned).collect(), user, ..ExecSpec::default() };
     let control = found.control()?;
-    found.asked(control.exec(&spec, [pipe, pipe, io::stderr().as_fd()]))
+    let errors = Errors::new().map_err(no_pipe)?;
+    let executed = found.asked(control.exec(&spec, [pipe, pipe, errors.given()]))?;
+    Ok((executed, errors))
 }
 
-fn finish(found: &Found, executed: &Executed) -> Result<(), Failure> {
-    match found.asked(executed.wait())?.0.status() {
+fn finish(found: &Found, (executed, errors): (Executed, Errors)) -> Result<(), Failure> {
+    let ended = found.asked(executed.wait());
+    errors.show();
+    match ended?.0.status() {
         0 => Ok(()),
         _ => Err(Failure::Refused(format!("cannot {}: see what it said above", found.doing))),
     }
