@@ -25,6 +25,7 @@ mod grants;
 mod holders;
 mod idle;
 mod images;
+mod installed;
 mod limits;
 mod links;
 mod links_attacks;
@@ -34,6 +35,7 @@ mod links_failures;
 mod mounts;
 mod policy;
 mod system;
+mod system_autostart;
 mod system_copies;
 
 fn main() -> std::process::ExitCode {
@@ -55,6 +57,7 @@ fn main() -> std::process::ExitCode {
         differential::TESTS,
         idle::TESTS,
         images::TESTS,
+        installed::TESTS,
         links::TESTS,
         links_attacks::TESTS,
         links_bridges::TESTS,
@@ -62,6 +65,7 @@ fn main() -> std::process::ExitCode {
         links_failures::TESTS,
         mounts::TESTS,
         system::TESTS,
+        system_autostart::TESTS,
         system_copies::TESTS,
     ])
 }
