@@ -128,7 +128,10 @@ pub struct Recipe {
     suite: Word,
     components: Vec<Word>,
     mirror: Option<Mirror>,
+    /// Beside [`PACKAGES`].
     packages: Vec<Word>,
+    /// Without these.
+    minimal: bool,
     architecture: Option<Word>,
 }
 
@@ -211,10 +214,17 @@ impl Recipe {
             Some(("ubuntu", suite)) => (Distribution::Ubuntu, Word::parse(suite)?),
             _ => return Err(BadRecipe::Distribution(shown(name.as_bytes()))),
         };
-        let packages = PACKAGES.into_iter().chain(packages.iter().map(String::as_str));
-        let packages = packages.map(Word::parse).collect::<Result<_, _>>()?;
+        let packages = packages.iter().map(|name| Word::parse(name)).collect::<Result<_, _>>()?;
         let components = distribution.components().iter().map(|word| Word((*word).to_owned())).collect();
-        Ok(Self { distribution, suite, components, mirror: None, packages, architecture: None })
+        Ok(Self {
+            distribution,
+            suite,
+            components,
+            mirror: None,
+            packages,
+            minimal: false,
+            architecture: None,
+        })
     }
 
     /// From this server, if one is given.
@@ -247,10 +257,11 @@ impl Recipe {
         })
     }
 
-    /// Without any package beyond the smallest Debian: no container boots it.
+    /// Without [`PACKAGES`]: what was asked for beside them stays, and without an init no container boots it.
     #[must_use]
-    pub fn minimal(self) -> Self {
-        Self { packages: Vec::new(), ..self }
+    pub fn minimal(mut self) -> Self {
+        self.minimal = true;
+        self
     }
 
     /// For another architecture than the machine's, by Debian's name or the kernel's.
@@ -276,8 +287,11 @@ impl Recipe {
         };
         let mut arguments: Vec<String> =
             ["--mode=root", "--variant=minbase", "--format=directory"].map(str::to_owned).into();
-        if !self.packages.is_empty() {
-            arguments.push(format!("--include={}", joined(&self.packages, ",")));
+        let usual = if self.minimal { &[][..] } else { &PACKAGES[..] };
+        let asked = self.packages.iter().map(|Word(word)| word.as_str());
+        let packages: Vec<&str> = usual.iter().copied().chain(asked).collect();
+        if !packages.is_empty() {
+            arguments.push(format!("--include={}", packages.join(",")));
         }
         if let Some(Word(architecture)) = &self.architecture {
             arguments.push(format!("--architectures={architecture}"));
@@ -556,6 +570,8 @@ mod tests {
         assert_eq!(both.architecture("aarch64").unwrap().arguments(true), expected);
         let amd64 = recipe.architecture("x86_64").unwrap().arguments(true);
         assert!(amd64.contains(&"--architectures=amd64".to_owned()));
+        let small = Recipe::new("debian:sid", &["openrc".into()]).unwrap().minimal().arguments(true);
+        assert!(small.contains(&"--include=openrc".to_owned()), "what was asked for stays: {small:?}");
         let sid = Recipe::new("debian:sid", &[]).unwrap().mirror(Some(mirror)).arguments(true);
         assert_eq!(sid.last().unwrap(), "deb https://mirror.example/debian sid main");
     }

@@ -95,7 +95,7 @@ pub(crate) struct BuildArgs {
     /// More packages, with commas or given several times
     #[arg(long = "include", visible_alias = "package", value_name = "NAME", value_delimiter = ',')]
     pub(crate) packages: Vec<String>,
-    /// Nothing beyond the smallest Debian: for commands, not for booting
+    /// Nothing beyond the smallest system and what --include says: without an init, for commands alone
     #[arg(long)]
     pub(crate) minimal: bool,
     /// For another architecture than this machine's
