@@ -35,6 +35,7 @@ mod links_failures;
 mod mounts;
 mod policy;
 mod system;
+mod system_attacks;
 mod system_autostart;
 mod system_copies;
 
@@ -65,6 +66,7 @@ fn main() -> std::process::ExitCode {
         links_failures::TESTS,
         mounts::TESTS,
         system::TESTS,
+        system_attacks::TESTS,
         system_autostart::TESTS,
         system_copies::TESTS,
     ])
