@@ -69,7 +69,7 @@ fn those_that_want_it_start_whatever_becomes_of_others(lab: &Lab) {
     let whole = fs::read(&config).unwrap();
     fs::write(&config, "nonsense").unwrap();
     shell.fails(&["autostart", "start"], 4, "db");
-    assert_eq!(shell.state("web") != "stopped", true);
+    assert_ne!(shell.state("web"), "stopped");
     fs::write(&config, whole).unwrap();
     shell.done(&["stop", "web"]);
 
