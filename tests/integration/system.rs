@@ -27,7 +27,7 @@ fn a_container_lives_from_create_to_delete(lab: &Lab) {
     shell.fails(&["create", "bix", "two"], 1, "there is no image `bix`");
     shell.fails(&["exec", "one", "--", "true"], 1, "not running; 'cgrant start' starts it");
     shell.done(&["start", "one"]);
-    assert_eq!(shell.state("one"), "starting");
+    assert_eq!(shell.state("one"), "running");
     checker::assert_in_order(lab);
     shell.fails(&["start", "one"], 1, "running already");
     shell.fails(&["delete", "one"], 1, "it is running");

@@ -121,6 +121,9 @@ impl StepFailure {
             (Step::Fork, E::OWNERDEAD) => {
                 "what starts processes in the container has been killed (memory.max?): stop the container and start it again"
             }
+            (Step::Device, E::ACCESS) => {
+                "on the host only its owner and group may open it, and in a container nobody is those: a udev rule with MODE=\"0666\" opens it"
+            }
             (Step::OpenRoot, E::ACCESS) => "the directory and those above it must be open to you",
             (Step::OpenRoot, E::NOENT | E::NOTDIR) => "--root wants a directory",
             (Step::Mount, E::NOENT) => "make that directory in the root: it is a place to mount on",

@@ -6,10 +6,11 @@
 //! An init that sleeps in sigtimedwait(2), as busybox does, shows none of the signals that it waits for: the kernel unblocks them
 //! meanwhile (`do_sigtimedwait()`), and proc(5) tells of no others.
 
-use std::{fs, io, os::unix::ffi::OsStrExt};
+use std::io;
 
 use cgrant_sys::{Pidfd, pidfd::Signal};
 
+use super::kind::{self, Kind};
 use crate::container::{Disposition, Dispositions};
 
 /// `SIGRTMIN+3` of the C libraries, which is 34 + 3.
@@ -20,27 +21,19 @@ const HALT: i32 = 37;
 pub(crate) enum Told {
     /// It took the signal.
     Surely,
+    /// It took SIGPWR, for which it may have nothing to do: of the power a System V init only knows that it fails.
+    OfPower,
     /// It may have come before init listened, which is not to be seen: to be said again.
     Perhaps,
     /// It takes no signal that would end it, yet or at all.
     Not,
 }
 
-/// What is known of an init.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Busybox as init, and not as a shell.
-    Busybox,
-    /// Something that sleeps until a signal comes.
-    Waiting,
-    Other,
-}
-
 /// Tells it.
 pub(crate) fn tell(init: &Pidfd, pid: u32) -> io::Result<Told> {
     let dispositions = Dispositions::of_process(pid)?;
     let takes = |signal| dispositions.of_number(signal).is_ok_and(|taken| taken == Disposition::Takes);
-    let (signal, told) = choose(takes, kind(pid));
+    let (signal, told) = choose(takes, kind::of(pid));
     signal.map_or(Ok(()), |signal| init.send_number(signal))?;
     Ok(told)
 }
@@ -56,22 +49,10 @@ fn choose(takes: impl Fn(i32) -> bool, kind: Kind) -> (Option<i32>, Told) {
         Kind::Other => (taken(&[HALT, power, terminate]), None),
     };
     match (taken, otherwise) {
+        (Some(signal), _) if signal == power => (taken, Told::OfPower),
         (Some(signal), _) => (Some(signal), Told::Surely),
         (None, Some(signal)) => (Some(signal), Told::Perhaps),
         (None, None) => (None, Told::Not),
-    }
-}
-
-fn kind(pid: u32) -> Kind {
-    let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-    let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-    let is_busybox = program.file_name().is_some_and(|name| name.as_bytes().starts_with(b"busybox"))
-        && matches!(read("comm").trim_end(), "init" | "linuxrc");
-    match is_busybox {
-        true => Kind::Busybox,
-        // The kernel's function that it sleeps in, where the kernel has names for that.
-        false if read("wchan").starts_with("do_sigtimedwait") => Kind::Waiting,
-        false => Kind::Other,
     }
 }
 
@@ -87,13 +68,14 @@ mod tests {
         let perhaps = |signal| (Some(signal), Told::Perhaps);
         // systemd takes all of these, and SIGTERM as "execute yourself again".
         assert_eq!(choose(among(&[HALT, 30, 15, 12]), Kind::Other), surely(HALT));
-        assert_eq!(choose(among(&[30, 15]), Kind::Other), surely(30));
+        let of_power = (Some(30), Told::OfPower);
+        assert_eq!(choose(among(&[30, 15]), Kind::Other), of_power);
         assert_eq!(choose(among(&[15]), Kind::Other), surely(15));
         assert_eq!(choose(among(&[15, 10, 12]), Kind::Busybox), surely(12));
         assert_eq!(choose(among(&[]), Kind::Other), (None, Told::Not));
         // It does not say what it waits for.
         assert_eq!(choose(among(&[15]), Kind::Busybox), perhaps(12));
         assert_eq!(choose(among(&[]), Kind::Waiting), perhaps(15));
-        assert_eq!(choose(among(&[30]), Kind::Waiting), surely(30));
+        assert_eq!(choose(among(&[30]), Kind::Waiting), of_power);
     }
 }

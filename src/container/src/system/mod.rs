@@ -24,6 +24,7 @@ mod halt;
 mod host_keys;
 mod host_view;
 mod init;
+mod kind;
 mod layers;
 mod log;
 mod message;

@@ -11,6 +11,8 @@ use std::{
 
 use cgrant_sys::{
     Channel, ChannelError, Dir,
+    code::forget_code,
+    seqpacket,
     socket::{accept, peer_credentials},
 };
 use nix::sys::{
@@ -43,6 +45,8 @@ use crate::message;
 /// Most connections at one time, and most processes that are run for them.
 const MAX_CLIENTS: usize = 64;
 const MAX_PROCESSES: usize = 128;
+/// For whom the monitor runs something of its own accord: clients count from 1.
+const NOBODY: u64 = 0;
 /// How much is read of one source before the others have their turn, in bytes.
 const PORTION: usize = 16 * 1024;
 /// Messages of init's in one turn.
@@ -55,6 +59,8 @@ const REPLAY: usize = 8 * 1024;
 const GRACE: Duration = Duration::from_secs(5);
 /// How often it is asked meanwhile.
 const AGAIN: Duration = Duration::from_millis(50);
+/// A monitor that has had nothing to do for so long takes little memory from then on.
+const REST: Duration = Duration::from_secs(1);
 /// A container that reboots so soon, so many times in a row, does nothing but that.
 const SHORT: Duration = Duration::from_secs(2);
 const MAX_SHORT: u32 = 10;
@@ -110,6 +116,8 @@ struct Task {
     client: u64,
     process: cgrant_sys::Pidfd,
     detached: bool,
+    /// The other end of what it reports to, if that is the monitor's own, which is not interested.
+    _hears: Option<Channel>,
 }
 
 /// An end that was asked for.
@@ -210,13 +218,15 @@ impl<'s> Server<'s> {
         let watched = self.watched();
         let mut fds: Vec<PollFd<'_>> =
             watched.iter().map(|(_, fd, events)| PollFd::from_borrowed_fd(*fd, *events)).collect();
-        let timeout = self.timeout().map(|time| Timespec {
-            tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(time.subsec_nanos()),
-        });
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) => {}
-            Err(_) => return Vec::new(),
+        let timeout = self.timeout();
+        let mut polled = poll(&mut fds, Some(&timespec(timeout.unwrap_or(REST))));
+        if polled == Ok(0) && timeout.is_none() {
+            // What it needs again comes back when it does. If this fails it is only larger.
+            let _ = forget_code();
+            polled = poll(&mut fds, None);
+        }
+        if polled.is_err() {
+            return Vec::new();
         }
         let ready = fds.iter().zip(&watched).filter(|(fd, _)| !fd.revents().is_empty());
         ready.map(|(fd, (source, ..))| (*source, fd.revents())).collect()
@@ -354,7 +364,10 @@ impl<'s> Server<'s> {
         if !out_of_time && !halt.told {
             let told = halt::tell(&self.booted.init, self.booted.pid).unwrap_or(Told::Not);
             let listens = self.since.elapsed() >= GRACE;
-            halt.told = told == Told::Surely || (told == Told::Perhaps && listens);
+            if told == Told::OfPower {
+                self.change_runlevel();
+            }
+            halt.told = matches!(told, Told::Surely | Told::OfPower) || (told == Told::Perhaps && listens);
             deaf = told == Told::Not && listens;
             self.halt = Some(halt);
         }
@@ -363,6 +376,25 @@ impl<'s> Server<'s> {
             // It was told the last thing that there is to tell.
             let deadline = halt.deadline.max(Instant::now()).checked_add(PATIENCE);
             self.halt = Some(Halt { told: true, deadline: deadline.unwrap_or(halt.deadline), ..halt });
+        }
+    }
+
+    /// Asks a System V init for runlevel 0 in its own way. It is asked beside the signal: a root without that command does what it does.
+    fn change_runlevel(&mut self) {
+        let words = ["/sbin/telinit", "0"].map(|word| word.as_bytes().to_vec());
+        let process = Process {
+            argv: words.into(),
+            environment: Vec::new(),
+            directory: Some(b"/".to_vec()),
+            user: None,
+            terminal: None,
+            detached: true,
+        };
+        let nothing = || std::fs::File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
+        let streams: io::Result<Vec<OwnedFd>> = (0..3).map(|_| nothing()).collect();
+        let (Ok(streams), Ok((near, far))) = (streams, seqpacket::pair()) else { return };
+        if let Ok(process) = exec::start(&process, &streams, &far, &self.site, &self.booted) {
+            self.tasks.push(Task { client: NOBODY, process, detached: true, _hears: Some(near) });
         }
     }
 
@@ -463,7 +495,7 @@ impl<'s> Server<'s> {
         let client = client.ok_or(Answer::Refused(Refused::Malformed))?;
         let started = exec::start(process, streams, &client.channel, &self.site, &self.booted);
         let pidfd = started.map_err(Answer::Failed)?;
-        self.tasks.push(Task { client: id, process: pidfd, detached: process.detached });
+        self.tasks.push(Task { client: id, process: pidfd, detached: process.detached, _hears: None });
         Ok(())
     }
 
@@ -562,6 +594,13 @@ impl<'s> Server<'s> {
 
 fn done(result: io::Result<()>, refused: Refused) -> Answer {
     result.map_or(Answer::Refused(refused), |()| Answer::Done)
+}
+
+fn timespec(time: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(time.subsec_nanos()),
+    }
 }
 
 fn signals() -> io::Result<SignalFd> {

@@ -11,6 +11,8 @@ use std::{
 use cgrant_sys::{Dir, pidfd::Exit};
 use serde::{Deserialize, Serialize};
 
+use super::kind;
+
 /// Its name in the run directory.
 const FILE: &str = "state.json";
 /// The longest that is read, in bytes.
@@ -22,9 +24,9 @@ const STATUS_MAX: usize = 512;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// Init runs and has not said that it is ready. An init that never says so stays here.
+    /// Init runs and has not said that it is ready. One that never says so stays here.
     Starting,
-    /// Init said that it is ready.
+    /// Init said that it is ready, or is of a kind that says nothing: System V's, busybox's, OpenRC's …
     Running,
     /// It was told to end.
     Stopping,
@@ -108,7 +110,7 @@ pub struct State {
     pub init: Option<u32>,
     /// When init was executed, microseconds since 1970.
     pub started: u64,
-    /// When init said that it is ready.
+    /// When it was running.
     pub ready: Option<u64>,
     /// When it ended.
     pub stopped: Option<u64>,
@@ -121,13 +123,19 @@ pub struct State {
 }
 
 impl State {
+    /// That of one whose init has just been executed.
     pub(crate) fn new(monitor: u32, init: u32) -> Self {
+        let started = now();
+        let (phase, ready) = match kind::notifies(init) {
+            true => (Phase::Starting, None),
+            false => (Phase::Running, Some(started)),
+        };
         Self {
-            phase: Phase::Starting,
+            phase,
             monitor,
             init: Some(init),
-            started: now(),
-            ready: None,
+            started,
+            ready,
             stopped: None,
             ended: None,
             reboots: 0,

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `/proc` | `/proc/sys` read-only but for `/proc/sys/net`, which is of the container's own network namespace; a boot id of its own; parts masked |
 //! | `/sys` | read-only, by which systemd knows that devices are not its business; `/sys/fs/cgroup` writable |
-//! | `/dev` | as every container's, and `console`: a terminal of the container's own devpts |
+//! | `/dev` | as every container's, and `console`: a terminal of the container's own devpts; for an init that is not systemd `tty1` too |
 //! | `/run`, `/run/host` | tmpfs; what systemd is told |
 //!
 //! `/tmp` is the image's business.
@@ -26,7 +26,7 @@ use cgrant_sys::{
     process::random_u64,
 };
 use rustix::{
-    fs::{FileType, Mode, OFlags, mkdirat, openat},
+    fs::{FileType, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2},
     io::Errno,
     pty::unlockpt,
 };
@@ -96,6 +96,9 @@ pub(crate) fn enter(
         false => mask(tree)?,
     }
     let (console, terminals) = make_console(tree).at(Step::Console, "/dev/console")?;
+    if has_other_init(tree) {
+        show_again(tree, "dev/console", "dev/tty1").at(Step::Console, "/dev/tty1")?;
+    }
     view.seal()?;
     root.leave_host()?;
     let propagation = Some(MountPropagationFlags::SHARED);
@@ -121,6 +124,10 @@ fn show_device(tree: &OwnedFd, name: &str) -> io::Result<()> {
     let kind = FileType::from_raw_mode(rustix::fs::fstat(&device)?.st_mode);
     if !matches!(kind, FileType::CharacterDevice | FileType::BlockDevice) {
         return Err(Errno::NODEV.into());
+    }
+    // Nobody inside is the owner, or in the group: those are the host's.
+    if !Mode::from_raw_mode(rustix::fs::fstat(&device)?.st_mode).contains(Mode::ROTH) {
+        return Err(Errno::ACCESS.into());
     }
     let target = format!("dev/{name}");
     for (at, _) in name.match_indices('/') {
@@ -152,6 +159,24 @@ fn make_console(tree: &OwnedFd) -> io::Result<(OwnedFd, OwnedFd)> {
     drop(openat(tree, "dev/console", create, Mode::from_raw_mode(0o600))?);
     move_mount(open_tree_clone(&terminals, Path::new(name), false)?, tree, Path::new("dev/console"))?;
     Ok((master, terminals))
+}
+
+/// Is the root's init another one than systemd, which wants no terminals of the kernel's in a container (its CONTAINER_INTERFACE)?
+fn has_other_init(tree: &OwnedFd) -> bool {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let file = |path: &str| {
+        let file = openat2(tree, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve);
+        file.and_then(rustix::fs::fstat).map(|data| (data.st_dev, data.st_ino))
+    };
+    let systemd = ["usr/lib/systemd/systemd", "lib/systemd/systemd"].map(file);
+    file("sbin/init").is_ok_and(|init| !systemd.contains(&Ok(init)))
+}
+
+/// System V's init, busybox's and OpenRC's log in people on tty1, and not on the console.
+fn show_again(tree: &OwnedFd, what: &str, place: &str) -> io::Result<()> {
+    let create = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    drop(openat(tree, place, create, Mode::from_raw_mode(0o600))?);
+    move_mount(open_tree_clone(tree, Path::new(what), false)?, tree, Path::new(place))
 }
 
 /// The kernel's settings are the host's, but those of the network namespace.
