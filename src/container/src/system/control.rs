@@ -16,6 +16,7 @@ use std::{
 
 use cgrant_sys::{Channel, ChannelError, Dir};
 use rustix::{
+    fs::FileType,
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
 };
@@ -156,6 +157,9 @@ pub enum ControlError {
     /// The process could not be described.
     #[error("a program is needed")]
     NoProgram,
+    /// One of its streams would be a directory: from there a program finds the way to the root that the directory is in.
+    #[error("a directory can't be a stream of a container's program: it could leave the container by it")]
+    Directory,
 }
 
 impl From<LaunchError> for ControlError {
@@ -292,10 +296,13 @@ impl Control {
     /// that succeeded is told by [`Executed::wait`].
     ///
     /// # Errors
-    /// [`ControlError::Step`] with the step that failed.
+    /// [`ControlError::Step`] with the step that failed; [`ControlError::Directory`].
     pub fn exec(self, spec: &ExecSpec, streams: [BorrowedFd<'_>; 3]) -> Result<Executed, ControlError> {
         if spec.argv.first().is_none_or(|program| program.is_empty()) {
             return Err(ControlError::NoProgram);
+        }
+        if spec.terminal.is_none() && streams.iter().any(is_directory) {
+            return Err(ControlError::Directory);
         }
         let request = serde_json::to_vec(&Request::Exec(Process::new(spec)));
         let request = request.map_err(|_| ControlError::OutOfTurn)?;
@@ -380,6 +387,11 @@ impl Process {
             detached,
         }
     }
+}
+
+fn is_directory(fd: &BorrowedFd<'_>) -> bool {
+    let mode = rustix::fs::fstat(fd).map_or(0, |found| found.st_mode);
+    FileType::from_raw_mode(mode) == FileType::Directory
 }
 
 fn next(channel: &Channel) -> Result<(Answer, Option<OwnedFd>), ControlError> {

@@ -8,7 +8,7 @@ use std::{
 
 use cgrant_container::{
     Step,
-    system::{ExecSpec, Phase, Request, StartError},
+    system::{ControlError, ExecSpec, Phase, Request, StartError},
 };
 
 use crate::{
@@ -85,6 +85,10 @@ fn no_descriptor_leads_out_of_the_root(scene: &Scene) {
             assert!(!printed.contains("the host's"), "descriptor {number} leads out: {spec:?}");
         }
     }
+    // Who gives a program a directory would give it the way out.
+    let (host, nothing) = (File::open("/").unwrap(), File::open("/dev/null").unwrap());
+    let given = scene.control().exec(&sees, [host.as_fd(), nothing.as_fd(), nothing.as_fd()]);
+    assert!(matches!(given, Err(ControlError::Directory)), "{given:?}");
     // The same is found where it is no secret.
     printed(scene, &words(&["sh", "-c", "echo 'the host'\\''s' >/tmp/mine"]));
     assert_eq!(printed(scene, &words(&["cat", &format!("{UP}/tmp/mine")])), "the host's\n");
