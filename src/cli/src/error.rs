@@ -130,6 +130,9 @@ impl Failure {
             Self::Start { source: StartError::Died(_), .. } => {
                 Some("a memory.max or pids.max that leaves no room for setting up does this".to_owned())
             }
+            Self::Start { source: StartError::Running, .. } => {
+                Some("'cgrant shell' opens a shell in it, 'cgrant restart' starts it anew".to_owned())
+            }
             Self::Control { source: ControlError::NotRunning, .. } => {
                 Some("'cgrant start' starts it".to_owned())
             }

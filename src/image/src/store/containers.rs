@@ -43,7 +43,7 @@ impl Store {
         checked(name)?;
         match self.containers.open_dir(name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(StoreError::UnknownContainer(name.to_owned()))
+                Err(StoreError::UnknownContainer(crate::path::shown(name.as_bytes())))
             }
             result => result.map_err(|source| used(name, source)),
         }
@@ -74,7 +74,7 @@ impl Store {
     pub fn begin_container(&self, name: &str) -> Result<Unfinished, StoreError> {
         checked(name)?;
         if self.containers.exists(name).map_err(|source| used(name, source))? {
-            return Err(StoreError::NameTaken(name.to_owned()));
+            return Err(StoreError::NameTaken(crate::path::shown(name.as_bytes())));
         }
         Unfinished::new(&self.containers).map_err(|source| used("containers", source))
     }
@@ -103,7 +103,7 @@ impl Store {
         }
         match new.finish(OsStr::new(name)) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(StoreError::NameTaken(name.to_owned()));
+                return Err(StoreError::NameTaken(crate::path::shown(name.as_bytes())));
             }
             result => result.map_err(|source| used(name, source))?,
         }
@@ -119,8 +119,10 @@ impl Store {
         checked(to)?;
         let flags = rustix::fs::RenameFlags::NOREPLACE;
         match rustix::fs::renameat_with(&self.containers, from, &self.containers, to, flags) {
-            Err(rustix::io::Errno::NOENT) => Err(StoreError::UnknownContainer(from.to_owned())),
-            Err(rustix::io::Errno::EXIST) => Err(StoreError::NameTaken(to.to_owned())),
+            Err(rustix::io::Errno::NOENT) => {
+                Err(StoreError::UnknownContainer(crate::path::shown(from.as_bytes())))
+            }
+            Err(rustix::io::Errno::EXIST) => Err(StoreError::NameTaken(crate::path::shown(to.as_bytes()))),
             result => result.map_err(|errno| used(from, errno.into())),
         }
     }
@@ -133,7 +135,7 @@ impl Store {
         checked(name)?;
         let aside = match unfinished::put_aside(&self.containers, OsStr::new(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(StoreError::UnknownContainer(name.to_owned()));
+                return Err(StoreError::UnknownContainer(crate::path::shown(name.as_bytes())));
             }
             result => result.map_err(|source| used(name, source))?,
         };
