@@ -16,6 +16,7 @@
 //! The container's own namespaces are made anew at each start, but for user and network namespace, which hold what the
 //! broker granted.
 
+mod arguments;
 mod confine;
 mod control;
 mod environment;

@@ -16,6 +16,7 @@ use rustix::{
 };
 
 use super::{
+    arguments,
     init::take_streams,
     layers::{self, Layers},
     message::FromMonitor,
@@ -327,6 +328,8 @@ fn become_monitor(channel: &Channel, run: &Dir) -> Result<(), StepFailure> {
     rustix::process::setsid().at(Step::Process, "session")?;
     rustix::process::umask(Mode::from_raw_mode(0o077));
     rustix::process::chdir("/").at(Step::Process, "directory")?;
+    // Where /proc/self/mem can't be written, they are told as those of any command are.
+    let _ = arguments::forget();
     rustix::thread::set_name(NAME).at(Step::Process, "name")
 }
 

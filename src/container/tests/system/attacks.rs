@@ -19,6 +19,7 @@ use crate::{
 pub const CASES: &[Case] = &[
     case("no_descriptor_leads_out_of_the_root", no_descriptor_leads_out_of_the_root),
     case("no_init_is_found_through_a_descriptor", no_init_is_found_through_a_descriptor),
+    case("a_monitor_does_not_tell_what_it_was_started_with", a_monitor_does_not_tell_its_arguments),
     case("nothing_that_is_sent_holds_the_monitor_up", nothing_that_is_sent_holds_the_monitor_up),
 ];
 
@@ -110,6 +111,15 @@ fn no_init_is_found_through_a_descriptor(scene: &Scene) {
         let Err(StartError::Step(failure)) = refused else { panic!("descriptor {number} leads out") };
         assert_eq!(failure.step, Step::Execute, "{failure:?}");
     }
+}
+
+// They may hold what a container's init is to know and nobody else.
+fn a_monitor_does_not_tell_its_arguments(scene: &Scene) {
+    begin(scene);
+    let told = fs::read_to_string(format!("/proc/{}/cmdline", scene.last_state().monitor)).unwrap();
+    assert_eq!(told.trim_end_matches('\0'), "cgrant-monitor");
+    assert!(fs::read_to_string("/proc/self/cmdline").unwrap().contains("--case"));
+    end(scene);
 }
 
 // A message may have descriptors beside it that take long to close: the receiver is who closes them.
