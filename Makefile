@@ -42,7 +42,8 @@ DEPS_BUILD := gcc libc6-dev ca-certificates
 DEPS_DEMO := busybox-static dnsmasq-base iproute2 mmdebstrap nftables procps util-linux
 DEPS_CHECK := bsdutils busybox-static dbus dnsmasq-base e2fsprogs groff-base iproute2 libglib2.0-bin mmdebstrap nftables openssl procps qemu-system-x86 \
 	strace systemd uidmap util-linux xz-utils zstd
-DEPS_BENCH := bubblewrap busybox-static crun dbus dnsmasq-base iperf3 iproute2 lxc nftables passt runc slirp4netns uidmap util-linux
+DEPS_BENCH := bubblewrap busybox-static crun dbus dnsmasq-base iperf3 iproute2 lxc mmdebstrap nftables passt podman runc slirp4netns \
+	systemd-container uidmap util-linux
 
 .PHONY: all rust demo check check-unit check-integration check-vm bench lint install install-files clean
 .PHONY: deps-build deps-demo deps-check deps-bench

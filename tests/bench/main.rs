@@ -4,7 +4,7 @@
 //! measured in one run, in turns. Two ways: *idle*, with a pause before each sample, where the kernel's waits
 //! for RCU grace periods show, and *hot*, back to back.
 //!
-//! `BENCH_ONLY=grant,run,links,size,wakeups` runs some parts only, `RUNS=N` sets the number of samples. Needs root.
+//! `BENCH_ONLY=grant,run,systems,links,size,wakeups` runs some parts only, `RUNS=N` sets the number of samples. Needs root.
 //! Everything that is made is removed.
 
 // What is removed whole are directories that this program made.
@@ -23,6 +23,7 @@ mod peers;
 mod runner;
 mod sample;
 mod size;
+mod systems;
 
 use std::{
     fs,
@@ -51,9 +52,10 @@ pub struct Bench {
 /// A part: its name for `BENCH_ONLY`, and what it does.
 type Part = (&'static str, fn(&Bench));
 
-const PARTS: [Part; 5] = [
+const PARTS: [Part; 6] = [
     ("grant", grants::measure),
     ("run", launch::measure),
+    ("systems", systems::measure),
     ("links", links::measure),
     ("size", size::measure_memory),
     ("wakeups", size::measure_wakeups),
@@ -73,7 +75,9 @@ fn main() -> ExitCode {
     let only = std::env::var("BENCH_ONLY").unwrap_or_default();
     let only: Vec<&str> = only.split(',').filter(|name| !name.is_empty()).collect();
     if let Some(unknown) = only.iter().find(|name| !PARTS.iter().any(|(part, _)| part == *name)) {
-        eprintln!("BENCH_ONLY: there is no part {unknown:?}; there are grant, run, links, size, wakeups");
+        eprintln!(
+            "BENCH_ONLY: there is no part {unknown:?}; there are grant, run, systems, links, size, wakeups"
+        );
         return ExitCode::from(2);
     }
     enter_own_mounts();

@@ -58,7 +58,9 @@ impl Peers {
         fs::create_dir(&directory).unwrap();
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
         make_root(&directory.join("root"));
-        let hierarchies = bench.lab.host.trees.iter().map(|tree| tree.root.join("lxc.pivot"));
+        let names = ["lxc.pivot", "libpod_parent", "payload", "supervisor"];
+        let trees = bench.lab.host.trees.iter();
+        let hierarchies = trees.flat_map(|tree| names.map(|name| tree.root.join(name)));
         let peers = Self {
             directory,
             pivots: hierarchies.filter(|pivot| !pivot.exists()).collect(),
@@ -89,6 +91,8 @@ impl Peers {
         let lxc = |config: &str| {
             format!("lxc-execute -P {place}/{config} -n cgb{{id}} -f {place}/{config}.conf -- /bin/true")
         };
+        let nspawn =
+            format!("systemd-nspawn -q --register=no --keep-unit --private-network -D {root} /bin/true");
         let oci = |program: &str, bundle: &str| {
             format!("{program} --root {place}/state-{program} run -b {place}/{bundle} cgb{{id}}")
         };
@@ -100,6 +104,7 @@ impl Peers {
             root_peer("bwrap --unshare-all, root", View::Machine, &bwrap),
             user_peer("bwrap --unshare-all, user", &bwrap),
             root_peer("lxc-execute, root", View::Machine, &lxc("lxc")),
+            root_peer("systemd-nspawn, root", View::Machine, &nspawn),
             Peer { delegated: true, ..user_peer("lxc-execute, user with subordinate ids", &lxc("lxc-user")) },
         ];
         let mut absent = Vec::new();
@@ -127,6 +132,25 @@ impl Peers {
                     View::V2,
                     &oci(program, &format!("{program}-v2")),
                 ));
+            }
+        }
+        for version in [View::V1, View::V2] {
+            // Privileged, and without a limit: else it asks for controllers and BPF programs that not every host lets it have.
+            let podman = format!(
+                "podman --root {place}/podman --runroot {place}/podman-run --log-level error --cgroup-manager cgroupfs \
+                 --runtime crun run --rm --privileged --pids-limit 0 --network none --ulimit nofile=1024:1024 \
+                 --ulimit nproc=1024:1024 --rootfs {root} /bin/true"
+            );
+            match (version, host.kind) {
+                (View::V1, Kind::V2) => absent.push("podman, cgroup v1: this host has none".to_owned()),
+                (View::V2, Kind::V1) => absent.push("podman, cgroup v2: this host mounts none".to_owned()),
+                _ => {
+                    let name = format!(
+                        "podman run --rm, cgroup {}, root",
+                        if version == View::V1 { "v1" } else { "v2" }
+                    );
+                    peers.push(root_peer(&name, version, &podman));
+                }
             }
         }
         peers.retain(|peer| {
@@ -220,7 +244,7 @@ impl Drop for Peers {
     fn drop(&mut self) {
         for pivot in &self.pivots {
             // One that somebody else uses meanwhile is refused.
-            let _ = fs::remove_dir(pivot);
+            remove_cgroups(pivot);
         }
         for cgroup in &self.delegated {
             remove_cgroups(cgroup);
@@ -228,7 +252,8 @@ impl Drop for Peers {
     }
 }
 
-fn remove_cgroups(cgroup: &Path) {
+/// Removes a cgroup with those below it; one that is in use is left.
+pub fn remove_cgroups(cgroup: &Path) {
     for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             remove_cgroups(&entry.path());

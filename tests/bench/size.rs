@@ -11,7 +11,10 @@ use std::{
 use crate::{
     Bench,
     caller::Caller,
-    common::{Broker, Lab, Options},
+    common::{
+        Broker, Lab, Options,
+        containers::{Shell, busybox},
+    },
 };
 
 /// How many grants there are in the second measurement.
@@ -74,6 +77,7 @@ fn whole_broker(bench: &Bench) -> (Option<Bus>, Broker) {
 
 /// The part `size`.
 pub fn measure_memory(bench: &Bench) {
+    measure_monitor(bench);
     let (bus, broker) = whole_broker(bench);
     if bus.is_none() {
         println!("\nabsent: dbus-daemon, and with it the bus front");
@@ -94,15 +98,39 @@ pub fn measure_memory(bench: &Bench) {
     print_memory(&broker, &format!("after {GRANTS} grants"));
 }
 
+// What each running container costs beside what runs in it. A small one: its monitor does the same for any.
+fn measure_monitor(bench: &Bench) {
+    let broker = bench.lab.broker();
+    let shell = Shell::new(&bench.lab, &bench.user, &broker);
+    shell.import(&bench.lab, &busybox(&bench.lab), "box");
+    shell.done(&["launch", "box", "one"]);
+    let monitor = shell.json(&["info", "one"])["monitor"].as_u64().unwrap();
+    println!("\nMemory of a container's monitor (kB); it is to have 3072 at most");
+    println!("{:52}|{:>10} {:>10} {:>10}", "", "RSS", "PSS", "its own");
+    let print = |when: &str| {
+        let [rss, pss, own] = memory(monitor, ["Rss:", "Pss:", "Anonymous:"]);
+        println!("{when:52}|{rss:>10} {pss:>10} {own:>10}");
+    };
+    print("after the launch");
+    for _ in 0..20 {
+        shell.done(&["exec", "one", "--", "true"]);
+    }
+    print("after 20 commands");
+    shell.done(&["delete", "--force", "one"]);
+}
+
+fn memory<const N: usize>(pid: u64, keys: [&str; N]) -> [u64; N] {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    keys.map(|key| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key));
+        line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    })
+}
+
 fn print_memory(broker: &Broker, when: &str) -> (u64, u64) {
     let mut sum = (0, 0);
     for (pid, name) in broker.processes() {
-        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-        let value = |key: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(key));
-            line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
-        };
-        let (rss, pss) = (value("Rss:"), value("Pss:"));
+        let [rss, pss] = memory(pid.into(), ["Rss:", "Pss:"]);
         println!("{:52}|{rss:>10} {pss:>10}", format!("{when}: {name}"));
         sum = (sum.0 + rss, sum.1 + pss);
     }
