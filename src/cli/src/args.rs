@@ -6,6 +6,7 @@ mod autostart;
 mod completions;
 mod container;
 mod image;
+mod quick;
 mod told;
 
 use std::{ffi::OsString, net::IpAddr, path::PathBuf};
@@ -18,6 +19,7 @@ use crate::exit;
 pub(crate) use autostart::AutostartCommand;
 pub(crate) use completions::{CompletionsArgs, ManualArgs, NamesArgs, Shell};
 pub(crate) use container::{ContainerCommand, ExecArgs, LaunchArgs, ListArgs, ListState, LogsArgs, Mount, NewArgs, TopArgs, TransferArgs};
+pub(crate) use quick::parse;
 pub(crate) use told::{Content, Credential};
 pub(crate) use image::{AliasCommand, BuildArgs, ExportArgs, ImageCommand, ImportArgs};
 

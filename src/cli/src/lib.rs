@@ -26,12 +26,12 @@ use std::{
 use args::{Cli, Command};
 use cgrant_container::Session;
 use cgrant_proto::{Endpoint, names::SOCKET_VARIABLE};
-use clap::{Parser, error::ErrorKind};
+use clap::error::ErrorKind;
 use error::{Doing, Failure};
 
 /// The whole program.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match args::parse(env::args_os().collect()) {
         Ok(cli) => cli,
         Err(error) => return ExitCode::from(show_usage(&error)),
     };
@@ -124,6 +124,8 @@ fn endpoint(option: Option<OsString>) -> Result<Endpoint, Failure> {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
 mod tests {
     use std::os::unix::ffi::OsStringExt;
+
+    use clap::Parser;
 
     use super::*;
 

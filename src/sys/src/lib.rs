@@ -6,6 +6,7 @@
 //! is used from there and not wrapped again.
 
 pub mod clone;
+pub mod code;
 pub mod deny;
 pub mod dir;
 pub mod inherited;
