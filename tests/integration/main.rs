@@ -38,6 +38,8 @@ mod system;
 mod system_attacks;
 mod system_autostart;
 mod system_copies;
+mod system_inside;
+mod system_verbs;
 
 fn main() -> std::process::ExitCode {
     common::harness::main(&[
@@ -69,5 +71,7 @@ fn main() -> std::process::ExitCode {
         system_attacks::TESTS,
         system_autostart::TESTS,
         system_copies::TESTS,
+        system_inside::TESTS,
+        system_verbs::TESTS,
     ])
 }
