@@ -279,6 +279,11 @@ fn what_is_no_image_is_refused_in_one_line(lab: &Lab) {
     scene.fails(&["import", &good, "--alias", "a b"], 2, "is no name for an image");
     scene.fails(&["build", "fedora:40"], 2, "`fedora:40` can't be built");
     scene.fails(&["build", "debian:trixie", "--components", "main,a/b"], 2, "`a/b` is no name");
+    let (code, reason) = match Path::new("/usr/share/keyrings/ubuntu-archive-keyring.gpg").exists() {
+        true => (5, "mmdebstrap failed"),
+        false => (4, "apt install ubuntu-keyring"),
+    };
+    scene.fails(&["build", "ubuntu:noble", "--mirror", "http://127.0.0.1:1/ubuntu"], code, reason);
     scene.fails(&["import", "-", &good], 2, "standard input holds one archive");
     // Standard input is empty here.
     scene.fails(&["import", "-"], 5, "this is no tar archive");

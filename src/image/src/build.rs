@@ -45,6 +45,8 @@ pub const PACKAGES: [&str; 10] = [
 
 const PROGRAM: &str = "mmdebstrap";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The keys of Ubuntu's archive, on Ubuntu and where Debian's package of that name is installed.
+const UBUNTU_KEYS: &str = "/usr/share/keyrings/ubuntu-archive-keyring.gpg";
 /// Where the image's directory is while it is filled.
 const PLACE: &str = "/mnt";
 /// How many lines of output are told when it fails.
@@ -114,11 +116,6 @@ impl Distribution {
             Self::Ubuntu => &["main", "universe"],
         }
     }
-
-    /// The keys of its archive, where its own package for other distributions puts them.
-    fn keyring(self) -> String {
-        format!("/usr/share/keyrings/{}-archive-keyring.gpg", self.name())
-    }
 }
 
 /// What is to be built.
@@ -143,6 +140,11 @@ pub enum BuildError {
         "mmdebstrap is not installed: ask the administrator for it (`apt install mmdebstrap`), or import an image instead"
     )]
     NotInstalled,
+    /// Nobody could vouch for the packages.
+    #[error(
+        "the keys of Ubuntu's archive are not on this machine: ask the administrator for them (`apt install ubuntu-keyring`)"
+    )]
+    NoKeys,
     /// The user namespace that it runs in could not be made.
     #[error("the user namespace that mmdebstrap runs in could not be made")]
     Namespace(#[source] io::Error),
@@ -280,8 +282,7 @@ impl Recipe {
         format!("mmdebstrap {} {mirror}", self.suite.0).trim_end().to_owned()
     }
 
-    /// `keyring`: the distribution's keys are on this machine in a place of their own.
-    fn arguments(&self, keyring: bool) -> Vec<String> {
+    fn arguments(&self) -> Vec<String> {
         let joined = |words: &[Word], by: &str| {
             words.iter().map(|Word(word)| word.as_str()).collect::<Vec<_>>().join(by)
         };
@@ -297,9 +298,8 @@ impl Recipe {
             arguments.push(format!("--architectures={architecture}"));
         }
         arguments.push(format!("--components={}", joined(&self.components, ",")));
-        if self.mirror.is_some() && keyring && self.distribution == Distribution::Ubuntu {
-            // Of a server that it knows by itself, mmdebstrap finds the keys by itself.
-            arguments.push(format!("--keyring={}", self.distribution.keyring()));
+        if self.distribution == Distribution::Ubuntu {
+            arguments.push(format!("--keyring={UBUNTU_KEYS}"));
         }
         arguments.extend([self.suite.0.clone(), PLACE.to_owned()]);
         arguments.extend(self.sources(&joined(&self.components, " ")));
@@ -334,7 +334,11 @@ pub fn build(
 ) -> Result<(), BuildError> {
     let program =
         PATH.split(':').map(|directory| Path::new(directory).join(PROGRAM)).find(|path| path.exists());
-    run(image, &program.ok_or(BuildError::NotInstalled)?, recipe, log, watch)
+    let program = program.ok_or(BuildError::NotInstalled)?;
+    if recipe.distribution == Distribution::Ubuntu && !Path::new(UBUNTU_KEYS).exists() {
+        return Err(BuildError::NoKeys);
+    }
+    run(image, &program, recipe, log, watch)
 }
 
 fn run(
@@ -398,7 +402,7 @@ fn command(program: &Path, recipe: &Recipe, output: &io::PipeWriter) -> io::Resu
     let proxies = PROXIES.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
     let mut command = Command::new(program);
     command
-        .args(recipe.arguments(Path::new(&recipe.distribution.keyring()).exists()))
+        .args(recipe.arguments())
         .env_clear()
         .env("PATH", PATH)
         .env("LC_ALL", "C.UTF-8")
@@ -549,7 +553,7 @@ mod tests {
     #[test]
     fn arguments_are_what_the_recipe_says() {
         let recipe = Recipe::new("debian:trixie", &["vim".into()]).unwrap();
-        let arguments = recipe.arguments(true);
+        let arguments = recipe.arguments();
         assert!(arguments.contains(&format!("--include={},vim", PACKAGES.join(","))));
         assert_eq!(arguments[arguments.len() - 3..], ["--components=main", "trixie", "/mnt"]);
         let mirror = Mirror::parse("https://mirror.example/debian/").unwrap();
@@ -567,12 +571,12 @@ mod tests {
             "deb https://mirror.example/debian-security trixie-security main contrib",
         ];
         let both = recipe.clone().components(&["main".into(), "contrib".into()]).unwrap();
-        assert_eq!(both.architecture("aarch64").unwrap().arguments(true), expected);
-        let amd64 = recipe.architecture("x86_64").unwrap().arguments(true);
+        assert_eq!(both.architecture("aarch64").unwrap().arguments(), expected);
+        let amd64 = recipe.architecture("x86_64").unwrap().arguments();
         assert!(amd64.contains(&"--architectures=amd64".to_owned()));
-        let small = Recipe::new("debian:sid", &["openrc".into()]).unwrap().minimal().arguments(true);
+        let small = Recipe::new("debian:sid", &["openrc".into()]).unwrap().minimal().arguments();
         assert!(small.contains(&"--include=openrc".to_owned()), "what was asked for stays: {small:?}");
-        let sid = Recipe::new("debian:sid", &[]).unwrap().mirror(Some(mirror)).arguments(true);
+        let sid = Recipe::new("debian:sid", &[]).unwrap().mirror(Some(mirror)).arguments();
         assert_eq!(sid.last().unwrap(), "deb https://mirror.example/debian sid main");
     }
 
@@ -584,13 +588,13 @@ mod tests {
             "--variant=minbase",
             "--format=directory",
             "--components=main,universe",
+            "--keyring=/usr/share/keyrings/ubuntu-archive-keyring.gpg",
             "noble",
             "/mnt",
         ];
-        assert_eq!(recipe.arguments(true), expected);
+        assert_eq!(recipe.arguments(), expected);
         let mirror = Mirror::parse("http://mirror.example/ubuntu").unwrap();
-        let arguments = recipe.mirror(Some(mirror)).arguments(true);
-        assert!(arguments.contains(&"--keyring=/usr/share/keyrings/ubuntu-archive-keyring.gpg".to_owned()));
+        let arguments = recipe.mirror(Some(mirror)).arguments();
         assert_eq!(
             arguments.last().unwrap(),
             "deb http://mirror.example/ubuntu noble-security main universe"
