@@ -7,7 +7,10 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use rustix::fs::{XattrFlags, getxattr, setxattr};
+use rustix::{
+    fs::{XattrFlags, getxattr, setxattr},
+    process::Signal,
+};
 
 use crate::common::{
     Broker, Lab, Process, User, checker,
@@ -225,8 +228,43 @@ fn a_copy_that_can_not_be_made_leaves_nothing(lab: &Lab) {
     checker::assert_empty(lab);
 }
 
+fn a_copy_that_is_ended_leaves_nothing(lab: &Lab) {
+    let (broker, user) = (lab.broker(), lab.user());
+    let shell = Shell::new(lab, &user, &broker);
+    let root = tree(lab);
+    // What takes long enough to be met at work.
+    fs::write(root.join("etc/noise"), vec![7; 200 << 20]).unwrap();
+    let archive = archive(lab, &root);
+    shell.done(&["image", "import", archive.to_str().unwrap(), "--alias", "box", "--quiet"]);
+    fs::remove_file(archive).unwrap();
+    let containers = user.home.join(".local/share/cgrant/containers");
+    let names = || fs::read_dir(&containers).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    // On a machine that is fast it may be whole before it can be ended.
+    let ended = (0..20).any(|_| {
+        let mut command = shell.command(&["create", "box", "one", "--copy"]);
+        let mut process = Process::of(command.stdout(Stdio::null()).stderr(Stdio::null()));
+        let is_copied = || names().iter().any(|path| path.join("rootfs/etc/noise").exists());
+        wait_until("files are copied", is_copied);
+        rustix::process::pidfd_send_signal(&process.pidfd, Signal::INT).unwrap();
+        match process.wait_code() {
+            Some(0) => {
+                shell.done(&["delete", "one"]);
+                false
+            }
+            code => {
+                assert_eq!(code, Some(130));
+                true
+            }
+        }
+    });
+    assert!(ended, "each was whole before");
+    assert_eq!(names(), [] as [PathBuf; 0]);
+    checker::assert_empty(lab);
+}
+
 crate::tests![
     where_nothing_can_be_mapped_files_are_copied,
     whoever_may_have_nothing_mapped_can_have_copies,
     a_copy_that_can_not_be_made_leaves_nothing,
+    a_copy_that_is_ended_leaves_nothing,
 ];
