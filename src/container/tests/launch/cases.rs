@@ -55,6 +55,7 @@ pub const CASES: &[Case] = &[
     case("read_only_root", read_only_root),
     case("places_to_mount_on_must_be_there", places_to_mount_on_must_be_there),
     case("symlinks_in_a_root_lead_nowhere", symlinks_in_a_root_lead_nowhere),
+    case("no_descriptor_leads_out_of_a_root", no_descriptor_leads_out_of_a_root),
     case("failures_of_the_command", failures_of_the_command),
     case("reaper_reaps_and_passes_signals_on", reaper_reaps_and_passes_signals_on),
     case("reaper_says_why_the_command_failed", reaper_says_why_the_command_failed),
@@ -360,6 +361,21 @@ fn symlinks_in_a_root_lead_nowhere(scene: &Scene) {
     spec.root = Root::Directory { path: root, read_only: false };
     let failure = scene.failure(&spec);
     assert_eq!((failure.step, failure.subject.as_str()), (Step::Mount, "tmpfs on /dev"));
+}
+
+// Where a command starts may be a link of the root's to a descriptor, and that a directory of the host's.
+fn no_descriptor_leads_out_of_a_root(scene: &Scene) {
+    let root = scene.directory.join("home/root");
+    for number in 3..24 {
+        symlink(format!("/proc/self/fd/{number}"), root.join(format!("d{number}"))).unwrap();
+        for reaper in [false, true] {
+            let mut spec = scene.spec("true");
+            spec.root = Root::Directory { path: root.clone(), read_only: false };
+            spec.reaper = reaper;
+            spec.command.directory = format!("/d{number}").into();
+            assert_eq!(scene.failure(&spec).step, Step::WorkingDirectory, "{number}");
+        }
+    }
 }
 
 fn failures_of_the_command(scene: &Scene) {
