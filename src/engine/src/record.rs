@@ -1,7 +1,8 @@
 //! The journal: one file a grant, written before the effect, so that a crash at any point leaves enough to finish or undo.
 //!
 //! A persistent grant's file lies in the state directory and is flushed to disk; every other one lies in the
-//! run directory, which the next boot finds empty. Only this module reads and writes these files.
+//! run directory, which the next boot finds empty. That a grant is being released is said by the name of its file: giving
+//! another name is one step, and needs no room on the disk. Only this module reads and writes these files.
 
 use std::{
     collections::HashMap,
@@ -161,8 +162,17 @@ pub enum JournalError {
 pub struct Journal {
     durable: Dir,
     volatile: Dir,
-    /// The grants whose only record is known to be the durable one (true) or the other.
-    places: Mutex<HashMap<String, bool>>,
+    /// Where the only record of a grant is, if that is known.
+    places: Mutex<HashMap<String, Place>>,
+}
+
+/// Where the only record of a grant is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Place {
+    /// In the durable directory?
+    durable: bool,
+    /// Under the name of one that is being released?
+    releasing: bool,
 }
 
 fn subdirectory(parent: &Dir) -> io::Result<Dir> {
@@ -174,8 +184,8 @@ fn subdirectory(parent: &Dir) -> io::Result<Dir> {
     parent.open_dir(DIRECTORY)
 }
 
-fn file_name(id: &str) -> String {
-    format!("{id}.json")
+fn file_name(id: &str, releasing: bool) -> String {
+    if releasing { format!("{id}.releasing.json") } else { format!("{id}.json") }
 }
 
 impl Journal {
@@ -192,7 +202,9 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Io`], when nothing has changed.
     pub fn write(&self, record: &GrantRecord) -> Result<(), JournalError> {
-        let file = file_name(&record.id);
+        let before = self.places().get(&record.id).copied();
+        let releasing = before.is_some_and(|before| before.releasing);
+        let file = file_name(&record.id, releasing);
         let bytes = serde_json::to_vec_pretty(record)
             .map_err(|error| JournalError::Damaged { file: file.clone(), reason: error.to_string() })?;
         let persistent = record.lifetime == Lifetime::Persistent;
@@ -202,12 +214,34 @@ impl Journal {
             .map_err(|source| JournalError::Io { file: file.clone(), source })?;
         // A change of lifetime moves the record; the new file is there before the old one goes. That of a grant which is being
         // made is its first one.
-        let before = self.places().get(&record.id).copied();
-        let is_only = before.map_or(record.phase == Phase::Creating, |before| before == persistent);
+        let is_only = before.map_or(record.phase == Phase::Creating, |before| before.durable == persistent);
         if !is_only {
             self.remove_from(other, &file)?;
         }
-        self.places().insert(record.id.clone(), persistent);
+        self.places().insert(record.id.clone(), Place { durable: persistent, releasing });
+        Ok(())
+    }
+
+    /// Says that the grant is being released. It may have been said already.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`].
+    pub fn release(&self, record: &GrantRecord) -> Result<(), JournalError> {
+        let (file, releasing) = (file_name(&record.id, false), file_name(&record.id, true));
+        let place = self.places().get(&record.id).copied();
+        let failed = |source| JournalError::Io { file: file.clone(), source };
+        for (directory, durable) in [(&self.volatile, false), (&self.durable, true)] {
+            if place.is_some_and(|place| place.durable != durable) {
+                continue;
+            }
+            match directory.rename(&file, &releasing) {
+                Ok(()) if durable => directory.sync().map_err(failed)?,
+                Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(failed(source)),
+                _ => (),
+            }
+        }
+        let durable = place.map_or(record.lifetime == Lifetime::Persistent, |place| place.durable);
+        self.places().insert(record.id.clone(), Place { durable, releasing: true });
         Ok(())
     }
 
@@ -216,19 +250,19 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Io`].
     pub fn remove(&self, id: &str) -> Result<(), JournalError> {
-        let file = file_name(id);
         let place = self.places().get(id).copied();
-        if place != Some(true) {
-            self.remove_from(&self.volatile, &file)?;
-        }
-        if place != Some(false) {
-            self.remove_from(&self.durable, &file)?;
+        for (directory, durable) in [(&self.volatile, false), (&self.durable, true)] {
+            for releasing in [false, true] {
+                if place.is_none_or(|place| place == Place { durable, releasing }) {
+                    self.remove_from(directory, &file_name(id, releasing))?;
+                }
+            }
         }
         self.places().remove(id);
         Ok(())
     }
 
-    fn places(&self) -> MutexGuard<'_, HashMap<String, bool>> {
+    fn places(&self) -> MutexGuard<'_, HashMap<String, Place>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -280,12 +314,16 @@ fn read_record(directory: &Dir, file: &str) -> Result<GrantRecord, JournalError>
         .read(file, MAX_RECORD)
         .map_err(|source| JournalError::Io { file: file.to_owned(), source })?;
     let damaged = |reason: String| JournalError::Damaged { file: file.to_owned(), reason };
-    let record: GrantRecord = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+    let mut record: GrantRecord = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
     if record.format != FORMAT {
         return Err(damaged(format!("format {}", record.format)));
     }
-    if file_name(&record.id) != file || record.id.parse::<GrantId>().is_err() {
+    let releasing = file == file_name(&record.id, true);
+    if !(releasing || file == file_name(&record.id, false)) || record.id.parse::<GrantId>().is_err() {
         return Err(damaged("its id is not its name".into()));
+    }
+    if releasing {
+        record.phase = Phase::Releasing;
     }
     Ok(record)
 }
@@ -326,7 +364,7 @@ mod tests {
         let old = record(Lifetime::Process);
         let mut text = serde_json::to_value(&old).unwrap();
         text.as_object_mut().unwrap().remove("links").unwrap();
-        let file = base.path().join("run/grants").join(file_name(&old.id));
+        let file = base.path().join("run/grants").join(file_name(&old.id, false));
         std::fs::write(file, text.to_string()).unwrap();
         assert_eq!(journal.load().unwrap().0, [old]);
     }
@@ -341,13 +379,51 @@ mod tests {
     }
 
     #[test]
+    fn a_grant_that_is_being_released_has_one_record_that_says_so() {
+        for lifetime in [Lifetime::Process, Lifetime::Persistent] {
+            let (base, journal) = journal();
+            let record = GrantRecord { phase: Phase::Active, ..record(lifetime) };
+            let said = GrantRecord { phase: Phase::Releasing, ..record.clone() };
+            let files = || {
+                let names =
+                    ["state", "run"].map(|name| base.path().join(name).join("grants").read_dir().unwrap());
+                names.into_iter().flatten().count()
+            };
+            let again = || {
+                let open = |name: &str| Dir::open(&base.path().join(name)).unwrap();
+                Journal::open(&open("state"), &open("run")).unwrap()
+            };
+            journal.write(&record).unwrap();
+            journal.release(&record).unwrap();
+            assert_eq!(journal.load().unwrap().0, std::slice::from_ref(&said));
+            // Its links are removed one by one.
+            journal.write(&GrantRecord { gid: 7, ..record.clone() }).unwrap();
+            assert_eq!(again().load().unwrap().0, [GrantRecord { gid: 7, ..said.clone() }]);
+            // After a start it is said again.
+            let later = again();
+            later.release(&said).unwrap();
+            later.write(&said).unwrap();
+            assert_eq!((files(), later.load().unwrap().0), (1, vec![said]));
+            again().remove(&record.id).unwrap();
+            assert_eq!(files(), 0);
+            journal.write(&record).unwrap();
+            journal.release(&record).unwrap();
+            journal.remove(&record.id).unwrap();
+            assert_eq!(files(), 0);
+        }
+    }
+
+    #[test]
     fn both_files_after_an_interrupted_change_are_one_grant() {
         let (base, journal) = journal();
-        let file = file_name(&record(Lifetime::Process).id);
+        let file = file_name(&record(Lifetime::Process).id, false);
         journal.write(&record(Lifetime::Persistent)).unwrap();
         let text = serde_json::to_vec(&record(Lifetime::Process)).unwrap();
-        std::fs::write(base.path().join("run/grants").join(file_name(&record(Lifetime::Process).id)), text)
-            .unwrap();
+        std::fs::write(
+            base.path().join("run/grants").join(file_name(&record(Lifetime::Process).id, false)),
+            text,
+        )
+        .unwrap();
         assert_eq!(journal.load().unwrap().0, [record(Lifetime::Persistent)]);
         // After a start nobody knows of which grants there are two: what is written or removed next leaves one or none.
         let again = || {

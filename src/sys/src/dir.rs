@@ -148,6 +148,25 @@ impl Dir {
         Ok(unlinkat(&self.0, &joined(names)?, AtFlags::REMOVEDIR)?)
     }
 
+    /// Gives an entry below it to `uid` and `gid`, by the names on the way there, in one call. For such trees as
+    /// [`Dir::make_below`].
+    ///
+    /// # Errors
+    /// `EINVAL` for a bad name or none; those of `fchownat(2)`.
+    pub fn chown_below<N: AsRef<OsStr>>(&self, names: &[N], uid: u32, gid: u32) -> io::Result<()> {
+        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        Ok(chownat(&self.0, &joined(names)?, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    /// Sets the mode of an entry below it, by the names on the way there, in one call. For such trees as
+    /// [`Dir::make_below`] in which that entry is no link: one is followed.
+    ///
+    /// # Errors
+    /// `EINVAL` for a bad name or none; those of `fchmodat(2)`.
+    pub fn chmod_below<N: AsRef<OsStr>>(&self, names: &[N], mode: u32) -> io::Result<()> {
+        Ok(chmodat(&self.0, &joined(names)?, Mode::from_raw_mode(mode), AtFlags::empty())?)
+    }
+
     /// Makes a directory (mode `mode` less the umask) and opens it.
     ///
     /// # Errors
@@ -263,6 +282,14 @@ impl Dir {
             self.write_new(unfinished, bytes, false)?;
             self.chmod(unfinished, 0o644)
         })
+    }
+
+    /// Gives an entry another name, in the place of whatever has that. Whoever looks, after a crash as well, finds one of the names.
+    ///
+    /// # Errors
+    /// `EINVAL` for a bad name; those of `renameat(2)`: `ENOENT` if it is not there.
+    pub fn rename(&self, from: impl AsRef<OsStr>, to: impl AsRef<OsStr>) -> io::Result<()> {
+        Ok(renameat(&self.0, component(from.as_ref())?, &self.0, component(to.as_ref())?)?)
     }
 
     /// Puts the directory itself on the disk: the names that were made, changed and removed in it.
@@ -553,6 +580,8 @@ mod tests {
             assert_eq!(errno(dir.write(bad, "x")), Some(Errno::INVAL), "{bad:?}");
             assert_eq!(errno(dir.write_atomic(bad, b"x", false)), Some(Errno::INVAL), "{bad:?}");
             assert_eq!(errno(dir.exists(bad)), Some(Errno::INVAL), "{bad:?}");
+            assert_eq!(errno(dir.rename("d", bad)), Some(Errno::INVAL), "{bad:?}");
+            assert_eq!(errno(dir.rename(bad, "d")), Some(Errno::INVAL), "{bad:?}");
             assert_eq!(errno(dir.lock(bad)), Some(Errno::INVAL), "{bad:?}");
             if !bad.is_empty() {
                 assert_eq!(errno(dir.chown(bad, 0, 0)), Some(Errno::INVAL), "{bad:?}");
@@ -605,10 +634,17 @@ mod tests {
             assert_eq!(errno(dir.open_file_below(bad, OFlags::RDONLY)), Some(Errno::INVAL), "{bad:?}");
             assert_eq!(errno(dir.make_below(bad, 0o700)), Some(Errno::INVAL), "{bad:?}");
             assert_eq!(errno(dir.remove_below(bad)), Some(Errno::INVAL), "{bad:?}");
+            assert_eq!(errno(dir.chown_below(bad, 0, 0)), Some(Errno::INVAL), "{bad:?}");
+            assert_eq!(errno(dir.chmod_below(bad, 0o700)), Some(Errno::INVAL), "{bad:?}");
         }
         std::fs::write(path.join("a/b/f"), "text").unwrap();
         assert_eq!(dir.read_below(&["a", "b", "f"], 4).unwrap(), "text");
         assert_eq!(errno(dir.read_below(&["a", "b", "f"], 3)), Some(Errno::FBIG));
+        dir.chmod_below(&["a", "b", "f"], 0o640).unwrap();
+        dir.chown_below(&["a", "b", "f"], 12345, 12346).unwrap();
+        let meta = std::fs::metadata(path.join("a/b/f")).unwrap();
+        assert_eq!((meta.mode() & 0o777, meta.uid(), meta.gid()), (0o640, 12345, 12346));
+        assert_eq!(errno(dir.chown_below(&["a", "none", "f"], 0, 0)), Some(Errno::NOENT));
         assert_eq!(errno(dir.read_below(&["a", "link", "f"], 4)), Some(Errno::LOOP));
         dir.make_below(&["a", "b", "new"], 0o700).unwrap();
         assert_eq!(errno(dir.make_below(&["a", "b", "new"], 0o700)), Some(Errno::EXIST));

@@ -54,9 +54,10 @@ pub fn end(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) {
 pub fn remove(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) -> Result<(), Refusal> {
     let mut record = grant.live().record.clone();
     record.phase = Phase::Releasing;
-    // A full disk must not keep anybody from giving things back: the record as it is leads to the same end at the next start.
-    if let Err(refusal) = engine.write_record(&record) {
-        tracing::warn!(%refusal, grant = %grant.id, "released without a record of the intent");
+    // A disk that can't be written must not keep anybody from giving things back: the record as it is leads to the same end
+    // at the next start.
+    if let Err(error) = engine.journal.release(&record) {
+        tracing::warn!(%error, grant = %grant.id, "released without a record of the intent");
     }
     engine.fault.step("release: intent recorded")?;
     super::link::remove_all(engine, grant, &mut record)?;
