@@ -52,12 +52,18 @@ impl Delegation {
     }
 }
 
-/// The files that come with a delegated cgroup on this kernel.
-pub(super) fn delegated_files() -> Vec<String> {
-    match std::fs::read_to_string(DELEGATE) {
-        Ok(text) if !text.trim().is_empty() => text.lines().map(str::to_owned).collect(),
-        _ => ALWAYS_DELEGATED.map(str::to_owned).to_vec(),
-    }
+/// The files that come with a delegated cgroup on this kernel, where grants get these controllers on cgroup2.
+pub(super) fn delegated_files(controllers: &[String]) -> Vec<String> {
+    let listed = std::fs::read_to_string(DELEGATE).ok().filter(|text| !text.trim().is_empty());
+    let files = listed.map_or_else(
+        || ALWAYS_DELEGATED.map(str::to_owned).to_vec(),
+        |text| text.lines().map(str::to_owned).collect(),
+    );
+    let is_there = |file: &String| {
+        let of = file.split('.').next().unwrap_or_default();
+        of == "cgroup" || controllers.iter().any(|controller| controller == of)
+    };
+    files.into_iter().filter(is_there).collect()
 }
 
 impl Tree {
@@ -188,7 +194,10 @@ impl Tree {
     fn delegate(&self, grant: &Node, delegation: &Delegation) -> Result<u64, CgroupError> {
         let account = delegation.account.0.0;
         chown(grant, PROCS, account, 0)?;
-        chown(&open_made(grant, &[MONITOR.to_owned()])?, PROCS, account, 0)?;
+        // Both are root's still, and there are no links in cgroupfs.
+        let monitor = || grant.path_of(format!("{MONITOR}/{PROCS}"));
+        let handed = grant.dir().chown_below(&[MONITOR, PROCS], account, 0);
+        handed.map_err(|error| CgroupError::kernel("to hand over", monitor())(error))?;
         let payload = open_made(grant, &[PAYLOAD.to_owned()])?;
         let id = payload.dir().inode().map_err(CgroupError::kernel("to stat", payload.path()))?;
         self.hand_over(&payload, delegation.holder(), account)?;
@@ -207,8 +216,9 @@ impl Tree {
         }
         chown(node, PROCS, entrant, gid)?;
         if entrant != uid {
+            // There are no links in cgroupfs.
             node.dir()
-                .chmod(PROCS, ENTERABLE)
+                .chmod_below(&[PROCS], ENTERABLE)
                 .map_err(CgroupError::kernel("to hand over", node.path_of(PROCS)))?;
         }
         // The directory last: until then nobody but root makes anything in it.

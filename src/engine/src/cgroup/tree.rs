@@ -95,14 +95,10 @@ impl Tree {
         }
         enable_to_base(&mut hierarchies.v2)?;
         let kind = kind_of(&hierarchies);
+        let delegated = delegated_files(&hierarchies.v2.controllers);
         let proc = ProcFs::open().map_err(CgroupError::system("opening /proc"))?;
-        let tree = Self {
-            hierarchies: Arc::new(hierarchies),
-            proc,
-            delegated: delegated_files(),
-            kind,
-            governed: Mutex::default(),
-        };
+        let tree =
+            Self { hierarchies: Arc::new(hierarchies), proc, delegated, kind, governed: Mutex::default() };
         tree.finish_attachments()?;
         tree.remove_empty_accounts()?;
         Ok(tree)
