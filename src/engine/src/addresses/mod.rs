@@ -158,12 +158,13 @@ impl Addresses {
         self.save_users(&inner);
     }
 
-    /// Forgets all numbers that are kept for users who left, but for those in use. `departed` says of an account and the name
-    /// of its user whether that one is gone.
+    /// Forgets all numbers that are kept for users who left, but for those in use: false if there are such. `departed` says of
+    /// an account and the name of its user whether that one is gone.
     ///
     /// An attacker wants the addresses and names of somebody before him, whose uid he was given.
-    pub fn forget_departed(&self, departed: &dyn Fn(u32, Option<&str>) -> bool) {
+    pub fn forget_departed(&self, departed: &dyn Fn(u32, Option<&str>) -> bool) -> bool {
         let mut inner = self.inner();
+        let mut all = true;
         let is_gone = |(account, name): &(&u32, &String)| departed(**account, Some(name));
         let gone: Vec<u32> = inner.users.iter().filter(is_gone).map(|(account, _)| *account).collect();
         for account in gone {
@@ -176,12 +177,14 @@ impl Addresses {
             inner.recount();
             // What is in use is looked at when it is not any more.
             if inner.counts.contains_key(&account) {
+                all = false;
                 continue;
             }
             let name = inner.users.remove(&account);
             tracing::info!(account, user = name, "the user is gone; the addresses that were kept are free");
             self.save_users(&inner);
         }
+        all
     }
 
     fn save_users(&self, inner: &Inner) {
@@ -516,10 +519,10 @@ mod tests {
             true,
         );
         let departed = |account, name: Option<&str>| (account, name) == (1, Some("alice"));
-        addresses.forget_departed(&departed);
+        assert!(!addresses.forget_departed(&departed));
         assert_eq!((addresses.used(1), addresses.used(2)), (1, 2), "but what is in use");
         addresses.free("default", &owner(1, "web"), GrantId(1));
-        addresses.forget_departed(&departed);
+        assert!(addresses.forget_departed(&departed));
         assert_eq!((addresses.used(1), addresses.used(2)), (0, 2));
         let kept = base.path().join("network/kept/default").read_dir().unwrap().count();
         assert_eq!(kept, 2);
@@ -527,7 +530,7 @@ mod tests {
         addresses.note_user(1, Some("mallory".to_owned()));
         addresses.reserve(&request(1, "web", 20)).unwrap();
         let addresses = open(base.path());
-        addresses.forget_departed(&departed);
+        assert!(addresses.forget_departed(&departed));
         assert_eq!(addresses.used(1), 1);
     }
 

@@ -34,6 +34,8 @@ pub struct Accounts {
     taken: Vec<IdSpan>,
     lent: Arc<Lent>,
     has_root: bool,
+    /// How often the files were read.
+    reads: u64,
     /// Added to the age of files, by tests.
     age: Duration,
 }
@@ -112,6 +114,7 @@ impl Accounts {
             taken: Vec::new(),
             lent: Arc::default(),
             has_root: false,
+            reads: 0,
             age: Duration::ZERO,
         };
         accounts.read()?;
@@ -163,6 +166,12 @@ impl Accounts {
         SystemTime::now().duration_since(changed).is_ok_and(|age| age + self.age > SETTLED)
     }
 
+    /// A number for all that [`Accounts::presence`] goes by: another one when the files were read again, and when users who are
+    /// missing in them are believed to be gone.
+    pub fn edition(&self) -> u64 {
+        2 * self.reads + u64::from(self.is_settled())
+    }
+
     fn stamps_now(&self) -> Result<[Option<Stamp>; 4], IdError> {
         let mut stamps = [None; 4];
         for (stamp, file) in stamps.iter_mut().zip(FILES) {
@@ -177,6 +186,7 @@ impl Accounts {
     }
 
     fn read(&mut self) -> Result<(), IdError> {
+        self.reads += 1;
         // The stamps first: a change while the files are read is then seen the next time.
         let stamps = self.stamps_now()?;
         let [passwd, group, subuid, subgid] = FILES.map(|file| read(&self.etc.join(file)));
@@ -364,10 +374,19 @@ mod tests {
         assert_eq!(accounts.presence(alice, None), Presence::Same);
         assert_eq!(accounts.presence(HostUid(7), None), Presence::Same);
         assert_eq!(accounts.presence(HostUid(7), Some("carol")), Presence::Same);
+        let before = accounts.edition();
+        assert_eq!(accounts.edition(), before);
         accounts.pretend_settled();
+        assert_ne!(accounts.edition(), before);
         assert_eq!(accounts.presence(HostUid(7), Some("carol")), Presence::Departed);
-        accounts.has_root = false;
+        let before = accounts.edition();
+        std::fs::write(etc.path().join("passwd"), format!("{PASSWD}carol:x:7:7::/:/bin/sh\n")).unwrap();
+        assert!(accounts.refresh().unwrap());
+        assert_ne!(accounts.edition(), before);
         assert_eq!(accounts.presence(HostUid(7), Some("carol")), Presence::Same);
+        assert_eq!(accounts.presence(HostUid(8), Some("carol")), Presence::Departed);
+        accounts.has_root = false;
+        assert_eq!(accounts.presence(HostUid(8), Some("carol")), Presence::Same);
     }
 
     #[test]

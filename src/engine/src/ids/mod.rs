@@ -270,6 +270,11 @@ impl IdRecord {
         self.lock_inner().accounts.presence(account, recorded) == Presence::Departed
     }
 
+    /// A number that changes when [`has_departed`](Self::has_departed) may have another answer for somebody.
+    pub fn users_edition(&self) -> u64 {
+        self.lock_inner().accounts.edition()
+    }
+
     /// `/etc/passwd` or another of the four files may have changed: reads what did, and retires the areas of users who left.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 mod claims;
 mod helper;
 
-use std::sync::Mutex;
+use std::sync::{Mutex, atomic::AtomicU64};
 
 use cgrant_policy::NetworkConfig;
 
@@ -26,6 +26,8 @@ pub struct Network {
     /// Held from looking for a bridge's networks until its first address is given, so that two links that come first at one
     /// moment get addresses of one network.
     pub finding: Mutex<()>,
+    /// The edition of the users whose departed were all forgotten last; `u64::MAX`, which none has, before.
+    pub forgotten: AtomicU64,
 }
 
 impl Network {
@@ -37,6 +39,7 @@ impl Network {
             claims: Claims::default(),
             helper: Helper::default(),
             finding: Mutex::new(()),
+            forgotten: AtomicU64::new(u64::MAX),
         }
     }
 }

@@ -6,7 +6,10 @@ mod make;
 mod site;
 mod wish;
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{
+    os::fd::OwnedFd,
+    sync::{Arc, atomic::Ordering},
+};
 
 use cgrant_policy::{HostUid, NewLink, Request, Verb};
 use cgrant_wire::{
@@ -247,10 +250,17 @@ pub fn remove_all(engine: &Engine, grant: &Grant, record: &mut GrantRecord) -> R
     Ok(())
 }
 
-/// Addresses that are kept for users who left the system, or whose uid is another's now, are free.
+/// Addresses that are kept for users who left the system, or whose uid is another's now, are free. Looks at the users only if
+/// something about them may be new.
 pub fn forget_departed(engine: &Engine) {
+    let (edition, forgotten) = (engine.ids.users_edition(), &engine.network.forgotten);
+    if forgotten.load(Ordering::Relaxed) == edition {
+        return;
+    }
     let departed = |account: u32, name: Option<&str>| engine.ids.has_departed(HostUid(account), name);
-    engine.network.addresses.forget_departed(&departed);
+    if engine.network.addresses.forget_departed(&departed) {
+        forgotten.store(edition, Ordering::Relaxed);
+    }
 }
 
 /// The account whose account-wide order of a link's events is kept.
