@@ -157,7 +157,12 @@ async fn receive(channel: &AsyncChannel, core: &Core, peers: &Rc<Peers>) -> Resu
     while let Some(received) = channel.receive().await? {
         match core.engine.take(received)? {
             Some(Incoming::Connected { connection, uid, socket }) => peers.serve(connection, uid, socket),
-            Some(Incoming::Event(event)) => core.subscribers.publish(&event),
+            Some(Incoming::Event(event)) => {
+                // Who has had an answer may have called again: that goes on first, signals are nothing that anybody waits for.
+                // Nothing more is taken from the engine before they are sent, so answers don't overtake them.
+                tokio::task::yield_now().await;
+                core.subscribers.publish(&event);
+            }
             None => {}
         }
         // Many events at once must not fill up the queues of peers that do read.

@@ -39,6 +39,15 @@ pub struct Pins {
     fds: Vec<OwnedFd>,
 }
 
+/// A descriptor that came and is not put away.
+#[derive(Debug)]
+pub struct Kept {
+    /// The descriptor, or the empty event descriptor in its place.
+    pub fd: OwnedFd,
+    /// May its last closing take a while?
+    is_slow: bool,
+}
+
 /// What is being closed for one uid.
 #[derive(Debug, Clone)]
 pub struct Bin {
@@ -70,8 +79,8 @@ impl Pins {
     ///
     /// # Errors
     /// `EMFILE`, `ENFILE`.
-    pub fn add(&mut self, fds: &[OwnedFd]) -> io::Result<()> {
-        for fd in fds.iter().filter(|fd| is_slow(fd)) {
+    pub fn add(&mut self, kept: &[Kept]) -> io::Result<()> {
+        for Kept { fd, .. } in kept.iter().filter(|kept| kept.is_slow) {
             self.fds.push(fd.try_clone()?);
         }
         Ok(())
@@ -134,17 +143,17 @@ impl Bin {
     ///
     /// # Errors
     /// If no event descriptor can be made; everything is being closed then.
-    pub fn sift(&self, fds: Vec<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
+    pub fn sift(&self, fds: Vec<OwnedFd>) -> io::Result<Vec<Kept>> {
         let (mut kept, mut thrown) = (Vec::with_capacity(fds.len()), Vec::new());
         let mut failure = None;
         for fd in fds {
-            if is_taken_by_operations(&fd) {
-                kept.push(fd);
+            if let Some(is_slow) = slowness(&fd) {
+                kept.push(Kept { fd, is_slow });
                 continue;
             }
             thrown.push(fd);
             match rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC) {
-                Ok(stand_in) => kept.push(stand_in),
+                Ok(fd) => kept.push(Kept { fd, is_slow: false }),
                 Err(error) => failure = Some(error),
             }
         }
@@ -156,16 +165,15 @@ impl Bin {
     }
 }
 
-fn is_taken_by_operations(fd: &OwnedFd) -> bool {
-    kind_of(fd).is_ok_and(|name| {
-        name == "anon_inode:[pidfd]"
-            || name.split_once(":[").is_some_and(|(kind, _)| matches!(kind, "user" | "net"))
-    }) || is_slow(fd)
-}
-
-/// Is it one of those that are taken, and whose last closing may take a while?
-fn is_slow(fd: &OwnedFd) -> bool {
-    is_open_directory(fd).unwrap_or(false) || kind_of(fd).is_ok_and(|name| name.starts_with("mnt:["))
+/// May its last closing take a while? `None` of what no operation takes.
+fn slowness(fd: &OwnedFd) -> Option<bool> {
+    let name = kind_of(fd).unwrap_or_default();
+    match name.split_once(":[") {
+        _ if name == "anon_inode:[pidfd]" => Some(false),
+        Some(("user" | "net", _)) => Some(false),
+        Some(("mnt", _)) => Some(true),
+        _ => is_open_directory(fd).unwrap_or(false).then_some(true),
+    }
 }
 
 #[cfg(test)]
@@ -198,7 +206,7 @@ mod tests {
         let [user, net, mnt] = ["user", "net", "mnt"]
             .map(|kind| std::fs::File::open(format!("/proc/self/ns/{kind}")).unwrap().into());
         let sifted = bin.sift(vec![pidfd.unwrap(), file.into(), user, net, mnt]).unwrap();
-        let names: Vec<String> = sifted.iter().map(|fd| kind_of(fd).unwrap()).collect();
+        let names: Vec<String> = sifted.iter().map(|kept| kind_of(&kept.fd).unwrap()).collect();
         assert_eq!(names[0], "anon_inode:[pidfd]");
         assert_eq!(names[1], "anon_inode:[eventfd]");
         assert!(names[2].starts_with("user:["));
@@ -213,7 +221,7 @@ mod tests {
         let open = |flags| openat(CWD, "/proc/self", flags | OFlags::CLOEXEC, Mode::empty()).unwrap();
         let flags = [OFlags::DIRECTORY, OFlags::RDONLY, OFlags::DIRECTORY | OFlags::PATH];
         let sifted = bin.sift(flags.map(open).into()).unwrap();
-        let names: Vec<String> = sifted.iter().map(|fd| kind_of(fd).unwrap()).collect();
+        let names: Vec<String> = sifted.iter().map(|kept| kind_of(&kept.fd).unwrap()).collect();
         assert!(names[0].starts_with("/proc/"), "{names:?}");
         assert_eq!(names[1..], ["anon_inode:[eventfd]"; 2]);
     }
@@ -224,10 +232,11 @@ mod tests {
         let mut pins = Pins::new(bin.clone());
         let threads = || bin.castoffs.0.lock().unwrap().values().map(Vec::len).sum::<usize>();
         let open = |path: &str| OwnedFd::from(std::fs::File::open(path).unwrap());
-        pins.add(&[open("/proc/self/ns/net"), open("/proc/self/ns/user")]).unwrap();
+        let sifted = |fds: Vec<OwnedFd>| bin.sift(fds).unwrap();
+        pins.add(&sifted(vec![open("/proc/self/ns/net"), open("/proc/self/ns/user")])).unwrap();
         drop(pins.take());
         assert_eq!(threads(), 0);
-        pins.add(&[open("/proc/self/ns/mnt")]).unwrap();
+        pins.add(&sifted(vec![open("/proc/self/ns/mnt")])).unwrap();
         let taken = pins.take();
         drop(pins);
         assert_eq!(threads(), 0, "it is closed before its message");

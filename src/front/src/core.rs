@@ -94,31 +94,33 @@ impl Core {
         outbox: &Outbox,
         slots: Vec<OwnedSemaphorePermit>,
     ) {
-        let call = match Call::of(message) {
-            Ok(call) => call,
-            Err(error) => return tracing::error!(%error, "cannot prepare a reply"),
-        };
         let action = caught(|| decode(&self.contract, caller, self.machine_id.as_deref(), message));
-        match action {
-            Ok(Action::Reply(reply)) => deliver(&call, Ok(*reply), outbox, slots).await,
+        let result = match action {
+            Ok(Action::Ask(question)) => return self.ask(caller, message, *question, outbox, slots).await,
+            Ok(Action::Reply(reply)) => Ok(*reply),
             Err(fault) => {
                 self.refusals.log(caller, message, &fault);
-                deliver(&call, Err(fault), outbox, slots).await;
+                Err(fault)
             }
-            Ok(Action::Ask(question)) => self.ask(caller, call, *question, outbox, slots).await,
+        };
+        if let Some(call) = prepared(message) {
+            deliver(&call, result, outbox, slots).await;
         }
     }
 
     async fn ask(
         self: &Rc<Self>,
         caller: Caller,
-        call: Call,
+        message: &Message,
         question: Question,
         outbox: &Outbox,
         slots: Vec<OwnedSemaphorePermit>,
     ) {
         let Question { op, fds, view } = question;
-        match self.engine.ask(caller.connection, op, fds).await {
+        let asked = self.engine.ask(caller.connection, op, fds).await;
+        // While the engine is at work.
+        let Some(call) = prepared(message) else { return };
+        match asked {
             Err(refusal) => deliver(&call, Err(refusal.into()), outbox, slots).await,
             Ok(pending) => {
                 let (core, outbox) = (Rc::clone(self), outbox.clone());
@@ -141,6 +143,11 @@ impl Core {
 fn caught<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
     // What is shared is only read, so a panic leaves nothing half-changed behind.
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(Fault::internal()))
+}
+
+/// What is needed to answer a call.
+fn prepared(message: &Message) -> Option<Call> {
+    Call::of(message).inspect_err(|error| tracing::error!(%error, "cannot prepare a reply")).ok()
 }
 
 /// Sends what came of a call, if the caller wants to know.

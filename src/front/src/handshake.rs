@@ -110,9 +110,9 @@ fn take(stream: &Watched, mut count: usize, bin: &Bin) -> Result<(), HandshakeEr
     while count > 0 {
         let mut piece = [0; PIECE];
         let wanted = piece.get_mut(..count.min(PIECE)).unwrap_or_default();
-        let (taken, fds) = receive_once(stream.as_fd(), wanted, bin)?;
-        if !fds.is_empty() {
-            bin.throw(fds);
+        let (taken, kept) = receive_once(stream.as_fd(), wanted, bin)?;
+        if !kept.is_empty() {
+            bin.throw(kept.into_iter().map(|kept| kept.fd).collect());
             return Err(HandshakeError::Fds);
         }
         if taken == 0 {

@@ -22,7 +22,7 @@ use zbus::{
 };
 
 use crate::{
-    castoff::{Bin, Pins},
+    castoff::{Bin, Kept, Pins},
     framing::{Extent, FIXED, FramingError, MAX_FDS, without_body},
     watched::Watched,
 };
@@ -229,18 +229,18 @@ impl Reader {
             // Left in the socket until there is room for its closing.
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
-        let (count, fds) = stream.read(|| receive_once(stream.as_fd(), buffer, bin)).await?;
+        let (count, kept) = stream.read(|| receive_once(stream.as_fd(), buffer, bin)).await?;
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        self.pins.add(&fds)?;
-        self.fds_of_message += fds.len();
+        self.pins.add(&kept)?;
+        self.fds_of_message += kept.len();
         // A bus daemon has limits of its own, and passes on what is within them; its messages carry them all at once.
         let most = if self.too_long == TooLong::Fail { MAX_FDS } else { KERNEL_FDS };
-        if self.fds_of_message > most || (!fds.is_empty() && !self.unix_fds) {
+        if self.fds_of_message > most || (!kept.is_empty() && !self.unix_fds) {
             return Err(FramingError::TooManyFds.into_io());
         }
-        self.fds.extend(fds);
+        self.fds.extend(kept.into_iter().map(|kept| kept.fd));
         Ok(count)
     }
 }
@@ -358,7 +358,7 @@ pub(crate) fn receive_once(
     stream: BorrowedFd<'_>,
     buffer: &mut [u8],
     bin: &Bin,
-) -> io::Result<(usize, Vec<OwnedFd>)> {
+) -> io::Result<(usize, Vec<Kept>)> {
     let mut space = [MaybeUninit::uninit(); CONTROL_SPACE];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::net::recvmsg(
@@ -373,11 +373,11 @@ pub(crate) fn receive_once(
             fds.extend(rights);
         }
     }
-    let fds = bin.sift(fds)?;
+    let kept = bin.sift(fds)?;
     if received.flags.contains(ReturnFlags::CTRUNC) {
         return Err(FramingError::TooManyFds.into_io());
     }
-    Ok((received.bytes, fds))
+    Ok((received.bytes, kept))
 }
 
 fn send_once(stream: BorrowedFd<'_>, buffer: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
