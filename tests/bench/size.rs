@@ -111,11 +111,17 @@ fn measure_monitor(bench: &Bench) {
         let [rss, pss, own] = memory(monitor, ["Rss:", "Pss:", "Anonymous:"]);
         println!("{when:52}|{rss:>10} {pss:>10} {own:>10}");
     };
-    print("after the launch");
+    print("just launched");
+    // It is at rest after a second without anything to do.
+    let rest = || std::thread::sleep(Duration::from_secs(2));
+    rest();
+    print("at rest after the launch");
     for _ in 0..20 {
         shell.done(&["exec", "one", "--", "true"]);
     }
-    print("after 20 commands");
+    print("just after 20 commands");
+    rest();
+    print("at rest after them");
     shell.done(&["delete", "--force", "one"]);
 }
 
