@@ -73,6 +73,21 @@ fn a_small_system_lives_from_create_to_delete(lab: &Lab) {
     assert_eq!(shell.state("one"), "none");
 }
 
+fn a_full_memory_ends_what_is_inside_and_not_the_monitor(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let shell = Shell::new(lab, &user, &broker);
+    shell.import(lab, &busybox(lab), "box");
+    shell.done(&["launch", "box", "one", "--memory", "48M"]);
+    // Nobody inside is large: files are what fills it, and whoever writes on is killed.
+    let _ = shell.output(&["exec", "one", "--", "sh", "-c", "while :; do cat /dev/zero > /run/full; done"]);
+    // That may be init, of whose end the monitor tells then.
+    let info = shell.json(&["info", "one"]);
+    assert!(info["state"] != "stopped" || info["ended"] == "signal 9", "{info}");
+    shell.done(&["delete", "--force", "one"]);
+    checker::assert_empty(lab);
+}
+
 fn a_whole_debian_boots(lab: &Lab) {
     let broker = lab.broker();
     let user = lab.user();
@@ -95,4 +110,8 @@ fn a_whole_debian_boots(lab: &Lab) {
     shell.done(&["delete", "one"]);
 }
 
-crate::tests![a_small_system_lives_from_create_to_delete, a_whole_debian_boots];
+crate::tests![
+    a_small_system_lives_from_create_to_delete,
+    a_full_memory_ends_what_is_inside_and_not_the_monitor,
+    a_whole_debian_boots,
+];

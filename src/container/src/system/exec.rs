@@ -29,7 +29,7 @@ use super::{
     init::take_streams,
     message::FromInit,
     payload,
-    stage::{Booted, Site},
+    stage::{Booted, Site, yield_memory},
     users::User,
 };
 use crate::{
@@ -102,6 +102,7 @@ pub(crate) struct Task<'t> {
 impl Task<'_> {
     /// The first process.
     fn enter(&self, monitor: &Channel) -> Result<(), StepFailure> {
+        yield_memory();
         privilege::set_dumpable(false).at(Step::Process, "memory")?;
         let Self { streams, client, payload, init, terminals, .. } = self;
         let mut keep: Vec<i32> = streams.iter().map(AsRawFd::as_raw_fd).collect();

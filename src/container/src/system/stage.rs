@@ -30,6 +30,10 @@ const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
     .union(CloneFlags::CLONE_NEWIPC)
     .union(CloneFlags::CLONE_NEWUTS);
 
+/// How much more than the monitor's what is inside counts when the kernel wants memory, in thousandths of what there is: as
+/// much as systemd gives a user's applications.
+const OOM_SCORE: i32 = 200;
+
 /// The namespaces that the broker's grants lie in.
 #[derive(Debug)]
 pub(crate) struct Ground {
@@ -220,6 +224,7 @@ pub(crate) fn run(channel: &Channel, spec: &Prepared, site: &Site, again: bool) 
 
 fn start(channel: &Channel, spec: &Prepared, site: &Site, again: bool) -> Result<(), StepFailure> {
     let Site { ground, payload, placement, .. } = site;
+    yield_memory();
     // Nothing inside may look through it at what the monitor has in memory.
     privilege::set_dumpable(false).at(Step::Process, "memory")?;
     let mut keep = vec![channel.as_fd(), payload.as_fd(), ground.user.as_fd(), ground.network.as_fd()];
@@ -241,4 +246,16 @@ fn start(channel: &Channel, spec: &Prepared, site: &Site, again: bool) -> Result
         .spawn(|| init::run(channel, spec, placement))
         .at(Step::Clone, "")?;
     send(channel, &FromInit::Init, Some(child.pidfd.as_fd())).map_err(|_| nothing(Step::Proceed))
+}
+
+/// What this process clones is killed for want of memory before the monitor is, which is under the grant's limit too: a container that
+/// is full of files has nobody in it who is larger. To be called before the process stops being dumpable: its files in
+/// `/proc` are root's then.
+pub(crate) fn yield_memory() {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let own = std::fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    if own.is_some_and(|own| own < OOM_SCORE) {
+        // Raising needs no right. Without it the container runs all the same.
+        let _ = std::fs::write(FILE, OOM_SCORE.to_string());
+    }
 }
