@@ -18,10 +18,13 @@ use serde::{Deserialize, Serialize};
 use crate::exit;
 pub(crate) use autostart::AutostartCommand;
 pub(crate) use completions::{CompletionsArgs, ManualArgs, NamesArgs, Shell};
-pub(crate) use container::{ContainerCommand, ExecArgs, LaunchArgs, ListArgs, ListState, LogsArgs, Mount, NewArgs, TopArgs, TransferArgs};
+pub(crate) use container::{
+    ContainerCommand, ExecArgs, LaunchArgs, ListArgs, ListState, LogsArgs, Mount, NewArgs, TopArgs,
+    TransferArgs,
+};
+pub(crate) use image::{AliasCommand, BuildArgs, ExportArgs, ImageCommand, ImportArgs};
 pub(crate) use quick::parse;
 pub(crate) use told::{Content, Credential};
-pub(crate) use image::{AliasCommand, BuildArgs, ExportArgs, ImageCommand, ImportArgs};
 
 /// How results are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -1,8 +1,7 @@
 //! Exit codes of what goes wrong with images and files of containers.
 
 use cgrant_image::{
-    CopyError, ExportError, HandoverError, ImportError, PlaceError, SpoolError, UnpackError,
-    WalkError,
+    CopyError, ExportError, HandoverError, ImportError, PlaceError, SpoolError, UnpackError, WalkError,
     build::{BadRecipe, BuildError},
     fetch::FetchError,
     simplestreams::StreamsError,
