@@ -121,7 +121,7 @@ fn devices_are_shown_and_nothing_else(scene: &Scene) {
         )
     });
     // The root's init is busybox, which wants a first terminal.
-    let nodes = "console\nfull\nkmsg\nnull\nptmx\nrandom\ntty\ntty1\nurandom\nzero\n";
+    let nodes = "console\nfull\nkmsg\nnull\nrandom\ntty\ntty1\nurandom\nzero\n";
     assert_eq!(scene.log(), format!("1:b character special file\n1:3 character special file\n{nodes}"));
     use rustix::io::Errno;
     // Nobody inside could open the third one.
