@@ -18,7 +18,7 @@ use cgrant_sys::{
     seqpacket::Channel,
 };
 use cgrant_wire::{
-    FdIndex, Refusal,
+    FdIndex, Refusal, Surface,
     boot::{FromChild, ToChild},
 };
 
@@ -72,8 +72,11 @@ fn start(control: &Channel) -> Result<Server, BootError> {
     let run = directory(&mut fds, boot.run_dir, "run directory")?;
     let ids_durable = directory(&mut fds, boot.ids_dir, "directory of the id record")?;
     let ids_live = directory(&mut fds, boot.ids_run_dir, "directory of the ids in use")?;
-    let listeners =
-        boot.listeners.iter().map(|index| fds.take(*index, "a listener")).collect::<Result<Vec<_>, _>>();
+    let listeners = boot
+        .listeners
+        .iter()
+        .map(|index| fds.take(*index, "a listener").map(|listener| (listener, Surface::Native)))
+        .collect::<Result<Vec<_>, _>>();
     let listeners = listeners.map_err(|refusal| BootError::NotStarted(refusal.message))?;
 
     // While there is one thread: the helpers that keep the rights to write id maps and to make mounts, which the engine itself

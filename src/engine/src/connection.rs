@@ -17,7 +17,7 @@ use cgrant_sys::{
     pidfd::Pidfd,
     socket::{self, PeerPidfd},
 };
-use cgrant_wire::{BusClient, ConnectionId, boot::FrontKind};
+use cgrant_wire::{BusClient, ConnectionId, Surface, boot::FrontKind};
 
 /// A caller, as the kernel or the bus daemon describes it.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub struct Caller {
     pub connection: ConnectionId,
     /// The front that speaks for it.
     pub front: FrontKind,
+    /// The listener that it came by; that of the native interface for clients of the bus.
+    pub surface: Surface,
     /// Its uid in the initial user namespace.
     pub uid: HostUid,
     /// Its gid.
@@ -207,6 +209,7 @@ impl Connections {
     pub fn number(
         &mut self,
         front: FrontKind,
+        surface: Surface,
         peer: Peer,
         inside: Option<HostUid>,
         born_in: Option<GrantPath>,
@@ -215,6 +218,7 @@ impl Connections {
         Arc::new(Caller {
             connection: ConnectionId(self.last),
             front,
+            surface,
             uid: peer.uid,
             gid: peer.gid,
             groups: peer.groups,

@@ -13,6 +13,7 @@ mod events;
 mod fault;
 pub mod idmap;
 pub mod ids;
+mod legacy;
 mod link;
 pub mod mountmap;
 mod net;

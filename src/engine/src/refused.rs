@@ -36,7 +36,7 @@ impl Refused {
     ///
     /// # Errors
     /// Those of `setsockopt(2)`.
-    pub fn new(listeners: &[OwnedFd]) -> io::Result<Self> {
+    pub fn new<'fd>(listeners: impl IntoIterator<Item = &'fd OwnedFd>) -> io::Result<Self> {
         let mut waits = false;
         for listener in listeners {
             waits |= !set_pass_rights(listener, false)?;

@@ -16,7 +16,8 @@ use cgrant_sys::{
     socket,
 };
 use cgrant_wire::{
-    Answer, BusClient, ConnectionId, FdIndex, FromEngine, Op, Refusal, RefusalCode, RequestId, ToEngine,
+    Answer, BusClient, ConnectionId, FdIndex, FromEngine, Op, Refusal, RefusalCode, RequestId, Surface,
+    ToEngine,
     boot::{FromChild, FrontKind, ToChild},
 };
 use nix::sys::epoll::EpollFlags;
@@ -39,7 +40,7 @@ const TURN: usize = 32;
 pub struct Server {
     engine: Arc<Engine>,
     control: Channel,
-    listeners: Vec<OwnedFd>,
+    listeners: Vec<(OwnedFd, Surface)>,
     refused: Refused,
     /// What happened to grants and waits in the pool's queues.
     events: Arc<Mutex<HashSet<Target>>>,
@@ -59,17 +60,21 @@ impl Server {
     ///
     /// # Errors
     /// If one can't be watched.
-    pub fn new(engine: Arc<Engine>, control: Channel, listeners: Vec<OwnedFd>) -> std::io::Result<Self> {
+    pub fn new(
+        engine: Arc<Engine>,
+        control: Channel,
+        listeners: Vec<(OwnedFd, Surface)>,
+    ) -> std::io::Result<Self> {
         control.set_nonblocking(true)?;
         engine.watches.borrow(control.as_fd(), EpollFlags::EPOLLIN, Target::Control)?;
-        for (number, listener) in listeners.iter().enumerate() {
+        for (number, (listener, _)) in listeners.iter().enumerate() {
             rustix::io::ioctl_fionbio(listener, true)?;
             engine.watches.borrow(listener.as_fd(), EpollFlags::EPOLLIN, Target::Listener(number))?;
         }
         for helper in engine.mapper.processes().chain([engine.mounter.process()]) {
             engine.watches.borrow(helper, EpollFlags::EPOLLIN, Target::Helper)?;
         }
-        let refused = Refused::new(&listeners)?;
+        let refused = Refused::new(listeners.iter().map(|(listener, _)| listener))?;
         Ok(Self { engine, control, listeners, refused, events: Arc::default() })
     }
 
@@ -316,7 +321,7 @@ impl Server {
     fn bus_client(&self, front: FrontKind, id: RequestId, client: &BusClient, mut fds: Descriptors) {
         let outcome = if front == FrontKind::Bus {
             let process = fds.take(FdIndex(0), "the process").ok().and_then(|fd| Pidfd::from_fd(fd).ok());
-            self.introduce(FrontKind::Bus, Peer::of_bus_client(client, process))
+            self.introduce(FrontKind::Bus, Surface::Native, Peer::of_bus_client(client, process))
                 .map(|caller| (Answer::Connection(caller.connection), Vec::new()))
         } else {
             tracing::error!("the socket front claims to be on the bus");
@@ -327,24 +332,24 @@ impl Server {
     }
 
     /// Gives a peer a number, if it may have another connection.
-    fn introduce(&self, front: FrontKind, peer: Peer) -> Result<Arc<Caller>, Refusal> {
+    fn introduce(&self, front: FrontKind, surface: Surface, peer: Peer) -> Result<Arc<Caller>, Refusal> {
         let uid = peer.uid();
         // A peer that ends at this very moment is refused: where it was, and whose, could not be told any more.
         let around = peer.process().map(|process| ops::inside::look_around(&self.engine, process, uid));
         let (born_in, maker) =
             around.transpose().map_err(|error| ops::check::gone(&error))?.unwrap_or_default();
         let inside = self.engine.ids.owner_of(uid).or(maker);
-        let caller = self.engine.connections().number(front, peer, inside, born_in);
+        let caller = self.engine.connections().number(front, surface, peer, inside, born_in);
         self.engine.authorize_silently(&caller, &Request::Connect)?;
         self.engine.connections().open(&caller);
         Ok(caller)
     }
 
     fn accept(&self, number: usize) {
-        let Some(listener) = self.listeners.get(number) else { return };
+        let Some((listener, surface)) = self.listeners.get(number) else { return };
         for _ in 0..TURN {
             match socket::accept(listener.as_fd()) {
-                Ok(connection) => self.accepted(connection),
+                Ok(connection) => self.accepted(connection, *surface),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -354,15 +359,15 @@ impl Server {
         }
     }
 
-    fn accepted(&self, connection: OwnedFd) {
-        match self.announcement(connection.as_fd()) {
+    fn accepted(&self, connection: OwnedFd, surface: Surface) {
+        match self.announcement(connection.as_fd(), surface) {
             Some(message) => self.engine.send(FrontKind::Socket, &message, vec![connection]),
             None => self.refused.put_away(connection),
         }
     }
 
     /// What the socket front is told of a connection; `None` if it is not served.
-    fn announcement(&self, connection: BorrowedFd<'_>) -> Option<FromEngine> {
+    fn announcement(&self, connection: BorrowedFd<'_>, surface: Surface) -> Option<FromEngine> {
         let peer = match Peer::of(connection) {
             Ok(peer) => peer,
             Err(error) => {
@@ -375,8 +380,9 @@ impl Server {
             return None;
         }
         let (uid, pid) = (peer.uid().0, peer.pid());
-        let caller = self.introduce(FrontKind::Socket, peer).ok()?;
-        Some(FromEngine::Connected { connection: caller.connection, uid, pid })
+        let caller = self.introduce(FrontKind::Socket, surface, peer).ok()?;
+        let (connection, account) = (caller.connection, caller.charged().0);
+        Some(FromEngine::Connected { connection, surface, uid, account, pid })
     }
 
     fn connection_ended(&self, caller: &Caller, how: Ended) {

@@ -241,7 +241,7 @@ impl Engine {
                 }
                 Ok(None)
             }
-            FromEngine::Connected { connection, uid, pid: _ } => match received.fds.into_iter().next() {
+            FromEngine::Connected { connection, uid, .. } => match received.fds.into_iter().next() {
                 Some(socket) => Ok(Some(Incoming::Connected { connection, uid, socket })),
                 None => {
                     tracing::error!(connection = connection.0, "a connection came without its socket");

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     grant::{EndReason, GrantId, GrantInfo, Lifetime},
+    legacy::Surface,
     link::{LinkEnd, LinkInfo},
     op::{Answer, Op},
     refusal::Refusal,
@@ -150,8 +151,12 @@ pub enum FromEngine {
     Connected {
         /// Its number.
         connection: ConnectionId,
+        /// The listener that it came by.
+        surface: Surface,
         /// The peer's uid.
         uid: u32,
+        /// The account that it is counted to.
+        account: u32,
         /// The peer's pid, if it can be seen from here.
         pid: Option<u32>,
     },

@@ -8,6 +8,7 @@ pub mod boot;
 pub mod engine;
 pub mod frame;
 pub mod grant;
+pub mod legacy;
 pub mod link;
 pub mod net;
 pub mod op;
@@ -17,6 +18,7 @@ pub mod refusal;
 pub use engine::{BusClient, ConnectionId, Event, FromEngine, GrantChange, RequestId, ToEngine};
 pub use frame::{FrameError, MAX_FDS, MAX_INLINE, MAX_MESSAGE, decode, encode};
 pub use grant::{EndReason, GrantId, GrantInfo, Hierarchy, Lifetime, Range, Stat};
+pub use legacy::{Legacy, LegacyAnswer, LegacyCall, LegacyKey, Place, Surface};
 pub use link::{
     Address, BridgeInfo, LinkEnd, LinkInfo, LinkKind, LinkRequest, Mac, PublishedPort, Transport,
 };

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     grant::{GrantId, GrantInfo, Range, Stat},
+    legacy::{Legacy, LegacyAnswer},
     link::{BridgeInfo, LinkInfo, LinkRequest, PublishedPort},
     net::Finding,
 };
@@ -271,6 +272,8 @@ pub enum Op {
         /// The name.
         name: String,
     },
+    /// A call of CGManager's interface. Only over connections that came by its listener.
+    Legacy(Legacy),
 }
 
 /// What a made grant comes with.
@@ -375,6 +378,8 @@ pub enum Answer {
     Findings(Vec<Finding>),
     /// To [`Op::ListRanges`].
     Ranges(Vec<RangeInfo>),
+    /// To [`Op::Legacy`].
+    Legacy(LegacyAnswer),
     /// To [`crate::ToEngine::BusClient`].
     Connection(crate::ConnectionId),
 }

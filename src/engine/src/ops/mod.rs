@@ -58,7 +58,8 @@ fn grant_of(op: &Op) -> Option<GrantId> {
         | Op::ListBridges
         | Op::ExamineNetwork
         | Op::ListRanges
-        | Op::ForgetRange { .. } => None,
+        | Op::ForgetRange { .. }
+        | Op::Legacy(_) => None,
     }
 }
 
@@ -94,10 +95,12 @@ fn words(engine: &Engine, op: &Op) -> (&'static str, String) {
         Op::ExamineNetwork => "examine network",
         Op::ListRanges => "list ranges",
         Op::ForgetRange { .. } => "forget range",
+        Op::Legacy(legacy) => crate::legacy::word(&legacy.call),
     };
     let about = match op {
         Op::CreateGrant(request) => request.name.clone(),
         Op::FindGrant { name, .. } | Op::ForgetRange { name } => name.clone(),
+        Op::Legacy(legacy) => crate::legacy::about(&legacy.call),
         _ => grant_of(op).map(|id| id.to_string()).unwrap_or_default(),
     };
     let known = grant_of(op).and_then(|id| engine.registry().get(id));
@@ -115,6 +118,9 @@ pub fn perform(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: check::Descri
 }
 
 fn carry_out(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: check::Descriptors) -> Outcome {
+    if let Op::Legacy(legacy) = op {
+        return crate::legacy::perform(engine, caller, &legacy, fds);
+    }
     if let Some(account) = caller.inside
         && op != Op::BrokerInfo
     {
@@ -178,7 +184,12 @@ fn without_descriptors(engine: &Engine, caller: &Arc<Caller>, op: Op) -> Outcome
         Op::UnpublishPorts { grant, name, ports } => link::unpublish(engine, caller, grant, &name, &ports),
         Op::ListBridges => link::list_bridges(engine, caller),
         Op::ExamineNetwork => link::examine(engine, caller),
-        Op::CreateGrant(_) | Op::Attach(_) | Op::Adopt { .. } | Op::AddLink { .. } | Op::MapDirectory(_) => {
+        Op::CreateGrant(_)
+        | Op::Attach(_)
+        | Op::Adopt { .. }
+        | Op::AddLink { .. }
+        | Op::MapDirectory(_)
+        | Op::Legacy(_) => {
             Err(Refusal::new(RefusalCode::InvalidDescriptor, "this operation needs a descriptor"))
         }
     }

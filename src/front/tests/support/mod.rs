@@ -148,7 +148,13 @@ impl Front {
     #[allow(clippy::needless_pass_by_value)]
     pub fn introduce(&self, socket: OwnedFd, uid: u32) -> ConnectionId {
         let connection = ConnectionId(self.next.fetch_add(1, Ordering::Relaxed));
-        let message = FromEngine::Connected { connection, uid, pid: Some(1) };
+        let message = FromEngine::Connected {
+            connection,
+            surface: cgrant_wire::Surface::Native,
+            uid,
+            account: uid,
+            pid: Some(1),
+        };
         self.engine.send(&cgrant_wire::encode(&message).unwrap(), &[socket.as_fd()]).unwrap();
         connection
     }
@@ -430,7 +436,8 @@ pub fn answer(op: &Op, connection: ConnectionId) -> Answer {
             name: "web".to_owned(),
             grant: Some(GRANT),
         }]),
-        Op::ForgetRange { .. }
+        Op::Legacy(_)
+        | Op::ForgetRange { .. }
         | Op::Adopt { .. }
         | Op::SetLimits { .. }
         | Op::Freeze { .. }
