@@ -75,7 +75,9 @@ fn start(control: &Channel) -> Result<Server, BootError> {
     let listeners = boot
         .listeners
         .iter()
-        .map(|index| fds.take(*index, "a listener").map(|listener| (listener, Surface::Native)))
+        .map(|index| (*index, Surface::Native))
+        .chain(boot.legacy_listeners.iter().map(|index| (*index, Surface::Legacy)))
+        .map(|(index, surface)| fds.take(index, "a listener").map(|listener| (listener, surface)))
         .collect::<Result<Vec<_>, _>>();
     let listeners = listeners.map_err(|refusal| BootError::NotStarted(refusal.message))?;
 
@@ -102,6 +104,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
         journal: step("journal", Journal::open(&state, &run))?,
         fault: step("journal", Fault::new(&run))?,
         watches: step("epoll", Watches::new())?,
+        ledger: crate::legacy::Ledger::default(),
         pool: crate::pool::Pool::default(),
         config,
         own_userns: step("user namespace", UsernsFd::own().and_then(|own| own.id()))?,

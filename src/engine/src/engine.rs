@@ -22,6 +22,7 @@ use crate::{
     fault::Fault,
     idmap::Mapper,
     ids::IdRecord,
+    legacy::Ledger,
     link::Link,
     mountmap::Mounter,
     net::Network,
@@ -67,6 +68,8 @@ pub struct Engine {
     pub fault: Fault,
     /// What is waited for.
     pub watches: Watches,
+    /// What was made over CGManager's interface.
+    pub ledger: Ledger,
     /// Runs operations.
     pub pool: Pool,
     /// The directory of policy and settings.
@@ -144,7 +147,7 @@ impl Engine {
 
     /// What the account uses now.
     pub fn usage(&self, account: HostUid) -> UsageNow {
-        let cgroups = self.tree.count_cgroups(account);
+        let cgroups = self.tree.count_cgroups(account) + self.ledger.count(account);
         let addresses = self.network.addresses.used(account.0);
         UsageNow { cgroups, ids: self.ids.used(account), addresses, ..self.quick_usage(account) }
     }
@@ -165,9 +168,19 @@ impl Engine {
         }
     }
 
+    /// Would policy let the caller? Says nothing in the log.
+    ///
+    /// # Errors
+    /// The refusal, with the rule that decided.
+    pub fn judge(&self, caller: &Caller, request: &Request<'_>) -> Result<(), Refusal> {
+        self.decide(caller, request).map(|_| ())
+    }
+
     fn decide(&self, caller: &Caller, request: &Request<'_>) -> Result<String, Refusal> {
         let usage = match request {
-            Request::CreateGrant(_) | Request::CreateCgroup { .. } => self.usage(caller.charged()),
+            Request::CreateGrant(_) | Request::CreateCgroup { .. } | Request::LegacyCgroup { .. } => {
+                self.usage(caller.charged())
+            }
             _ => self.quick_usage(caller.charged()),
         };
         match judge(&self.policy(), &caller.subject(), request, &usage) {
@@ -378,6 +391,8 @@ fn verb(request: &Request<'_>) -> &'static str {
         Request::ReadRaw { .. } => "read raw",
         Request::WriteRaw { .. } => "write raw",
         Request::ListAll => "list all",
+        Request::Legacy => "legacy",
+        Request::LegacyCgroup { .. } => "legacy cgroup",
         Request::UsageOf { .. } => "usage",
     }
 }
@@ -398,7 +413,9 @@ fn owner(caller: &Caller, request: &Request<'_>) -> HostUid {
         | Request::CreateGrant(_)
         | Request::ListBridges
         | Request::ExamineNetwork
-        | Request::ListAll => caller.charged(),
+        | Request::ListAll
+        | Request::Legacy
+        | Request::LegacyCgroup { .. } => caller.charged(),
     }
 }
 

@@ -341,6 +341,9 @@ impl Server {
         let inside = self.engine.ids.owner_of(uid).or(maker);
         let caller = self.engine.connections().number(front, surface, peer, inside, born_in);
         self.engine.authorize_silently(&caller, &Request::Connect)?;
+        if surface == Surface::Legacy {
+            self.engine.authorize_silently(&caller, &Request::Legacy)?;
+        }
         self.engine.connections().open(&caller);
         Ok(caller)
     }

@@ -72,6 +72,13 @@ pub enum Request<'a> {
     ListBridges,
     /// What stands in the way of links on this host.
     ExamineNetwork,
+    /// To use CGManager's interface at all.
+    Legacy,
+    /// A cgroup made over it.
+    LegacyCgroup {
+        /// How many levels below the hierarchy's root.
+        depth: usize,
+    },
     /// The list of everybody's grants.
     ListAll,
     /// An account's usage, quotas and ranges.
@@ -278,6 +285,8 @@ pub fn judge(policy: &Policy, caller: &Caller, request: &Request<'_>, usage: &Us
         Request::AddLink { owner, link } => add_link(rules, caller, *owner, link, usage),
         Request::Publish { owner, ports } => publish(rules, caller, *owner, ports, usage),
         Request::ListBridges | Request::ExamineNetwork => Ok(None),
+        Request::Legacy => legacy(rules),
+        Request::LegacyCgroup { depth } => legacy(rules).and_then(|_| cgroup(rules, *depth, usage)),
         Request::ListAll => root_only(rules, caller, "list the grants of other accounts"),
         Request::UsageOf { account } if *account == caller.uid => Ok(None),
         Request::UsageOf { .. } => root_only(rules, caller, "see the usage of other accounts"),
@@ -530,6 +539,16 @@ fn use_grant(rules: &Ruling, caller: &Caller, owner: HostUid, verb: Verb, usage:
 
 fn create_cgroup(rules: &Ruling, caller: &Caller, owner: HostUid, depth: usize, usage: &UsageNow) -> Outcome {
     authority(rules, caller, owner)?;
+    cgroup(rules, depth, usage)
+}
+
+fn legacy(rules: &Ruling) -> Outcome {
+    door(rules, rules.access.legacy, "use CGManager's interface")
+        .map_err(|denial| denial.hinted("use the broker's own interface"))?;
+    Ok(None)
+}
+
+fn cgroup(rules: &Ruling, depth: usize, usage: &UsageNow) -> Outcome {
     let depth = u64::try_from(depth).unwrap_or(u64::MAX);
     at_most(rules, "cgroup-depth", rules.quotas.cgroup_depth, depth)?;
     within(rules, Resource::Cgroups, 1, usage)

@@ -100,6 +100,8 @@ table! {
     AccessRules, AccessText {
         /// To connections.
         connect: Door = Door,
+        /// To calls of CGManager's interface.
+        legacy: Door = Door,
         /// To new grants.
         grant: Access = Access,
         /// To grants that outlive their maker.

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, openat2, statat};
 use rustix::io::Errno;
 
 use crate::dir::{Dir, read_bounded};
@@ -41,6 +41,35 @@ pub struct Stat {
     pub start_time: u64,
 }
 
+/// A line of an id map: so many ids of a user namespace, and which they are outside of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdExtent {
+    /// The first one inside.
+    pub inside: u32,
+    /// The first one, as this process's user namespace counts.
+    pub outside: u32,
+    /// How many.
+    pub count: u32,
+}
+
+impl IdExtent {
+    /// What the id is called inside, if it is one of these.
+    #[must_use]
+    pub fn inside(&self, outside: u32) -> Option<u32> {
+        let offset = outside.checked_sub(self.outside).filter(|offset| *offset < self.count)?;
+        self.inside.checked_add(offset)
+    }
+}
+
+/// Which ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IdKind {
+    /// Those of users.
+    Uid,
+    /// Those of groups.
+    Gid,
+}
+
 impl ProcFs {
     /// The proc at `/proc`.
     ///
@@ -63,6 +92,29 @@ impl ProcFs {
     pub fn cgroups(&self, pid: u32) -> io::Result<Vec<(String, String)>> {
         let text = self.read(&format!("{pid}/cgroup"))?;
         text.lines().map(|line| parse_cgroup(line).ok_or_else(malformed)).collect()
+    }
+
+    /// The ids that the user namespace of a process has, in no more than 340 lines; in the initial one all of them, as
+    /// themselves. To whoever is in the namespace itself the kernel tells how its parent counts.
+    ///
+    /// # Errors
+    /// `ENOENT` or `ESRCH` if there is no such process.
+    pub fn id_map(&self, pid: u32, kind: IdKind) -> io::Result<Vec<IdExtent>> {
+        let file = match kind {
+            IdKind::Uid => "uid_map",
+            IdKind::Gid => "gid_map",
+        };
+        let text = self.read(&format!("{pid}/{file}"))?;
+        text.lines().map(|line| parse_extent(line).ok_or_else(malformed)).collect()
+    }
+
+    /// Identity of the pid namespace that a process is in: its inode, as long as anything is in it.
+    ///
+    /// # Errors
+    /// `ENOENT` or `ESRCH` if there is no such process; `EACCES` if this process may not look.
+    pub fn pid_namespace(&self, pid: u32) -> io::Result<u64> {
+        // The last step is a magic link on purpose: what it leads to is what is asked for.
+        Ok(statat(&self.0, format!("{pid}/ns/pid"), AtFlags::empty())?.st_ino)
     }
 
     /// The children of all threads of a process, as they were one after the other: it may fork meanwhile.
@@ -158,6 +210,17 @@ fn parse_cgroup(line: &str) -> Option<(String, String)> {
     Some((hierarchy.to_owned(), path.to_owned()))
 }
 
+/// Three numbers: inside, outside, count.
+fn parse_extent(line: &str) -> Option<IdExtent> {
+    let mut numbers = line.split_ascii_whitespace().map(str::parse);
+    let extent = IdExtent {
+        inside: numbers.next()?.ok()?,
+        outside: numbers.next()?.ok()?,
+        count: numbers.next()?.ok()?,
+    };
+    numbers.next().is_none().then_some(extent)
+}
+
 /// The second field, the program's name, is in parentheses and may hold anything, `)` and spaces included: the last `)` ends it.
 fn parse_stat(text: &str) -> Option<Stat> {
     let (_, rest) = text.rsplit_once(") ")?;
@@ -187,6 +250,20 @@ mod tests {
         assert_eq!(parse_cgroup("4:cpu,cpuacct:/x"), pair("cpu,cpuacct", "/x"));
         assert_eq!(parse_cgroup("1:name=systemd:/"), pair("name=systemd", "/"));
         assert_eq!(parse_cgroup("1:cpu"), None);
+    }
+
+    #[test]
+    fn ids_outside_have_numbers_inside() {
+        let extent = parse_extent("         5     100000      65536").unwrap();
+        assert_eq!(extent, IdExtent { inside: 5, outside: 100_000, count: 65536 });
+        let inside = [99_999, 100_000, 165_535, 165_536].map(|id| extent.inside(id));
+        assert_eq!(inside, [None, Some(5), Some(65540), None]);
+        assert_eq!(parse_extent("0 0"), None);
+        assert_eq!(parse_extent("0 0 1 1"), None);
+        let proc = ProcFs::open().unwrap();
+        for kind in [IdKind::Uid, IdKind::Gid] {
+            assert!(!proc.id_map(std::process::id(), kind).unwrap().is_empty());
+        }
     }
 
     #[test]

@@ -28,7 +28,7 @@ const INITIAL_NAMESPACE: &str = "cgroup:[4026531835]";
 
 /// One hierarchy.
 #[derive(Debug)]
-pub(super) struct Hierarchy {
+pub(crate) struct Hierarchy {
     /// [`CGROUP2`], or the v1 controllers as `/proc/self/cgroup` has them.
     pub name: String,
     /// v1 or v2.
@@ -53,7 +53,7 @@ pub(super) struct Hierarchy {
 
 /// All hierarchies of the host.
 #[derive(Debug)]
-pub(super) struct Hierarchies {
+pub(crate) struct Hierarchies {
     /// Those of v1, ordered by name.
     pub v1: Vec<Hierarchy>,
     /// The one of v2, which every host has.
@@ -92,7 +92,7 @@ impl Hierarchy {
 }
 
 /// What comes after `above` in `path`; `None` if it is not below it.
-pub(super) fn strip<'p>(path: &'p str, above: &str) -> Option<&'p str> {
+pub(crate) fn strip<'p>(path: &'p str, above: &str) -> Option<&'p str> {
     let rest = path.strip_prefix(above.trim_end_matches('/'))?;
     (rest.is_empty() || rest.starts_with('/')).then(|| rest.trim_start_matches('/'))
 }

@@ -43,5 +43,8 @@ mod tests;
 pub use attach::Attached;
 pub use error::CgroupError;
 pub use events::OomWatch;
+pub(crate) use hierarchy::{Hierarchies, Hierarchy};
 pub use make::Delegation;
+pub(crate) use mounts::Kind;
 pub use tree::{HostKind, Tree};
+pub(crate) use walk::{Visit, walk};

@@ -4,7 +4,7 @@
 
 /// The kind of a cgroup file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// One v1 hierarchy.
     V1,
     /// The one v2 hierarchy.

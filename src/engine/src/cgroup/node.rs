@@ -24,7 +24,7 @@ const CHUNK: usize = 64 * 1024;
 
 /// A cgroup in one hierarchy.
 #[derive(Debug)]
-pub(super) struct Node {
+pub(crate) struct Node {
     dir: Dir,
     path: String,
 }

@@ -131,6 +131,11 @@ impl Tree {
         self.kind
     }
 
+    /// The hierarchies of the host.
+    pub(crate) fn host(&self) -> &Hierarchies {
+        &self.hierarchies
+    }
+
     /// The processes of the host.
     pub fn proc(&self) -> &ProcFs {
         &self.proc

@@ -17,7 +17,7 @@ use super::node::{children, is_missing};
 const WINDOW: usize = 64;
 
 /// One step of a walk.
-pub(super) enum Visit<'a> {
+pub(crate) enum Visit<'a> {
     /// Before what is below the cgroup is looked at.
     Enter {
         /// Its directory.
@@ -44,7 +44,7 @@ struct Frame {
 ///
 /// `Enter` comes before the cgroup's children are listed: what it does to the directory (taking it from its owner) holds
 /// for the listing.
-pub(super) fn walk<E: From<io::Error>>(
+pub(crate) fn walk<E: From<io::Error>>(
     top: &Dir,
     mut visit: impl FnMut(Visit<'_>) -> Result<(), E>,
 ) -> Result<(), E> {

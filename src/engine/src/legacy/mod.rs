@@ -1,16 +1,48 @@
 //! CGManager's interface: its calls, carried out under the rules of `docs/cgmanager.md`.
 //!
 //! May touch: cgroupfs below the cgroup of whoever asks, as far as the bits there let him, and processes that he may move.
+//! One set of rules for all calls; what is here only translates.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`controllers`], [`path`], [`key`] | what the words of a call mean; pure |
+//! | [`actor`] | who asks and who it is about, and what the kernel's bits let them |
+//! | [`call`] | hierarchies and cgroups of one call |
+//! | [`make`], [`own`], [`procs`], [`values`] | the methods |
+//! | [`ledger`] | what an account has made |
 
-use std::sync::Arc;
+mod actor;
+mod call;
+mod controllers;
+mod fault;
+mod key;
+mod ledger;
+mod make;
+mod own;
+mod path;
+mod procs;
+#[cfg(test)]
+mod tests;
+mod values;
 
-use cgrant_wire::{Legacy, LegacyCall, Refusal, RefusalCode, Surface};
+use std::{cell::Cell, sync::Arc};
 
+use cgrant_policy::Request;
+use cgrant_sys::{Pidfd, namespace::UsernsFd};
+use cgrant_wire::{Answer, Legacy, LegacyAnswer, LegacyCall, Place, Refusal, RefusalCode, Surface};
+
+use self::{actor::Actor, call::Call, fault::Fault, path::Wanted};
 use crate::{
+    cgroup::Hierarchies,
     connection::Caller,
     engine::{Engine, Outcome},
     ops::check::Descriptors,
 };
+
+pub use ledger::Ledger;
+
+/// The rule that refusals name which CGManager does not have.
+const RULE: &str = "built-in legacy";
 
 /// What a call asks for, in the words of the log.
 pub fn word(call: &LegacyCall) -> &'static str {
@@ -58,12 +90,214 @@ pub fn about(call: &LegacyCall) -> String {
 ///
 /// # Errors
 /// The refusal. It names a rule if it is one that CGManager does not have.
-pub fn perform(_engine: &Engine, caller: &Arc<Caller>, legacy: &Legacy, fds: Descriptors) -> Outcome {
+pub fn perform(engine: &Engine, caller: &Arc<Caller>, legacy: &Legacy, fds: Descriptors) -> Outcome {
+    if caller.surface != Surface::Legacy {
+        return Err(Refusal::new(
+            RefusalCode::Unsupported,
+            "calls of CGManager's interface come by its own socket",
+        )
+        .rule(RULE));
+    }
+    engine.authorize_silently(caller, &Request::Legacy)?;
     fds.finish()?;
-    let reason = if caller.surface == Surface::Legacy {
-        format!("the call {} is not served yet", word(&legacy.call))
-    } else {
-        "calls of CGManager's interface come by its own socket".to_owned()
+    if legacy.exchange.is_some() {
+        return Err(unserved(&legacy.call));
+    }
+    plain(engine, caller, &legacy.call).map(|answer| (Answer::Legacy(answer), Vec::new()))
+}
+
+fn unserved(call: &LegacyCall) -> Refusal {
+    Refusal::new(RefusalCode::Unsupported, format!("the call {} is not served yet", word(call))).rule(RULE)
+}
+
+/// A call whose requestor is the connection's peer.
+fn plain(engine: &Engine, caller: &Caller, call: &LegacyCall) -> Result<LegacyAnswer, Refusal> {
+    let hierarchies = engine.tree.host();
+    if matches!(call, LegacyCall::Controllers) {
+        return Ok(LegacyAnswer::Names(controllers(hierarchies)));
+    }
+    let process = caller.process.as_ref().ok_or(Fault::Gone)?;
+    let process = process.try_clone().map_err(|_| Fault::Gone)?;
+    let requestor =
+        Actor::new(engine.tree.proc(), process, caller.uid.0, caller.gid.0, caller.groups.clone())?;
+    let actors = Call { hierarchies, requestor: &requestor, proxy: &requestor, plain: true };
+    carry_out(engine, caller, &actors, call)
+}
+
+/// What the host's hierarchies are called, sorted.
+fn controllers(hierarchies: &Hierarchies) -> Vec<String> {
+    let mut names: Vec<String> = hierarchies.v1.iter().map(|hierarchy| hierarchy.name.clone()).collect();
+    names.sort_unstable();
+    names
+}
+
+fn carry_out(
+    engine: &Engine,
+    caller: &Caller,
+    actors: &Call<'_>,
+    call: &LegacyCall,
+) -> Result<LegacyAnswer, Refusal> {
+    let done = |_| LegacyAnswer::Done;
+    let answer = match call {
+        LegacyCall::GetValue { place, key } => {
+            LegacyAnswer::Text(actors.value(actors.one(&place.controllers)?, &place.path, key)?)
+        }
+        LegacyCall::SetValue { place, key, value } => {
+            actors.set_value(actors.one(&place.controllers)?, &place.path, key, value).map(done)?
+        }
+        LegacyCall::Children(place) => {
+            LegacyAnswer::Names(actors.children(actors.one(&place.controllers)?, &place.path)?)
+        }
+        LegacyCall::Keys(place) => {
+            LegacyAnswer::Keys(actors.keys(actors.one(&place.controllers)?, &place.path)?)
+        }
+        LegacyCall::Tasks { place, recursive } => LegacyAnswer::Tasks(tasks(actors, place, *recursive)?),
+        LegacyCall::Create(place) => LegacyAnswer::Existed(create(engine, caller, actors, place)?),
+        LegacyCall::Remove { place, recursive } => {
+            let wanted = Wanted::parse(&place.path)?;
+            let removed =
+                actors.each(&place.controllers, |hierarchy| actors.remove(hierarchy, &wanted, *recursive))?;
+            LegacyAnswer::Existed(removed.contains(&true))
+        }
+        LegacyCall::Chmod { place, file, mode } => {
+            let wanted = Wanted::parse(&place.path)?;
+            actors
+                .each(&place.controllers, |hierarchy| actors.chmod(hierarchy, &wanted, file, *mode))
+                .map(|_| LegacyAnswer::Done)?
+        }
+        LegacyCall::Chown { place, ids } => return chown(engine, actors, place, *ids),
+        LegacyCall::PidCgroup { controllers, absolute, pid } => {
+            let hierarchy = actors.one(controllers)?;
+            let Some(victim) = numbered(engine, actors, *pid)? else {
+                return Ok(LegacyAnswer::OtherNamespace);
+            };
+            LegacyAnswer::Text(actors.pid_cgroup(hierarchy, &victim, *absolute)?)
+        }
+        LegacyCall::MovePid { place, absolute, pid } => {
+            let Some(victim) = numbered(engine, actors, *pid)? else {
+                return Ok(LegacyAnswer::OtherNamespace);
+            };
+            move_process(actors, place, &victim, *absolute).map(done)?
+        }
+        LegacyCall::Controllers
+        | LegacyCall::RemoveOnEmpty(_)
+        | LegacyCall::Prune(_)
+        | LegacyCall::ShowTasks { .. }
+        | LegacyCall::SendRoom { .. } => return Err(unserved(call)),
     };
-    Err(Refusal::new(RefusalCode::Unsupported, reason).rule("built-in legacy"))
+    Ok(answer)
+}
+
+/// `GetTasks` has one hierarchy; `GetTasksRecursive` several, of which it gives all tasks together.
+fn tasks(actors: &Call<'_>, place: &Place, recursive: bool) -> Result<Vec<u32>, Fault> {
+    if !recursive {
+        return actors.tasks(actors.one(&place.controllers)?, &place.path, false);
+    }
+    let found = actors.each(&place.controllers, |hierarchy| actors.tasks(hierarchy, &place.path, true))?;
+    let mut tasks = found.concat();
+    tasks.sort_unstable();
+    tasks.dedup();
+    Ok(tasks)
+}
+
+/// Makes a cgroup in each hierarchy of a list; was it there in any?
+///
+/// An attacker wants to fill the kernel's memory with cgroups: each one is judged by the account's quotas before it is made.
+fn create(engine: &Engine, caller: &Caller, actors: &Call<'_>, place: &Place) -> Result<bool, Refusal> {
+    let wanted = Wanted::parse(&place.path)?;
+    let account = caller.charged();
+    let refused = Cell::new(None);
+    let existed = actors.each(&place.controllers, |hierarchy| {
+        let above = actors.requestor.cgroup(hierarchy)?;
+        let more = |depth: usize| {
+            let judged = judge_cgroup(engine, caller, depth);
+            judged.map_err(|refusal| {
+                refused.set(Some(refusal));
+                Fault::Quota
+            })?;
+            let names = above.iter().chain(&wanted.names).take(depth).cloned().collect();
+            engine.ledger.made(account, &hierarchy.name, names);
+            Ok(())
+        };
+        actors.create(hierarchy, &wanted, &more)
+    });
+    match (existed, refused.take()) {
+        (Err(Fault::Quota), Some(refusal)) => Err(refusal),
+        (existed, _) => Ok(existed?.contains(&true)),
+    }
+}
+
+/// Asks policy for one cgroup more. What is gone of those that were made before does not count.
+fn judge_cgroup(engine: &Engine, caller: &Caller, depth: usize) -> Result<(), Refusal> {
+    let request = Request::LegacyCgroup { depth };
+    if engine.judge(caller, &request).is_ok() {
+        return Ok(());
+    }
+    let hierarchies = engine.tree.host();
+    engine.ledger.sweep(caller.charged(), |name, names| {
+        let hierarchy = hierarchies.all().find(|hierarchy| hierarchy.name == name);
+        hierarchy.is_some_and(|hierarchy| call::open(hierarchy, names).is_ok())
+    });
+    engine.judge(caller, &request)
+}
+
+/// Gives a cgroup away. The ids of a plain call are the host's, so it has to come from the host's user namespace.
+fn chown(
+    engine: &Engine,
+    actors: &Call<'_>,
+    place: &Place,
+    ids: Option<(i32, i32)>,
+) -> Result<LegacyAnswer, Refusal> {
+    let wanted = Wanted::parse(&place.path)?;
+    let Some((uid, gid)) = ids else { return Err(Fault::Denied.into()) };
+    let (Ok(uid), Ok(gid)) = (u32::try_from(uid), u32::try_from(gid)) else {
+        return Err(Fault::Denied.into());
+    };
+    let namespace = actors.requestor.process().user_namespace().map_err(|_| Fault::Gone)?;
+    let namespace = UsernsFd::from_fd(namespace).map_err(|_| Fault::Gone)?;
+    if namespace.id().map_err(|_| Fault::Gone)? != engine.own_userns {
+        return Ok(LegacyAnswer::OtherNamespace);
+    }
+    actors.each(&place.controllers, |hierarchy| actors.chown(hierarchy, &wanted, (uid, gid)))?;
+    Ok(LegacyAnswer::Done)
+}
+
+/// Moves a process in every hierarchy of a list; what fails in one is the answer when all were tried. The hierarchy that
+/// is never handed over does not count, if there are others.
+fn move_process(actors: &Call<'_>, place: &Place, victim: &Actor<'_>, absolute: bool) -> Result<(), Fault> {
+    let wanted = Wanted::parse(&place.path)?;
+    let mut failed = None;
+    let tried = actors.each(&place.controllers, |hierarchy| {
+        match actors.move_process(hierarchy, &wanted, victim, absolute) {
+            Err(fault @ Fault::Devices) => Err(fault),
+            Err(fault) => {
+                failed = Some(fault);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    });
+    match failed {
+        Some(fault) => Err(fault),
+        None => tried.map(|_| ()),
+    }
+}
+
+/// The process of a number in a plain call; `None` if the caller's pid namespace is not ours, where its numbers mean others.
+///
+/// An attacker wants a number to mean another process than it named: there is no way to tell with numbers, so everything
+/// that counts is asked of the process that the number has now, under its pidfd.
+fn numbered<'e>(
+    engine: &'e Engine,
+    actors: &Call<'_>,
+    pid: Option<i32>,
+) -> Result<Option<Actor<'e>>, Refusal> {
+    let proc = engine.tree.proc();
+    if !actors.requestor.shares_pid_namespace()? {
+        return Ok(None);
+    }
+    let pid = pid.and_then(|pid| u32::try_from(pid).ok()).ok_or(Fault::Gone)?;
+    let process = Pidfd::open(pid).map_err(|_| Fault::Gone)?;
+    let info = process.info().map_err(|_| Fault::Gone)?;
+    Ok(Some(Actor::new(proc, process, info.ruid, info.rgid, Vec::new())?))
 }

@@ -1,0 +1,161 @@
+//! Who asks, who passes it on, and who it is about: what the kernel says of them, and what follows for cgroups and processes.
+
+use std::cell::OnceCell;
+
+use cgrant_sys::{
+    Pidfd, PidfdInfo, ProcFs,
+    process::{IdExtent, IdKind},
+};
+use rustix::fs::Stat;
+
+use super::{fault::Fault, path::components};
+use crate::cgroup::{Hierarchy, Kind};
+
+/// What is wanted of a directory or file; the bits of one class of a mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// To read it.
+    Read = 4,
+    /// To write in it.
+    Write = 2,
+    /// To make something in it.
+    Change = 6,
+    /// To pass through it.
+    Search = 1,
+}
+
+/// A process that a call comes from or is about.
+pub struct Actor<'p> {
+    proc: &'p ProcFs,
+    process: Pidfd,
+    pid: u32,
+    /// Its uid, as the kernel told with the connection or the message; not what the process has become.
+    pub uid: u32,
+    /// Its gid, likewise.
+    pub gid: u32,
+    /// Its supplementary groups, if they were told.
+    groups: Vec<u32>,
+    cgroups: Vec<(String, String)>,
+    map: OnceCell<Vec<IdExtent>>,
+}
+
+impl<'p> Actor<'p> {
+    /// An actor with these ids.
+    ///
+    /// An attacker wants to be taken to be in a cgroup that it is not in: the pid is that of a process whose pidfd was
+    /// held while it connected or sent, and which lives when `/proc` has told its cgroups.
+    ///
+    /// # Errors
+    /// [`Fault::Gone`].
+    pub fn new(
+        proc: &'p ProcFs,
+        process: Pidfd,
+        uid: u32,
+        gid: u32,
+        groups: Vec<u32>,
+    ) -> Result<Self, Fault> {
+        let gone = |_| Fault::Gone;
+        let pid = process.pid().map_err(gone)?;
+        let cgroups = proc.cgroups(pid).map_err(gone)?;
+        if !process.is_alive().map_err(gone)? {
+            return Err(Fault::Gone);
+        }
+        Ok(Self { proc, process, pid, uid, gid, groups, cgroups, map: OnceCell::new() })
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Is its pid namespace ours, so that its numbers of processes are those that we see?
+    ///
+    /// # Errors
+    /// [`Fault::Gone`].
+    pub fn shares_pid_namespace(&self) -> Result<bool, Fault> {
+        let gone = |_| Fault::Gone;
+        let own = self.proc.pid_namespace(std::process::id()).map_err(gone)?;
+        let its = self.proc.pid_namespace(self.pid).map_err(gone)?;
+        Ok(self.process.is_alive().map_err(gone)? && own == its)
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Pidfd {
+        &self.process
+    }
+
+    /// The names on the way to its cgroup in a hierarchy, from the root of our cgroup namespace.
+    ///
+    /// An attacker wants to be taken to be in the root: `/proc` says so of every process whose first thread has ended, in v1
+    /// hierarchies, while its others live. Nobody is believed to be in the root whose first thread is not seen alive after.
+    ///
+    /// # Errors
+    /// [`Fault::Gone`] if it has ended, its first thread has, or its cgroup lies outside or is removed;
+    /// [`Fault::NoCgroup`] if `/proc` does not have the hierarchy.
+    pub fn cgroup(&self, hierarchy: &Hierarchy) -> Result<Vec<String>, Fault> {
+        let place = self.cgroups.iter().find(|(name, _)| *name == hierarchy.name);
+        let (_, path) = place.ok_or(Fault::NoCgroup)?;
+        if path.starts_with("/..") || path.ends_with(" (deleted)") {
+            return Err(Fault::Gone);
+        }
+        if path == "/" && hierarchy.kind == Kind::V1 {
+            let stat = self.proc.stat(self.pid).map_err(|_| Fault::Gone)?;
+            if stat.exiting || !self.process.is_alive().map_err(|_| Fault::Gone)? {
+                return Err(Fault::Gone);
+            }
+        }
+        Ok(components(path))
+    }
+
+    /// May it do this to what has this owner and mode?
+    ///
+    /// An attacker wants at what another one owns: its bits decide, as the kernel's own check would, but that root of a user
+    /// namespace is let to whatever belongs to a uid of that namespace.
+    pub fn may(&self, stat: &Stat, access: Access) -> bool {
+        self.uid == 0 || self.bits_let(stat, access) || self.is_root_over(stat.st_uid)
+    }
+
+    fn bits_let(&self, stat: &Stat, access: Access) -> bool {
+        let class = if self.uid == stat.st_uid {
+            stat.st_mode >> 6
+        } else if self.gid == stat.st_gid || self.groups.contains(&stat.st_gid) {
+            stat.st_mode >> 3
+        } else {
+            stat.st_mode
+        };
+        class & access as u32 == access as u32
+    }
+
+    /// Is it uid 0 in its user namespace, and has that one this uid?
+    pub fn is_root_over(&self, uid: u32) -> bool {
+        self.uid == 0 || (self.inside(self.uid) == Some(0) && self.inside(uid).is_some())
+    }
+
+    /// What a uid is called in its user namespace.
+    pub fn inside(&self, uid: u32) -> Option<u32> {
+        self.map.get_or_init(|| self.read_map(IdKind::Uid)).iter().find_map(|extent| extent.inside(uid))
+    }
+
+    /// What a gid is called in its user namespace.
+    pub fn gid_map(&self) -> Vec<IdExtent> {
+        self.read_map(IdKind::Gid)
+    }
+
+    /// The map of its user namespace; empty, so that it is root over nobody, if it has ended.
+    fn read_map(&self, kind: IdKind) -> Vec<IdExtent> {
+        let map = self.proc.id_map(self.pid, kind).unwrap_or_default();
+        if self.process.is_alive().unwrap_or(false) { map } else { Vec::new() }
+    }
+
+    /// May it move a process?
+    ///
+    /// An attacker wants to freeze or starve what belongs to another one: all uids of the process have to be its own, the
+    /// effective and the saved one too, so that a program that runs with more rights than its user has is not the user's;
+    /// or all have to be in the user namespace that it is root of.
+    pub fn may_move(&self, victim: &PidfdInfo) -> bool {
+        let uids = [victim.ruid, victim.euid, victim.suid];
+        self.uid == 0
+            || uids.iter().all(|uid| *uid == self.uid)
+            || uids.iter().all(|uid| self.is_root_over(*uid))
+    }
+}

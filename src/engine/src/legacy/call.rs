@@ -1,0 +1,186 @@
+//! One call: its actors, the hierarchies it is about, and opening the cgroups that it names.
+//!
+//! Every cgroup is reached one component after the other from one that the kernel says an actor is in, and every check looks
+//! at the directory or file that is acted upon, never at a path.
+
+use cgrant_sys::Dir;
+use rustix::fs::{Stat, fstat};
+
+use super::{
+    actor::{Access, Actor},
+    controllers,
+    fault::Fault,
+    path::{self, Wanted},
+};
+use crate::cgroup::{Hierarchies, Hierarchy, Kind};
+
+/// The hierarchy that is never handed over.
+const DEVICES: &str = "devices";
+
+/// A call's actors and the host's hierarchies.
+pub struct Call<'a> {
+    /// All hierarchies.
+    pub hierarchies: &'a Hierarchies,
+    /// Who asks.
+    pub requestor: &'a Actor<'a>,
+    /// Who passes it on; the requestor itself in a plain call.
+    pub proxy: &'a Actor<'a>,
+    /// Is it a plain call?
+    pub plain: bool,
+}
+
+/// A cgroup that a call names.
+pub struct Target {
+    /// Its directory.
+    pub dir: Dir,
+    /// Owner and mode of the directory.
+    pub stat: Stat,
+}
+
+impl Target {
+    /// The directory and whose it is.
+    ///
+    /// # Errors
+    /// Those of `fstat(2)`.
+    pub fn new(dir: Dir) -> Result<Self, Fault> {
+        let stat = stat(&dir)?;
+        Ok(Self { dir, stat })
+    }
+}
+
+/// Owner and mode of what is open.
+///
+/// # Errors
+/// Those of `fstat(2)`.
+pub fn stat(open: impl std::os::fd::AsFd) -> Result<Stat, Fault> {
+    fstat(open).map_err(|errno| Fault::kernel("to look at a cgroup")(errno.into()))
+}
+
+impl<'a> Call<'a> {
+    /// The hierarchies that clients know of, in a fixed order.
+    pub fn known(&self) -> Vec<&'a Hierarchy> {
+        self.hierarchies.v1.iter().collect()
+    }
+
+    /// The one hierarchy that an argument stands for.
+    ///
+    /// # Errors
+    /// [`Fault::Controllers`].
+    pub fn one(&self, wanted: &str) -> Result<&'a Hierarchy, Fault> {
+        let known = self.known();
+        let names: Vec<&str> = known.iter().map(|hierarchy| hierarchy.name.as_str()).collect();
+        let place = controllers::one(wanted, &names)?;
+        known.get(place).copied().ok_or(Fault::NoCgroup)
+    }
+
+    /// The hierarchies that an argument stands for.
+    ///
+    /// # Errors
+    /// [`Fault::Controllers`].
+    pub fn many(&self, wanted: &str) -> Result<Vec<&'a Hierarchy>, Fault> {
+        let known = self.known();
+        let names: Vec<&str> = known.iter().map(|hierarchy| hierarchy.name.as_str()).collect();
+        let places = controllers::many(wanted, &names)?;
+        Ok(places.into_iter().filter_map(|place| known.get(place).copied()).collect())
+    }
+
+    /// Does something in each hierarchy of a list, until one fails. A cgroup that the requestor may not touch is passed over,
+    /// as in CGManager; but if all were, that is the answer.
+    ///
+    /// # Errors
+    /// The first fault that is not passed over, or the last one if all were.
+    pub fn each<T>(
+        &self,
+        wanted: &str,
+        mut act: impl FnMut(&'a Hierarchy) -> Result<T, Fault>,
+    ) -> Result<Vec<T>, Fault> {
+        let (mut done, mut passed_over) = (Vec::new(), None);
+        for hierarchy in self.many(wanted)? {
+            match act(hierarchy) {
+                Ok(outcome) => done.push(outcome),
+                Err(fault) if fault.is_passed_over() => passed_over = Some(fault),
+                Err(fault) => return Err(fault),
+            }
+        }
+        match passed_over {
+            Some(fault) if done.is_empty() => Err(fault),
+            _ => Ok(done),
+        }
+    }
+
+    /// Refuses to give anything of the devices hierarchy to anybody but root.
+    ///
+    /// # Errors
+    /// [`Fault::Devices`].
+    pub fn may_hand_over(&self, hierarchy: &Hierarchy) -> Result<(), Fault> {
+        let devices = hierarchy.kind == Kind::V1 && hierarchy.name.split(',').any(|name| name == DEVICES);
+        if devices && self.requestor.uid != 0 { Err(Fault::Devices) } else { Ok(()) }
+    }
+
+    /// The directory of the requestor's own cgroup.
+    ///
+    /// # Errors
+    /// Those of [`Actor::cgroup`] and of opening it.
+    pub fn own_cgroup(&self, hierarchy: &Hierarchy) -> Result<Dir, Fault> {
+        open(hierarchy, &self.requestor.cgroup(hierarchy)?)
+    }
+
+    /// A cgroup below the requestor's own, for what changes something.
+    ///
+    /// # Errors
+    /// [`Fault::NoCgroup`]; [`Fault::Denied`] if the requestor may not pass through one on the way.
+    pub fn below_own(&self, hierarchy: &Hierarchy, names: &[String]) -> Result<Target, Fault> {
+        self.descend(self.own_cgroup(hierarchy)?, names)
+    }
+
+    /// A cgroup that the requestor reads, and may read: below its own, or by a path from the root that leads below the proxy's.
+    ///
+    /// An attacker wants to read other people's cgroups: neither names nor links lead out of the proxy's cgroup, component by
+    /// component, and the bits of the cgroup decide.
+    ///
+    /// # Errors
+    /// [`Fault::Path`], [`Fault::NoCgroup`], [`Fault::Denied`].
+    pub fn readable(&self, hierarchy: &Hierarchy, path: &str) -> Result<Target, Fault> {
+        let wanted = Wanted::parse(path)?;
+        let proxy = self.proxy.cgroup(hierarchy)?;
+        let target = if wanted.absolute {
+            let names = path::below(&wanted.names, &proxy).ok_or(Fault::Denied)?;
+            self.descend(open(hierarchy, &proxy)?, names)?
+        } else {
+            let own = self.requestor.cgroup(hierarchy)?;
+            path::below(&own, &proxy).ok_or(Fault::Denied)?;
+            self.descend(open(hierarchy, &own)?, &wanted.names)?
+        };
+        self.need(&target.stat, Access::Read)?;
+        Ok(target)
+    }
+
+    /// From one cgroup to another below it.
+    ///
+    /// # Errors
+    /// As [`below_own`](Self::below_own).
+    pub fn descend(&self, from: Dir, names: &[String]) -> Result<Target, Fault> {
+        let mut target = Target::new(from)?;
+        for name in names {
+            self.need(&target.stat, Access::Search)?;
+            target = Target::new(target.dir.open_dir(name).map_err(Fault::kernel("to open a cgroup"))?)?;
+        }
+        Ok(target)
+    }
+
+    /// Refuses what the bits do not let the requestor.
+    ///
+    /// # Errors
+    /// [`Fault::Denied`].
+    pub fn need(&self, stat: &Stat, access: Access) -> Result<(), Fault> {
+        if self.requestor.may(stat, access) { Ok(()) } else { Err(Fault::Denied) }
+    }
+}
+
+/// Opens a cgroup by the names on the way from the root of our cgroup namespace.
+///
+/// # Errors
+/// [`Fault::NoCgroup`]; what the kernel refuses.
+pub fn open(hierarchy: &Hierarchy, names: &[String]) -> Result<Dir, Fault> {
+    hierarchy.open(&format!("/{}", names.join("/"))).map_err(Fault::kernel("to open a cgroup"))
+}

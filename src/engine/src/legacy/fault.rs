@@ -1,0 +1,86 @@
+//! Why a call of CGManager's interface was not carried out.
+
+use std::io;
+
+use cgrant_wire::{Refusal, RefusalCode};
+use rustix::io::Errno;
+
+use super::RULE;
+
+/// Why a call, or its part in one hierarchy, was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// Not the name of a hierarchy, or names of several where one is wanted.
+    #[error("{0} is no controller of this host, or stands for several hierarchies where one is wanted")]
+    Controllers(String),
+    /// The path has a form that is not allowed.
+    #[error("the path of a cgroup is relative, has no `..` in it, and no part longer than 255 bytes")]
+    Path,
+    /// The name of a file has a form that is not allowed, or is no file.
+    #[error("{0} is not the name of a file of the cgroup")]
+    File(String),
+    /// There is no such cgroup.
+    #[error("there is no such cgroup")]
+    NoCgroup,
+    /// The permission bits do not let the requestor. In a list of controllers the others go on.
+    #[error("permission denied")]
+    Denied,
+    /// An actor has ended, or its cgroup can't be told.
+    #[error("the process has ended")]
+    Gone,
+    /// The process lies outside of the cgroup that the requestor may speak of.
+    #[error("the process lies outside of the requestor's cgroup")]
+    Outside,
+    /// The file is not written by this interface, whoever asks.
+    #[error("the file {0} is not written over this interface")]
+    Key(String),
+    /// The hierarchy is never handed over.
+    #[error("cgroups of the devices hierarchy are never handed to anybody but root")]
+    Devices,
+    /// The account may have no more cgroups, or none so deep.
+    #[error("a quota of the account is used up")]
+    Quota,
+    /// The kernel refused.
+    #[error("the kernel refuses {doing}: {source}")]
+    Kernel {
+        /// What was tried.
+        doing: &'static str,
+        /// Its words.
+        source: io::Error,
+    },
+}
+
+impl Fault {
+    /// For `map_err`: what the kernel refuses while `doing`. What is not there, and who is gone, is said as such.
+    pub fn kernel(doing: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| match Errno::from_io_error(&source) {
+            Some(Errno::NOENT | Errno::NODEV) => Self::NoCgroup,
+            Some(Errno::SRCH) => Self::Gone,
+            _ => Self::Kernel { doing, source },
+        }
+    }
+
+    /// Is it one that lists of controllers pass over?
+    pub fn is_passed_over(&self) -> bool {
+        matches!(self, Self::Denied | Self::Devices)
+    }
+}
+
+impl From<Fault> for Refusal {
+    fn from(fault: Fault) -> Self {
+        let code = match &fault {
+            Fault::Denied | Fault::Outside | Fault::Key(_) | Fault::Devices => RefusalCode::NotAuthorized,
+            Fault::Controllers(_) | Fault::File(_) => RefusalCode::InvalidArgument,
+            Fault::Path => RefusalCode::InvalidName,
+            Fault::NoCgroup => RefusalCode::NoSuchCgroup,
+            Fault::Gone => RefusalCode::NoSuchProcess,
+            Fault::Quota => RefusalCode::QuotaExceeded,
+            Fault::Kernel { .. } => RefusalCode::KernelRefused,
+        };
+        let refusal = Self::new(code, fault.to_string());
+        match fault {
+            Fault::Key(_) | Fault::Devices | Fault::Quota => refusal.rule(RULE),
+            _ => refusal,
+        }
+    }
+}
