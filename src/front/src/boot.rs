@@ -4,7 +4,10 @@ use std::{fs, os::fd::OwnedFd, process::ExitCode, rc::Rc, time::Duration};
 
 use cgrant_proto::names::bus_name;
 use cgrant_sys::{Channel, ChannelError, inherited};
-use cgrant_wire::boot::{CONTROL_FD, FromChild, FrontBoot, FrontKind, ToChild};
+use cgrant_wire::{
+    Surface,
+    boot::{CONTROL_FD, FromChild, FrontBoot, FrontKind, ToChild},
+};
 use tokio::{
     task::{LocalSet, spawn_local},
     time::{sleep, timeout},
@@ -17,9 +20,11 @@ use crate::{
     contract::{Contract, ContractError},
     core::Core,
     handshake::HandshakeError,
+    legacy::LegacyPeers,
     link::{AsyncChannel, Engine, Incoming, LinkError},
     log,
     peers::Peers,
+    session::Peer,
     wait::Patience,
 };
 
@@ -124,7 +129,10 @@ async fn serve(
     let channel = Rc::new(AsyncChannel::new(engine).map_err(LinkError::from)?);
     let (engine, sending) = Engine::new(Rc::clone(&channel));
     let core = Core::new(contract, Rc::clone(&engine), machine_id);
-    let peers = Rc::new(Peers::new(Rc::clone(&core)));
+    let doors = Doors {
+        peers: Rc::new(Peers::new(Rc::clone(&core))),
+        legacy: Rc::new(LegacyPeers::new(Rc::clone(&core))),
+    };
     match boot.kind {
         FrontKind::Socket => ready(&control).await?,
         FrontKind::Bus => {
@@ -135,7 +143,7 @@ async fn serve(
     }
     tokio::select! {
         error = sending => ended(error),
-        result = receive(&channel, &core, &peers) => result.or_else(ended),
+        result = receive(&channel, &core, &doors) => result.or_else(ended),
         result = obey(&control, &engine) => result,
     }
 }
@@ -152,11 +160,23 @@ async fn ready(control: &AsyncChannel) -> Result<(), LinkError> {
     control.send(&cgrant_wire::encode(&FromChild::Ready)?, &[]).await
 }
 
+/// The interfaces that connections come to, each by a listener of the engine's.
+struct Doors {
+    peers: Rc<Peers>,
+    legacy: Rc<LegacyPeers>,
+}
+
 /// Takes what the engine sends, to its end.
-async fn receive(channel: &AsyncChannel, core: &Core, peers: &Rc<Peers>) -> Result<(), LinkError> {
+async fn receive(channel: &AsyncChannel, core: &Core, doors: &Doors) -> Result<(), LinkError> {
     while let Some(received) = channel.receive().await? {
         match core.engine.take(received)? {
-            Some(Incoming::Connected { connection, uid, socket }) => peers.serve(connection, uid, socket),
+            Some(Incoming::Connected { connection, surface, uid, account, socket }) => {
+                let peer = Peer { connection, uid };
+                match surface {
+                    Surface::Native => doors.peers.serve(peer, socket),
+                    Surface::Legacy => doors.legacy.serve(peer, account, socket),
+                }
+            }
             Some(Incoming::Event(event)) => {
                 // Who has had an answer may have called again: that goes on first, signals are nothing that anybody waits for.
                 // Nothing more is taken from the engine before they are sent, so answers don't overtake them.

@@ -2,11 +2,12 @@
 //!
 //! An attacker wants the front to wait. Closing a file of a FUSE file system waits for its server, which may be the sender,
 //! for as long as it likes; not even SIGKILL ends that. So of what arrives only pidfds, user, network and mount namespaces, and
-//! directories that were opened as such are kept. Anything else is handed to a thread that closes it, and an empty event descriptor takes its place, which the engine then refuses
+//! directories that were opened as such are kept, and over CGManager's socket only UNIX sockets. Anything else is handed to a thread that closes it, and an empty event descriptor takes its place, which the engine then refuses
 //! by name. The threads that have not finished are counted to the uid; past a few it is served no more until they have.
 //!
 //! Closing a directory or a mount namespace waits for nobody, but the last who does may have to take apart what the sender has
-//! mounted. So these are [`Pins`] too, which outlive their message and are closed where nobody waits.
+//! mounted; who closes a UNIX socket last closes the descriptors in messages that nobody has received. So these are [`Pins`] too,
+//! which outlive their message and are closed where nobody waits.
 
 use std::{
     collections::HashMap,
@@ -17,13 +18,17 @@ use std::{
 };
 
 use cgrant_sys::{close_aside, is_open_directory, kind_of};
-use rustix::net::RecvFlags;
+use rustix::net::{AddressFamily, RecvFlags, SocketType, sockopt};
 
 /// Closings of one uid that may be under way.
 const MAX_UNFINISHED: usize = 4;
 /// Closings of what came over a bus, whoever sent it: the bus daemon does not say. Far fewer than the tasks that the broker may
 /// have altogether (systemd's `TasksMax`), so that clients of a bus can't keep the engine from starting a thread.
 const MAX_UNFINISHED_OF_BUS: usize = 32;
+
+/// Closings of what one account sent over CGManager's socket: each of its Scm calls has one, and two sockets that were closed
+/// in order take a moment. More than it can have such calls, so that nobody who does nothing wrong ever has no room.
+const MAX_UNFINISHED_OF_LEGACY: usize = 128;
 
 /// How much is read at once of what is thrown away.
 const SCRATCH: usize = 4096;
@@ -54,18 +59,35 @@ pub struct Bin {
     castoffs: Castoffs,
     uid: u32,
     most: usize,
+    wanted: Wanted,
+}
+
+/// What operations take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// Those of the broker's own interface.
+    Native,
+    /// CGManager's Scm calls.
+    Sockets,
 }
 
 impl Castoffs {
     /// The part of `uid`.
     pub fn of(&self, uid: u32) -> Bin {
-        Bin { castoffs: self.clone(), uid, most: MAX_UNFINISHED }
+        Bin { castoffs: self.clone(), uid, most: MAX_UNFINISHED, wanted: Wanted::Native }
+    }
+
+    /// The part of an account that has come by CGManager's socket.
+    pub fn of_legacy(&self, account: u32) -> Bin {
+        let (uid, most) = (account, MAX_UNFINISHED_OF_LEGACY);
+        Bin { castoffs: self.clone(), uid, most, wanted: Wanted::Sockets }
     }
 
     /// The part of a bus. Its clients share one connection: whoever makes all of these wait stops the others' calls over the bus,
     /// though nobody's over the broker's own socket.
     pub fn of_bus() -> Bin {
-        Bin { castoffs: Self::default(), uid: u32::MAX, most: MAX_UNFINISHED_OF_BUS }
+        let (uid, most) = (u32::MAX, MAX_UNFINISHED_OF_BUS);
+        Bin { castoffs: Self::default(), uid, most, wanted: Wanted::Native }
     }
 }
 
@@ -84,6 +106,19 @@ impl Pins {
             self.fds.push(fd.try_clone()?);
         }
         Ok(())
+    }
+
+    /// What closes them.
+    pub const fn bin(&self) -> &Bin {
+        &self.bin
+    }
+
+    /// The one that there is; `None` if there are more or fewer.
+    pub fn only(&self) -> Option<&OwnedFd> {
+        match self.fds.as_slice() {
+            [fd] => Some(fd),
+            _ => None,
+        }
     }
 
     /// All so far; none are left.
@@ -147,7 +182,7 @@ impl Bin {
         let (mut kept, mut thrown) = (Vec::with_capacity(fds.len()), Vec::new());
         let mut failure = None;
         for fd in fds {
-            if let Some(is_slow) = slowness(&fd) {
+            if let Some(is_slow) = self.wanted.slowness(&fd) {
                 kept.push(Kept { fd, is_slow });
                 continue;
             }
@@ -165,15 +200,26 @@ impl Bin {
     }
 }
 
-/// May its last closing take a while? `None` of what no operation takes.
-fn slowness(fd: &OwnedFd) -> Option<bool> {
-    let name = kind_of(fd).unwrap_or_default();
-    match name.split_once(":[") {
-        _ if name == "anon_inode:[pidfd]" => Some(false),
-        Some(("user" | "net", _)) => Some(false),
-        Some(("mnt", _)) => Some(true),
-        _ => is_open_directory(fd).unwrap_or(false).then_some(true),
+impl Wanted {
+    /// May its last closing take a while? `None` of what no operation takes.
+    fn slowness(self, fd: &OwnedFd) -> Option<bool> {
+        let name = kind_of(fd).unwrap_or_default();
+        if self == Self::Sockets {
+            return (name.starts_with("socket:[") && is_exchange(fd)).then_some(true);
+        }
+        match name.split_once(":[") {
+            _ if name == "anon_inode:[pidfd]" => Some(false),
+            Some(("user" | "net", _)) => Some(false),
+            Some(("mnt", _)) => Some(true),
+            _ => is_open_directory(fd).unwrap_or(false).then_some(true),
+        }
     }
+}
+
+/// Is it a socket that credentials can come over?
+fn is_exchange(socket: &OwnedFd) -> bool {
+    sockopt::socket_domain(socket) == Ok(AddressFamily::UNIX)
+        && matches!(sockopt::socket_type(socket), Ok(SocketType::DGRAM | SocketType::STREAM))
 }
 
 #[cfg(test)]
@@ -224,6 +270,28 @@ mod tests {
         let names: Vec<String> = sifted.iter().map(|kept| kind_of(&kept.fd).unwrap()).collect();
         assert!(names[0].starts_with("/proc/"), "{names:?}");
         assert_eq!(names[1..], ["anon_inode:[eventfd]"; 2]);
+    }
+
+    #[test]
+    fn over_cgmanagers_socket_nothing_but_unix_sockets_is_kept() {
+        use std::os::unix::net::{UnixDatagram, UnixStream};
+        let bin = Castoffs::default().of_legacy(7);
+        let fds = vec![
+            UnixDatagram::unbound().unwrap().into(),
+            UnixStream::pair().unwrap().0.into(),
+            TcpListener::bind("127.0.0.1:0").unwrap().into(),
+            std::fs::File::open("/proc/self/ns/user").unwrap().into(),
+        ];
+        let sifted = bin.sift(fds).unwrap();
+        let are_sockets: Vec<_> =
+            sifted.iter().map(|kept| kind_of(&kept.fd).unwrap().starts_with("socket:[")).collect();
+        assert_eq!(are_sockets, [true, true, false, false]);
+        let mut pins = Pins::new(bin);
+        pins.add(&sifted).unwrap();
+        assert!(pins.only().is_none());
+        pins.take();
+        pins.add(&sifted[..1]).unwrap();
+        assert!(pins.only().is_some());
     }
 
     #[test]

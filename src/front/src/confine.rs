@@ -52,6 +52,9 @@ const BOTH: &[i64] = &[
     libc::SYS_shutdown,
 ];
 
+/// What the socket front does besides: it looks whose socket it is that came with an Scm call of CGManager's.
+const SOCKET: &[i64] = &[libc::SYS_getpeername, libc::SYS_getsockname];
+
 /// What the bus front does besides: it connects to the bus, waits for it to appear, names clients' processes.
 const BUS: &[i64] = &[
     libc::SYS_connect,
@@ -90,8 +93,9 @@ pub fn drop_rights(boot: &FrontBoot) -> Result<(), ConfineError> {
 /// [`ConfineError::Seccomp`].
 pub fn filter(kind: FrontKind) -> Result<(), ConfineError> {
     let mut allowed = [RUNTIME, BOTH].concat();
-    if kind == FrontKind::Bus {
-        allowed.extend(BUS);
-    }
+    allowed.extend(match kind {
+        FrontKind::Socket => SOCKET,
+        FrontKind::Bus => BUS,
+    });
     Ok(seccomp::apply(&allowed, Action::Refuse)?)
 }

@@ -16,7 +16,11 @@ pub const OWN: [&str; 6] = [
     include_str!("../../../dbus/org.cgrant.Broker1.Ids.xml"),
     include_str!("../../../dbus/org.cgrant.Broker1.Mounts.xml"),
 ];
+/// CGManager's interface.
+const LEGACY_XML: &str = include_str!("../../../dbus/org.linuxcontainers.cgmanager0_0.xml");
 
+/// Name of CGManager's interface.
+pub const LEGACY: &str = "org.linuxcontainers.cgmanager0_0";
 /// Introspection of an object.
 pub const INTROSPECTABLE: &str = "org.freedesktop.DBus.Introspectable";
 /// Is somebody there?
@@ -74,7 +78,7 @@ impl Contract {
     /// [`ContractError`].
     pub fn load() -> Result<Self, ContractError> {
         let mut interfaces = Vec::new();
-        for xml in OWN.iter().chain([&STANDARD]) {
+        for xml in OWN.iter().chain([&STANDARD, &LEGACY_XML]) {
             for interface in Node::from_reader(xml.as_bytes())?.interfaces() {
                 let name = interface.name().to_string();
                 let xml =

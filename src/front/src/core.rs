@@ -43,7 +43,8 @@ pub struct Core {
     pub calls: PerUid,
     /// What is said of calls that are refused here.
     pub refusals: Refusals,
-    machine_id: Option<String>,
+    /// The host's id.
+    pub machine_id: Option<String>,
 }
 
 /// A number of places for each uid, over all its connections.
@@ -140,18 +141,18 @@ impl Core {
 
 /// Runs what works on a caller's bytes. A panic there is a fault of ours, and the caller's answer says so; it must not
 /// take down the process that serves everybody.
-fn caught<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+pub fn caught<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
     // What is shared is only read, so a panic leaves nothing half-changed behind.
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(Fault::internal()))
 }
 
 /// What is needed to answer a call.
-fn prepared(message: &Message) -> Option<Call> {
+pub fn prepared(message: &Message) -> Option<Call> {
     Call::of(message).inspect_err(|error| tracing::error!(%error, "cannot prepare a reply")).ok()
 }
 
 /// Sends what came of a call, if the caller wants to know.
-async fn deliver(
+pub async fn deliver(
     call: &Call,
     result: Result<Message, Fault>,
     outbox: &Outbox,

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use crate::{
     castoff::Bin,
-    sasl::{Handshake, SaslError, hex},
+    sasl::{Claim, Handshake, SaslError, hex},
     stream::{peek, receive_once},
     watched::Watched,
 };
@@ -40,17 +40,22 @@ pub enum HandshakeError {
     Io(#[from] io::Error),
 }
 
-/// Serves a handshake with a peer whose uid is `uid`; `true` if descriptors were agreed on.
+/// Serves a handshake with a peer that may claim `claim`; `true` if descriptors were agreed on.
 /// What the peer sent behind BEGIN stays in the socket.
 ///
 /// # Errors
 /// [`HandshakeError`]; the connection is then to be closed.
-pub async fn serve(stream: &Watched, uid: u32, guid: &str, bin: &Bin) -> Result<bool, HandshakeError> {
-    timeout(DEADLINE, serve_untimed(stream, uid, guid, bin)).await.unwrap_or(Err(HandshakeError::TooSlow))
+pub async fn serve(stream: &Watched, claim: Claim, guid: &str, bin: &Bin) -> Result<bool, HandshakeError> {
+    timeout(DEADLINE, serve_untimed(stream, claim, guid, bin)).await.unwrap_or(Err(HandshakeError::TooSlow))
 }
 
-async fn serve_untimed(stream: &Watched, uid: u32, guid: &str, bin: &Bin) -> Result<bool, HandshakeError> {
-    let mut handshake = Handshake::new(uid, guid);
+async fn serve_untimed(
+    stream: &Watched,
+    claim: Claim,
+    guid: &str,
+    bin: &Bin,
+) -> Result<bool, HandshakeError> {
+    let mut handshake = Handshake::new(claim, guid);
     loop {
         // Looked at first and taken afterwards: what is behind BEGIN, descriptors included, belongs to a message.
         let mut piece = [0; PIECE];

@@ -13,7 +13,7 @@ use std::{
 
 use cgrant_sys::{Channel, ChannelError, Received, close_aside};
 use cgrant_wire::{
-    Answer, BusClient, ConnectionId, FromEngine, Op, Refusal, RefusalCode, RequestId, ToEngine,
+    Answer, BusClient, ConnectionId, FromEngine, Op, Refusal, RefusalCode, RequestId, Surface, ToEngine,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -133,8 +133,12 @@ pub enum Incoming {
     Connected {
         /// Its number.
         connection: ConnectionId,
+        /// The listener that it came by.
+        surface: Surface,
         /// The peer's uid.
         uid: u32,
+        /// The account that it is counted to.
+        account: u32,
         /// The socket.
         socket: OwnedFd,
     },
@@ -241,13 +245,17 @@ impl Engine {
                 }
                 Ok(None)
             }
-            FromEngine::Connected { connection, uid, .. } => match received.fds.into_iter().next() {
-                Some(socket) => Ok(Some(Incoming::Connected { connection, uid, socket })),
-                None => {
-                    tracing::error!(connection = connection.0, "a connection came without its socket");
-                    Ok(None)
+            FromEngine::Connected { connection, surface, uid, account, pid: _ } => {
+                match received.fds.into_iter().next() {
+                    Some(socket) => {
+                        Ok(Some(Incoming::Connected { connection, surface, uid, account, socket }))
+                    }
+                    None => {
+                        tracing::error!(connection = connection.0, "a connection came without its socket");
+                        Ok(None)
+                    }
                 }
-            },
+            }
             FromEngine::Event(event) => Ok(Some(Incoming::Event(Box::new(event)))),
         }
     }

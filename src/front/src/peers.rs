@@ -1,36 +1,17 @@
-//! The socket front: serves the connections that the engine accepts.
+//! The connections of the broker's own socket: they call the broker's own interfaces, and hear its signals.
 
-use std::{
-    os::fd::{AsFd, OwnedFd},
-    rc::Rc,
-    sync::Arc,
-    time::Duration,
-};
+use std::{os::fd::OwnedFd, rc::Rc};
 
-use cgrant_sys::socket::set_pass_rights;
-use cgrant_wire::ConnectionId;
-use rustix::io::ioctl_fionread;
-use tokio::{
-    sync::Semaphore,
-    task::spawn_local,
-    time::{sleep, timeout},
-};
-use zbus::{Guid, message::Type};
+use tokio::task::spawn_local;
+use zbus::Guid;
 
 use crate::{
     call::Caller,
-    castoff::{Bin, Castoffs},
-    core::{CALLS_PER_CONNECTION, Core},
-    handshake,
-    outbox::{Outbox, PEER_QUEUE},
-    stream::{Reader, TooLong, halves, shut_down},
-    watched::Watched,
+    castoff::Castoffs,
+    core::Core,
+    sasl::Claim,
+    session::{Peer, Session},
 };
-
-/// How long between two looks whether a connection can be closed.
-const PAUSE: Duration = Duration::from_secs(1);
-/// How long a message may take from its first byte to its last.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The connections of our own socket.
 #[derive(Debug)]
@@ -47,103 +28,32 @@ impl Peers {
     }
 
     /// Serves a connection in a task of its own, to its end.
-    pub fn serve(self: &Rc<Self>, connection: ConnectionId, uid: u32, socket: OwnedFd) {
+    pub fn serve(self: &Rc<Self>, peer: Peer, socket: OwnedFd) {
         let peers = Rc::clone(self);
         spawn_local(async move {
             let session = spawn_local({
                 let peers = Rc::clone(&peers);
-                async move { peers.session(connection, uid, socket).await }
+                async move { peers.session(peer, socket).await }
             });
             // However it ended, by a fault of ours too, the engine must hear of it.
             let _ = session.await;
-            peers.core.subscribers.remove(uid, connection);
-            peers.core.engine.closed(connection).await;
+            peers.core.subscribers.remove(peer.uid, peer.connection);
+            peers.core.engine.closed(peer.connection).await;
         });
     }
 
-    async fn session(&self, connection: ConnectionId, uid: u32, socket: OwnedFd) {
-        let stream = match to_stream(socket) {
-            Ok(stream) => stream,
-            Err(error) => return tracing::warn!(%error, "cannot watch a connection"),
-        };
+    async fn session(&self, peer: Peer, socket: OwnedFd) {
+        let Peer { connection, uid } = peer;
         let bin = self.castoffs.of(uid);
-        // From now on, and not before, the peer may send descriptors: there is somebody who takes them.
-        if let Err(error) = set_pass_rights(stream.as_fd(), true) {
-            tracing::warn!(connection = connection.0, %error, "no descriptors can be sent over a connection");
-        }
-        if !bin.has_room() {
-            tracing::warn!(
-                connection = connection.0,
-                uid,
-                "descriptors that this uid sent can't be closed; not served"
-            );
-            return part(&stream, &bin).await;
-        }
-        let unix_fds = match handshake::serve(&stream, uid, &self.guid, &bin).await {
-            Ok(unix_fds) => unix_fds,
-            Err(error) => {
-                tracing::info!(connection = connection.0, uid, %error, "handshake failed");
-                return part(&stream, &bin).await;
-            }
+        let Some(session) = Session::open(peer, Claim::Own(uid), socket, &self.guid, bin).await else {
+            return;
         };
-        let (reader, writer) = halves(stream, unix_fds, TooLong::Fail, bin.clone());
-        let stream = Arc::clone(reader.stream());
-        let (outbox, writing) = Outbox::new(writer, Arc::clone(reader.stream()), PEER_QUEUE);
-        spawn_local(writing);
+        let outbox = session.outbox.clone();
         self.core.subscribers.add(uid, connection, outbox.clone(), None);
-        let caller = Caller { connection, uid, peer_to_peer: true, unix_fds };
-        self.read(caller, reader, &outbox).await;
-        part(&stream, &bin).await;
+        let caller = Caller { connection, uid, peer_to_peer: true, unix_fds: session.unix_fds };
+        let places = self.core.calls.of(uid);
+        session
+            .serve(&places, async |parcel, slots| self.core.call(caller, &parcel, &outbox, slots).await)
+            .await;
     }
-
-    /// Reads calls to the end of the connection. A message is read only when there are slots for it, its
-    /// connection's and its uid's: a flood waits in the flooder's own socket, and everybody else is served. So what a
-    /// uid can make this process hold, in bytes and in descriptors, is bounded however many connections it has.
-    async fn read(&self, caller: Caller, mut reader: Reader, outbox: &Outbox) {
-        let own = Arc::new(Semaphore::new(CALLS_PER_CONNECTION));
-        let of_uid = self.core.calls.of(caller.uid);
-        loop {
-            let Ok(slot) = Arc::clone(&own).acquire_owned().await else { return };
-            if reader.readable().await.is_err() {
-                return;
-            }
-            let Ok(uid_slot) = Arc::clone(&of_uid).acquire_owned().await else { return };
-            let message = match timeout(PATIENCE, reader.next()).await {
-                Ok(Ok(message)) => message,
-                Ok(Err(error)) => {
-                    tracing::debug!(connection = caller.connection.0, uid = caller.uid, %error, "connection ended");
-                    return;
-                }
-                Err(_) => {
-                    let connection = caller.connection.0;
-                    return tracing::info!(connection, uid = caller.uid, "a message is not sent to its end");
-                }
-            };
-            // Replies and signals of a peer mean nothing to us.
-            if message.message_type() == Type::MethodCall {
-                self.core.call(caller, &message, outbox, vec![slot, uid_slot]).await;
-            }
-            tokio::task::yield_now().await;
-        }
-    }
-}
-
-/// Ends a connection. Nothing can be sent over it from now on; what is unread is taken out of it before it is closed, where
-/// nobody waits. A uid whose closings don't come to an end keeps its connections, which are counted, until they do.
-async fn part(stream: &Watched, bin: &Bin) {
-    shut_down(stream);
-    while ioctl_fionread(stream).is_ok_and(|unread| unread > 0) {
-        if bin.has_room() {
-            match bin.empty(stream) {
-                Ok(()) => return,
-                Err(error) => tracing::warn!(%error, "no thread for what is left in a connection"),
-            }
-        }
-        sleep(PAUSE).await;
-    }
-}
-
-fn to_stream(socket: OwnedFd) -> std::io::Result<Watched> {
-    rustix::io::ioctl_fionbio(&socket, true)?;
-    Watched::new(socket)
 }

@@ -1,16 +1,43 @@
 //! The server's side of the D-Bus authentication, as a machine over bytes: no I/O, no time, no allocation
 //! beyond one line.
 //!
-//! Only the EXTERNAL mechanism is known, and the identity it may claim is the one that the engine read from
-//! the kernel when it accepted the connection. So nothing is decided here: a handshake that ends well says
-//! only that the peer speaks D-Bus. Source: D-Bus specification, "Authentication Protocol".
+//! Who the peer is the engine read from the kernel when it accepted the connection. So nothing is decided here: a
+//! handshake that ends well says only that the peer speaks D-Bus. On the broker's own socket only the EXTERNAL mechanism
+//! is known, and the identity it may claim is that one. On CGManager's socket any identity may be claimed, and none
+//! (ANONYMOUS): libdbus in a user namespace claims the uid that it has there. Both are worth nothing. DBUS_COOKIE_SHA1 is
+//! not offered: it has the server write into a home directory. Source: D-Bus specification, "Authentication Protocol".
 
 use std::fmt::Write as _;
 
 /// Most bytes that a peer may send before BEGIN, all lines together.
 pub const MAX_BYTES: usize = 4096;
 
-const REJECTED: &str = "REJECTED EXTERNAL\r\n";
+/// What a peer may claim to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// This uid, which it has.
+    Own(u32),
+    /// Anything, or nothing.
+    Any,
+}
+
+impl Claim {
+    const fn rejected(self) -> &'static str {
+        match self {
+            Self::Own(_) => "REJECTED EXTERNAL\r\n",
+            Self::Any => "REJECTED EXTERNAL ANONYMOUS\r\n",
+        }
+    }
+
+    /// The identity is the uid in decimal, in hexadecimal; or nothing, which means "whoever the kernel says".
+    fn covers(self, identity: &str) -> bool {
+        match self {
+            _ if identity.is_empty() => true,
+            Self::Own(uid) => identity == hex(&uid.to_string()),
+            Self::Any => is_hex(identity),
+        }
+    }
+}
 
 /// Why a handshake is broken off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -55,7 +82,7 @@ enum State {
 /// One handshake.
 #[derive(Debug)]
 pub struct Handshake {
-    uid: u32,
+    claim: Claim,
     guid: String,
     state: State,
     line: Vec<u8>,
@@ -64,9 +91,9 @@ pub struct Handshake {
 }
 
 impl Handshake {
-    /// A handshake with a peer whose uid is `uid`; `guid` is the server's, 32 hexadecimal digits.
-    pub fn new(uid: u32, guid: impl Into<String>) -> Self {
-        Self { uid, guid: guid.into(), state: State::Start, line: Vec::new(), total: 0, unix_fds: false }
+    /// A handshake with a peer that may claim `claim`; `guid` is the server's, 32 hexadecimal digits.
+    pub fn new(claim: Claim, guid: impl Into<String>) -> Self {
+        Self { claim, guid: guid.into(), state: State::Start, line: Vec::new(), total: 0, unix_fds: false }
     }
 
     /// Takes the next bytes of the peer, in pieces of any size. After [`Step::done`] the rest belongs to the
@@ -129,7 +156,7 @@ impl Handshake {
             (State::Authenticated, "BEGIN", "") => return Ok(true),
             (State::Authenticated, "CANCEL" | "ERROR", _) => self.reject(reply),
             (_, "BEGIN", _) => return Err(SaslError::TooEarly),
-            (State::Auth, "ERROR", _) => reply.push_str(REJECTED),
+            (State::Auth, "ERROR", _) => reply.push_str(self.claim.rejected()),
             _ => reply.push_str("ERROR\r\n"),
         }
         Ok(false)
@@ -142,13 +169,15 @@ impl Handshake {
                 self.state = State::Data;
                 reply.push_str("DATA\r\n");
             }
+            // What it says of itself may be left out.
+            Some(("ANONYMOUS", trace)) if self.claim == Claim::Any => self.identify(trace, reply),
+            None if rest == "ANONYMOUS" && self.claim == Claim::Any => self.identify("", reply),
             _ => self.reject(reply),
         }
     }
 
-    /// The identity is the uid in decimal, in hexadecimal; or nothing, which means "whoever the kernel says".
     fn identify(&mut self, identity: &str, reply: &mut String) {
-        if !identity.is_empty() && identity != hex(&self.uid.to_string()) {
+        if !self.claim.covers(identity) {
             return self.reject(reply);
         }
         self.state = State::Authenticated;
@@ -160,8 +189,13 @@ impl Handshake {
     fn reject(&mut self, reply: &mut String) {
         self.state = State::Auth;
         self.unix_fds = false;
-        reply.push_str(REJECTED);
+        reply.push_str(self.claim.rejected());
     }
+}
+
+/// Is it bytes in hexadecimal?
+fn is_hex(text: &str) -> bool {
+    text.len().is_multiple_of(2) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// The bytes of a text in hexadecimal, as EXTERNAL writes an identity. Digits have no letters in theirs, so there is
@@ -185,7 +219,11 @@ mod tests {
 
     /// Everything that a peer gets for these bytes, fed in the given pieces.
     fn run(pieces: &[&[u8]]) -> Result<(String, Option<bool>, usize), SaslError> {
-        let mut handshake = Handshake::new(1000, GUID);
+        run_with(Claim::Own(1000), pieces)
+    }
+
+    fn run_with(claim: Claim, pieces: &[&[u8]]) -> Result<(String, Option<bool>, usize), SaslError> {
+        let mut handshake = Handshake::new(claim, GUID);
         let (mut reply, mut consumed) = (String::new(), 0);
         for piece in pieces {
             let step = handshake.feed(piece)?;
@@ -239,12 +277,30 @@ mod tests {
             b"\0AUTH EXTERNALLY 31303030\r\n",
         ] {
             let (reply, done, _) = run(&[bytes]).unwrap();
-            assert_eq!((reply.as_str(), done), (REJECTED, None), "{}", bytes.escape_ascii());
+            assert_eq!((reply.as_str(), done), ("REJECTED EXTERNAL\r\n", None), "{}", bytes.escape_ascii());
         }
         // A rejection takes back what was agreed before it.
         let bytes =
             b"\0AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nCANCEL\r\nAUTH EXTERNAL 31303030\r\nBEGIN\r\n";
         assert_eq!(run(&[bytes]).unwrap().1, Some(false));
+    }
+
+    #[test]
+    fn anything_may_be_claimed_where_it_is_worth_nothing() {
+        for bytes in [
+            &b"\0AUTH EXTERNAL 30\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n"[..],
+            b"\0AUTH EXTERNAL 343239343936373239\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n",
+            b"\0AUTH ANONYMOUS 6c6962646275732031\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n",
+            b"\0AUTH ANONYMOUS\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n",
+        ] {
+            let expected = (format!("{}AGREE_UNIX_FD\r\n", ok()), Some(true), bytes.len());
+            assert_eq!(run_with(Claim::Any, &[bytes]).unwrap(), expected, "{}", bytes.escape_ascii());
+        }
+        // What libdbus in a user namespace did with CGManager, as far as it gets here.
+        let asks = b"\0AUTH\r\nAUTH DBUS_COOKIE_SHA1 30\r\nAUTH EXTERNAL zz\r\nAUTH EXTERNAL 3\r\nAUTH ANONYMOUS \xe2\r\n";
+        let (reply, ..) = run_with(Claim::Any, &[&asks[..asks.len() - 3]]).unwrap();
+        assert_eq!(reply, "REJECTED EXTERNAL ANONYMOUS\r\n".repeat(4));
+        assert_eq!(run_with(Claim::Any, &[asks]).unwrap_err(), SaslError::NotAscii);
     }
 
     #[test]
@@ -297,7 +353,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_bounded_and_never_authenticate_another_uid(bytes in proptest::collection::vec(any::<u8>(), 0..6000)) {
-            let mut handshake = Handshake::new(1000, GUID);
+            let mut handshake = Handshake::new(Claim::Own(1000), GUID);
             if let Ok(step) = handshake.feed(&bytes) {
                 prop_assert!(step.consumed <= MAX_BYTES);
                 prop_assert!(step.reply.len() <= MAX_BYTES * 20);
@@ -306,7 +362,7 @@ mod tests {
 
         #[test]
         fn only_the_own_uid_passes(uid in any::<u32>(), claimed in any::<u32>()) {
-            let mut handshake = Handshake::new(uid, GUID);
+            let mut handshake = Handshake::new(Claim::Own(uid), GUID);
             let step = handshake.feed(format!("\0AUTH EXTERNAL {}\r\n", hex(&claimed.to_string())).as_bytes()).unwrap();
             prop_assert_eq!(step.reply.starts_with("OK "), uid == claimed);
         }

@@ -81,7 +81,14 @@ pub struct Reader {
 pub struct Parcel {
     message: Message,
     /// Dropped after the message.
-    _pins: Pins,
+    pins: Pins,
+}
+
+impl Parcel {
+    /// The message, and what is to be dropped after it.
+    pub fn into_parts(self) -> (Message, Pins) {
+        (self.message, self.pins)
+    }
 }
 
 impl std::ops::Deref for Parcel {
@@ -144,7 +151,7 @@ impl Reader {
         if u32::try_from(message.data().fds().len()) != Ok(named) && self.too_long == TooLong::Fail {
             return Err(FramingError::TooManyFds.into_io().into());
         }
-        Ok(Parcel { message, _pins: self.pins.take() })
+        Ok(Parcel { message, pins: self.pins.take() })
     }
 
     /// The socket, to be shut down when the connection is to end.
@@ -359,13 +366,23 @@ pub(crate) fn receive_once(
     buffer: &mut [u8],
     bin: &Bin,
 ) -> io::Result<(usize, Vec<Kept>)> {
+    receive_with(stream, buffer, RecvFlags::empty(), bin)
+}
+
+/// The same, with flags.
+pub(crate) fn receive_with(
+    stream: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    flags: RecvFlags,
+    bin: &Bin,
+) -> io::Result<(usize, Vec<Kept>)> {
     let mut space = [MaybeUninit::uninit(); CONTROL_SPACE];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::net::recvmsg(
         stream,
         &mut [IoSliceMut::new(buffer)],
         &mut control,
-        RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
+        flags | RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
     )?;
     let mut fds = Vec::new();
     for message in control.drain() {

@@ -55,23 +55,37 @@ pub fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
 /// # Errors
 /// Those of `setsockopt(2)`.
 pub fn set_pass_rights(socket: impl AsFd, pass: bool) -> io::Result<bool> {
-    let value = libc::c_int::from(pass);
+    match set_number(socket, SO_PASSRIGHTS, pass.into()) {
+        Ok(()) => Ok(true),
+        Err(Errno::ENOPROTOOPT) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Where looking at what is to be received (`MSG_PEEK`) begins, in bytes behind what comes next; `None` for its start, as it is
+/// for a new socket. Everybody who has the socket shares the setting.
+///
+/// # Errors
+/// Those of `setsockopt(2)`; `EINVAL` past 2 GiB.
+pub fn set_peek_offset(socket: impl AsFd, offset: Option<u64>) -> io::Result<()> {
+    let offset = offset.map_or(Ok(-1), |offset| offset.try_into().map_err(|_| Errno::EINVAL))?;
+    Ok(set_number(socket, libc::SO_PEEK_OFF, offset)?)
+}
+
+/// Sets an option of `SOL_SOCKET` whose value is a number.
+fn set_number(socket: impl AsFd, option: libc::c_int, value: libc::c_int) -> Result<(), Errno> {
     let length = libc::socklen_t::try_from(size_of_val(&value)).map_err(|_| Errno::EINVAL)?;
     // SAFETY: the kernel reads `length` bytes of a value that lives until the call returns.
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
             libc::SOL_SOCKET,
-            SO_PASSRIGHTS,
+            option,
             (&raw const value).cast(),
             length,
         )
     };
-    match Errno::result(result) {
-        Ok(_) => Ok(true),
-        Err(Errno::ENOPROTOOPT) => Ok(false),
-        Err(errno) => Err(errno.into()),
-    }
+    Errno::result(result).map(drop)
 }
 
 /// `SO_PEERCRED`.
@@ -158,6 +172,22 @@ mod tests {
         assert_eq!(send().is_err(), has_setting);
         assert_eq!(set_pass_rights(&accepted, true).unwrap(), has_setting);
         assert_eq!(send(), Ok(1));
+    }
+
+    #[test]
+    fn what_is_behind_the_next_datagram_can_be_looked_at() {
+        use rustix::net::{RecvFlags, recv};
+        let (one, other) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        one.send(b"first").unwrap();
+        set_peek_offset(&other, Some(5)).unwrap();
+        let mut piece = [0; 8];
+        let look = |piece: &mut [u8]| recv(&other, piece, RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        assert_eq!(look(&mut piece).unwrap_err(), rustix::io::Errno::AGAIN);
+        one.send(b"second").unwrap();
+        assert_eq!(look(&mut piece).unwrap(), (6, 6));
+        assert_eq!(&piece[..6], b"second");
+        set_peek_offset(&other, None).unwrap();
+        assert_eq!(other.recv(&mut piece).unwrap(), 5);
     }
 
     #[test]

@@ -1,0 +1,212 @@
+//! The socket that came with an Scm call. It is the client's: who else has it, and what is in it, is not known.
+//!
+//! What an attacker could want is that the broker's word reaches somebody else over it: what is written on a socket comes with
+//! the writer's credentials. So it has to be one end of a pair that nobody else can have by a name, and only this process,
+//! whose account means nothing to anybody, writes on it; the engine refuses that account as a requestor.
+//!
+//! Nothing is received here. Messages stay where they are for the engine, which takes credentials from no one else than the
+//! kernel. What has come is looked at from behind the first message on, and descriptors that come along are put away.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use cgrant_sys::socket::set_peek_offset;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::{Errno, ioctl_fionread},
+    net::{
+        AddressFamily, RecvFlags, SendFlags, SocketAddrAny, SocketAddrUnix, SocketType, getpeername,
+        getsockname, sockopt,
+    },
+};
+
+use crate::{castoff::Pins, stream::receive_with, watched::Watched};
+
+/// What the daemon sends to ask for a credential.
+const KICK: &[u8] = b"1";
+/// Length of an address without a name, in bytes: the family alone.
+const UNNAMED: u32 = 2;
+/// Length of an address that the kernel makes up for a socket that sends and has none: a zero byte and five hexadecimal digits
+/// more (unix(7), "Autobind feature").
+const AUTOBIND: u32 = UNNAMED + 6;
+
+/// Why there is no exchange over a socket, or it goes on no more.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Something else came, or more than one.
+    #[error("not one UNIX socket")]
+    NotOne,
+    /// Whoever knows its name, or that of its other end, can have it too.
+    #[error("not one end of a socket pair")]
+    Named,
+    /// It failed, or its other end is closed.
+    #[error("the socket failed")]
+    Io(#[from] io::Error),
+}
+
+impl From<Errno> for SocketError {
+    fn from(errno: Errno) -> Self {
+        Self::Io(errno.into())
+    }
+}
+
+/// The socket of an exchange.
+#[derive(Debug)]
+pub struct ExchangeSocket {
+    // Closed before its pins, and so never the last.
+    watched: Watched,
+    kind: SocketType,
+    pins: Pins,
+}
+
+impl ExchangeSocket {
+    /// Takes what came with a call. Whoever sends over it shows who it is from now on.
+    ///
+    /// # Errors
+    /// [`SocketError`], with what came: that is not to be closed before the message is.
+    pub fn take(pins: Pins) -> Result<Self, (SocketError, Pins)> {
+        match open(&pins) {
+            Ok((watched, kind)) => Ok(Self { watched, kind, pins }),
+            Err(error) => Err((error, pins)),
+        }
+    }
+
+    /// What came.
+    pub fn into_pins(self) -> Pins {
+        self.pins
+    }
+
+    /// Asks for a credential; at once, or not at all.
+    ///
+    /// # Errors
+    /// `WouldBlock` if the client has filled the socket up.
+    pub fn kick(&self) -> Result<(), SocketError> {
+        self.send_now(KICK)?;
+        Ok(())
+    }
+
+    /// Waits until so many messages (one or two) are there.
+    ///
+    /// # Errors
+    /// [`SocketError::Io`], `UnexpectedEof` if none can come any more.
+    pub async fn await_messages(&self, count: usize) -> Result<(), SocketError> {
+        match (count, self.kind) {
+            (0, _) => return Ok(()),
+            (1, _) => self.watched.read(|| ready(&self.watched, PollFlags::IN)).await?,
+            (_, SocketType::STREAM) => self.watched.read(|| self.has_bytes(count)).await?,
+            _ => return self.await_second().await,
+        }
+        // Nothing to be read means the end, or a message of nothing, which has no credentials.
+        if ioctl_fionread(&self.watched)? == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        Ok(())
+    }
+
+    /// Another descriptor of it, for the engine. These are closed before the pins are.
+    ///
+    /// # Errors
+    /// `EMFILE`, `ENFILE`.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.watched.as_fd().try_clone_to_owned()
+    }
+
+    /// Waits for room to send.
+    ///
+    /// # Errors
+    /// [`SocketError::Io`].
+    pub async fn await_room(&self) -> Result<(), SocketError> {
+        Ok(self.watched.write(|| ready(&self.watched, PollFlags::OUT)).await?)
+    }
+
+    /// Sends a datagram, or on a stream its bytes, waiting for room.
+    ///
+    /// # Errors
+    /// [`SocketError::Io`]; see [`SocketError::is_too_long`].
+    pub async fn send(&self, datagram: &[u8]) -> Result<(), SocketError> {
+        let mut rest = datagram;
+        loop {
+            let sent = self.watched.write(|| self.send_now(rest)).await?;
+            rest = rest.get(sent..).unwrap_or_default();
+            if rest.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.is_empty() && self.kind == SocketType::STREAM {
+            return Ok(0);
+        }
+        Ok(rustix::net::send(&self.watched, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?)
+    }
+
+    fn has_bytes(&self, count: usize) -> io::Result<()> {
+        if ioctl_fionread(&self.watched)? >= count as u64 {
+            return Ok(());
+        }
+        ready(&self.watched, PollFlags::RDHUP)?;
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+
+    async fn await_second(&self) -> Result<(), SocketError> {
+        let first = ioctl_fionread(&self.watched)?;
+        set_peek_offset(&self.watched, Some(first))?;
+        let second = self.watched.read(|| self.peek()).await;
+        // The engine looks at nothing, but the client may.
+        set_peek_offset(&self.watched, None)?;
+        Ok(second?)
+    }
+
+    fn peek(&self) -> io::Result<()> {
+        let (flags, bin) = (RecvFlags::PEEK, self.pins.bin());
+        let (_, kept) = receive_with(self.watched.as_fd(), &mut [0], flags, bin)?;
+        // Descriptors in it that the client takes back now would be the last ones here.
+        bin.throw(kept.into_iter().map(|kept| kept.fd).collect());
+        Ok(())
+    }
+}
+
+impl SocketError {
+    /// Is a datagram longer than what the socket takes at once?
+    pub fn is_too_long(&self) -> bool {
+        matches!(self, Self::Io(error) if Errno::from_io_error(error) == Some(Errno::MSGSIZE))
+    }
+}
+
+fn open(pins: &Pins) -> Result<(Watched, SocketType), SocketError> {
+    let socket = pins.only().ok_or(SocketError::NotOne)?;
+    let kind = sockopt::socket_type(socket).map_err(|_| SocketError::NotOne)?;
+    if !matches!(kind, SocketType::DGRAM | SocketType::STREAM) {
+        return Err(SocketError::NotOne);
+    }
+    if !is_nameless(&getsockname(socket)?) || !getpeername(socket)?.is_some_and(|peer| is_nameless(&peer)) {
+        return Err(SocketError::Named);
+    }
+    sockopt::set_socket_passcred(socket, true)?;
+    Ok((Watched::new(socket.try_clone()?)?, kind))
+}
+
+fn ready(socket: &Watched, wanted: PollFlags) -> io::Result<()> {
+    let mut fds = [PollFd::new(socket, wanted)];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    let [fd] = fds;
+    if fd.revents().is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+}
+
+/// Has it no name, or one that the kernel made up?
+fn is_nameless(address: &SocketAddrAny) -> bool {
+    if address.address_family() != AddressFamily::UNIX {
+        return false;
+    }
+    match address.addr_len() {
+        UNNAMED => true,
+        // Names of other lengths are not decoded: rustix takes for granted that a path ends with a zero byte.
+        AUTOBIND => SocketAddrUnix::try_from(address.clone()).is_ok_and(|address| {
+            address.abstract_name().is_some_and(|name| name.iter().all(u8::is_ascii_hexdigit))
+        }),
+        _ => false,
+    }
+}
