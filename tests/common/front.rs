@@ -131,6 +131,7 @@ impl LoneEngine {
             ids_dir: FdIndex(3),
             ids_run_dir: FdIndex(4),
             listeners: vec![FdIndex(5)],
+            legacy_listeners: Vec::new(),
             placements: Vec::new(),
             front_uids: vec![0x7000_0001, 0x7000_0002],
             log: LogTarget::Terminal,

@@ -1,6 +1,6 @@
 //! What can go wrong before and while the broker is supervised. Every message is one sentence for the administrator.
 
-use std::{io, path::PathBuf};
+use std::io;
 
 /// Why cgrantd cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -10,14 +10,6 @@ pub enum SupervisorError {
         "cgrantd must be started as root, because it grants what only root may give (for example: sudo cgrantd --foreground)"
     )]
     NotRoot,
-    /// The legacy interface was asked for.
-    #[error(
-        "--cgmanager-socket {path}: this version does not serve the CGManager interface; leave the option out or say off"
-    )]
-    NoLegacyInterface {
-        /// The path that was asked for.
-        path: PathBuf,
-    },
     /// A directory cannot be used.
     #[error(transparent)]
     Directory(#[from] crate::dirs::DirectoryError),

@@ -134,7 +134,8 @@ fn serve(settings: Settings, listener: Listener) -> Result<(), SupervisorError> 
     let scope =
         programs.scope.as_ref().map(|helper| scope::obtain(helper, &settings.instance)).transpose()?;
     let listeners = if inherited.is_empty() { vec![bind(&settings)?] } else { inherited };
-    let prepared = Prepared { settings, directories, programs, listeners, fronts, net, scope, log };
+    let legacy = settings.legacy_socket.as_deref().map(bind_legacy).transpose()?;
+    let prepared = Prepared { settings, directories, programs, listeners, legacy, fronts, net, scope, log };
     Supervisor::new(prepared, Announcer::new(listener), &signals)?.run()
 }
 
@@ -189,6 +190,11 @@ fn account(settings: &Settings, name: &str, offset: u32) -> Result<FrontAccount,
 
 fn bind(settings: &Settings) -> Result<socket::Listener, SupervisorError> {
     Ok(socket::bind(&settings.socket, !settings.socket_named)?)
+}
+
+/// CGManager's socket. Its directory lies in a file system that comes with each boot, so it is made.
+fn bind_legacy(path: &Path) -> Result<socket::Listener, SupervisorError> {
+    Ok(socket::bind(path, true)?)
 }
 
 /// Raises the soft limit to what may be had; the children inherit it. Where the host allows less, less must do.

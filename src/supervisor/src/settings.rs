@@ -36,6 +36,8 @@ pub struct Settings {
     pub socket_named: bool,
     /// The bus.
     pub bus: Bus,
+    /// The socket of CGManager's interface, if there is to be one.
+    pub legacy_socket: Option<PathBuf>,
     /// `cgrantd.toml`.
     pub config: Config,
 }
@@ -44,11 +46,8 @@ impl Settings {
     /// Settings from the command line and `cgrantd.toml`.
     ///
     /// # Errors
-    /// [`SupervisorError::NoLegacyInterface`], [`SupervisorError::Configuration`].
+    /// [`SupervisorError::Configuration`].
     pub fn new(args: &Args) -> Result<Self, SupervisorError> {
-        if let LegacySocket::Path(path) = &args.cgmanager_socket {
-            return Err(SupervisorError::NoLegacyInterface { path: path.clone() });
-        }
         let config_dir = args.config_dir.clone().unwrap_or_else(|| PathBuf::from(CONFIG));
         if args.config_dir.is_some() && !config_dir.is_dir() {
             return Err(ConfigError::Missing(config_dir).into());
@@ -63,6 +62,10 @@ impl Settings {
             socket_named: args.socket.is_some(),
             runtime_dir,
             bus: args.bus.clone(),
+            legacy_socket: match &args.cgmanager_socket {
+                LegacySocket::Off => None,
+                LegacySocket::Path(path) => Some(path.clone()),
+            },
             instance: args.instance.clone(),
         })
     }
@@ -120,7 +123,7 @@ struct CommandLine<'a> {
     runtime_dir: &'a Path,
     socket: &'a Path,
     bus: String,
-    cgmanager_socket: &'a str,
+    cgmanager_socket: &'a Path,
     policy_files: &'a [PathBuf],
 }
 
@@ -134,7 +137,7 @@ impl fmt::Display for Printed<'_> {
             runtime_dir: &settings.runtime_dir,
             socket: &settings.socket,
             bus: settings.bus.to_string(),
-            cgmanager_socket: "off",
+            cgmanager_socket: settings.legacy_socket.as_deref().unwrap_or(Path::new("off")),
             policy_files: &self.policy,
         };
         let line = toml::to_string(&line).map_err(|_| fmt::Error)?;
@@ -183,11 +186,15 @@ mod tests {
     }
 
     #[test]
-    fn the_legacy_interface_is_refused_in_one_sentence() {
-        let refused = settings(&["--cgmanager-socket", "/run/cgm"]).unwrap_err().to_string();
-        assert!(refused.contains("/run/cgm") && refused.contains("off"), "{refused}");
-        assert_eq!(refused.lines().count(), 1);
-        assert!(settings(&["--cgmanager-socket", "off"]).is_ok());
+    fn the_legacy_interface_has_a_socket_if_it_is_wanted() {
+        let scratch = tempfile::tempdir().unwrap();
+        let config = scratch.path().to_str().unwrap();
+        for (option, path) in [("/run/cgm", Some(Path::new("/run/cgm"))), ("off", None)] {
+            let settings = settings(&["--config-dir", config, "--cgmanager-socket", option]).unwrap();
+            assert_eq!(settings.legacy_socket.as_deref(), path);
+            let printed: toml::Table = settings.print().unwrap().to_string().parse().unwrap();
+            assert_eq!(printed["cgmanager-socket"].as_str(), Some(option));
+        }
     }
 
     #[test]

@@ -78,8 +78,10 @@ pub struct Prepared {
     pub directories: Directories,
     /// The programs.
     pub programs: Programs,
-    /// The listening sockets.
+    /// The listening sockets of the broker's own interface.
     pub listeners: Vec<Listener>,
+    /// That of CGManager's, if there is to be one.
+    pub legacy: Option<Listener>,
     /// The fronts with their accounts.
     pub fronts: Vec<(FrontKind, FrontAccount)>,
     /// The account of the network helper's own children.
@@ -174,9 +176,7 @@ impl Supervisor {
     pub fn run(mut self) -> Result<(), SupervisorError> {
         let result = self.serve();
         self.leave_scope();
-        for listener in self.prepared.listeners {
-            listener.remove();
-        }
+        self.prepared.listeners.into_iter().chain(self.prepared.legacy).for_each(Listener::remove);
         result?;
         match self.fatal {
             Some(error) => Err(error),
@@ -340,6 +340,9 @@ impl Supervisor {
         ];
         let listeners = (fds.len()..).take(self.prepared.listeners.len()).map(index).collect();
         fds.extend(self.prepared.listeners.iter().map(|listener| &listener.socket));
+        let legacy = self.prepared.legacy.iter();
+        let legacy_listeners = (fds.len()..).zip(legacy.clone()).map(|(at, _)| index(at)).collect();
+        fds.extend(legacy.map(|listener| &listener.socket));
         let boot = EngineBoot {
             instance: self.prepared.settings.instance.as_str().to_owned(),
             config_dir: FdIndex(0),
@@ -348,6 +351,7 @@ impl Supervisor {
             ids_dir: FdIndex(3),
             ids_run_dir: FdIndex(4),
             listeners,
+            legacy_listeners,
             placements: self
                 .prepared
                 .scope

@@ -56,6 +56,8 @@ pub struct EngineBoot {
     pub ids_run_dir: FdIndex,
     /// Listening sockets of the native API.
     pub listeners: Vec<FdIndex>,
+    /// Those of CGManager's interface.
+    pub legacy_listeners: Vec<FdIndex>,
     /// The scope that systemd gave, one entry a hierarchy; empty without systemd.
     pub placements: Vec<Placement>,
     /// Uids of the two fronts; connections from them are refused.
