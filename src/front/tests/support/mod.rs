@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, dead_code)]
 
+pub mod legacy;
+
 use std::{
     collections::HashMap,
     fs::{self, File},
@@ -23,7 +25,7 @@ use cgrant_sys::{Channel, seqpacket};
 use cgrant_wire::{
     Address, Answer, BridgeInfo, BrokerInfo, BusClient, ConnectionId, Created, Event, FdIndex, FromEngine,
     GrantId, GrantInfo, Hierarchy, Lifetime, LinkInfo, LinkKind, Mac, Op, Range, RangeInfo, Refusal,
-    RefusalCode, RequestId, Stat, ToEngine, Usage, UsageRow,
+    RefusalCode, RequestId, Stat, Surface, ToEngine, Usage, UsageRow,
     boot::{FromChild, FrontBoot, FrontKind, LogTarget, ToChild},
     net::Finding,
 };
@@ -56,6 +58,7 @@ struct State {
     withhold: bool,
     refuse: HashMap<String, Refusal>,
     ended: bool,
+    legacy: legacy::Played,
 }
 
 /// A front with its supervisor and engine.
@@ -127,7 +130,7 @@ impl Front {
         thread::spawn(move || {
             while let Ok(Some(received)) = engine.receive() {
                 let message = cgrant_wire::decode(&received.bytes).unwrap();
-                let reply = note(&state, message, received.fds.len());
+                let reply = note(&state, message, &received.fds);
                 state.1.notify_all();
                 if let Some((id, result)) = reply {
                     send_answer(&engine, id, result);
@@ -147,14 +150,14 @@ impl Front {
     /// Gives a socket that was accepted to the front, and keeps none of it.
     #[allow(clippy::needless_pass_by_value)]
     pub fn introduce(&self, socket: OwnedFd, uid: u32) -> ConnectionId {
+        self.introduce_at(Surface::Native, socket, uid, uid)
+    }
+
+    /// The same of a connection by this listener, whose uid is counted to this account.
+    #[allow(clippy::needless_pass_by_value)]
+    pub fn introduce_at(&self, surface: Surface, socket: OwnedFd, uid: u32, account: u32) -> ConnectionId {
         let connection = ConnectionId(self.next.fetch_add(1, Ordering::Relaxed));
-        let message = FromEngine::Connected {
-            connection,
-            surface: cgrant_wire::Surface::Native,
-            uid,
-            account: uid,
-            pid: Some(1),
-        };
+        let message = FromEngine::Connected { connection, surface, uid, account, pid: Some(1) };
         self.engine.send(&cgrant_wire::encode(&message).unwrap(), &[socket.as_fd()]).unwrap();
         connection
     }
@@ -193,6 +196,11 @@ impl Front {
         self.state.0.lock().unwrap().refuse.insert(op.to_owned(), refusal);
     }
 
+    /// Answers calls of CGManager's interface so.
+    pub fn play(&self, change: impl FnOnce(&mut legacy::Played)) {
+        change(&mut self.state.0.lock().unwrap().legacy);
+    }
+
     /// The operations that came since the last time.
     pub fn seen(&self) -> Vec<Seen> {
         std::mem::take(&mut self.state.0.lock().unwrap().seen)
@@ -208,6 +216,10 @@ impl Front {
 
     pub fn await_closed(&self, connection: ConnectionId) {
         self.until("the end of a connection", |state| state.closed.contains(&connection));
+    }
+
+    pub fn has_closed(&self, connection: ConnectionId) -> bool {
+        self.state.0.lock().unwrap().closed.contains(&connection)
     }
 
     pub fn await_seen(&self, count: usize) {
@@ -288,13 +300,17 @@ impl Drop for Front {
 
 type Replied = Option<(RequestId, Result<Answer, Refusal>)>;
 
-fn note(state: &(Mutex<State>, Condvar), message: ToEngine, fds: usize) -> Replied {
+fn note(state: &(Mutex<State>, Condvar), message: ToEngine, fds: &[OwnedFd]) -> Replied {
     let mut state = state.0.lock().unwrap();
     match message {
         ToEngine::Request { id, connection, op } => {
             let refusal = op_name(&op).and_then(|name| state.refuse.get(name)).cloned();
-            let result = refusal.map_or_else(|| Ok(answer(&op, connection)), Err);
-            state.seen.push(Seen { connection, op: op.clone(), fds });
+            let result = match (refusal, &op) {
+                (Some(refusal), _) => Err(refusal),
+                (None, Op::Legacy(request)) => state.legacy.answer(request, fds),
+                (None, op) => Ok(answer(op, connection)),
+            };
+            state.seen.push(Seen { connection, op: op.clone(), fds: fds.len() });
             if state.withhold {
                 state.withheld.push((id, op));
                 return None;
@@ -307,7 +323,7 @@ fn note(state: &(Mutex<State>, Condvar), message: ToEngine, fds: usize) -> Repli
         }
         ToEngine::BusClient { id, client } => {
             let connection = ConnectionId(1000 + state.clients.len() as u64);
-            state.clients.push((connection, client, fds == 1));
+            state.clients.push((connection, client, fds.len() == 1));
             Some((id, Ok(Answer::Connection(connection))))
         }
     }
@@ -318,6 +334,7 @@ fn op_name(op: &Op) -> Option<&'static str> {
         Op::CreateGrant(_) => Some("CreateGrant"),
         Op::Describe { .. } => Some("Describe"),
         Op::SetLimits { .. } => Some("SetLimits"),
+        Op::Legacy(_) => Some("Legacy"),
         _ => None,
     }
 }
