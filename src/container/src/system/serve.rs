@@ -36,6 +36,7 @@ use super::{
     halt::{self, Told},
     log::{Log, read_log},
     notify::Ear,
+    payload,
     spec::Prepared,
     stage::{BootError, Booted, Site, boot},
     state::{Ended, Phase, State, now},
@@ -487,6 +488,9 @@ impl<'s> Server<'s> {
         }
         if self.state.phase == Phase::Stopping && self.halt.is_some() {
             return Err(Answer::Refused(Refused::Stopping));
+        }
+        if payload::is_frozen(&self.site.payload) {
+            return Err(Answer::Refused(Refused::Paused));
         }
         if self.tasks.len() >= MAX_PROCESSES || self.tasks.iter().any(|task| task.client == id) {
             return Err(Answer::Refused(Refused::TooMany));
