@@ -172,8 +172,7 @@ fn verbs_go_on_after_one_failure(lab: &Lab) {
 fn lists_can_be_narrowed(lab: &Lab) {
     let broker = lab.broker();
     let user = lab.user();
-    let shell = made(lab, &user, &broker, &["web-1", "db"]);
-    shell.done(&[&["create", "box", "web-2"][..], &NEVER_READY].concat());
+    let shell = made(lab, &user, &broker, &["web-1", "db", "web-2"]);
     shell.done(&["image", "alias", "add", "box", "same"]);
     shell.done(&["start", "web-2"]);
     let list = |words: &[&str]| shell.done(&[&["list", "--quiet"], words].concat());
