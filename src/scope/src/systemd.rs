@@ -21,6 +21,11 @@ const SYSTEMD_RUN: &str = "/usr/bin/systemd-run";
 /// What the service managers of users start after, and so stop before, when the machine is switched off: they stop
 /// containers in order, which must not have been killed with the scope until then.
 const USER_SESSIONS: &str = "systemd-user-sessions.service";
+/// Stops everything in order before the default instance's scope is stopped (`systemd/cgrant-shutdown.service`), and so before
+/// systemd sends SIGTERM to every process in it at once. The broker ends between the two.
+const SHUTDOWN: &str = "cgrant-shutdown.service";
+const BROKER: &str = "cgrantd.service";
+const DEFAULT_SCOPE: &str = "cgrant.scope";
 /// How long one call may take.
 const CALL: Duration = Duration::from_secs(15);
 /// How often it is looked whether `systemd-run` has become the keeper.
@@ -182,11 +187,23 @@ impl Systemd {
     }
 }
 
+/// What the scope wants, and what it starts before and stops after. Where these units are not installed, systemd goes on without.
+fn relations(unit: &str) -> (Vec<&'static str>, Vec<&'static str>) {
+    if unit == DEFAULT_SCOPE {
+        (vec![SHUTDOWN], vec![USER_SESSIONS, SHUTDOWN, BROKER])
+    } else {
+        (Vec::new(), vec![USER_SESSIONS])
+    }
+}
+
 /// `systemd-run --scope` puts itself into the new scope and then becomes the keeper.
 async fn start_through_program(unit: &str) -> Result<Starting, SystemdError> {
     let unit_option = format!("--unit={unit}");
-    let before = format!("--property=Before={USER_SESSIONS}");
-    let options = [
+    let (wants, before) = relations(unit);
+    let before = before.iter().map(|other| format!("--property=Before={other}"));
+    let wants = wants.iter().map(|other| format!("--property=Wants={other}"));
+    let relations: Vec<String> = wants.chain(before).collect();
+    let mut options = vec![
         "--scope",
         "--quiet",
         "--collect",
@@ -194,9 +211,9 @@ async fn start_through_program(unit: &str) -> Result<Starting, SystemdError> {
         "--description=Grants of cgrant",
         "--property=Delegate=yes",
         "--property=TasksMax=infinity",
-        &before,
-        "--",
     ];
+    options.extend(relations.iter().map(String::as_str));
+    options.push("--");
     let mut keeper = keeper::start_through(SYSTEMD_RUN, &options)
         .map_err(|source| SystemdError::Tool { program: SYSTEMD_RUN, source })?;
     let comm = format!("/proc/{}/comm", keeper.pid().unwrap_or_default());
@@ -265,12 +282,14 @@ impl Bus {
     async fn start_scope(&self, unit: &str, pid: u32) -> Result<(), SystemdError> {
         let mut removed = self.manager.receive_job_removed().await?;
         self.manager.subscribe().await?;
+        let (wants, before) = relations(unit);
         let properties = [
             ("Description", Variant::from("Grants of cgrant")),
             ("PIDs", Variant::from(vec![pid])),
             ("Delegate", Variant::from(true)),
             ("TasksMax", Variant::from(u64::MAX)),
-            ("Before", Variant::from(vec![USER_SESSIONS])),
+            ("Wants", Variant::from(wants)),
+            ("Before", Variant::from(before)),
             ("CollectMode", Variant::from("inactive-or-failed")),
         ];
         let job = self.manager.start_transient_unit(unit, "fail", &properties, &[]).await?;
@@ -300,6 +319,17 @@ pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_packaged_unit_is_that_of_the_default_scope() {
+        let unit = include_str!("../../../systemd/cgrant-shutdown.service");
+        for line in [format!("PartOf={DEFAULT_SCOPE}"), format!("After={DEFAULT_SCOPE} {BROKER}")] {
+            assert!(unit.lines().any(|found| found.starts_with(&line)), "{line}");
+        }
+        let (wants, before) = relations(DEFAULT_SCOPE);
+        assert!(wants == [SHUTDOWN] && before.contains(&SHUTDOWN) && before.contains(&BROKER));
+        assert_eq!(relations("cgrant-t1.scope"), (vec![], vec![USER_SESSIONS]));
+    }
 
     #[test]
     fn what_systemctl_says_is_understood() {
