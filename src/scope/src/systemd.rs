@@ -21,9 +21,7 @@ const SYSTEMD_RUN: &str = "/usr/bin/systemd-run";
 /// What the service managers of users start after, and so stop before, when the machine is switched off: they stop
 /// containers in order, which must not have been killed with the scope until then.
 const USER_SESSIONS: &str = "systemd-user-sessions.service";
-/// Stops everything in order before the default instance's scope is stopped (`systemd/cgrant-shutdown.service`), and so before
-/// systemd sends SIGTERM to every process in it at once. The broker ends between the two.
-const SHUTDOWN: &str = "cgrant-shutdown.service";
+/// What the packaged broker is called, whose scope is the default one.
 const BROKER: &str = "cgrantd.service";
 const DEFAULT_SCOPE: &str = "cgrant.scope";
 /// How long one call may take.
@@ -188,12 +186,16 @@ impl Systemd {
 }
 
 /// What the scope wants, and what it starts before and stops after. Where these units are not installed, systemd goes on without.
-fn relations(unit: &str) -> (Vec<&'static str>, Vec<&'static str>) {
+///
+/// It wants the unit that ends everything in order before the scope is stopped (`systemd/cgrant-shutdown.service`), which is before systemd
+/// sends SIGTERM to every process in it at once. Between the two the packaged broker ends, so that it makes no new scope meanwhile.
+fn relations(unit: &str) -> (Vec<String>, Vec<String>) {
+    let shutdown = format!("{}-shutdown.service", unit.trim_end_matches(".scope"));
+    let mut before = vec![USER_SESSIONS.to_owned(), shutdown.clone()];
     if unit == DEFAULT_SCOPE {
-        (vec![SHUTDOWN], vec![USER_SESSIONS, SHUTDOWN, BROKER])
-    } else {
-        (Vec::new(), vec![USER_SESSIONS])
+        before.push(BROKER.to_owned());
     }
+    (vec![shutdown], before)
 }
 
 /// `systemd-run --scope` puts itself into the new scope and then becomes the keeper.
@@ -320,15 +322,23 @@ pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
 mod tests {
     use super::*;
 
+    fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(ToString::to_string).collect()
+    }
+
     #[test]
     fn the_packaged_unit_is_that_of_the_default_scope() {
         let unit = include_str!("../../../systemd/cgrant-shutdown.service");
         for line in [format!("PartOf={DEFAULT_SCOPE}"), format!("After={DEFAULT_SCOPE} {BROKER}")] {
             assert!(unit.lines().any(|found| found.starts_with(&line)), "{line}");
         }
+        let shutdown = "cgrant-shutdown.service";
         let (wants, before) = relations(DEFAULT_SCOPE);
-        assert!(wants == [SHUTDOWN] && before.contains(&SHUTDOWN) && before.contains(&BROKER));
-        assert_eq!(relations("cgrant-t1.scope"), (vec![], vec![USER_SESSIONS]));
+        assert_eq!((wants, before), (words(&[shutdown]), words(&[USER_SESSIONS, shutdown, BROKER])));
+        // Of another instance, which may have one too.
+        let shutdown = "cgrant-t1-shutdown.service";
+        let (wants, before) = relations("cgrant-t1.scope");
+        assert_eq!((wants, before), (words(&[shutdown]), words(&[USER_SESSIONS, shutdown])));
     }
 
     #[test]
