@@ -112,6 +112,8 @@ install-files:
 	install -d -m 755 $(DESTDIR)$(unitdir) $(DESTDIR)$(PREFIX)/lib/sysusers.d $(DESTDIR)$(PREFIX)/lib/tmpfiles.d
 	sed 's|@sbindir@|$(sbindir)|' systemd/cgrantd.service >$(DESTDIR)$(unitdir)/cgrantd.service
 	chmod 644 $(DESTDIR)$(unitdir)/cgrantd.service
+	sed 's|@sbindir@|$(sbindir)|' systemd/cgrant-shutdown.service >$(DESTDIR)$(unitdir)/cgrant-shutdown.service
+	chmod 644 $(DESTDIR)$(unitdir)/cgrant-shutdown.service
 	install -m 644 systemd/cgrantd.socket $(DESTDIR)$(unitdir)/
 	install -m 644 systemd/cgrant.sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/cgrant.conf
 	install -m 644 systemd/cgrant.tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/cgrant.conf

@@ -37,6 +37,8 @@ mod links_attacks;
 mod mounts;
 #[path = "hosts/placement.rs"]
 mod placement;
+#[path = "hosts/shutdown.rs"]
+mod shutdown;
 #[path = "hosts/vlans.rs"]
 mod vlans;
 
@@ -88,6 +90,7 @@ fn main() -> std::process::ExitCode {
         holders::TESTS,
         events::TESTS,
         placement::TESTS,
+        shutdown::TESTS,
         autostart::TESTS,
         busses::TESTS,
         differential::TESTS,

@@ -11,7 +11,7 @@ use std::{
 };
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 
 use super::{Lab, agent};
 
@@ -170,7 +170,7 @@ fn gather_programs() -> PathBuf {
 
 /// Living processes that this program started, at any remove. Reaps what is dead.
 pub fn descendants() -> Vec<u32> {
-    while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {}
+    while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
     let all = processes();
     let mut found = vec![std::process::id()];
     let mut next = 0;

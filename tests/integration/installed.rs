@@ -61,6 +61,9 @@ fn units_are_good(lab: &Lab) {
         .env("HOME", &lab.scratch)
         .env("XDG_RUNTIME_DIR", &lab.scratch);
     silent(verify.args(["--user", "--man=no", "verify"]).arg(unit));
+    let mut verify = Command::new("systemd-analyze");
+    verify.env_clear().env("PATH", "/usr/bin:/bin").args(["--man=no", "verify"]);
+    silent(verify.arg(prefix.join("lib/systemd/system/cgrant-shutdown.service")));
     let page = prefix.join("share/man/man1/cgrant-autostart.1");
     assert!(page.exists(), "the unit names a manual page that is not there");
 }

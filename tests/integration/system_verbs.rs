@@ -172,8 +172,7 @@ fn verbs_go_on_after_one_failure(lab: &Lab) {
 fn lists_can_be_narrowed(lab: &Lab) {
     let broker = lab.broker();
     let user = lab.user();
-    let shell = made(lab, &user, &broker, &["web-1", "db"]);
-    shell.done(&[&["create", "box", "web-2"][..], &NEVER_READY].concat());
+    let shell = made(lab, &user, &broker, &["web-1", "db", "web-2"]);
     shell.done(&["image", "alias", "add", "box", "same"]);
     shell.done(&["start", "web-2"]);
     let list = |words: &[&str]| shell.done(&[&["list", "--quiet"], words].concat());
@@ -403,6 +402,37 @@ fn the_console_is_the_log_of_a_container_without_a_journal(lab: &Lab) {
     shell.done(&["delete", "one"]);
 }
 
+fn what_is_paused_executes_nothing_and_says_so(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let shell = made(lab, &user, &broker, &["one"]);
+    shell.done(&["start", "one"]);
+    wait_until("it is ready", || shell.done(&["logs", "one", "--console"]).contains("ready"));
+    shell.done(&["pause", "one"]);
+    for words in [
+        &["exec", "one", "--", "true"] as &[&str],
+        &["exec", "-t", "one", "--", "true"],
+        &["shell", "one"],
+        &["push", "one", "/etc/hostname", "/tmp/x"],
+        &["pull", "one", "/etc/hostname", "x"],
+    ] {
+        shell.fails(words, 1, "the container is paused; 'cgrant resume' lets it go on");
+    }
+    shell.fails(&["logs", "one"], 1, "is paused; 'cgrant logs --console' shows what it printed");
+    assert!(shell.done(&["logs", "one", "--console"]).contains("ready"));
+    shell.done(&["resume", "one"]);
+    assert_eq!(shell.done(&["exec", "one", "--", "echo", "again"]), "again\n");
+    // What is to begin anew does, paused or not.
+    let init = || shell.json(&["info", "one"])["init"].as_u64();
+    let before = init();
+    shell.done(&["pause", "one"]);
+    shell.done(&["restart", "one"]);
+    wait_until("it runs again", || shell.state("one") == "running" && init() != before);
+    assert_eq!(shell.done(&["exec", "one", "--", "echo", "anew"]), "anew\n");
+    shell.done(&["delete", "--force", "one"]);
+    checker::assert_empty(lab);
+}
+
 fn a_journal_is_shown_whether_it_runs_or_not(lab: &Lab) {
     let broker = lab.broker();
     let user = lab.user();
@@ -594,6 +624,7 @@ crate::tests![
     a_wait_has_an_end,
     what_happens_to_containers_is_told,
     the_console_is_the_log_of_a_container_without_a_journal,
+    what_is_paused_executes_nothing_and_says_so,
     a_journal_is_shown_whether_it_runs_or_not,
     bad_limits_are_refused_before_a_container_has_them,
     a_quota_that_is_reached_leaves_nothing,

@@ -4,7 +4,7 @@ use std::{ffi::OsString, io};
 
 use cgrant_container::{
     LaunchError, SessionError, SpecError,
-    system::{ControlError, StartError},
+    system::{ControlError, Refused, StartError},
 };
 use cgrant_proto::{Code, Error as BrokerError, names};
 
@@ -135,6 +135,9 @@ impl Failure {
             }
             Self::Control { source: ControlError::NotRunning, .. } => {
                 Some("'cgrant start' starts it".to_owned())
+            }
+            Self::Control { source: ControlError::Refused(Refused::Paused), .. } => {
+                Some("'cgrant resume' lets it go on".to_owned())
             }
             Self::Namespace { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("it has to be one of yours, such as a container's".to_owned())

@@ -4,7 +4,7 @@
 //! a package runs as root there could leave its chroot, and must not meet the caller's own account, which the storage
 //! namespace has as an id. So a package that is hostile gets ids of the range, the network, and what everybody may read.
 //! In its mount namespace the image's directory is bound to `/mnt`: the path of that may be long, and users that packages make
-//! can't pass through a home of mode 0700.
+//! can't pass through a home of mode 0700. What it puts down beside that goes with the namespace, however it ends.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use cgrant_sys::mount::{
-    MountChange, MountPropagationFlags, mount_setattr, move_mount, open_place, open_tree_clone,
+    MountAttrFlags, MountChange, MountPropagationFlags, fs_mount, mount_setattr, move_mount, open_place,
+    open_tree_clone,
 };
 use cgrant_sys::privilege::set_dumpable;
 use cgrant_sys::{Clone3, Dir, Exit};
@@ -49,6 +50,8 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 const UBUNTU_KEYS: &str = "/usr/share/keyrings/ubuntu-archive-keyring.gpg";
 /// Where the image's directory is while it is filled.
 const PLACE: &str = "/mnt";
+/// Where it puts down what is of use to it alone: a tmpfs of its own. No mirror that is a directory lies there.
+const SCRATCH: &str = "/dev/shm";
 /// How many lines of output are told when it fails.
 const TOLD: usize = 25;
 /// Longest line of output that is looked at, in bytes.
@@ -407,7 +410,7 @@ fn command(program: &Path, recipe: &Recipe, output: &io::PipeWriter) -> io::Resu
         .env("PATH", PATH)
         .env("LC_ALL", "C.UTF-8")
         .env("HOME", "/")
-        .env("TMPDIR", "/tmp")
+        .env("TMPDIR", SCRATCH)
         .envs(proxies)
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
@@ -476,6 +479,9 @@ fn show(rootfs: &Dir) -> io::Result<()> {
     mount_setattr(open_place(Path::new("/"))?, &private)?;
     let clone = open_tree_clone(open_place(Path::new("."))?, Path::new(""), false)?;
     move_mount(clone, open_place(Path::new(PLACE))?, Path::new(""))?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let scratch = fs_mount("tmpfs", &[("mode", Some("1777"))], attributes)?;
+    move_mount(scratch, open_place(Path::new(SCRATCH))?, Path::new(""))?;
     Ok(chdir("/")?)
 }
 

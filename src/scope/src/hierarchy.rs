@@ -5,6 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// What the hierarchy of cgroup v2 is called.
+pub const CGROUP2: &str = "cgroup2";
+
 /// A process's place in one hierarchy, as a line of `/proc/PID/cgroup` says it (cgroups(7)).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -40,7 +43,7 @@ fn parse_places(text: &str) -> Vec<Place> {
         .filter_map(|line| {
             let (_, rest) = line.split_once(':')?;
             let (controllers, path) = rest.split_once(':')?;
-            let hierarchy = if controllers.is_empty() { "cgroup2" } else { controllers };
+            let hierarchy = if controllers.is_empty() { CGROUP2 } else { controllers };
             Some(Place { hierarchy: hierarchy.to_owned(), path: path.to_owned() })
         })
         .collect()
@@ -55,7 +58,7 @@ fn mount_point(mountinfo: &str, hierarchy: &str) -> Option<PathBuf> {
         let mut back = back.split(' ');
         let (kind, _source, options) = (back.next()?, back.next()?, back.next()?);
         let same = match kind {
-            "cgroup2" => hierarchy == "cgroup2",
+            "cgroup2" => hierarchy == CGROUP2,
             "cgroup" => hierarchy.split(',').all(|part| options.split(',').any(|option| option == part)),
             _ => false,
         };

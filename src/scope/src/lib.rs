@@ -1,6 +1,7 @@
-//! cgrant-scope: on a host that systemd runs, gets the broker's part of the cgroup tree from it.
+//! cgrant-scope: on a host that systemd runs, gets the broker's part of the cgroup tree from it; and on every host, ends what
+//! runs in that part when the machine is switched off.
 //!
-//! Three roles, chosen by the first argument:
+//! Four roles, chosen by the first argument:
 //!
 //! * `make UNIT` asks systemd for the scope UNIT with delegation, or finds the one that lives, tells the
 //!   supervisor over descriptor 3 where it lies in each hierarchy, and ends. It runs as root before any
@@ -9,9 +10,12 @@
 //!   removes the scope.
 //! * `keep` is the keeper: a process that sleeps in the scope's leaf `keeper/`, because systemd removes a
 //!   scope without processes.
+//! * `end INSTANCE UNIT` ends everything that runs in grants of the instance.
 //!
-//! What it writes: `keeper/` and `keeper/cgroup.procs` below the delegated scope, nothing else.
+//! What it writes: `keeper/` and `keeper/cgroup.procs` below the delegated scope; to end what runs in grants, `cgroup.freeze` of
+//! payloads and `cgroup.kill` of accounts; nothing else.
 
+mod end;
 mod hierarchy;
 mod keeper;
 mod scope;
@@ -29,6 +33,7 @@ pub fn main() -> ExitCode {
         (Some("make"), Some(unit), None) => make(&unit),
         (Some("leave"), None, None) => leave(),
         (Some("keep"), None, None) => keeper::keep(),
+        (Some("end"), Some(instance), Some(unit)) => end(&instance, &unit),
         _ => {
             eprintln!("cgrant-scope is started by cgrantd; it has no use of its own");
             ExitCode::from(2)
@@ -56,6 +61,16 @@ fn leave() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("cgrant-scope: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn end(instance: &str, unit: &str) -> ExitCode {
+    match end::end(instance, unit) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cgrantd: {error}");
             ExitCode::FAILURE
         }
     }

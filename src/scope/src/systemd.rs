@@ -21,6 +21,9 @@ const SYSTEMD_RUN: &str = "/usr/bin/systemd-run";
 /// What the service managers of users start after, and so stop before, when the machine is switched off: they stop
 /// containers in order, which must not have been killed with the scope until then.
 const USER_SESSIONS: &str = "systemd-user-sessions.service";
+/// What the packaged broker is called, whose scope is the default one.
+const BROKER: &str = "cgrantd.service";
+const DEFAULT_SCOPE: &str = "cgrant.scope";
 /// How long one call may take.
 const CALL: Duration = Duration::from_secs(15);
 /// How often it is looked whether `systemd-run` has become the keeper.
@@ -182,11 +185,27 @@ impl Systemd {
     }
 }
 
+/// What the scope wants, and what it starts before and stops after. Where these units are not installed, systemd goes on without.
+///
+/// It wants the unit that ends everything in order before the scope is stopped (`systemd/cgrant-shutdown.service`), which is before systemd
+/// sends SIGTERM to every process in it at once. Between the two the packaged broker ends, so that it makes no new scope meanwhile.
+fn relations(unit: &str) -> (Vec<String>, Vec<String>) {
+    let shutdown = format!("{}-shutdown.service", unit.trim_end_matches(".scope"));
+    let mut before = vec![USER_SESSIONS.to_owned(), shutdown.clone()];
+    if unit == DEFAULT_SCOPE {
+        before.push(BROKER.to_owned());
+    }
+    (vec![shutdown], before)
+}
+
 /// `systemd-run --scope` puts itself into the new scope and then becomes the keeper.
 async fn start_through_program(unit: &str) -> Result<Starting, SystemdError> {
     let unit_option = format!("--unit={unit}");
-    let before = format!("--property=Before={USER_SESSIONS}");
-    let options = [
+    let (wants, before) = relations(unit);
+    let before = before.iter().map(|other| format!("--property=Before={other}"));
+    let wants = wants.iter().map(|other| format!("--property=Wants={other}"));
+    let relations: Vec<String> = wants.chain(before).collect();
+    let mut options = vec![
         "--scope",
         "--quiet",
         "--collect",
@@ -194,9 +213,9 @@ async fn start_through_program(unit: &str) -> Result<Starting, SystemdError> {
         "--description=Grants of cgrant",
         "--property=Delegate=yes",
         "--property=TasksMax=infinity",
-        &before,
-        "--",
     ];
+    options.extend(relations.iter().map(String::as_str));
+    options.push("--");
     let mut keeper = keeper::start_through(SYSTEMD_RUN, &options)
         .map_err(|source| SystemdError::Tool { program: SYSTEMD_RUN, source })?;
     let comm = format!("/proc/{}/comm", keeper.pid().unwrap_or_default());
@@ -265,12 +284,14 @@ impl Bus {
     async fn start_scope(&self, unit: &str, pid: u32) -> Result<(), SystemdError> {
         let mut removed = self.manager.receive_job_removed().await?;
         self.manager.subscribe().await?;
+        let (wants, before) = relations(unit);
         let properties = [
             ("Description", Variant::from("Grants of cgrant")),
             ("PIDs", Variant::from(vec![pid])),
             ("Delegate", Variant::from(true)),
             ("TasksMax", Variant::from(u64::MAX)),
-            ("Before", Variant::from(vec![USER_SESSIONS])),
+            ("Wants", Variant::from(wants)),
+            ("Before", Variant::from(before)),
             ("CollectMode", Variant::from("inactive-or-failed")),
         ];
         let job = self.manager.start_transient_unit(unit, "fail", &properties, &[]).await?;
@@ -300,6 +321,25 @@ pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
+
+    fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_packaged_unit_is_that_of_the_default_scope() {
+        let unit = include_str!("../../../systemd/cgrant-shutdown.service");
+        for line in [format!("PartOf={DEFAULT_SCOPE}"), format!("After={DEFAULT_SCOPE} {BROKER}")] {
+            assert!(unit.lines().any(|found| found.starts_with(&line)), "{line}");
+        }
+        let shutdown = "cgrant-shutdown.service";
+        let (wants, before) = relations(DEFAULT_SCOPE);
+        assert_eq!((wants, before), (words(&[shutdown]), words(&[USER_SESSIONS, shutdown, BROKER])));
+        // Of another instance, which may have one too.
+        let shutdown = "cgrant-t1-shutdown.service";
+        let (wants, before) = relations("cgrant-t1.scope");
+        assert_eq!((wants, before), (words(&[shutdown]), words(&[USER_SESSIONS, shutdown])));
+    }
 
     #[test]
     fn what_systemctl_says_is_understood() {

@@ -128,6 +128,9 @@ pub struct Args {
     /// Print the settings that are in force, as TOML, and end.
     #[arg(long, conflicts_with = "check_config")]
     pub print_config: bool,
+    /// End everything that runs in grants of this instance, in order, and return: for when the machine is switched off.
+    #[arg(long, conflicts_with_all = ["foreground", "check_config", "print_config"])]
+    pub shutdown: bool,
 }
 
 const AFTER_HELP: &str = "\
@@ -135,13 +138,16 @@ Without --foreground cgrantd goes to the background; the command returns when th
 
 Signals: SIGTERM ends the broker in order and leaves what runs in grants running; SIGHUP reads the policy again.
 
+--shutdown needs no broker. Containers have 60 seconds to end in order; what has not ended after 75 is killed.
+
 Exit status: 0 ended in order (or: the configuration is good); 1 it could not start or go on, or the
-configuration is bad; 2 the command line is wrong.
+configuration is bad, or something had to be killed; 2 the command line is wrong.
 
 Examples:
   cgrantd --foreground --bus none
   cgrantd --instance test --config-dir /tmp/t/etc --state-dir /tmp/t/lib --runtime-dir /tmp/t/run --bus none --foreground
-  cgrantd --check-config";
+  cgrantd --check-config
+  cgrantd --shutdown";
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
@@ -214,7 +220,11 @@ mod tests {
     }
 
     #[test]
-    fn check_and_print_exclude_each_other() {
+    fn what_a_call_is_for_is_one_thing() {
         assert!(parse(&["--check-config", "--print-config"]).is_err());
+        for other in ["--check-config", "--print-config", "--foreground"] {
+            assert!(parse(&["--shutdown", other]).is_err(), "{other}");
+        }
+        assert!(parse(&["--shutdown", "--instance", "t1"]).unwrap().shutdown);
     }
 }

@@ -45,6 +45,9 @@ pub enum SupervisorError {
     /// The process in the background ended before it was ready; it has said why itself.
     #[error("cgrantd in the background ended before it was ready")]
     BackgroundFailed,
+    /// Not everything that ran in grants ended in order; the helper has said what.
+    #[error("not everything in grants ended in order")]
+    NotInOrder,
     /// A system call of the supervisor's own failed.
     #[error("{what}: {source}")]
     System {

@@ -73,7 +73,7 @@ pub fn main() -> ExitCode {
     let args = Args::parse();
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(SupervisorError::BackgroundFailed) => ExitCode::FAILURE,
+        Err(SupervisorError::BackgroundFailed | SupervisorError::NotInOrder) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("cgrantd: {error}");
             ExitCode::FAILURE
@@ -91,6 +91,10 @@ fn run(args: &Args) -> Result<(), SupervisorError> {
     }
     if !rustix::process::geteuid().is_root() {
         return Err(SupervisorError::NotRoot);
+    }
+    if args.shutdown {
+        let ended = scope::end_all(&Program::find("cgrant-scope")?, &args.instance)?;
+        return if ended { Ok(()) } else { Err(SupervisorError::NotInOrder) };
     }
     let settings = Settings::new(args)?;
     if args.foreground {

@@ -39,6 +39,8 @@ pub struct Stat {
     pub threads: u32,
     /// When it started, in clock ticks after boot.
     pub start_time: u64,
+    /// Where its arguments begin and end in its memory; 0 of a process that this one may not trace.
+    pub arguments: (u64, u64),
 }
 
 /// A line of an id map: so many ids of a user namespace, and which they are outside of it.
@@ -139,7 +141,7 @@ impl ProcFs {
         Ok(children)
     }
 
-    /// Parent, session, start time and state.
+    /// Parent, session, start time, state and more.
     ///
     /// # Errors
     /// `ENOENT` or `ESRCH` if there is no such process.
@@ -235,6 +237,7 @@ fn parse_stat(text: &str) -> Option<Stat> {
         exiting: number(9)? & PF_EXITING != 0,
         threads: narrow(20)?,
         start_time: number(22)?,
+        arguments: (number(48).unwrap_or(0), number(49).unwrap_or(0)),
     })
 }
 
@@ -273,7 +276,15 @@ mod tests {
             let stat = parse_stat(&format!("12 ({name}) {tail}")).unwrap();
             assert_eq!(
                 stat,
-                Stat { state: 'S', ppid: 7, session: 9, exiting: false, threads: 3, start_time: 4242 },
+                Stat {
+                    state: 'S',
+                    ppid: 7,
+                    session: 9,
+                    exiting: false,
+                    threads: 3,
+                    start_time: 4242,
+                    arguments: (0, 0)
+                },
                 "{name}"
             );
         }

@@ -49,7 +49,7 @@ pub(crate) fn run(client: &Client, command: ContainerCommand) -> Result<u8, Fail
             return Ok(ask::stop(client, &containers.names, timeout.timeout));
         }
         C::Restart { containers, timeout } => {
-            return Ok(each(&containers.names, |name| ask::restart(name, timeout.timeout)));
+            return Ok(each(&containers.names, |name| ask::restart(client, name, timeout.timeout)));
         }
         C::Kill { containers, signal } => {
             return Ok(each(&containers.names, |name| ask::kill(name, signal)));

@@ -5,25 +5,17 @@
 //! of the monitor's for a moment.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Seek, SeekFrom, Write},
 };
 
-/// What takes their place, as far as there is room.
-const TITLE: &[u8] = b"cgrant-monitor";
-/// Where the number is that an address is, of those behind the program's name (proc_pid_stat(5): 48 and 49).
-const START: usize = 45;
+use cgrant_sys::ProcFs;
 
-/// Writes over the arguments. Nothing in this process may look at them later.
-pub(crate) fn forget() -> io::Result<()> {
-    let text = fs::read_to_string("/proc/self/stat")?;
-    let (_, fields) = text.rsplit_once(") ").ok_or(io::ErrorKind::InvalidData)?;
-    let mut addresses = fields.split(' ').skip(START).map(str::parse::<u64>);
-    let (Some(Ok(start)), Some(Ok(end))) = (addresses.next(), addresses.next()) else {
-        return Err(io::ErrorKind::InvalidData.into());
-    };
+/// Writes `title` over the arguments, as far as there is room. Nothing in this process may look at them later.
+pub(crate) fn forget(title: &[u8]) -> io::Result<()> {
+    let (start, end) = ProcFs::open()?.stat(std::process::id())?.arguments;
     let length = usize::try_from(end.saturating_sub(start)).unwrap_or(0);
-    let mut title = TITLE.to_vec();
+    let mut title = title.to_vec();
     // The last byte stays 0: otherwise the kernel goes on reading behind it.
     title.truncate(length.saturating_sub(1));
     title.resize(length, 0);

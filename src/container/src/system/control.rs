@@ -122,6 +122,9 @@ pub enum Refused {
     /// The container is ending.
     #[error("the container is ending")]
     Stopping,
+    /// Everything in the container is frozen. What is started in it would be, too, before it could say so.
+    #[error("the container is paused")]
+    Paused,
     /// There is no such signal, or no process to send it to.
     #[error("no such signal, or no process that would get it")]
     Signal,

@@ -3,6 +3,9 @@
 //! There is no one signal for it. Which ones an init takes tells what it is: only systemd takes `SIGRTMIN+3`. A signal that the first
 //! process of a pid namespace has no handler for is lost (pid_namespaces(7)), so that asking the wrong way does nothing.
 //!
+//! Nor is a signal that was sent always one that arrived. systemd that executes itself again, as it does for SIGTERM and at an upgrade,
+//! throws away what it has not read yet, and listens to nothing for a moment. So who tells it looks whether it has executed anything since.
+//!
 //! An init that sleeps in sigtimedwait(2), as busybox does, shows none of the signals that it waits for: the kernel unblocks them
 //! meanwhile (`do_sigtimedwait()`), and proc(5) tells of no others.
 
@@ -25,8 +28,15 @@ pub(crate) enum Told {
     OfPower,
     /// It may have come before init listened, which is not to be seen: to be said again.
     Perhaps,
+    /// It listens to nothing just now, because it executes itself again or is about to end: to be tried again.
+    Later,
     /// It takes no signal that would end it, yet or at all.
     Not,
+}
+
+/// Which execution of its program init is at, if that is one that throws away signals when it executes itself again.
+pub(crate) fn execution(pid: u32) -> Option<u64> {
+    if kind::of(pid) == Kind::Systemd { kind::execution(pid) } else { None }
 }
 
 /// Tells it.
@@ -43,10 +53,13 @@ pub(crate) fn tell(init: &Pidfd, pid: u32) -> io::Result<Told> {
 fn choose(takes: impl Fn(i32) -> bool, kind: Kind) -> (Option<i32>, Told) {
     let (power, terminate, user2) = (Signal::POWER.as_raw(), Signal::TERM.as_raw(), Signal::USR2.as_raw());
     let taken = |order: &[i32]| order.iter().copied().find(|signal| takes(*signal));
+    if kind == Kind::Systemd {
+        return taken(&[HALT]).map_or((None, Told::Later), |signal| (Some(signal), Told::Surely));
+    }
     let (taken, otherwise) = match kind {
         Kind::Busybox => (taken(&[user2]), Some(user2)),
         Kind::Waiting => (taken(&[HALT, power, terminate]), Some(terminate)),
-        Kind::Other => (taken(&[HALT, power, terminate]), None),
+        Kind::Systemd | Kind::Other => (taken(&[HALT, power, terminate]), None),
     };
     match (taken, otherwise) {
         (Some(signal), _) if signal == power => (taken, Told::OfPower),
@@ -67,6 +80,8 @@ mod tests {
         let surely = |signal| (Some(signal), Told::Surely);
         let perhaps = |signal| (Some(signal), Told::Perhaps);
         // systemd takes all of these, and SIGTERM as "execute yourself again".
+        assert_eq!(choose(among(&[HALT, 30, 15, 12]), Kind::Systemd), surely(HALT));
+        assert_eq!(choose(among(&[15]), Kind::Systemd), (None, Told::Later));
         assert_eq!(choose(among(&[HALT, 30, 15, 12]), Kind::Other), surely(HALT));
         let of_power = (Some(30), Told::OfPower);
         assert_eq!(choose(among(&[30, 15]), Kind::Other), of_power);

@@ -41,7 +41,7 @@ mod state;
 mod tree;
 mod users;
 
-pub use control::{Answer, Control, ControlError, ExecSpec, Executed, Finished, Request, Terminal};
+pub use control::{Answer, Control, ControlError, ExecSpec, Executed, Finished, Refused, Request, Terminal};
 pub use log::read_log;
 pub use monitor::{Begun, Granted, Monitor, Namespaces, StartError};
 pub use spec::{Bind, MachineId, Personal, SystemError, SystemRoot, SystemSpec, Timezone};

@@ -329,7 +329,7 @@ fn become_monitor(channel: &Channel, run: &Dir) -> Result<(), StepFailure> {
     rustix::process::umask(Mode::from_raw_mode(0o077));
     rustix::process::chdir("/").at(Step::Process, "directory")?;
     // Where /proc/self/mem can't be written, they are told as those of any command are.
-    let _ = arguments::forget();
+    let _ = arguments::forget(NAME.to_bytes());
     rustix::thread::set_name(NAME).at(Step::Process, "name")
 }
 

@@ -1,11 +1,12 @@
-//! The payload's cgroup, as the container's own user namespace may change it: cleaned before a reboot, entered by exec.
+//! The payload's cgroup, as the container's own user namespace may change it: cleaned before a reboot, entered by exec unless it is
+//! frozen.
 
 use std::{io, os::fd::OwnedFd};
 
 use cgrant_sys::{Clone3, Dir};
 use rustix::{
     fs::{Mode, OFlags, mkdirat, openat},
-    io::Errno,
+    io::{Errno, read},
 };
 
 use crate::{
@@ -16,6 +17,7 @@ use crate::{
 /// The leaf for processes that come from outside into a payload that has cgroups of its own. The broker knows it by this name
 /// too.
 const LEAF: &str = ".cgrant";
+const FREEZE: &str = "cgroup.freeze";
 const HANDED_DOWN: &str = "cgroup.subtree_control";
 /// Longest list of controllers, in bytes.
 const CONTROLLERS_MAX: usize = 4096;
@@ -44,6 +46,13 @@ fn remove_below(directory: &Dir, depth: usize) {
         }
         let _ = directory.remove_dir(&name);
     }
+}
+
+/// Was it frozen through the broker? What is cloned into it stands still then, from its first instruction on.
+pub(crate) fn is_frozen(payload: &OwnedFd) -> bool {
+    let mut value = [0; 1];
+    let file = openat(payload, FREEZE, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    file.and_then(|file| read(&file, &mut value)).is_ok() && value == *b"1"
 }
 
 /// Where a process enters the payload of a running container: the leaf, made if it is not there, by a child that is the

@@ -36,6 +36,7 @@ use super::{
     halt::{self, Told},
     log::{Log, read_log},
     notify::Ear,
+    payload,
     spec::Prepared,
     stage::{BootError, Booted, Site, boot},
     state::{Ended, Phase, State, now},
@@ -59,6 +60,8 @@ const REPLAY: usize = 8 * 1024;
 const GRACE: Duration = Duration::from_secs(5);
 /// How often it is asked meanwhile.
 const AGAIN: Duration = Duration::from_millis(50);
+/// How often it is looked whether one that was told has executed itself again since.
+const LOOK: Duration = Duration::from_millis(200);
 /// A monitor that has had nothing to do for so long takes little memory from then on.
 const REST: Duration = Duration::from_secs(1);
 /// A container that reboots so soon, so many times in a row, does nothing but that.
@@ -125,6 +128,8 @@ struct Task {
 struct Halt {
     deadline: Instant,
     told: bool,
+    /// The execution of init that was told, if another one would not know.
+    execution: Option<u64>,
     restart: bool,
 }
 
@@ -265,7 +270,11 @@ impl<'s> Server<'s> {
     fn timeout(&self) -> Option<Duration> {
         let halt = self.halt?;
         let left = halt.deadline.saturating_duration_since(Instant::now());
-        Some(if halt.told { left } else { left.min(AGAIN) })
+        Some(match (halt.told, halt.execution) {
+            (true, None) => left,
+            (true, Some(_)) => left.min(LOOK),
+            (false, _) => left.min(AGAIN),
+        })
     }
 
     /// The monitor's exit status, if there is nothing left to monitor.
@@ -352,7 +361,8 @@ impl<'s> Server<'s> {
     fn begin_halt(&mut self, patience: Duration, restart: bool) {
         let now = Instant::now();
         let deadline = now.checked_add(patience).unwrap_or(now);
-        self.halt = Some(Halt { deadline, told: self.halt.is_some_and(|halt| halt.told), restart });
+        let (told, execution) = self.halt.map_or((false, None), |halt| (halt.told, halt.execution));
+        self.halt = Some(Halt { deadline, told, execution, restart });
         self.state.phase = Phase::Stopping;
         self.changed();
     }
@@ -361,7 +371,13 @@ impl<'s> Server<'s> {
         let Some(mut halt) = self.halt else { return };
         let out_of_time = Instant::now() >= halt.deadline;
         let mut deaf = false;
+        if let (true, Some(told)) = (halt.told, halt.execution) {
+            // One that can't be looked at is about to end.
+            halt.told = halt::execution(self.booted.pid).is_none_or(|now| now == told);
+        }
         if !out_of_time && !halt.told {
+            // Before it is told: an execution that comes after that is not the one that was.
+            halt.execution = halt::execution(self.booted.pid);
             let told = halt::tell(&self.booted.init, self.booted.pid).unwrap_or(Told::Not);
             let listens = self.since.elapsed() >= GRACE;
             if told == Told::OfPower {
@@ -375,7 +391,12 @@ impl<'s> Server<'s> {
             let _ = self.booted.init.send_number(Signal::SIGKILL as i32);
             // It was told the last thing that there is to tell.
             let deadline = halt.deadline.max(Instant::now()).checked_add(PATIENCE);
-            self.halt = Some(Halt { told: true, deadline: deadline.unwrap_or(halt.deadline), ..halt });
+            self.halt = Some(Halt {
+                told: true,
+                execution: None,
+                deadline: deadline.unwrap_or(halt.deadline),
+                ..halt
+            });
         }
     }
 
@@ -487,6 +508,9 @@ impl<'s> Server<'s> {
         }
         if self.state.phase == Phase::Stopping && self.halt.is_some() {
             return Err(Answer::Refused(Refused::Stopping));
+        }
+        if payload::is_frozen(&self.site.payload) {
+            return Err(Answer::Refused(Refused::Paused));
         }
         if self.tasks.len() >= MAX_PROCESSES || self.tasks.iter().any(|task| task.client == id) {
             return Err(Answer::Refused(Refused::TooMany));

@@ -5,11 +5,12 @@ use std::{
     mem::MaybeUninit,
     net::{TcpListener, TcpStream},
     os::fd::{AsFd, OwnedFd},
-    process::ExitCode,
+    os::unix::process::CommandExt,
+    process::{Command, ExitCode},
     time::Duration,
 };
 
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, Signal};
 use rustix::{
     io::Errno,
     net::{
@@ -18,12 +19,22 @@ use rustix::{
     },
 };
 
-/// `linger`, an attack; `notify TEXT`; `init TEXT`, which then waits for SIGRTMIN+3, as systemd does.
+/// SIGRTMIN+3, which systemd takes as the order to halt.
+const HALT: i32 = 37;
+/// Longer than a monitor waits for an init that has never listened.
+const DEAF: Duration = Duration::from_secs(6);
+
+/// `again` and `listen-late`, what systemd does for SIGTERM; `linger`, an attack; `notify TEXT`; `init TEXT`, which then waits for SIGRTMIN+3, as systemd does.
 pub fn act(words: &[&str]) -> ExitCode {
     match words {
         ["notify", text] => notify(text),
         ["init", text] => {
             notify(text);
+            wait_for_halt();
+        }
+        ["again"] => execute_again(),
+        ["listen-late"] => {
+            std::thread::sleep(DEAF);
             wait_for_halt();
         }
         ["linger"] => linger(),
@@ -71,20 +82,37 @@ fn notify(text: &str) {
     sendto(&socket, text.as_bytes(), SendFlags::empty(), &address).unwrap();
 }
 
-/// No library has a name for the signal: it is blocked with all the others, and looked for in /proc.
-fn wait_for_halt() {
-    const HALT: u64 = 1 << (37 - 1);
+/// Executes itself again for SIGTERM, and by that throws away that it was told to halt meanwhile.
+fn execute_again() {
     SigSet::all().thread_block().unwrap();
+    println!("up");
+    wait_for(Signal::SIGTERM as i32);
+    println!("again");
+    wait_for(HALT);
+    // The first process of a pid namespace gets nothing that it has no handler for.
+    SigSet::all().thread_unblock().unwrap();
+    let error = Command::new("/proc/self/exe").args(["--actor", "listen-late"]).exec();
+    panic!("{error}");
+}
+
+fn wait_for_halt() {
+    SigSet::all().thread_block().unwrap();
+    wait_for(HALT);
+    println!("told to halt");
+}
+
+/// No library has a name for SIGRTMIN+3: what is blocked is looked for in /proc.
+fn wait_for(signal: i32) {
+    let bit = 1_u64 << (signal - 1);
     let pending = || {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let mask = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
             u64::from_str_radix(line.trim(), 16).unwrap()
         };
-        (mask("SigPnd:") | mask("ShdPnd:")) & HALT != 0
+        (mask("SigPnd:") | mask("ShdPnd:")) & bit != 0
     };
     while !pending() {
         std::thread::sleep(Duration::from_millis(20));
     }
-    println!("told to halt");
 }

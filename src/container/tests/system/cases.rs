@@ -29,6 +29,10 @@ pub const CASES: &[Case] = &[
     case("ready_is_what_init_says", ready_is_what_init_says),
     case("stop_asks_as_init_understands", stop_asks_as_init_understands),
     case("stop_ends_what_does_not_listen", stop_ends_what_does_not_listen),
+    case(
+        "an_init_that_executes_itself_again_is_told_again",
+        an_init_that_executes_itself_again_is_told_again,
+    ),
     case("a_signal_to_the_monitor_is_an_orderly_stop", a_signal_to_the_monitor_is_an_orderly_stop),
     case("busybox_is_an_init", busybox_is_an_init),
     case("reboot_and_power_off_from_inside", reboot_and_power_off_from_inside),
@@ -331,6 +335,19 @@ fn stop_ends_what_does_not_listen(scene: &Scene) {
     scene.start(&scene.script("exec sleep 1000"));
     scene.control().tell(&Request::Stop { seconds: 1000 }).unwrap();
     wait_until("it has ended", || scene.last_state().ended == Some(Ended::Signal(9)));
+}
+
+// What systemd does for SIGTERM, which a host's shutdown may send to everybody, to the monitor too.
+fn an_init_that_executes_itself_again_is_told_again(scene: &Scene) {
+    let script = "busybox cp /bin/actor /bin/systemd; exec /bin/systemd --actor again";
+    scene.start(&scene.script(script));
+    scene.wait_for_log("up\n");
+    scene.control().tell(&Request::Kill { signal: 15 }).unwrap();
+    scene.wait_for_log("again\n");
+    scene.control().tell(&Request::Stop { seconds: 600 }).unwrap();
+    wait_until("it has ended", || scene.last_state().ended.is_some());
+    assert_eq!(scene.last_state().ended, Some(Ended::Status(0)), "{}", scene.log());
+    assert!(scene.log().ends_with("told to halt\n"), "{}", scene.log());
 }
 
 fn a_signal_to_the_monitor_is_an_orderly_stop(scene: &Scene) {

@@ -58,6 +58,8 @@ fn boots(scene: &Scene) {
     wait_until("it has ended", || scene.last_state().ended == Some(Ended::PowerOff));
     wait_until("its monitor has ended", || scene.try_start(&scene.words(&[])).is_ok());
     scene.running();
+    // For SIGTERM systemd executes itself again, and may miss what it is told meanwhile.
+    scene.control().tell(&Request::Kill { signal: 15 }).unwrap();
     scene.control().tell(&Request::Stop { seconds: 100 }).unwrap();
     wait_until("it was halted", || scene.last_state().ended == Some(Ended::PowerOff));
 }

@@ -328,6 +328,20 @@ pub fn a_builder_that_fails_says_why() {
     });
 }
 
+pub fn a_builder_leaves_nothing_beside_the_image() {
+    let scene = Scene::new();
+    let name = format!("left-{}", std::process::id());
+    built_by(&scene, &format!("touch $TMPDIR/{name} && echo \"E: put down\" >&2; exit 3"), |_, result, _| {
+        match result.unwrap_err() {
+            BuildError::Failed { last, .. } => assert_eq!(last, ["E: put down"]),
+            other => panic!("{other:?}"),
+        }
+    });
+    for place in ["/tmp", "/var/tmp", "/dev/shm"] {
+        assert!(!Path::new(place).join(&name).exists(), "{place}");
+    }
+}
+
 pub fn a_builder_has_not_the_callers_account() {
     let scene = Scene::new();
     scene.outside(|home| {

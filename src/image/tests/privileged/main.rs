@@ -25,6 +25,7 @@ const TESTS: &[Test] = &[
     ("a_mount_is_not_removed", cases::a_mount_is_not_removed),
     ("a_builder_that_fails_says_why", cases::a_builder_that_fails_says_why),
     ("a_builder_has_not_the_callers_account", cases::a_builder_has_not_the_callers_account),
+    ("a_builder_leaves_nothing_beside_the_image", cases::a_builder_leaves_nothing_beside_the_image),
     ("debian_is_built_without_root", cases::debian_is_built_without_root),
 ];
 

@@ -12,7 +12,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use cgrant_container::system::{Control, ControlError, ExecSpec, read_log};
+use cgrant_container::system::{Control, ControlError, ExecSpec, Refused, read_log};
 use cgrant_sys::{Dir, privilege};
 use rustix::process::fchdir;
 
@@ -66,6 +66,12 @@ fn of_running(found: &Found, control: Control, args: &LogsArgs) -> Result<Option
     let (mut pipe, output) = io::pipe().map_err(machine)?;
     let said = Errors::new().map_err(machine)?;
     let executed = match found.asked(control.exec(&spec, [nothing.as_fd(), output.as_fd(), said.given()])) {
+        Err(Failure::Control { source: ControlError::Refused(Refused::Paused), .. }) => {
+            return Err(Failure::Refused(format!(
+                "cannot {}: the container is paused; 'cgrant logs --console' shows what it printed, 'cgrant resume' lets it go on",
+                found.doing
+            )));
+        }
         Err(failure) if failure.code() == exit::NOT_FOUND => return Ok(None),
         executed => executed?,
     };
