@@ -119,6 +119,14 @@ impl ProcFs {
         Ok(statat(&self.0, format!("{pid}/ns/pid"), AtFlags::empty())?.st_ino)
     }
 
+    /// Identity of the cgroup namespace that a process is in: its inode, as long as anything is in it.
+    ///
+    /// # Errors
+    /// As [`ProcFs::pid_namespace`].
+    pub fn cgroup_namespace(&self, pid: u32) -> io::Result<u64> {
+        Ok(statat(&self.0, format!("{pid}/ns/cgroup"), AtFlags::empty())?.st_ino)
+    }
+
     /// The children of all threads of a process, as they were one after the other: it may fork meanwhile.
     ///
     /// # Errors

@@ -26,6 +26,9 @@ pub(super) const CGROUP2: &str = "cgroup2";
 /// Inode of the initial cgroup namespace (`PROC_CGROUP_INIT_INO`, include/linux/proc_ns.h).
 const INITIAL_NAMESPACE: &str = "cgroup:[4026531835]";
 
+/// Longest list of controllers, in bytes.
+const MAX_CONTROLLERS: usize = 4096;
+
 /// One hierarchy.
 #[derive(Debug)]
 pub(crate) struct Hierarchy {
@@ -35,6 +38,8 @@ pub(crate) struct Hierarchy {
     pub kind: Kind,
     /// v1: its controllers; v2: those that grants get.
     pub controllers: Vec<String>,
+    /// v2: controllers that the root of the mount has.
+    pub offered: Vec<String>,
     /// v2: controllers that could not be enabled, and why.
     pub refused: Vec<(String, String)>,
     /// Root of the mount.
@@ -183,12 +188,20 @@ fn place(
         Kind::V1 => name.split(',').filter(|part| !part.starts_with("name=")).map(str::to_owned).collect(),
         Kind::V2 => Vec::new(),
     };
+    let offered = match kind {
+        Kind::V1 => Vec::new(),
+        Kind::V2 => {
+            let text = mount.read("cgroup.controllers", MAX_CONTROLLERS).unwrap_or_default();
+            text.split_ascii_whitespace().map(str::to_owned).collect()
+        }
+    };
     let base = Node::new(base, format!("{name}:{base_path}"));
     let in_scope = given.is_some();
     Ok(Hierarchy {
         name,
         kind,
         controllers,
+        offered,
         refused: Vec::new(),
         mount,
         mount_path,

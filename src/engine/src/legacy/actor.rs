@@ -8,7 +8,10 @@ use cgrant_sys::{
 };
 use rustix::fs::Stat;
 
-use super::{fault::Fault, path::components};
+use super::{
+    fault::Fault,
+    path::{components, shown},
+};
 use crate::cgroup::{Hierarchy, Kind};
 
 /// What is wanted of a directory or file; the bits of one class of a mode.
@@ -84,7 +87,8 @@ impl<'p> Actor<'p> {
         &self.process
     }
 
-    /// The names on the way to its cgroup in a hierarchy, from the root of our cgroup namespace.
+    /// The names on the way to its cgroup in a hierarchy, from the root of our cgroup namespace; of a leaf on cgroup2 that which
+    /// it is the leaf of.
     ///
     /// An attacker wants to be taken to be in the root: `/proc` says so of every process whose first thread has ended, in v1
     /// hierarchies, while its others live. Nobody is believed to be in the root whose first thread is not seen alive after.
@@ -104,7 +108,19 @@ impl<'p> Actor<'p> {
                 return Err(Fault::Gone);
             }
         }
-        Ok(components(path))
+        let names = components(path);
+        Ok(if hierarchy.kind == Kind::V2 { shown(names) } else { names })
+    }
+
+    /// Is its cgroup namespace ours, so that the kernel lets it at all that its bits let it at?
+    ///
+    /// # Errors
+    /// [`Fault::Gone`].
+    pub fn shares_cgroup_namespace(&self) -> Result<bool, Fault> {
+        let gone = |_| Fault::Gone;
+        let own = self.proc.cgroup_namespace(std::process::id()).map_err(gone)?;
+        let its = self.proc.cgroup_namespace(self.pid).map_err(gone)?;
+        Ok(self.process.is_alive().map_err(gone)? && own == its)
     }
 
     /// May it do this to what has this owner and mode?

@@ -57,20 +57,14 @@ pub fn stat(open: impl std::os::fd::AsFd) -> Result<Stat, Fault> {
 }
 
 impl<'a> Call<'a> {
-    /// The hierarchies that clients know of, in a fixed order.
-    pub fn known(&self) -> Vec<&'a Hierarchy> {
-        self.hierarchies.v1.iter().collect()
-    }
-
     /// The one hierarchy that an argument stands for.
     ///
     /// # Errors
     /// [`Fault::Controllers`].
     pub fn one(&self, wanted: &str) -> Result<&'a Hierarchy, Fault> {
-        let known = self.known();
-        let names: Vec<&str> = known.iter().map(|hierarchy| hierarchy.name.as_str()).collect();
-        let place = controllers::one(wanted, &names)?;
-        known.get(place).copied().ok_or(Fault::NoCgroup)
+        let known = controllers::known(self.hierarchies);
+        let place = controllers::one(wanted, &known)?;
+        known.get(place).map(|(_, hierarchy)| *hierarchy).ok_or(Fault::NoCgroup)
     }
 
     /// The hierarchies that an argument stands for.
@@ -78,10 +72,9 @@ impl<'a> Call<'a> {
     /// # Errors
     /// [`Fault::Controllers`].
     pub fn many(&self, wanted: &str) -> Result<Vec<&'a Hierarchy>, Fault> {
-        let known = self.known();
-        let names: Vec<&str> = known.iter().map(|hierarchy| hierarchy.name.as_str()).collect();
-        let places = controllers::many(wanted, &names)?;
-        Ok(places.into_iter().filter_map(|place| known.get(place).copied()).collect())
+        let known = controllers::known(self.hierarchies);
+        let places = controllers::many(wanted, &known)?;
+        Ok(places.into_iter().filter_map(|place| known.get(place).map(|(_, hierarchy)| *hierarchy)).collect())
     }
 
     /// Does something in each hierarchy of a list, until one fails. A cgroup that the requestor may not touch is passed over,

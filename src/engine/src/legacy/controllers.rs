@@ -1,23 +1,92 @@
 //! The controllers argument: which hierarchies it stands for. Pure.
+//!
+//! A v1 hierarchy is called what the kernel calls it. cgroup2 is called by the v1 names of all controllers that it has, as if
+//! they were mounted together.
 
 use super::fault::Fault;
+use crate::cgroup::{Hierarchies, Hierarchy};
 
 /// Every hierarchy.
 const ALL: &str = "all";
+/// systemd's own hierarchy, which is cgroup2 where there is no v1 one of this name. Not listed.
+const SYSTEMD: &str = "name=systemd";
+/// What every cgroup2 does without a controller of the kernel's, and v1 with one.
+const ALWAYS: [&str; 2] = ["cpuacct", "freezer"];
+/// v2 and v1 name of the controller that has two.
+const IO: (&str, &str) = ("io", "blkio");
 
-/// Is it this controller of this hierarchy? Named ones go by their bare name too.
-fn has(hierarchy: &str, controller: &str) -> bool {
-    hierarchy
-        .split(',')
-        .any(|name| name == controller || name.strip_prefix("name=").is_some_and(|bare| bare == controller))
+/// What clients call a hierarchy.
+pub struct Names {
+    /// Its controllers, sorted as they are listed.
+    controllers: Vec<String>,
+    /// What it is called too.
+    other: &'static [&'static str],
 }
 
-/// The hierarchy (by its place in `hierarchies`) that all members of the list belong to.
+impl Names {
+    fn new(controllers: Vec<String>) -> Self {
+        Self { controllers, other: &[] }
+    }
+
+    /// What it is called in `ListControllers`.
+    pub fn listed(&self) -> String {
+        self.controllers.join(",")
+    }
+
+    /// Is it this controller of this hierarchy? Named ones go by their bare name too.
+    fn has(&self, controller: &str) -> bool {
+        let mut names = self.controllers.iter().map(String::as_str).chain(self.other.iter().copied());
+        names.any(|name| name == controller || name.strip_prefix("name=") == Some(controller))
+    }
+}
+
+/// The hierarchies that clients know of, in a fixed order. cgroup2 is one of them if it has any controller that v1 has not.
+pub fn known(hierarchies: &Hierarchies) -> Vec<(Names, &Hierarchy)> {
+    let v1_names = |hierarchy: &Hierarchy| Names::new(hierarchy.name.split(',').map(str::to_owned).collect());
+    let mut known: Vec<_> = hierarchies.v1.iter().map(|hierarchy| (v1_names(hierarchy), hierarchy)).collect();
+    let v2 = &hierarchies.v2;
+    if v2.detached.is_none()
+        && let Some(names) = v2_names(&v2.offered, |name| known.iter().any(|(other, _)| other.has(name)))
+    {
+        known.push((names, v2));
+    }
+    known
+}
+
+/// What cgroup2 with these controllers is called, but for what another hierarchy is called; `None` if nothing is left.
+fn v2_names(offered: &[String], taken: impl Fn(&str) -> bool) -> Option<Names> {
+    let offered = offered.iter().map(|name| v1_name(name));
+    let mut controllers: Vec<String> =
+        offered.chain(ALWAYS).filter(|name| !taken(name)).map(str::to_owned).collect();
+    controllers.sort_unstable();
+    let other: &[&str] = if taken(SYSTEMD) { &[IO.0] } else { &[IO.0, SYSTEMD] };
+    (!controllers.is_empty()).then_some(Names { controllers, other })
+}
+
+/// The v1 name of a controller of cgroup2's.
+pub fn v1_name(controller: &str) -> &str {
+    if controller == IO.0 { IO.1 } else { controller }
+}
+
+/// The controllers of cgroup2's that a list, or `all`, asks for. Names of what has no controller there are left out.
+pub fn of_v2(wanted: &str, offered: &[String]) -> Vec<String> {
+    let asked = |name: &&String| {
+        wanted == ALL || wanted.split(',').any(|other| other == v1_name(name) || other == name.as_str())
+    };
+    offered.iter().filter(asked).cloned().collect()
+}
+
+/// Does it name controllers, of which each is to be had?
+pub fn is_one(wanted: &str) -> bool {
+    wanted != ALL && !wanted.contains(',')
+}
+
+/// The hierarchy (by its place in `known`) that all members of the list belong to.
 ///
 /// # Errors
 /// [`Fault::Controllers`].
-pub fn one(wanted: &str, hierarchies: &[&str]) -> Result<usize, Fault> {
-    match list(wanted, hierarchies)?.as_slice() {
+pub fn one<T>(wanted: &str, known: &[(Names, T)]) -> Result<usize, Fault> {
+    match list(wanted, known)?.as_slice() {
         [only] => Ok(*only),
         _ => Err(unknown(wanted)),
     }
@@ -27,17 +96,17 @@ pub fn one(wanted: &str, hierarchies: &[&str]) -> Result<usize, Fault> {
 ///
 /// # Errors
 /// [`Fault::Controllers`].
-pub fn many(wanted: &str, hierarchies: &[&str]) -> Result<Vec<usize>, Fault> {
-    if wanted == ALL { Ok((0..hierarchies.len()).collect()) } else { list(wanted, hierarchies) }
+pub fn many<T>(wanted: &str, known: &[(Names, T)]) -> Result<Vec<usize>, Fault> {
+    if wanted == ALL { Ok((0..known.len()).collect()) } else { list(wanted, known) }
 }
 
-fn list(wanted: &str, hierarchies: &[&str]) -> Result<Vec<usize>, Fault> {
+fn list<T>(wanted: &str, known: &[(Names, T)]) -> Result<Vec<usize>, Fault> {
     if wanted.len() > cgrant_wire::legacy::MAX_TEXT {
         return Err(unknown(wanted));
     }
     let mut found = Vec::new();
     for name in wanted.split(',') {
-        let place = hierarchies.iter().position(|hierarchy| has(hierarchy, name));
+        let place = known.iter().position(|(names, _)| names.has(name));
         let place = place.ok_or_else(|| unknown(name))?;
         if !found.contains(&place) {
             found.push(place);
@@ -55,7 +124,13 @@ fn unknown(wanted: &str) -> Fault {
 mod tests {
     use super::*;
 
-    const HOST: [&str; 3] = ["cpu,cpuacct", "memory", "name=systemd"];
+    fn texts(text: &str) -> Vec<String> {
+        text.split(' ').map(str::to_owned).collect()
+    }
+
+    fn host() -> [(Names, ()); 3] {
+        ["cpu cpuacct", "memory", "name=systemd"].map(|names| (Names::new(texts(names)), ()))
+    }
 
     #[test]
     fn one_hierarchy_by_any_of_its_names() {
@@ -67,18 +142,49 @@ mod tests {
             ("name=systemd", 2),
             ("systemd", 2),
         ] {
-            assert_eq!(one(wanted, &HOST).unwrap(), place, "{wanted}");
+            assert_eq!(one(wanted, &host()).unwrap(), place, "{wanted}");
         }
         for wanted in ["", "all", "cpu,memory", "cpus", "mem", "name=memory", "memory,", "../memory"] {
-            assert!(matches!(one(wanted, &HOST), Err(Fault::Controllers(_))), "{wanted}");
+            assert!(matches!(one(wanted, &host()), Err(Fault::Controllers(_))), "{wanted}");
         }
     }
 
     #[test]
     fn lists_name_each_hierarchy_once() {
-        assert_eq!(many("all", &HOST).unwrap(), [0, 1, 2]);
-        assert_eq!(many("systemd,cpuacct,cpu", &HOST).unwrap(), [2, 0]);
-        assert!(many("cpu,all", &HOST).is_err());
-        assert!(many("cpu,,memory", &HOST).is_err());
+        assert_eq!(many("all", &host()).unwrap(), [0, 1, 2]);
+        assert_eq!(many("systemd,cpuacct,cpu", &host()).unwrap(), [2, 0]);
+        assert!(many("cpu,all", &host()).is_err());
+        assert!(many("cpu,,memory", &host()).is_err());
+    }
+
+    #[test]
+    fn cgroup2_has_the_names_of_v1() {
+        let names = v2_names(&texts("cpuset cpu io memory hugetlb pids"), |_| false).unwrap();
+        assert_eq!(names.listed(), "blkio,cpu,cpuacct,cpuset,freezer,hugetlb,memory,pids");
+        let host = [(names, ())];
+        for wanted in ["memory", "io", "blkio", "systemd", "name=systemd", "cpu,freezer,cpuacct,pids"] {
+            assert_eq!(one(wanted, &host).unwrap(), 0, "{wanted}");
+            assert_eq!(many(wanted, &host).unwrap(), [0], "{wanted}");
+        }
+        for wanted in ["devices", "net_cls", "cgroup2", "memory,devices"] {
+            assert!(one(wanted, &host).is_err(), "{wanted}");
+        }
+    }
+
+    #[test]
+    fn on_a_hybrid_host_cgroup2_has_what_v1_has_not() {
+        let v1 = ["freezer", "cpuacct", "blkio", "name=systemd"];
+        let names = v2_names(&texts("hugetlb io"), |name| v1.contains(&name)).unwrap();
+        assert_eq!(names.listed(), "hugetlb");
+        assert!(names.has("hugetlb") && !names.has("systemd"));
+        assert!(v2_names(&[], |name| v1.contains(&name)).is_none());
+    }
+
+    #[test]
+    fn controllers_that_are_asked_for_by_their_v1_names() {
+        let offered = texts("cpu io memory");
+        assert_eq!(of_v2("all", &offered), ["cpu", "io", "memory"]);
+        assert_eq!(of_v2("memory,blkio,freezer", &offered), ["io", "memory"]);
+        assert!(of_v2("cpuacct,freezer,systemd", &offered).is_empty());
     }
 }

@@ -34,6 +34,33 @@ pub enum Fault {
     /// The file is not written by this interface, whoever asks.
     #[error("the file {0} is not written over this interface")]
     Key(String),
+    /// A file of v1's that cgroup2 has nothing for.
+    #[error("{key} has no equal on cgroup2: {why}")]
+    NoEqual {
+        /// Its name.
+        key: String,
+        /// What is different there.
+        why: &'static str,
+    },
+    /// The cgroup has no files of this controller (cgroup2).
+    #[error(
+        "the controller {0} is not enabled for this cgroup, which has no such file therefore: create the cgroup with this controller named, which needs it in the cgroup above"
+    )]
+    NotEnabled(String),
+    /// The controller can't be enabled for what is below a cgroup (cgroup2).
+    #[error("the controller {controller} can't be enabled here: {why}")]
+    NotToBeHad {
+        /// Its name.
+        controller: String,
+        /// Why.
+        why: &'static str,
+    },
+    /// The value has a form that the file does not take.
+    #[error("{0} does not take this value")]
+    Value(String),
+    /// A grant's cgroup, or the broker's own.
+    #[error("cgroups of grants are changed over the broker's own interface only")]
+    Granted,
     /// The hierarchy is never handed over.
     #[error("cgroups of the devices hierarchy are never handed to anybody but root")]
     Devices,
@@ -70,7 +97,11 @@ impl From<Fault> for Refusal {
     fn from(fault: Fault) -> Self {
         let code = match &fault {
             Fault::Denied | Fault::Outside | Fault::Key(_) | Fault::Devices => RefusalCode::NotAuthorized,
-            Fault::Controllers(_) | Fault::File(_) => RefusalCode::InvalidArgument,
+            Fault::Controllers(_) | Fault::File(_) | Fault::Value(_) => RefusalCode::InvalidArgument,
+            Fault::NoEqual { .. } | Fault::NotEnabled(_) | Fault::NotToBeHad { .. } => {
+                RefusalCode::Unsupported
+            }
+            Fault::Granted => RefusalCode::NotAuthorized,
             Fault::Path => RefusalCode::InvalidName,
             Fault::NoCgroup => RefusalCode::NoSuchCgroup,
             Fault::Gone => RefusalCode::NoSuchProcess,
@@ -79,7 +110,13 @@ impl From<Fault> for Refusal {
         };
         let refusal = Self::new(code, fault.to_string());
         match fault {
-            Fault::Key(_) | Fault::Devices | Fault::Quota => refusal.rule(RULE),
+            Fault::Key(_)
+            | Fault::Devices
+            | Fault::Quota
+            | Fault::Granted
+            | Fault::NoEqual { .. }
+            | Fault::NotEnabled(_)
+            | Fault::NotToBeHad { .. } => refusal.rule(RULE),
             _ => refusal,
         }
     }

@@ -126,7 +126,8 @@ fn plain(engine: &Engine, caller: &Caller, call: &LegacyCall) -> Result<LegacyAn
 
 /// What the host's hierarchies are called, sorted.
 fn controllers(hierarchies: &Hierarchies) -> Vec<String> {
-    let mut names: Vec<String> = hierarchies.v1.iter().map(|hierarchy| hierarchy.name.clone()).collect();
+    let mut names: Vec<String> =
+        controllers::known(hierarchies).iter().map(|(names, _)| names.listed()).collect();
     names.sort_unstable();
     names
 }

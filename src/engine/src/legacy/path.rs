@@ -6,6 +6,8 @@ use super::fault::Fault;
 const MAX_PATH: usize = cgrant_wire::legacy::MAX_TEXT;
 /// Longest component, in bytes (`NAME_MAX`).
 const MAX_NAME: usize = 255;
+/// The cgroup that has the processes of the one around it on cgroup2. Clients neither see nor name it.
+pub const LEAF: &str = ".cgm_leaf";
 
 /// The names on the way to a cgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,7 +19,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Reads a path as clients write them. `..` is refused anywhere, as CGManager does, also within a name.
+    /// Reads a path as clients write them. `..` is refused anywhere, as CGManager does, also within a name; and so is [`LEAF`].
     ///
     /// # Errors
     /// [`Fault::Path`].
@@ -26,7 +28,7 @@ impl Wanted {
             return Err(Fault::Path);
         }
         let names = components(text);
-        if names.iter().any(|name| name.len() > MAX_NAME) {
+        if names.iter().any(|name| name.len() > MAX_NAME || name == LEAF) {
             return Err(Fault::Path);
         }
         Ok(Self { absolute: text.starts_with('/'), names })
@@ -36,6 +38,12 @@ impl Wanted {
 /// The names in a path.
 pub fn components(path: &str) -> Vec<String> {
     path.split('/').filter(|name| !name.is_empty() && *name != ".").map(str::to_owned).collect()
+}
+
+/// The names in a path of cgroup2's, to the cgroup that clients take a process to be in.
+pub fn shown(mut names: Vec<String>) -> Vec<String> {
+    names.pop_if(|last| last == LEAF);
+    names
 }
 
 /// The names below `above` of a path, if it lies there or is it.
@@ -73,9 +81,26 @@ mod tests {
     fn what_leads_elsewhere_is_no_path() {
         let long = "x".repeat(4097);
         let name = "x".repeat(256);
-        for bad in ["..", "a/../b", "x..y", "a\0b", "a\nb", long.as_str(), name.as_str()] {
+        for bad in [
+            "..",
+            "a/../b",
+            "x..y",
+            "a\0b",
+            "a\nb",
+            "a/.cgm_leaf",
+            ".cgm_leaf/b",
+            long.as_str(),
+            name.as_str(),
+        ] {
             assert!(matches!(Wanted::parse(bad), Err(Fault::Path)), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn the_leaf_of_a_cgroup_is_the_cgroup() {
+        assert_eq!(shown(components("/a/b/.cgm_leaf")), ["a", "b"]);
+        assert_eq!(shown(components("/.cgm_leaf/b")), [".cgm_leaf", "b"]);
+        assert!(shown(components("/.cgm_leaf")).is_empty() && shown(Vec::new()).is_empty());
     }
 
     #[test]
