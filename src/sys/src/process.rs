@@ -195,6 +195,20 @@ pub fn boot_id() -> io::Result<String> {
     Ok(text.trim_end().to_owned())
 }
 
+/// Now, in clock ticks after boot, as [`Stat::start_time`] counts: what starts later has no smaller number.
+///
+/// # Errors
+/// `EINVAL` if the C library does not know how long a tick is.
+pub fn clock_ticks() -> io::Result<u64> {
+    use rustix::time::{ClockId, clock_gettime};
+    let hertz = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?;
+    let hertz =
+        hertz.and_then(|hertz| u64::try_from(hertz).ok()).filter(|hertz| *hertz > 0).ok_or(Errno::INVAL)?;
+    let now = clock_gettime(ClockId::Boottime);
+    let [seconds, nanoseconds] = [now.tv_sec, now.tv_nsec].map(|part| u64::try_from(part).unwrap_or(0));
+    Ok(seconds.saturating_mul(hertz).saturating_add(nanoseconds.saturating_mul(hertz) / 1_000_000_000))
+}
+
 /// Eight unguessable bytes.
 ///
 /// # Errors
@@ -253,6 +267,16 @@ fn parse_stat(text: &str) -> Option<Stat> {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_started_later_than_now() {
+        let before = clock_ticks().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let started = ProcFs::open().unwrap().stat(child.id()).unwrap().start_time;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!((before..=clock_ticks().unwrap()).contains(&started), "{before} {started}");
+    }
 
     #[test]
     fn cgroup_lines_are_read() {

@@ -73,7 +73,7 @@ pub fn set_peek_offset(socket: impl AsFd, offset: Option<u64>) -> io::Result<()>
 }
 
 /// Sets an option of `SOL_SOCKET` whose value is a number.
-fn set_number(socket: impl AsFd, option: libc::c_int, value: libc::c_int) -> Result<(), Errno> {
+pub(crate) fn set_number(socket: impl AsFd, option: libc::c_int, value: libc::c_int) -> Result<(), Errno> {
     let length = libc::socklen_t::try_from(size_of_val(&value)).map_err(|_| Errno::EINVAL)?;
     // SAFETY: the kernel reads `length` bytes of a value that lives until the call returns.
     let result = unsafe {
