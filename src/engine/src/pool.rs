@@ -1,6 +1,8 @@
 //! A small pool of threads that runs operations: those of one account in order, those of different accounts side by side.
 //!
-//! It knows nothing of what a job does. A kernel call that is slow holds up its own account only, as long as
+//! It knows nothing of what a job does but whether it may run beside its neighbours: jobs that only look are taken together with
+//! those next to them in the queue, up to [`MAX_BESIDE`], so that everybody sees what was done before and nothing that was
+//! asked for later. A kernel call that is slow holds up its own account only, as long as
 //! fewer than [`MAX_THREADS`] accounts are stuck at once. Waiting threads make no system calls.
 //!
 //! One thread at a time, the leader, looks for what happens and queues it. If another thread waits for work that one becomes
@@ -24,6 +26,33 @@ const MAX_WAITING: usize = 256;
 /// How long a thread beyond [`KEPT_THREADS`] waits for work before it ends.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// Most jobs of one lane that run beside each other.
+const MAX_BESIDE: usize = 4;
+
+/// What has an order of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// The operations of an account.
+    Account(u32),
+    /// What an account's clients can hold up for as long as they like: kept off its operations.
+    Held(u32),
+}
+
+impl From<u32> for Lane {
+    fn from(account: u32) -> Self {
+        Self::Account(account)
+    }
+}
+
+/// How a job gets on with the others of its lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Alone.
+    Alone,
+    /// Beside others that may be, which come just before it or just behind it.
+    Beside,
+}
+
 /// Something to be done.
 pub type Job = Box<dyn FnOnce() + Send>;
 
@@ -40,12 +69,54 @@ pub struct Full;
 #[error("a fault in the main loop")]
 pub struct Panicked;
 
+/// The jobs of a lane.
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<(Mode, Job)>,
+    /// How many of the first ones may be taken, each of which has its entry in [`State::ready`].
+    offered: usize,
+    /// How many run.
+    running: usize,
+    /// Does one run that is to be alone?
+    alone: bool,
+}
+
+impl Queue {
+    /// How many of the first jobs may run now.
+    fn startable(&self) -> usize {
+        match self.jobs.front() {
+            Some(_) if self.alone => 0,
+            Some((Mode::Alone, _)) => usize::from(self.running == 0),
+            Some((Mode::Beside, _)) => {
+                let room = MAX_BESIDE.saturating_sub(self.running);
+                self.jobs.iter().take(room).take_while(|(mode, _)| *mode == Mode::Beside).count()
+            }
+            None => 0,
+        }
+    }
+
+    /// Takes the first job.
+    fn begin(&mut self) -> Option<(Mode, Job)> {
+        self.offered = self.offered.saturating_sub(1);
+        let (mode, job) = self.jobs.pop_front()?;
+        self.running += 1;
+        self.alone = mode == Mode::Alone;
+        Some((mode, job))
+    }
+
+    /// One has ended.
+    fn end(&mut self) {
+        self.running = self.running.saturating_sub(1);
+        self.alone = false;
+    }
+}
+
 #[derive(Default)]
 struct State {
-    /// An account is in here while it has jobs waiting or one running.
-    waiting: HashMap<u32, VecDeque<Job>>,
-    /// Accounts whose next job may be taken.
-    ready: VecDeque<u32>,
+    /// A lane is in here while it has jobs waiting or running.
+    waiting: HashMap<Lane, Queue>,
+    /// Lanes whose next job may be taken; once for each such job.
+    ready: VecDeque<Lane>,
     idle: usize,
     threads: usize,
     stopping: bool,
@@ -54,6 +125,17 @@ struct State {
     leader: Option<ThreadId>,
     over: bool,
     panicked: bool,
+}
+
+impl State {
+    /// Puts a lane among those that are ready, for each job of it that may be taken and is not there yet. How often?
+    fn offer(&mut self, lane: Lane) -> usize {
+        let Some(queue) = self.waiting.get_mut(&lane) else { return 0 };
+        let more = queue.startable().saturating_sub(queue.offered);
+        queue.offered += more;
+        self.ready.extend(std::iter::repeat_n(lane, more));
+        more
+    }
 }
 
 #[derive(Default)]
@@ -128,23 +210,38 @@ impl Shared {
         }
     }
 
-    /// Runs the account's next job.
-    fn run_next<'s>(&'s self, mut state: MutexGuard<'s, State>, account: u32) -> MutexGuard<'s, State> {
-        let job = state.waiting.get_mut(&account).and_then(VecDeque::pop_front);
+    /// Runs the lane's next job.
+    fn run_next<'s>(
+        self: &'s Arc<Self>,
+        mut state: MutexGuard<'s, State>,
+        lane: Lane,
+    ) -> MutexGuard<'s, State> {
+        let begun = state.waiting.get_mut(&lane).and_then(Queue::begin);
         drop(state);
-        if let Some(job) = job
+        let ran = begun.is_some();
+        if let Some((_, job)) = begun
             && catch_unwind(AssertUnwindSafe(job)).is_err()
         {
-            tracing::error!(account, "an operation panicked; its caller gets no answer from it");
+            tracing::error!(?lane, "an operation panicked; its caller gets no answer from it");
         }
         state = self.lock();
-        if state.waiting.get(&account).is_some_and(|queue| !queue.is_empty()) {
-            state.ready.push_back(account);
-        } else {
-            state.waiting.remove(&account);
+        if let Some(queue) = state.waiting.get_mut(&lane) {
+            if ran {
+                queue.end();
+            }
+            if queue.jobs.is_empty() && queue.running == 0 {
+                state.waiting.remove(&lane);
+            }
         }
+        // The first is for this thread itself.
+        let others = state.offer(lane).saturating_sub(1);
         if state.stopping && state.waiting.is_empty() {
             self.quiet.notify_all();
+        }
+        if others > 0 {
+            let sleepers = self.provide(&mut state, others);
+            self.wake(state, sleepers);
+            state = self.lock();
         }
         state
     }
@@ -177,40 +274,34 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Queues `job` behind the other jobs of `account`.
+    /// Queues `job` behind the other jobs of `lane`.
     ///
     /// # Errors
-    /// [`Full`] when [`MAX_WAITING`] jobs of the account wait already, or when the pool is being stopped.
-    pub fn submit(&self, account: u32, job: Job) -> Result<(), Full> {
-        self.queue(account, job, MAX_WAITING)
+    /// [`Full`] when [`MAX_WAITING`] jobs of the lane wait already, or when the pool is being stopped.
+    pub fn submit(&self, lane: impl Into<Lane>, mode: Mode, job: Job) -> Result<(), Full> {
+        self.queue(lane.into(), mode, job, MAX_WAITING)
     }
 
     /// Queues what must not get lost: an event of the kernel's, of which there are no more than grants and watches.
     ///
     /// # Errors
     /// [`Full`] when the pool is being stopped.
-    pub fn submit_event(&self, account: u32, job: Job) -> Result<(), Full> {
-        self.queue(account, job, usize::MAX)
+    pub fn submit_event(&self, lane: impl Into<Lane>, job: Job) -> Result<(), Full> {
+        self.queue(lane.into(), Mode::Alone, job, usize::MAX)
     }
 
-    fn queue(&self, account: u32, job: Job, most: usize) -> Result<(), Full> {
+    fn queue(&self, lane: Lane, mode: Mode, job: Job, most: usize) -> Result<(), Full> {
         let mut state = self.shared.lock();
         if state.stopping {
             return Err(Full);
         }
-        match state.waiting.get_mut(&account) {
-            Some(queue) if queue.len() >= most => return Err(Full),
-            Some(queue) => {
-                queue.push_back(job);
-                return Ok(());
-            }
-            None => {
-                state.waiting.insert(account, VecDeque::from([job]));
-                state.ready.push_back(account);
-            }
+        let queue = state.waiting.entry(lane).or_default();
+        if queue.jobs.len() >= most {
+            return Err(Full);
         }
+        queue.jobs.push_back((mode, job));
         // The first of those that a leader queues is for itself, when it has queued all.
-        if state.ready.len() > 1 || state.leader != Some(thread::current().id()) {
+        if state.offer(lane) > 0 && (state.ready.len() > 1 || state.leader != Some(thread::current().id())) {
             let sleepers = self.shared.provide(&mut state, 1);
             self.shared.wake(state, sleepers);
         }
@@ -266,8 +357,8 @@ fn work<'s>(shared: &'s Arc<Shared>, mut state: MutexGuard<'s, State>, role: Rol
         if role == Role::Owner && state.over {
             return;
         }
-        if let Some(account) = state.ready.pop_front() {
-            state = shared.run_next(state, account);
+        if let Some(lane) = state.ready.pop_front() {
+            state = shared.run_next(state, lane);
         } else if role == Role::Member && state.stopping {
             state.threads -= 1;
             return;
@@ -295,7 +386,7 @@ mod tests {
         let (pool, (send, receive)) = (Pool::default(), mpsc::channel());
         for n in 0..100 {
             let send = send.clone();
-            pool.submit(7, Box::new(move || send.send(n).unwrap())).unwrap();
+            pool.submit(7, Mode::Alone, Box::new(move || send.send(n).unwrap())).unwrap();
         }
         pool.stop();
         drop(send);
@@ -303,13 +394,71 @@ mod tests {
     }
 
     #[test]
+    fn what_only_looks_runs_side_by_side_between_what_does_not() {
+        let (pool, (send, receive)) = (Pool::default(), mpsc::channel());
+        let patience = Duration::from_secs(10);
+        let begun = Arc::new(Mutex::new(Vec::new()));
+        let mut gates = Vec::new();
+        let mut submit = |name: &'static str, mode| {
+            let (release, held) = mpsc::channel::<()>();
+            let (send, begun) = (send.clone(), Arc::clone(&begun));
+            let job = move || {
+                begun.lock().unwrap().push(name);
+                send.send(()).unwrap();
+                held.recv().unwrap_or(());
+            };
+            pool.submit(7, mode, Box::new(job)).unwrap();
+            gates.push(release);
+        };
+        let names = ["b0", "b1", "b2", "b3", "b4"];
+        submit("first", Mode::Alone);
+        names.iter().for_each(|name| submit(name, Mode::Beside));
+        submit("alone", Mode::Alone);
+        submit("last", Mode::Beside);
+        let mut gates = gates.into_iter();
+        let mut release = || drop(gates.next().unwrap());
+        // One after the other, as many as may be beside each other at once, and nothing past what is to be alone.
+        receive.recv_timeout(patience).unwrap();
+        assert!(receive.recv_timeout(Duration::from_millis(50)).is_err(), "{begun:?}");
+        release();
+        for _ in 0..MAX_BESIDE {
+            receive.recv_timeout(patience).unwrap();
+        }
+        assert!(receive.recv_timeout(Duration::from_millis(50)).is_err(), "{begun:?}");
+        release();
+        receive.recv_timeout(patience).unwrap();
+        for _ in 1..names.len() {
+            assert!(!begun.lock().unwrap().contains(&"alone"));
+            release();
+        }
+        for name in ["alone", "last"] {
+            receive.recv_timeout(patience).unwrap();
+            assert_eq!(begun.lock().unwrap().last().unwrap(), &name);
+            release();
+        }
+        drop(gates);
+        pool.stop();
+    }
+
+    #[test]
+    fn what_clients_hold_up_holds_up_no_operation_of_theirs() {
+        let (pool, (send, receive)) = (Pool::default(), mpsc::channel());
+        let (release, held) = mpsc::channel::<()>();
+        pool.submit(Lane::Held(7), Mode::Alone, Box::new(move || held.recv().unwrap_or(()))).unwrap();
+        pool.submit(7, Mode::Alone, Box::new(move || send.send(()).unwrap())).unwrap();
+        receive.recv_timeout(Duration::from_secs(10)).unwrap();
+        drop(release);
+        pool.stop();
+    }
+
+    #[test]
     fn a_stuck_account_holds_up_no_other() {
         let (pool, (send, receive)) = (Pool::default(), mpsc::channel());
         let (release, held) = mpsc::channel::<()>();
-        pool.submit(1, Box::new(move || held.recv().unwrap_or(()))).unwrap();
+        pool.submit(1, Mode::Alone, Box::new(move || held.recv().unwrap_or(()))).unwrap();
         for account in 2..20 {
             let send = send.clone();
-            pool.submit(account, Box::new(move || send.send(account).unwrap())).unwrap();
+            pool.submit(account, Mode::Alone, Box::new(move || send.send(account).unwrap())).unwrap();
         }
         for _ in 2..20 {
             receive.recv_timeout(Duration::from_secs(10)).unwrap();
@@ -321,16 +470,17 @@ mod tests {
     #[test]
     fn a_full_queue_is_refused_and_a_panic_hurts_nobody() {
         let (pool, (release, held)) = (Pool::default(), mpsc::channel::<()>());
-        pool.submit(1, Box::new(move || held.recv().unwrap_or(()))).unwrap();
+        pool.submit(1, Mode::Alone, Box::new(move || held.recv().unwrap_or(()))).unwrap();
         let mut refused = 0;
         for _ in 0..MAX_WAITING + 10 {
-            refused +=
-                usize::from(pool.submit(1, Box::new(|| std::panic::resume_unwind(Box::new("job")))).is_err());
+            refused += usize::from(
+                pool.submit(1, Mode::Alone, Box::new(|| std::panic::resume_unwind(Box::new("job")))).is_err(),
+            );
         }
         assert!((10..=11).contains(&refused), "{refused}");
         drop(release);
         pool.stop();
-        assert!(pool.submit(2, Box::new(|| ())).is_err());
+        assert!(pool.submit(2, Mode::Alone, Box::new(|| ())).is_err());
     }
 
     /// A look that hands on what comes over a channel, until that is closed.
@@ -338,7 +488,7 @@ mod tests {
         let (pool, jobs) = (pool.clone(), Mutex::new(jobs));
         Arc::new(move || match jobs.try_lock().expect("two leaders").recv() {
             Ok((account, job)) => {
-                pool.submit(account, job).unwrap();
+                pool.submit(account, Mode::Alone, job).unwrap();
                 true
             }
             Err(_) => {

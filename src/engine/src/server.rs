@@ -24,11 +24,12 @@ use nix::sys::epoll::EpollFlags;
 
 use crate::{
     connection::{Caller, Ended, Peer},
-    engine::{Engine, Linked},
-    events,
+    engine::{Engine, Linked, Outcome},
+    events, legacy,
     link::{Incoming, Link},
     net::News,
     ops::{self, check::Descriptors},
+    pool::{Full, Job, Lane, Mode},
     refused::Refused,
     watch::Target,
 };
@@ -261,7 +262,9 @@ impl Server {
     }
 
     fn message(&self, front: FrontKind, message: ToEngine, fds: Vec<OwnedFd>) {
-        let fds = Descriptors::of_caller(fds);
+        let takes_socket =
+            matches!(&message, ToEngine::Request { op: Op::Legacy(legacy), .. } if legacy.exchange.is_some());
+        let fds = Descriptors::of_caller(fds, takes_socket);
         match message {
             ToEngine::Request { id, connection, op } => self.request(front, id, connection, op, fds),
             ToEngine::Closed { connection } => {
@@ -292,29 +295,24 @@ impl Server {
         if let Err(refusal) = self.engine.authorize_silently(&caller, &Request::Call) {
             return self.engine.answer(front, id, Err(refusal));
         }
-        let (account, charged) = (ops::account_of(&self.engine, &caller, &op), caller.charged());
-        self.engine.connections().request_begins(charged);
-        let engine = Arc::clone(&self.engine);
-        let job = Box::new(move || {
-            engine.answer_first(|| {
-                // A panic must not leave the caller without an answer.
-                let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                    ops::perform(&engine, &caller, op, fds)
-                }));
-                let outcome =
-                    outcome.unwrap_or_else(|_| Err(ops::check::internal("a fault in an operation")));
-                engine.connections().request_ends(charged);
-                engine.answer(front, id, outcome);
-            });
-        });
-        if let Err(full) = self.engine.pool.submit(account.0, job) {
-            self.engine.connections().request_ends(charged);
-            self.engine.answer(
-                front,
-                id,
-                Err(Refusal::new(RefusalCode::Busy, full.to_string())
-                    .hint("try again when earlier requests are answered")),
-            );
+        let account = ops::account_of(&self.engine, &caller, &op);
+        let asked = Asked::new(&self.engine, front, id, caller);
+        match op {
+            // What a client can hold up waits by itself, and only then is the operation in the account's order.
+            Op::Legacy(legacy) if legacy.call.credentials() > 0 && legacy.exchange.is_some() => {
+                asked.queue(Lane::Held(account.0), Mode::Alone, move |asked| {
+                    let received = legacy::receive(&asked.engine, &legacy, fds);
+                    asked.queue(account.0, legacy::mode(&legacy.call), move |asked| {
+                        asked.run(|engine, caller| ops::perform_exchange(engine, caller, &legacy, received));
+                    });
+                });
+            }
+            op => {
+                let mode = ops::mode(&op);
+                asked.queue(account.0, mode, move |asked| {
+                    asked.run(|engine, caller| ops::perform(engine, caller, op, fds));
+                });
+            }
         }
     }
 
@@ -414,7 +412,7 @@ impl Server {
         self.submit_or_warn(account, job);
     }
 
-    fn submit_or_warn(&self, account: HostUid, job: crate::pool::Job) {
+    fn submit_or_warn(&self, account: HostUid, job: Job) {
         if let Err(error) = self.engine.pool.submit_event(account.0, job) {
             tracing::error!(%error, account = account.0, "an event of a grant could not be queued");
         }
@@ -443,6 +441,61 @@ impl Server {
             }
         };
         self.tell_supervisor(&message);
+    }
+}
+
+/// A request that counts until it is answered. One that is dropped is answered with that: its queue was full, or its operation
+/// panicked.
+struct Asked {
+    engine: Arc<Engine>,
+    front: FrontKind,
+    id: RequestId,
+    caller: Arc<Caller>,
+    answered: bool,
+}
+
+impl Asked {
+    fn new(engine: &Arc<Engine>, front: FrontKind, id: RequestId, caller: Arc<Caller>) -> Self {
+        engine.connections().request_begins(caller.charged());
+        Self { engine: Arc::clone(engine), front, id, caller, answered: false }
+    }
+
+    /// Has it wait for its turn, or refuses it if too many wait.
+    fn queue(self, lane: impl Into<Lane>, mode: Mode, turn: impl FnOnce(Self) + Send + 'static) {
+        let pool = self.engine.pool.clone();
+        // What is dropped in here is answered.
+        let _ = pool.submit(lane, mode, Box::new(move || turn(self)));
+    }
+
+    /// Carries it out.
+    fn run(mut self, operation: impl FnOnce(&Engine, &Arc<Caller>) -> Outcome) {
+        let engine = Arc::clone(&self.engine);
+        engine.answer_first(|| {
+            let outcome = operation(&engine, &self.caller);
+            self.answer(outcome);
+            drop(self);
+        });
+    }
+
+    fn answer(&mut self, outcome: Outcome) {
+        self.answered = true;
+        self.engine.connections().request_ends(self.caller.charged());
+        self.engine.answer(self.front, self.id, outcome);
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if self.answered {
+            return;
+        }
+        let refusal = if std::thread::panicking() {
+            ops::check::internal("a fault in an operation")
+        } else {
+            Refusal::new(RefusalCode::Busy, Full.to_string())
+                .hint("try again when earlier requests are answered")
+        };
+        self.answer(Err(refusal));
     }
 }
 

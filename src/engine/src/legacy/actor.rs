@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 
 use cgrant_sys::{
-    Pidfd, PidfdInfo, ProcFs,
+    Pidfd, PidfdInfo, ProcFs, UsernsFd,
     process::{IdExtent, IdKind},
 };
 use rustix::fs::Stat;
@@ -13,6 +13,9 @@ use super::{
     path::{components, shown},
 };
 use crate::cgroup::{Hierarchy, Kind};
+
+/// As deep as user namespaces are nested by the kernel (`create_user_ns` of kernel/user_namespace.c).
+const MAX_NESTED: usize = 33;
 
 /// What is wanted of a directory or file; the bits of one class of a mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,6 +164,44 @@ impl<'p> Actor<'p> {
     fn read_map(&self, kind: IdKind) -> Vec<IdExtent> {
         let map = self.proc.id_map(self.pid, kind).unwrap_or_default();
         if self.process.is_alive().unwrap_or(false) { map } else { Vec::new() }
+    }
+
+    /// Does it answer for whoever it passes a call on for?
+    ///
+    /// An attacker wants to be taken for somebody else: it has a program with more rights write a byte on the socket of the call,
+    /// which names that program. So it can pass on calls of those only whom it could name or become by the kernel's own rules:
+    /// of its own uid; of all, as uid 0; of the uids of the user namespace that it is root of; and of whoever is in a user
+    /// namespace that its uid made out of the one that it is in itself.
+    ///
+    /// # Errors
+    /// [`Fault::Gone`] if the requestor has ended.
+    pub fn answers_for(&self, requestor: &Self) -> Result<bool, Fault> {
+        if self.uid == requestor.uid || self.is_root_over(requestor.uid) {
+            return Ok(true);
+        }
+        self.owns_namespace_around(requestor)
+    }
+
+    fn owns_namespace_around(&self, requestor: &Self) -> Result<bool, Fault> {
+        let own = self.user_namespace()?.id().map_err(|_| Fault::Gone)?;
+        let mut around = requestor.user_namespace()?;
+        for _ in 0..MAX_NESTED {
+            let (Ok(above), Ok(owner)) = (around.parent(), around.owner_uid()) else { break };
+            if owner == self.uid && above.id().is_ok_and(|above| above == own) {
+                return Ok(true);
+            }
+            around = above;
+        }
+        Ok(false)
+    }
+
+    /// Its user namespace.
+    ///
+    /// # Errors
+    /// [`Fault::Gone`].
+    pub fn user_namespace(&self) -> Result<UsernsFd, Fault> {
+        let namespace = self.process.user_namespace().map_err(|_| Fault::Gone)?;
+        UsernsFd::from_fd(namespace).map_err(|_| Fault::Gone)
     }
 
     /// May it move a process?

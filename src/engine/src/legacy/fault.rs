@@ -67,6 +67,17 @@ pub enum Fault {
     /// The account may have no more cgroups, or none so deep.
     #[error("a quota of the account is used up")]
     Quota,
+    /// The messages of an Scm call are not what they have to be.
+    #[error("the exchange of the call is not as it should be: {0}")]
+    Exchange(&'static str),
+    /// Whoever passes a call on is nobody who could speak for its requestor.
+    #[error("uid {proxy} does not answer for a requestor of uid {requestor}")]
+    Unanswered {
+        /// The connection's peer.
+        proxy: u32,
+        /// Whom the first credential names.
+        requestor: u32,
+    },
     /// The kernel refused.
     #[error("the kernel refuses {doing}: {source}")]
     Kernel {
@@ -96,7 +107,10 @@ impl Fault {
 impl From<Fault> for Refusal {
     fn from(fault: Fault) -> Self {
         let code = match &fault {
-            Fault::Denied | Fault::Outside | Fault::Key(_) | Fault::Devices => RefusalCode::NotAuthorized,
+            Fault::Denied | Fault::Outside | Fault::Key(_) | Fault::Devices | Fault::Unanswered { .. } => {
+                RefusalCode::NotAuthorized
+            }
+            Fault::Exchange(_) => RefusalCode::InvalidDescriptor,
             Fault::Controllers(_) | Fault::File(_) | Fault::Value(_) => RefusalCode::InvalidArgument,
             Fault::NoEqual { .. } | Fault::NotEnabled(_) | Fault::NotToBeHad { .. } => {
                 RefusalCode::Unsupported

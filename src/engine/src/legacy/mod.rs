@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`controllers`], [`path`], [`key`] | what the words of a call mean; pure |
 //! | [`actor`] | who asks and who it is about, and what the kernel's bits let them |
+//! | [`exchange`] | whom the messages of an Scm call name |
 //! | [`call`] | hierarchies and cgroups of one call |
 //! | [`make`], [`own`], [`procs`], [`values`] | the methods |
 //! | [`ledger`] | what an account has made |
@@ -14,6 +15,9 @@
 mod actor;
 mod call;
 mod controllers;
+mod exchange;
+#[cfg(test)]
+mod exchange_tests;
 mod fault;
 mod key;
 mod ledger;
@@ -28,21 +32,31 @@ mod values;
 use std::{cell::Cell, sync::Arc};
 
 use cgrant_policy::Request;
-use cgrant_sys::{Pidfd, namespace::UsernsFd};
+use cgrant_sys::Pidfd;
 use cgrant_wire::{Answer, Legacy, LegacyAnswer, LegacyCall, Place, Refusal, RefusalCode, Surface};
 
-use self::{actor::Actor, call::Call, fault::Fault, path::Wanted};
+use self::{
+    actor::Actor,
+    call::Call,
+    exchange::{ExchangeSocket, Named},
+    fault::Fault,
+    path::Wanted,
+};
 use crate::{
     cgroup::Hierarchies,
     connection::Caller,
     engine::{Engine, Outcome},
     ops::check::Descriptors,
+    pool::Mode,
 };
 
 pub use ledger::Ledger;
 
 /// The rule that refusals name which CGManager does not have.
 const RULE: &str = "built-in legacy";
+
+/// What the socket of an Scm call is called when it is missing.
+const EXCHANGE: &str = "the exchange";
 
 /// What a call asks for, in the words of the log.
 pub fn word(call: &LegacyCall) -> &'static str {
@@ -86,11 +100,78 @@ pub fn about(call: &LegacyCall) -> String {
     }
 }
 
-/// Carries out a call.
+/// Does a call only look?
+pub fn mode(call: &LegacyCall) -> Mode {
+    match call {
+        LegacyCall::PidCgroup { .. }
+        | LegacyCall::GetValue { .. }
+        | LegacyCall::Tasks { .. }
+        | LegacyCall::Children(_)
+        | LegacyCall::Controllers
+        | LegacyCall::Keys(_)
+        | LegacyCall::ShowTasks { .. }
+        | LegacyCall::SendRoom { .. } => Mode::Beside,
+        LegacyCall::Create(_)
+        | LegacyCall::Chown { .. }
+        | LegacyCall::Chmod { .. }
+        | LegacyCall::MovePid { .. }
+        | LegacyCall::SetValue { .. }
+        | LegacyCall::Remove { .. }
+        | LegacyCall::RemoveOnEmpty(_)
+        | LegacyCall::Prune(_) => Mode::Alone,
+    }
+}
+
+/// Carries out a plain call, or a part of the result of an Scm call.
 ///
 /// # Errors
 /// The refusal. It names a rule if it is one that CGManager does not have.
-pub fn perform(engine: &Engine, caller: &Arc<Caller>, legacy: &Legacy, fds: Descriptors) -> Outcome {
+pub fn perform(engine: &Engine, caller: &Arc<Caller>, legacy: &Legacy, mut fds: Descriptors) -> Outcome {
+    may_call(engine, caller)?;
+    let exchange = legacy.exchange.map(|index| fds.take(index, EXCHANGE)).transpose()?;
+    fds.finish()?;
+    let answer = match exchange {
+        Some(socket) => deliver(engine, &ExchangeSocket::new(socket)?, &legacy.call),
+        None => plain(engine, caller, &legacy.call),
+    };
+    answer.map(|answer| (Answer::Legacy(answer), Vec::new()))
+}
+
+/// What was taken off the socket of an Scm call.
+#[derive(Debug)]
+pub struct Received(Result<Vec<Named>, Refusal>);
+
+/// Takes the messages of an Scm call off its socket, however the call will end. Whoever has the same socket may make this wait.
+pub fn receive(engine: &Engine, legacy: &Legacy, mut fds: Descriptors) -> Received {
+    let taken = legacy.exchange.ok_or(Refusal::from(Fault::Exchange("it has no socket"))).and_then(|index| {
+        let socket = ExchangeSocket::new(fds.take(index, EXCHANGE)?)?;
+        fds.finish()?;
+        Ok(socket.take(legacy.call.credentials(), &engine.front_uids)?)
+    });
+    Received(taken)
+}
+
+/// Carries out an Scm call, whose requestor, and whom or what else it is about, was named by messages on its socket.
+///
+/// # Errors
+/// The refusal.
+pub fn perform_exchange(engine: &Engine, caller: &Caller, call: &LegacyCall, received: Received) -> Outcome {
+    may_call(engine, caller)?;
+    let mut named = received.0?.into_iter();
+    let Named { process, uid, gid } = named.next().ok_or(Fault::Gone)?;
+    let proxy = peer(engine, caller)?;
+    let requestor = Actor::new(engine.tree.proc(), process, uid, gid, Vec::new())?;
+    if !proxy.answers_for(&requestor)? {
+        return Err(Fault::Unanswered { proxy: proxy.uid, requestor: requestor.uid }.into());
+    }
+    let hierarchies = engine.tree.host();
+    let actors = Call { hierarchies, requestor: &requestor, proxy: &proxy, plain: false };
+    let answer = carry_out(engine, caller, &actors, call, named.next())?;
+    Ok((Answer::Legacy(answer), Vec::new()))
+}
+
+/// Refuses callers that came by another listener, and those that policy does not let.
+fn may_call(engine: &Engine, caller: &Caller) -> Result<(), Refusal> {
     if caller.surface != Surface::Legacy {
         return Err(Refusal::new(
             RefusalCode::Unsupported,
@@ -98,12 +179,12 @@ pub fn perform(engine: &Engine, caller: &Arc<Caller>, legacy: &Legacy, fds: Desc
         )
         .rule(RULE));
     }
-    engine.authorize_silently(caller, &Request::Legacy)?;
-    fds.finish()?;
-    if legacy.exchange.is_some() {
-        return Err(unserved(&legacy.call));
-    }
-    plain(engine, caller, &legacy.call).map(|answer| (Answer::Legacy(answer), Vec::new()))
+    engine.authorize_silently(caller, &Request::Legacy)
+}
+
+/// A part of the result of an Scm call.
+fn deliver(_engine: &Engine, _socket: &ExchangeSocket, call: &LegacyCall) -> Result<LegacyAnswer, Refusal> {
+    Err(unserved(call))
 }
 
 fn unserved(call: &LegacyCall) -> Refusal {
@@ -116,12 +197,16 @@ fn plain(engine: &Engine, caller: &Caller, call: &LegacyCall) -> Result<LegacyAn
     if matches!(call, LegacyCall::Controllers) {
         return Ok(LegacyAnswer::Names(controllers(hierarchies)));
     }
+    let requestor = peer(engine, caller)?;
+    let actors = Call { hierarchies, requestor: &requestor, proxy: &requestor, plain: true };
+    carry_out(engine, caller, &actors, call, None)
+}
+
+/// The connection's peer.
+fn peer<'e>(engine: &'e Engine, caller: &Caller) -> Result<Actor<'e>, Fault> {
     let process = caller.process.as_ref().ok_or(Fault::Gone)?;
     let process = process.try_clone().map_err(|_| Fault::Gone)?;
-    let requestor =
-        Actor::new(engine.tree.proc(), process, caller.uid.0, caller.gid.0, caller.groups.clone())?;
-    let actors = Call { hierarchies, requestor: &requestor, proxy: &requestor, plain: true };
-    carry_out(engine, caller, &actors, call)
+    Actor::new(engine.tree.proc(), process, caller.uid.0, caller.gid.0, caller.groups.clone())
 }
 
 /// What the host's hierarchies are called, sorted.
@@ -137,6 +222,7 @@ fn carry_out(
     caller: &Caller,
     actors: &Call<'_>,
     call: &LegacyCall,
+    second: Option<Named>,
 ) -> Result<LegacyAnswer, Refusal> {
     let done = |_| LegacyAnswer::Done;
     let answer = match call {
@@ -166,16 +252,16 @@ fn carry_out(
                 .each(&place.controllers, |hierarchy| actors.chmod(hierarchy, &wanted, file, *mode))
                 .map(|_| LegacyAnswer::Done)?
         }
-        LegacyCall::Chown { place, ids } => return chown(engine, actors, place, *ids),
+        LegacyCall::Chown { place, ids } => return chown(engine, actors, place, *ids, second),
         LegacyCall::PidCgroup { controllers, absolute, pid } => {
             let hierarchy = actors.one(controllers)?;
-            let Some(victim) = numbered(engine, actors, *pid)? else {
+            let Some(victim) = victim(engine, actors, *pid, second)? else {
                 return Ok(LegacyAnswer::OtherNamespace);
             };
             LegacyAnswer::Text(actors.pid_cgroup(hierarchy, &victim, *absolute)?)
         }
         LegacyCall::MovePid { place, absolute, pid } => {
-            let Some(victim) = numbered(engine, actors, *pid)? else {
+            let Some(victim) = victim(engine, actors, *pid, second)? else {
                 return Ok(LegacyAnswer::OtherNamespace);
             };
             move_process(actors, place, &victim, *absolute).map(done)?
@@ -242,24 +328,31 @@ fn judge_cgroup(engine: &Engine, caller: &Caller, depth: usize) -> Result<(), Re
     engine.judge(caller, &request)
 }
 
-/// Gives a cgroup away. The ids of a plain call are the host's, so it has to come from the host's user namespace.
+/// Gives a cgroup away: to the ids of the second credential, or those of a plain call, which are the host's, so that it has to
+/// come from the host's user namespace.
 fn chown(
     engine: &Engine,
     actors: &Call<'_>,
     place: &Place,
     ids: Option<(i32, i32)>,
+    second: Option<Named>,
 ) -> Result<LegacyAnswer, Refusal> {
     let wanted = Wanted::parse(&place.path)?;
-    let Some((uid, gid)) = ids else { return Err(Fault::Denied.into()) };
-    let (Ok(uid), Ok(gid)) = (u32::try_from(uid), u32::try_from(gid)) else {
-        return Err(Fault::Denied.into());
+    let ids = match (second, ids) {
+        (Some(Named { uid, gid, .. }), _) if !actors.plain => (uid, gid),
+        (None, Some((uid, gid))) if actors.plain => {
+            let namespace = actors.requestor.user_namespace()?.id().map_err(|_| Fault::Gone)?;
+            if namespace != engine.own_userns {
+                return Ok(LegacyAnswer::OtherNamespace);
+            }
+            let (Ok(uid), Ok(gid)) = (u32::try_from(uid), u32::try_from(gid)) else {
+                return Err(Fault::Denied.into());
+            };
+            (uid, gid)
+        }
+        _ => return Err(Fault::Denied.into()),
     };
-    let namespace = actors.requestor.process().user_namespace().map_err(|_| Fault::Gone)?;
-    let namespace = UsernsFd::from_fd(namespace).map_err(|_| Fault::Gone)?;
-    if namespace.id().map_err(|_| Fault::Gone)? != engine.own_userns {
-        return Ok(LegacyAnswer::OtherNamespace);
-    }
-    actors.each(&place.controllers, |hierarchy| actors.chown(hierarchy, &wanted, (uid, gid)))?;
+    actors.each(&place.controllers, |hierarchy| actors.chown(hierarchy, &wanted, ids))?;
     Ok(LegacyAnswer::Done)
 }
 
@@ -284,21 +377,28 @@ fn move_process(actors: &Call<'_>, place: &Place, victim: &Actor<'_>, absolute: 
     }
 }
 
-/// The process of a number in a plain call; `None` if the caller's pid namespace is not ours, where its numbers mean others.
+/// The process that a call is about: that of the second credential, whose other ids mean nothing; or that of a number in a plain
+/// call, `None` if the caller's pid namespace is not ours, where its numbers mean others.
 ///
 /// An attacker wants a number to mean another process than it named: there is no way to tell with numbers, so everything
 /// that counts is asked of the process that the number has now, under its pidfd.
-fn numbered<'e>(
+fn victim<'e>(
     engine: &'e Engine,
     actors: &Call<'_>,
     pid: Option<i32>,
+    second: Option<Named>,
 ) -> Result<Option<Actor<'e>>, Refusal> {
-    let proc = engine.tree.proc();
-    if !actors.requestor.shares_pid_namespace()? {
-        return Ok(None);
-    }
-    let pid = pid.and_then(|pid| u32::try_from(pid).ok()).ok_or(Fault::Gone)?;
-    let process = Pidfd::open(pid).map_err(|_| Fault::Gone)?;
+    let process = match second {
+        Some(named) if !actors.plain => named.process,
+        None if actors.plain => {
+            if !actors.requestor.shares_pid_namespace()? {
+                return Ok(None);
+            }
+            let pid = pid.and_then(|pid| u32::try_from(pid).ok()).ok_or(Fault::Gone)?;
+            Pidfd::open(pid).map_err(|_| Fault::Gone)?
+        }
+        _ => return Err(Fault::Gone.into()),
+    };
     let info = process.info().map_err(|_| Fault::Gone)?;
-    Ok(Some(Actor::new(proc, process, info.ruid, info.rgid, Vec::new())?))
+    Ok(Some(Actor::new(engine.tree.proc(), process, info.ruid, info.rgid, Vec::new())?))
 }

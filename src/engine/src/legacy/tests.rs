@@ -24,8 +24,8 @@ use super::{actor::Actor, call::Call, fault::Fault, path::Wanted};
 use crate::cgroup::{Hierarchy, Tree};
 
 /// Uids of the tests. Nobody's on any machine.
-const ALICE: u32 = 2_147_300_000;
-const BOB: u32 = 2_147_300_001;
+pub(super) const ALICE: u32 = 2_147_300_000;
+pub(super) const BOB: u32 = 2_147_300_001;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -57,14 +57,14 @@ fn machine() -> BTreeMap<String, PathBuf> {
 }
 
 /// Cgroups of the test's own, and the engine's view of the host.
-struct Place {
-    name: String,
+pub(super) struct Place {
+    pub(super) name: String,
     machine: BTreeMap<String, PathBuf>,
-    tree: Tree,
+    pub(super) tree: Tree,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         assert!(rustix::process::geteuid().is_root(), "these tests have to run as root");
         let name =
             format!("cgrant-test-legacy-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -87,16 +87,16 @@ impl Place {
         Self { name, machine, tree }
     }
 
-    fn dir(&self, hierarchy: &str) -> PathBuf {
+    pub(super) fn dir(&self, hierarchy: &str) -> PathBuf {
         self.machine[hierarchy].join(&self.name)
     }
 
-    fn hierarchy(&self, name: &str) -> &Hierarchy {
+    pub(super) fn hierarchy(&self, name: &str) -> &Hierarchy {
         self.tree.host().v1.iter().find(|hierarchy| hierarchy.name == name).unwrap()
     }
 
     /// A process of this uid, in the test's cgroups of the hierarchies that the tests look at, or below them.
-    fn process(&self, uid: u32, below: &str) -> Sleeper {
+    pub(super) fn process(&self, uid: u32, below: &str) -> Sleeper {
         let mut command = Command::new("sleep");
         command.arg("600").uid(uid).gid(uid);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -109,16 +109,16 @@ impl Place {
         sleeper
     }
 
-    fn actor(&self, process: &Sleeper, uid: u32) -> Actor<'_> {
+    pub(super) fn actor(&self, process: &Sleeper, uid: u32) -> Actor<'_> {
         Actor::new(self.tree.proc(), Pidfd::open(process.0.id()).unwrap(), uid, uid, Vec::new()).unwrap()
     }
 
-    fn call<'a>(&'a self, requestor: &'a Actor<'a>) -> Call<'a> {
+    pub(super) fn call<'a>(&'a self, requestor: &'a Actor<'a>) -> Call<'a> {
         Call { hierarchies: self.tree.host(), requestor, proxy: requestor, plain: true }
     }
 
     /// What an administrator does for a user: a cgroup of its own to work in.
-    fn give(&self, hierarchy: &str, name: &str, uid: u32) -> PathBuf {
+    pub(super) fn give(&self, hierarchy: &str, name: &str, uid: u32) -> PathBuf {
         let dir = self.dir(hierarchy).join(name);
         fs::create_dir_all(&dir).unwrap();
         for path in [dir.clone(), dir.join("tasks"), dir.join("cgroup.procs")] {
@@ -159,10 +159,10 @@ fn remove_tree(root: &Path, top: &Path) {
     let _ = fs::remove_dir(top);
 }
 
-struct Sleeper(Child);
+pub(super) struct Sleeper(pub(super) Child);
 
 impl Sleeper {
-    fn cgroup(&self, hierarchy: &str) -> String {
+    pub(super) fn cgroup(&self, hierarchy: &str) -> String {
         let all = ProcFs::open().unwrap().cgroups(self.0.id()).unwrap();
         all.into_iter().find(|(name, _)| name == hierarchy).unwrap().1
     }
@@ -175,15 +175,15 @@ impl Drop for Sleeper {
     }
 }
 
-fn wanted(path: &str) -> Wanted {
+pub(super) fn wanted(path: &str) -> Wanted {
     Wanted::parse(path).unwrap()
 }
 
-fn enough(_: usize) -> Result<(), Fault> {
+pub(super) fn enough(_: usize) -> Result<(), Fault> {
     Ok(())
 }
 
-fn owner(path: &Path) -> (u32, u32) {
+pub(super) fn owner(path: &Path) -> (u32, u32) {
     let meta = fs::metadata(path).unwrap();
     (meta.uid(), meta.gid())
 }

@@ -35,15 +35,16 @@ impl Descriptors {
         Self(fds.into_iter().map(Slot::There).collect())
     }
 
-    /// Those among a caller's that operations take: pidfds, namespaces of users, networks and mounts, open directories.
+    /// Those among a caller's that operations take: pidfds, namespaces of users, networks and mounts, open directories; and
+    /// sockets, if the operation takes one.
     ///
     /// An attacker wants the engine to wait: closing a file of a FUSE file system of its own, or a socket that lingers,
     /// can last for ever. What is neither is put away at once, without touching it, and closed where nobody waits.
     /// The fronts pass no such descriptor on, so there is no flood of them.
-    pub fn of_caller(fds: Vec<OwnedFd>) -> Self {
+    pub fn of_caller(fds: Vec<OwnedFd>, takes_socket: bool) -> Self {
         let mut wrong = Vec::new();
         let slots = fds.into_iter().map(|fd| {
-            if is_expected(&fd) {
+            if is_expected(&fd, takes_socket) {
                 Slot::There(fd)
             } else {
                 wrong.push(fd);
@@ -93,10 +94,11 @@ impl Descriptors {
 }
 
 /// Is it of a kind that an operation takes? Asks the kernel for its name and nothing of the object itself.
-fn is_expected(fd: &OwnedFd) -> bool {
+fn is_expected(fd: &OwnedFd, takes_socket: bool) -> bool {
     let name = cgrant_sys::kind_of(fd).unwrap_or_default();
     // Before pidfs (Linux 6.9) and since, a pidfd has this name; a namespace's is its kind and inode.
     name == "anon_inode:[pidfd]"
+        || (takes_socket && name.starts_with("socket:["))
         || name.split_once(":[").is_some_and(|(kind, _)| matches!(kind, "user" | "net" | "mnt"))
         || cgrant_sys::is_open_directory(fd).unwrap_or(false)
 }

@@ -13,11 +13,13 @@ pub mod release;
 use std::sync::Arc;
 
 use cgrant_policy::HostUid;
-use cgrant_wire::{GrantId, Op, Refusal, RefusalCode};
+use cgrant_wire::{GrantId, Legacy, Op, Refusal, RefusalCode};
 
 use crate::{
     connection::Caller,
     engine::{Engine, Outcome},
+    legacy::Received,
+    pool::Mode,
 };
 
 /// The account whose operations `op` has to keep the order of: the grant's, or the caller's own.
@@ -60,6 +62,14 @@ fn grant_of(op: &Op) -> Option<GrantId> {
         | Op::ListRanges
         | Op::ForgetRange { .. }
         | Op::Legacy(_) => None,
+    }
+}
+
+/// Does `op` only look, so that it may be carried out beside others of the account's that do?
+pub fn mode(op: &Op) -> Mode {
+    match op {
+        Op::Legacy(legacy) => crate::legacy::mode(&legacy.call),
+        _ => Mode::Alone,
     }
 }
 
@@ -115,6 +125,22 @@ pub fn perform(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: check::Descri
     let (asked, about) = words(engine, &op);
     carry_out(engine, caller, op, fds)
         .inspect_err(|refusal| engine.log_refusal(caller, asked, &about, refusal))
+}
+
+/// Carries out an Scm call, as [`perform`] does what needs nothing that was received.
+///
+/// # Errors
+/// The refusal for the caller.
+pub fn perform_exchange(
+    engine: &Engine,
+    caller: &Arc<Caller>,
+    legacy: &Legacy,
+    received: Received,
+) -> Outcome {
+    crate::legacy::perform_exchange(engine, caller, &legacy.call, received).inspect_err(|refusal| {
+        let (asked, about) = (crate::legacy::word(&legacy.call), crate::legacy::about(&legacy.call));
+        engine.log_refusal(caller, asked, &about, refusal);
+    })
 }
 
 fn carry_out(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: check::Descriptors) -> Outcome {
