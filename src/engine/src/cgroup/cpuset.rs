@@ -51,7 +51,7 @@ pub(super) fn prepare_base(hierarchy: &Hierarchy) -> Result<(), CgroupError> {
 ///
 /// # Errors
 /// What the kernel refuses.
-pub(super) fn inherit(hierarchy: &Hierarchy, above: &Node, node: &Node) -> Result<bool, CgroupError> {
+pub(crate) fn inherit(hierarchy: &Hierarchy, above: &Node, node: &Node) -> Result<bool, CgroupError> {
     if !is_v1_cpuset(hierarchy) {
         return Ok(false);
     }

@@ -41,10 +41,12 @@ mod walk;
 mod tests;
 
 pub use attach::Attached;
+pub(crate) use cpuset::inherit as inherit_cpuset;
 pub use error::CgroupError;
 pub use events::OomWatch;
 pub(crate) use hierarchy::{Hierarchies, Hierarchy};
 pub use make::Delegation;
 pub(crate) use mounts::Kind;
+pub(crate) use node::Node;
 pub use tree::{HostKind, Tree};
 pub(crate) use walk::{Visit, walk};

@@ -11,7 +11,7 @@ use super::{
     fault::Fault,
     path::Wanted,
 };
-use crate::cgroup::{Hierarchy, Visit, walk};
+use crate::cgroup::{Hierarchy, Node, Visit, inherit_cpuset, walk};
 
 /// Files of a new cgroup that stay root's: the kernel would start root's program by them.
 const KEPT: [&str; 2] = ["notify_on_release", "release_agent"];
@@ -60,6 +60,7 @@ impl Call<'_> {
                 }
                 None => {
                     let dir = place.dir.open_dir(name).map_err(Fault::kernel("to open a new cgroup"))?;
+                    set_up(hierarchy, &place.dir, &dir)?;
                     hand_over(&dir, self.requestor)?;
                     Target::new(dir)?
                 }
@@ -108,6 +109,14 @@ fn make(above: &Dir, name: &str) -> Result<Option<Dir>, Fault> {
         }
         Err(error) => Err(Fault::kernel("to make a cgroup")(error)),
     }
+}
+
+/// Gives a new v1 cpuset the CPUs and nodes of the one that it is in: the kernel gives it none, and it would take no process.
+fn set_up(hierarchy: &Hierarchy, above: &Dir, new: &Dir) -> Result<(), Fault> {
+    let refused = Fault::kernel("to set up a new cgroup");
+    let above = Node::new(above.try_clone().map_err(&refused)?, String::new());
+    let new = Node::new(new.try_clone().map_err(&refused)?, String::new());
+    inherit_cpuset(hierarchy, &above, &new).map(drop).map_err(|error| refused(io::Error::other(error)))
 }
 
 /// Gives a new cgroup and its files to whoever it was made for.
