@@ -23,6 +23,8 @@ docdir := $(datadir)/doc/cgrant
 unitdir := $(PREFIX)/lib/systemd/system
 userunitdir := $(PREFIX)/lib/systemd/user
 mandir := $(datadir)/man
+# Where libpam looks for modules, if PREFIX is /usr; else the service's file names the module with its whole path.
+pamdir := $(PREFIX)/lib/$(shell gcc -print-multiarch 2>/dev/null)/security
 bashdir := $(datadir)/bash-completion/completions
 fishdir := $(datadir)/fish/vendor_completions.d
 # Debian's zsh looks for what packages bring in a directory of its own.
@@ -38,7 +40,7 @@ else
 dbusconfdir := $(SYSCONFDIR)/dbus-1/system.d
 endif
 
-DEPS_BUILD := gcc libc6-dev ca-certificates
+DEPS_BUILD := gcc libc6-dev libpam0g ca-certificates
 DEPS_DEMO := busybox-static dnsmasq-base iproute2 mmdebstrap nftables procps util-linux
 DEPS_CHECK := bsdutils busybox-static dbus dnsmasq-base e2fsprogs groff-base iproute2 libglib2.0-bin mmdebstrap nftables openssl procps qemu-system-x86 \
 	strace systemd uidmap util-linux xz-utils zstd
@@ -48,8 +50,10 @@ DEPS_BENCH := bubblewrap busybox-static crun dbus dnsmasq-base iperf3 iproute2 l
 .PHONY: all rust demo check check-unit check-integration check-vm bench lint install install-files clean
 .PHONY: deps-build deps-demo deps-check deps-bench
 
+# The module apart: what libpam is needed for is compiled into nothing else.
 all: rust
 	$(CARGO) build --release --locked
+	$(CARGO) build --release --locked -p cgrant-pam
 
 # A compiler that is new enough; where Debian has one, `deps-build` installs it.
 rust:
@@ -105,6 +109,8 @@ install-files:
 	install -m 755 $(BIN_DIR)/cgrant $(DESTDIR)$(bindir)/
 	install -m 755 $(BIN_DIR)/cgrantd $(DESTDIR)$(sbindir)/
 	install -m 755 $(BIN_DIR)/cgrant-engine $(BIN_DIR)/cgrant-front $(BIN_DIR)/cgrant-net $(BIN_DIR)/cgrant-scope $(DESTDIR)$(libexecdir)/
+	install -d -m 755 $(DESTDIR)$(pamdir)
+	install -m 644 $(BIN_DIR)/libpam_cgrant.so $(DESTDIR)$(pamdir)/pam_cgrant.so
 	install -d -m 755 $(DESTDIR)$(dbusconfdir) $(DESTDIR)$(datadir)/dbus-1/system-services $(DESTDIR)$(datadir)/dbus-1/interfaces
 	install -m 644 dbus/org.cgrant.Broker1.conf $(DESTDIR)$(dbusconfdir)/
 	install -m 644 dbus/org.cgrant.Broker1.service $(DESTDIR)$(datadir)/dbus-1/system-services/

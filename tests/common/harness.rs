@@ -165,6 +165,12 @@ fn gather_programs() -> PathBuf {
             .unwrap_or_else(|error| panic!("{}: {error}", source.display()));
     }
     fs::copy("/proc/self/exe", directory.join("tests")).unwrap();
+    // The PAM module is a dependency of this program, and so beside it in the build.
+    let module = "libpam_cgrant.so";
+    let beside = || std::env::current_exe().unwrap().with_file_name(module);
+    let module_at = [elsewhere.map(|place| place.join(module)), Some(beside())].into_iter().flatten();
+    let module_at = module_at.into_iter().find(|path| path.exists()).expect("the PAM module is not built");
+    fs::copy(module_at, directory.join(module)).unwrap();
     directory
 }
 

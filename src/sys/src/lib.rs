@@ -18,6 +18,8 @@ pub mod mount_table;
 pub mod namespace;
 pub mod ndisc;
 pub mod netlink;
+#[cfg(feature = "pam")]
+pub mod pam;
 pub mod pidfd;
 pub mod privilege;
 pub mod process;
