@@ -134,6 +134,7 @@ impl LoneEngine {
             legacy_listeners: Vec::new(),
             placements: Vec::new(),
             front_uids: vec![0x7000_0001, 0x7000_0002],
+            socket_front: (0x7000_0001, 0x7000_0001),
             log: LogTarget::Terminal,
         };
         let mut all: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();

@@ -30,6 +30,7 @@ use crate::{
     fault::Fault,
     idmap::Mapper,
     ids::IdRecord,
+    legacy::Ledger,
     mountmap::Mounter,
     net::Network,
     ops::check::Descriptors,
@@ -39,6 +40,7 @@ use crate::{
     sandbox,
     server::{End, Server},
     settings,
+    show::Shower,
     watch::Watches,
 };
 
@@ -81,11 +83,12 @@ fn start(control: &Channel) -> Result<Server, BootError> {
         .collect::<Result<Vec<_>, _>>();
     let listeners = listeners.map_err(|refusal| BootError::NotStarted(refusal.message))?;
 
-    // While there is one thread: the helpers that keep the rights to write id maps and to make mounts, which the engine itself
-    // gives up.
+    // While there is one thread: the helpers that keep the rights to write id maps, to make mounts and to name processes, which
+    // the engine itself gives up.
     let settings = step("configuration", settings::settings(&config))?;
     let mapper = step("starting the helpers", Mapper::start(&settings.ids.pool))?;
     let mounter = step("starting the helpers", Mounter::start())?;
+    let shower = step("starting the helpers", Shower::start(&settings.ids.pool, boot.socket_front))?;
     let policy = step("policy", read_policy(&config))?;
     let tree = step("cgroups", Tree::open(&boot.instance, &boot.placements))?;
     step("giving up privileges", sandbox::confine())?;
@@ -100,11 +103,12 @@ fn start(control: &Channel) -> Result<Server, BootError> {
         ids,
         mapper,
         mounter,
+        shower,
         network: Network::new(settings.network, step("record of addresses", Addresses::open(&state))?),
         journal: step("journal", Journal::open(&state, &run))?,
         fault: step("journal", Fault::new(&run))?,
         watches: step("epoll", Watches::new())?,
-        ledger: crate::legacy::Ledger::default(),
+        ledger: Ledger::default(),
         pool: crate::pool::Pool::default(),
         config,
         own_userns: step("user namespace", UsernsFd::own().and_then(|own| own.id()))?,

@@ -29,6 +29,7 @@ use crate::{
     pool::Pool,
     record::{GrantRecord, Journal, JournalError},
     registry::{Grant, Registry},
+    show::Shower,
     watch::{Target, Watches},
 };
 
@@ -60,6 +61,8 @@ pub struct Engine {
     pub mapper: Mapper,
     /// Makes id-mapped mounts.
     pub mounter: Mounter,
+    /// Shows processes to clients of CGManager's interface.
+    pub shower: Shower,
     /// Links.
     pub network: Network,
     /// The grants on disk.

@@ -26,6 +26,7 @@ mod registry;
 mod sandbox;
 mod server;
 mod settings;
+pub mod show;
 mod watch;
 
 use std::process::ExitCode;

@@ -72,7 +72,7 @@ impl Server {
             rustix::io::ioctl_fionbio(listener, true)?;
             engine.watches.borrow(listener.as_fd(), EpollFlags::EPOLLIN, Target::Listener(number))?;
         }
-        for helper in engine.mapper.processes().chain([engine.mounter.process()]) {
+        for helper in engine.mapper.processes().chain([engine.mounter.process(), engine.shower.process()]) {
             engine.watches.borrow(helper, EpollFlags::EPOLLIN, Target::Helper)?;
         }
         let refused = Refused::new(listeners.iter().map(|(listener, _)| listener))?;

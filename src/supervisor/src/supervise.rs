@@ -92,6 +92,15 @@ pub struct Prepared {
     pub log: LogTarget,
 }
 
+impl Prepared {
+    /// Uid and gid of the socket front, which there always is.
+    fn socket_front(&self) -> (u32, u32) {
+        let front = self.fronts.iter().find(|(kind, _)| *kind == FrontKind::Socket);
+        let account = front.map_or(self.net, |(_, account)| *account);
+        (account.uid, account.gid)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// Children are kept running.
@@ -365,6 +374,7 @@ impl Supervisor {
                 .map(|(_, account)| account.uid)
                 .chain([self.prepared.net.uid])
                 .collect(),
+            socket_front: self.prepared.socket_front(),
             log: self.prepared.log,
         };
         let fds: Vec<_> = fds.into_iter().map(AsFd::as_fd).collect();

@@ -6,8 +6,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{getsockopt, sockopt};
-use rustix::net::{SocketFlags, accept_with};
+use nix::sys::socket::{getsockopt, sockopt as nix_sockopt};
+use rustix::net::{
+    AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, accept_with, getpeername, getsockname, sockopt,
+};
 
 use crate::pidfd::Pidfd;
 
@@ -16,6 +18,11 @@ const SO_PASSRIGHTS: libc::c_int = 83;
 
 /// Most supplementary groups that a process can have (`NGROUPS_MAX`).
 const MAX_GROUPS: usize = 65536;
+
+/// Length of an address without a name, in bytes: the family alone.
+const UNNAMED: u32 = 2;
+/// Length of an address that the kernel makes up: a zero byte and five hexadecimal digits more.
+const AUTOBIND: u32 = UNNAMED + 6;
 
 /// Who connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,12 +95,36 @@ pub(crate) fn set_number(socket: impl AsFd, option: libc::c_int, value: libc::c_
     Errno::result(result).map(drop)
 }
 
+/// Is it one end of a pair of UNIX sockets, that nobody else can have by a name, nor the other end? Names that the kernel makes up
+/// for a socket that sends and has none count as none (unix(7), "Autobind feature").
+///
+/// # Errors
+/// Those of `getsockopt(2)`, `getsockname(2)` and `getpeername(2)`: `ENOTSOCK`, `ENOTCONN` without another end.
+pub fn is_end_of_pair(socket: impl AsFd) -> io::Result<bool> {
+    if sockopt::socket_domain(&socket)? != AddressFamily::UNIX {
+        return Ok(false);
+    }
+    Ok(is_nameless(&getsockname(&socket)?) && getpeername(&socket)?.is_some_and(|peer| is_nameless(&peer)))
+}
+
+/// Has it no name, or one that the kernel made up?
+fn is_nameless(address: &SocketAddrAny) -> bool {
+    match address.addr_len() {
+        UNNAMED => true,
+        // Names of other lengths are not decoded: rustix takes for granted that a path ends with a zero byte.
+        AUTOBIND => SocketAddrUnix::try_from(address.clone()).is_ok_and(|address| {
+            address.abstract_name().is_some_and(|name| name.iter().all(u8::is_ascii_hexdigit))
+        }),
+        _ => false,
+    }
+}
+
 /// `SO_PEERCRED`.
 ///
 /// # Errors
 /// Those of `getsockopt(2)`.
 pub fn peer_credentials(socket: impl AsFd) -> io::Result<PeerCredentials> {
-    let raw = getsockopt(&socket.as_fd(), sockopt::PeerCredentials)?;
+    let raw = getsockopt(&socket.as_fd(), nix_sockopt::PeerCredentials)?;
     let pid = u32::try_from(raw.pid()).ok().filter(|pid| *pid != 0);
     Ok(PeerCredentials { uid: raw.uid(), gid: raw.gid(), pid })
 }
@@ -103,7 +134,7 @@ pub fn peer_credentials(socket: impl AsFd) -> io::Result<PeerCredentials> {
 /// # Errors
 /// Those of `getsockopt(2)` that mean neither that the peer is gone nor that the kernel is too old.
 pub fn peer_pidfd(socket: impl AsFd) -> io::Result<PeerPidfd> {
-    match getsockopt(&socket.as_fd(), sockopt::PeerPidfd) {
+    match getsockopt(&socket.as_fd(), nix_sockopt::PeerPidfd) {
         Ok(fd) => {
             let pidfd = Pidfd::from_fd(fd).map_err(io::Error::other)?;
             // Newer kernels give the pidfd of a peer that has ended, older ones refuse.
@@ -188,6 +219,31 @@ mod tests {
         assert_eq!(&piece[..6], b"second");
         set_peek_offset(&other, None).unwrap();
         assert_eq!(other.recv(&mut piece).unwrap(), 5);
+    }
+
+    #[test]
+    fn what_has_a_name_is_no_end_of_a_pair() {
+        use rustix::net::{SocketType, socketpair};
+        use std::os::unix::net::UnixDatagram;
+        for kind in [SocketType::DGRAM, SocketType::STREAM] {
+            let (one, other) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
+            assert!(is_end_of_pair(&one).unwrap());
+            // The kernel gives one that sends a name now.
+            sockopt::set_socket_passcred(&one, true).unwrap();
+            rustix::net::send(&one, b"x", rustix::net::SendFlags::NOSIGNAL).unwrap();
+            assert!(is_end_of_pair(&one).unwrap() && is_end_of_pair(&other).unwrap());
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let named = UnixDatagram::bind(&path).unwrap();
+        assert!(!is_end_of_pair(&named).unwrap());
+        assert!(is_end_of_pair(UnixDatagram::unbound().unwrap()).is_err(), "it has no other end");
+        let connected = UnixDatagram::unbound().unwrap();
+        connected.connect(&path).unwrap();
+        assert!(!is_end_of_pair(&connected).unwrap());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(!is_end_of_pair(&listener).unwrap());
+        assert!(is_end_of_pair(std::fs::File::open("/dev/null").unwrap()).is_err());
     }
 
     #[test]

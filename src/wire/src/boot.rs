@@ -62,6 +62,8 @@ pub struct EngineBoot {
     pub placements: Vec<Placement>,
     /// Uids of the two fronts; connections from them are refused.
     pub front_uids: Vec<u32>,
+    /// Uid and gid of the socket front: what is written on clients' sockets has these, whoever writes it.
+    pub socket_front: (u32, u32),
     /// Where the log goes.
     pub log: LogTarget,
 }

@@ -22,11 +22,11 @@ use rustix::pipe::{PipeFlags, pipe_with};
 pub use self::error::{MapError, MapRefusal, Step};
 use self::{
     helper::Spare,
-    message::{AskError, MapAnswer, MapNumbers, MapRequest, NamesAnswer, NamesRequest, ask, receive, send},
+    message::{MapAnswer, MapNumbers, MapRequest, NamesAnswer, NamesRequest, ask},
 };
 pub(crate) use self::{
     helper::seclude,
-    message::{timespec, wait},
+    message::{AskError, answer, receive, send, timespec, wait},
 };
 use crate::ids::{NameService, NamesError};
 
@@ -109,7 +109,7 @@ impl Mapping {
         let (uid, gid, count) = (range.uid().0, range.gid().0, range.count());
         let numbers = MapNumbers { uid, gid, count, own, setgroups };
         // A helper that has refused already takes no numbers; its answer says why.
-        message::answer(&self.numbers, &numbers);
+        answer(&self.numbers, &numbers);
         Writing(self)
     }
 }

@@ -6,6 +6,7 @@ use cgrant_wire::{Refusal, RefusalCode};
 use rustix::io::Errno;
 
 use super::RULE;
+use crate::show::ShowError;
 
 /// Why a call, or its part in one hierarchy, was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +79,9 @@ pub enum Fault {
         /// Whom the first credential names.
         requestor: u32,
     },
+    /// Nothing was written on the client's socket.
+    #[error(transparent)]
+    Unshown(ShowError),
     /// The kernel refused.
     #[error("the kernel refuses {doing}: {source}")]
     Kernel {
@@ -120,7 +124,8 @@ impl From<Fault> for Refusal {
             Fault::NoCgroup => RefusalCode::NoSuchCgroup,
             Fault::Gone => RefusalCode::NoSuchProcess,
             Fault::Quota => RefusalCode::QuotaExceeded,
-            Fault::Kernel { .. } => RefusalCode::KernelRefused,
+            Fault::Unshown(ShowError::Unasked(_)) => RefusalCode::Internal,
+            Fault::Unshown(_) | Fault::Kernel { .. } => RefusalCode::KernelRefused,
         };
         let refusal = Self::new(code, fault.to_string());
         match fault {

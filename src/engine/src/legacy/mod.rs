@@ -29,7 +29,7 @@ mod procs;
 mod tests;
 mod values;
 
-use std::{cell::Cell, sync::Arc};
+use std::{cell::Cell, os::fd::AsFd, sync::Arc};
 
 use cgrant_policy::Request;
 use cgrant_sys::Pidfd;
@@ -38,6 +38,7 @@ use cgrant_wire::{Answer, Legacy, LegacyAnswer, LegacyCall, Place, Refusal, Refu
 use self::{
     actor::Actor,
     call::Call,
+use cgrant_wire::legacy::{MAX_DATAGRAM, MAX_SHOWN};
     exchange::{ExchangeSocket, Named},
     fault::Fault,
     path::Wanted,
@@ -53,6 +54,7 @@ use crate::{
 pub use ledger::Ledger;
 
 /// The rule that refusals name which CGManager does not have.
+    show::Shown,
 const RULE: &str = "built-in legacy";
 
 /// What the socket of an Scm call is called when it is missing.
@@ -183,8 +185,20 @@ fn may_call(engine: &Engine, caller: &Caller) -> Result<(), Refusal> {
 }
 
 /// A part of the result of an Scm call.
-fn deliver(_engine: &Engine, _socket: &ExchangeSocket, call: &LegacyCall) -> Result<LegacyAnswer, Refusal> {
-    Err(unserved(call))
+fn deliver(engine: &Engine, socket: &ExchangeSocket, call: &LegacyCall) -> Result<LegacyAnswer, Refusal> {
+    let socket = socket.socket()?.as_fd();
+    let answer = match call {
+        LegacyCall::ShowTasks { pids, known } if pids.len() <= MAX_SHOWN => {
+            let Shown { count, known } = engine.shower.show(socket, pids, *known).map_err(Fault::Unshown)?;
+            LegacyAnswer::Shown { count, known }
+        }
+        LegacyCall::SendRoom { bytes } if *bytes <= MAX_DATAGRAM => {
+            engine.shower.make_room(socket, *bytes).map_err(Fault::Unshown)?;
+            LegacyAnswer::Done
+        }
+        _ => return Err(Fault::Exchange("it is more than a part of a result").into()),
+    };
+    Ok(answer)
 }
 
 fn unserved(call: &LegacyCall) -> Refusal {
