@@ -12,6 +12,7 @@
 //! | [`node`], [`walk`] | one cgroup; all cgroups below one |
 //! | [`tree`] | the tree over all hierarchies, and finding a grant in it |
 //! | [`enable`], [`make`], [`cpuset`] | handing controllers down; making and delegating; CPUs on v1 |
+//! | [`equal`] | what is one thing in v1 and v2 |
 //! | [`limits`], [`stat`] | limits and figures, the same on v1 and v2 |
 //! | [`state`], [`processes`] | freezing, killing, listing |
 //! | [`attach`], [`attach_tree`], [`evict`] | moving processes in, with all they fork, and out |
@@ -21,6 +22,7 @@ mod attach;
 mod attach_tree;
 mod cpuset;
 mod enable;
+pub(crate) mod equal;
 mod error;
 mod events;
 mod evict;
@@ -47,6 +49,6 @@ pub use events::OomWatch;
 pub(crate) use hierarchy::{Hierarchies, Hierarchy};
 pub use make::Delegation;
 pub(crate) use mounts::Kind;
-pub(crate) use node::Node;
+pub(crate) use node::{Node, is_missing};
 pub use tree::{HostKind, Tree};
 pub(crate) use walk::{Visit, walk};

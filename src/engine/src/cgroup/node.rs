@@ -269,7 +269,7 @@ pub(super) fn errno(error: &io::Error) -> Option<Errno> {
 }
 
 /// The cgroup or file is not there, or was removed while it was open.
-pub(super) fn is_missing(error: &io::Error) -> bool {
+pub(crate) fn is_missing(error: &io::Error) -> bool {
     matches!(errno(error), Some(Errno::NOENT | Errno::NODEV))
 }
 

@@ -69,6 +69,11 @@ impl<'p> Actor<'p> {
         Ok(Self { proc, process, pid, uid, gid, groups, cgroups, map: OnceCell::new() })
     }
 
+    /// Where it was looked up.
+    pub fn proc(&self) -> &ProcFs {
+        self.proc
+    }
+
     /// Its pid.
     pub fn pid(&self) -> u32 {
         self.pid

@@ -35,6 +35,8 @@ pub struct Target {
     pub dir: Dir,
     /// Owner and mode of the directory.
     pub stat: Stat,
+    /// The names on the way to it from the root of our cgroup namespace.
+    pub names: Vec<String>,
 }
 
 impl Target {
@@ -42,9 +44,18 @@ impl Target {
     ///
     /// # Errors
     /// Those of `fstat(2)`.
-    pub fn new(dir: Dir) -> Result<Self, Fault> {
+    pub fn new(dir: Dir, names: Vec<String>) -> Result<Self, Fault> {
         let stat = stat(&dir)?;
-        Ok(Self { dir, stat })
+        Ok(Self { dir, stat, names })
+    }
+
+    /// A cgroup in it.
+    ///
+    /// # Errors
+    /// As [`Target::new`].
+    pub fn inner(&self, dir: Dir, name: &str) -> Result<Self, Fault> {
+        let names = self.names.iter().map(String::as_str).chain([name]).map(str::to_owned).collect();
+        Self::new(dir, names)
     }
 }
 
@@ -110,12 +121,12 @@ impl<'a> Call<'a> {
         if devices && self.requestor.uid != 0 { Err(Fault::Devices) } else { Ok(()) }
     }
 
-    /// The directory of the requestor's own cgroup.
+    /// The requestor's own cgroup.
     ///
     /// # Errors
     /// Those of [`Actor::cgroup`] and of opening it.
-    pub fn own_cgroup(&self, hierarchy: &Hierarchy) -> Result<Dir, Fault> {
-        open(hierarchy, &self.requestor.cgroup(hierarchy)?)
+    pub fn own_cgroup(&self, hierarchy: &Hierarchy) -> Result<Target, Fault> {
+        target(hierarchy, self.requestor.cgroup(hierarchy)?)
     }
 
     /// A cgroup below the requestor's own, for what changes something.
@@ -138,11 +149,12 @@ impl<'a> Call<'a> {
         let proxy = self.proxy.cgroup(hierarchy)?;
         let target = if wanted.absolute {
             let names = path::below(&wanted.names, &proxy).ok_or(Fault::Denied)?;
-            self.descend(open(hierarchy, &proxy)?, names)?
+            let names = names.to_vec();
+            self.descend(target(hierarchy, proxy)?, &names)?
         } else {
             let own = self.requestor.cgroup(hierarchy)?;
             path::below(&own, &proxy).ok_or(Fault::Denied)?;
-            self.descend(open(hierarchy, &own)?, &wanted.names)?
+            self.descend(target(hierarchy, own)?, &wanted.names)?
         };
         self.need(&target.stat, Access::Read)?;
         Ok(target)
@@ -152,11 +164,12 @@ impl<'a> Call<'a> {
     ///
     /// # Errors
     /// As [`below_own`](Self::below_own).
-    pub fn descend(&self, from: Dir, names: &[String]) -> Result<Target, Fault> {
-        let mut target = Target::new(from)?;
+    pub fn descend(&self, from: Target, names: &[String]) -> Result<Target, Fault> {
+        let mut target = from;
         for name in names {
             self.need(&target.stat, Access::Search)?;
-            target = Target::new(target.dir.open_dir(name).map_err(Fault::kernel("to open a cgroup"))?)?;
+            let dir = target.dir.open_dir(name).map_err(Fault::kernel("to open a cgroup"))?;
+            target = target.inner(dir, name)?;
         }
         Ok(target)
     }
@@ -168,6 +181,14 @@ impl<'a> Call<'a> {
     pub fn need(&self, stat: &Stat, access: Access) -> Result<(), Fault> {
         if self.requestor.may(stat, access) { Ok(()) } else { Err(Fault::Denied) }
     }
+}
+
+/// A cgroup by the names on the way from the root of our cgroup namespace.
+///
+/// # Errors
+/// As [`open`].
+pub fn target(hierarchy: &Hierarchy, names: Vec<String>) -> Result<Target, Fault> {
+    Target::new(open(hierarchy, &names)?, names)
 }
 
 /// Opens a cgroup by the names on the way from the root of our cgroup namespace.

@@ -28,8 +28,22 @@ const CONTROLLERS: [&str; 15] = [
 const OWN: [&str; 4] =
     ["cgroup.clone_children", "cgroup.freeze", "cgroup.max.depth", "cgroup.max.descendants"];
 
+/// What would take from others what the engine may take from them: CPUs that belong to nobody else then (the kernel asks for a
+/// capability of whoever writes), and time (what is reclaimed is waited for; a trigger ends with the descriptor).
+const NEVER: [&str; 6] = [
+    "cpu.pressure",
+    "cpuset.cpus.exclusive",
+    "cpuset.cpus.partition",
+    "io.pressure",
+    "memory.pressure",
+    "memory.reclaim",
+];
+
 /// May the file be written at all?
 pub fn is_written(key: &str) -> bool {
+    if NEVER.contains(&key) {
+        return false;
+    }
     OWN.contains(&key) || CONTROLLERS.iter().any(|begin| key.len() > begin.len() && key.starts_with(begin))
 }
 
@@ -65,6 +79,10 @@ mod tests {
             "memory.",
             "memory",
             "debug.x",
+            "cpuset.cpus.partition",
+            "cpuset.cpus.exclusive",
+            "memory.reclaim",
+            "io.pressure",
             "",
         ] {
             assert!(!is_written(key), "{key}");

@@ -7,11 +7,12 @@ use rustix::io::Errno;
 
 use super::{
     actor::{Access, Actor},
-    call::{Call, Target},
+    call::{Call, Target, target},
     fault::Fault,
-    path::Wanted,
+    path::{self, LEAF, Wanted, components},
+    v2::Asked,
 };
-use crate::cgroup::{Hierarchy, Node, Visit, inherit_cpuset, walk};
+use crate::cgroup::{Hierarchy, Kind, Node, Visit, inherit_cpuset, walk};
 
 /// Files of a new cgroup that stay root's: the kernel would start root's program by them.
 const KEPT: [&str; 2] = ["notify_on_release", "release_agent"];
@@ -20,18 +21,21 @@ const MODE: u32 = 0o755;
 
 impl Call<'_> {
     /// Makes a cgroup below the requestor's own, and those on the way to it; each new one is the requestor's with all its
-    /// files. Was the last one there before? `more` is asked before each one is made, with its depth from the root.
+    /// files. Was the last one there before? `more` is asked before each one is made, with its depth from the root. On cgroup2
+    /// it has the controllers that are named, as far as the requestor's own cgroup has them.
     ///
     /// An attacker wants a cgroup in a place that is not its own, or one with files that mean more than its limits. It has to be
     /// able to read and write the directory that the new one is made in, and gets the new one only, which lies under all limits
     /// that it is under itself. In the devices hierarchy nobody but root gets any.
     ///
     /// # Errors
-    /// [`Fault::Denied`], [`Fault::Devices`], the fault of `more`, what the kernel refuses. What was made before stays.
+    /// [`Fault::Denied`], [`Fault::Devices`], [`Fault::Granted`], the fault of `more`, what the kernel refuses;
+    /// [`Fault::NotToBeHad`] of a single controller. What was made before stays.
     pub fn create(
         &self,
         hierarchy: &Hierarchy,
         wanted: &Wanted,
+        controllers: &str,
         more: &dyn Fn(usize) -> Result<(), Fault>,
     ) -> Result<bool, Fault> {
         if wanted.names.is_empty() {
@@ -39,9 +43,16 @@ impl Call<'_> {
         }
         self.may_hand_over(hierarchy)?;
         let own = self.requestor.cgroup(hierarchy)?;
-        let mut place = Target::new(super::call::open(hierarchy, &own)?)?;
+        let first = own.len() + 1;
+        let mut place = target(hierarchy, own)?;
+        let asked = Asked::new(controllers, &hierarchy.offered);
         let mut existed = true;
-        for (depth, name) in (own.len() + 1..).zip(&wanted.names) {
+        for (depth, name) in (first..).zip(&wanted.names) {
+            self.not_granted(hierarchy, &place.names)?;
+            if hierarchy.kind == Kind::V2 {
+                self.need_way(&place, name)?;
+                self.enable(hierarchy, &place, &asked)?;
+            }
             let there = match place.dir.open_dir(name) {
                 Ok(dir) => Some(dir),
                 Err(error) if Errno::from_io_error(&error) == Some(Errno::NOENT) => {
@@ -54,19 +65,28 @@ impl Call<'_> {
             existed = there.is_some();
             place = match there {
                 Some(dir) => {
-                    let target = Target::new(dir)?;
-                    self.need(&target.stat, Access::Read)?;
-                    target
+                    let inner = place.inner(dir, name)?;
+                    self.need(&inner.stat, Access::Read)?;
+                    inner
                 }
                 None => {
                     let dir = place.dir.open_dir(name).map_err(Fault::kernel("to open a new cgroup"))?;
                     set_up(hierarchy, &place.dir, &dir)?;
                     hand_over(&dir, self.requestor)?;
-                    Target::new(dir)?
+                    place.inner(dir, name)?
                 }
             };
         }
+        self.not_granted(hierarchy, &place.names)?;
         Ok(existed)
+    }
+
+    /// Refuses what [`create`](Self::create) would refuse, before controllers are enabled for it.
+    fn need_way(&self, place: &Target, name: &str) -> Result<(), Fault> {
+        match place.dir.exists(name).map_err(Fault::kernel("to look for a cgroup"))? {
+            true => self.need(&place.stat, Access::Search),
+            false => self.need(&place.stat, Access::Change),
+        }
     }
 
     /// Removes a cgroup below the requestor's own, with all that are below it if `recursive`. Was it there?
@@ -88,15 +108,46 @@ impl Call<'_> {
             other => other.map_err(Fault::kernel("to open a cgroup"))?,
         };
         self.need(&above.stat, Access::Write)?;
+        let inner = above.inner(dir, name)?;
+        self.not_granted(hierarchy, &inner.names)?;
+        if path::below(&components(&hierarchy.base_path), &inner.names).is_some() {
+            return Err(Fault::Granted);
+        }
+        let refused = Fault::kernel("to remove a cgroup");
         if recursive {
-            remove_below(&dir).map_err(Fault::kernel("to remove a cgroup"))?;
+            remove_below(&inner.dir).map_err(&refused)?;
         }
-        drop(dir);
-        match above.dir.remove_dir(name) {
-            // Somebody else was quicker.
-            Err(error) if Errno::from_io_error(&error) == Some(Errno::NOENT) => Ok(true),
-            other => other.map(|()| true).map_err(Fault::kernel("to remove a cgroup")),
+        drop(inner);
+        remove_one(hierarchy, &above.dir, name).map(|()| true).map_err(refused)
+    }
+}
+
+/// Removes a cgroup that has no processes, and no cgroups but its leaf; fine if somebody else was quicker.
+///
+/// # Errors
+/// `EBUSY` if there are any; what the kernel refuses.
+pub fn remove_one(hierarchy: &Hierarchy, above: &Dir, name: &str) -> io::Result<()> {
+    let there = |error: &io::Error| !matches!(Errno::from_io_error(error), Some(Errno::NOENT));
+    if hierarchy.kind == Kind::V2 {
+        match above.open_dir(name).and_then(|dir| remove_leaf(&dir)) {
+            Err(error) if there(&error) => return Err(error),
+            _ => (),
         }
+    }
+    match above.remove_dir(name) {
+        Err(error) if there(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes the leaf of a cgroup that has no other cgroups.
+fn remove_leaf(dir: &Dir) -> io::Result<()> {
+    if dir.dirs()?.iter().any(|name| name != LEAF) {
+        return Err(Errno::BUSY.into());
+    }
+    match dir.remove_dir(LEAF) {
+        Err(error) if Errno::from_io_error(&error) != Some(Errno::NOENT) => Err(error),
+        _ => Ok(()),
     }
 }
 

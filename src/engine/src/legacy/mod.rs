@@ -10,6 +10,7 @@
 //! | [`exchange`] | whom the messages of an Scm call name |
 //! | [`call`] | hierarchies and cgroups of one call |
 //! | [`make`], [`own`], [`procs`], [`values`] | the methods |
+//! | [`translate`], [`v2`] | files of v1's on cgroup2; what else is otherwise there |
 //! | [`ledger`] | what an account has made |
 
 mod actor;
@@ -27,6 +28,10 @@ mod path;
 mod procs;
 #[cfg(test)]
 mod tests;
+mod translate;
+mod v2;
+#[cfg(test)]
+mod v2_tests;
 mod values;
 
 use std::{cell::Cell, os::fd::AsFd, sync::Arc};
@@ -320,7 +325,7 @@ fn create(engine: &Engine, caller: &Caller, actors: &Call<'_>, place: &Place) ->
             engine.ledger.made(account, &hierarchy.name, names);
             Ok(())
         };
-        actors.create(hierarchy, &wanted, &more)
+        actors.create(hierarchy, &wanted, &place.controllers, &more)
     });
     match (existed, refused.take()) {
         (Err(Fault::Quota), Some(refusal)) => Err(refusal),

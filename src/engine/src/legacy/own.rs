@@ -1,19 +1,24 @@
 //! `Chown` and `Chmod`.
 
-use std::os::fd::AsFd;
+use std::{io, os::fd::AsFd};
 
-use rustix::fs::{FileType, OFlags};
+use cgrant_sys::Dir;
+use rustix::fs::OFlags;
 
 use super::{
     actor::Access,
     call::{Call, stat},
     fault::Fault,
     path::{Wanted, file_name},
+    v2::behind,
 };
-use crate::cgroup::Hierarchy;
+use crate::cgroup::{Hierarchy, Kind};
 
-/// What changes hands with a cgroup: what moves processes into it, not its limits.
+/// What changes hands with a v1 cgroup: what moves processes into it, not its limits.
 const HANDED: [&str; 2] = ["tasks", "cgroup.procs"];
+/// What changes hands with a cgroup2 cgroup: that, and what its owner says with what is enabled below it ("Delegation",
+/// Documentation/admin-guide/cgroup-v2.rst).
+const HANDED_V2: [&str; 3] = ["cgroup.procs", "cgroup.threads", "cgroup.subtree_control"];
 /// The bits of a mode that a cgroup's files have.
 const MODE: i32 = 0o777;
 
@@ -37,16 +42,21 @@ impl Call<'_> {
         }
         self.may_hand_over(hierarchy)?;
         let target = self.below_own(hierarchy, &wanted.names)?;
+        self.not_granted(hierarchy, &target.names)?;
         self.need(&target.stat, Access::Change)?;
         let refused = Fault::kernel("to give a cgroup away");
-        for file in HANDED {
-            match target.dir.chown(file, uid, gid).map_err(&refused) {
-                // cgroup2 has no `tasks`.
-                Err(Fault::NoCgroup) => (),
-                other => other?,
+        let files: &[&str] = if hierarchy.kind == Kind::V1 { &HANDED } else { &HANDED_V2 };
+        for dir in with_leaf(hierarchy, &target.dir).map_err(&refused)? {
+            for file in files {
+                match dir.chown(file, uid, gid).map_err(&refused) {
+                    // A threaded cgroup, or an old kernel, may lack one.
+                    Err(Fault::NoCgroup) => (),
+                    other => other?,
+                }
             }
+            dir.chown("", uid, gid).map_err(&refused)?;
         }
-        target.dir.chown("", uid, gid).map_err(&refused)
+        Ok(())
     }
 
     /// Sets the mode of a cgroup (`file` empty) or of a file in it.
@@ -58,19 +68,39 @@ impl Call<'_> {
     pub fn chmod(&self, hierarchy: &Hierarchy, wanted: &Wanted, file: &str, mode: i32) -> Result<(), Fault> {
         self.may_hand_over(hierarchy)?;
         let target = self.below_own(hierarchy, &wanted.names)?;
+        self.not_granted(hierarchy, &target.names)?;
         let mode = (mode & MODE).unsigned_abs();
         let refused = Fault::kernel("to set a mode");
+        let dirs = with_leaf(hierarchy, &target.dir).map_err(&refused)?;
         if file.is_empty() {
             self.need(&target.stat, Access::Change)?;
-            return target.dir.chmod("", mode).map_err(refused);
+            return dirs.iter().try_for_each(|dir| dir.chmod("", mode)).map_err(refused);
         }
         let file = file_name(file)?;
-        let open = target.dir.open_file(file, OFlags::PATH).map_err(&refused)?;
-        let found = stat(open.as_fd())?;
-        if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
-            return Err(Fault::File(file.to_owned()));
+        let files = match hierarchy.kind {
+            Kind::V1 => vec![file.to_owned()],
+            Kind::V2 => self.files_v2(hierarchy, &target.dir, file)?,
+        };
+        for file in &files {
+            let open = target.dir.open_file(file, OFlags::PATH).map_err(&refused)?;
+            self.need_file(&stat(open.as_fd())?, Access::Change, file)?;
         }
-        self.need(&found, Access::Change)?;
-        target.dir.chmod(file, mode).map_err(refused)
+        // The leaf has no limits of its own, and is entered as its cgroup is.
+        let of_leaf = |file: &str| HANDED_V2.contains(&file);
+        for (at, dir) in dirs.iter().enumerate() {
+            for file in files.iter().filter(|file| at == 0 || of_leaf(file)) {
+                dir.chmod(file, mode).map_err(&refused)?;
+            }
+        }
+        Ok(())
     }
+}
+
+/// A cgroup, and on cgroup2 its leaf.
+fn with_leaf(hierarchy: &Hierarchy, dir: &Dir) -> io::Result<Vec<Dir>> {
+    let mut dirs = vec![dir.try_clone()?];
+    if hierarchy.kind == Kind::V2 {
+        dirs.extend(behind(dir)?);
+    }
+    Ok(dirs)
 }

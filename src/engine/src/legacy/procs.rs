@@ -1,23 +1,26 @@
 //! `GetPidCgroup`, `MovePid`, `GetTasks` and their variants.
 
-use std::os::fd::AsFd;
+use std::{io, os::fd::AsFd};
 
 use cgrant_sys::Dir;
-use rustix::fs::OFlags;
+use rustix::{fs::OFlags, io::Errno};
 
 use super::{
     actor::{Access, Actor},
-    call::{Call, open, stat},
+    call::{Call, stat, target},
     fault::Fault,
     path::{self, Wanted, components},
+    v2::{behind, entrance},
     values::read_all,
 };
-use crate::cgroup::{Hierarchy, Visit, walk};
+use crate::cgroup::{Hierarchy, Kind, Visit, walk};
 
 /// The threads of a v1 cgroup.
 const TASKS: &str = "tasks";
 /// What a process is moved by.
 const PROCS: &str = "cgroup.procs";
+/// How often a process is moved that finds its place gone.
+const TRIES: usize = 3;
 /// Most tasks that are listed.
 const MOST_TASKS: usize = 100_000;
 /// Ends of the cgroup of a proxy that systemd started, which its containers' own paths don't have.
@@ -51,8 +54,8 @@ impl Call<'_> {
     ///
     /// An attacker wants somebody else's process moved, or its own out of what bounds it. It has to be allowed to move the
     /// process by all of its uids; the process has to be below the same cgroup already, and in no grant; and the bits of the
-    /// cgroup and of its `tasks` decide, which root gave it or which are of its own making, under the limits of what it was
-    /// given.
+    /// cgroup and of its `tasks` (on cgroup2, `cgroup.procs`) decide, which root gave it or which are of its own making, under
+    /// the limits of what it was given. On cgroup2 [`may_go`](Self::may_go) has a word too.
     ///
     /// # Errors
     /// [`Fault::Denied`], [`Fault::Outside`], [`Fault::Path`], [`Fault::NoCgroup`], [`Fault::Gone`], [`Fault::Devices`], what the
@@ -81,16 +84,23 @@ impl Call<'_> {
         if granted && self.requestor.uid != 0 {
             return Err(Fault::Outside);
         }
-        let target = self.descend(open(hierarchy, &base)?, &wanted.names)?;
+        let target = self.descend(target(hierarchy, base)?, &wanted.names)?;
+        self.not_granted(hierarchy, &target.names)?;
+        self.may_go(hierarchy, &from, &target.names)?;
         self.need(&target.stat, Access::Read)?;
         let refused = Fault::kernel("to move a process");
-        let tasks = target.dir.open_file(TASKS, OFlags::PATH).map_err(&refused)?;
+        let entered_by = if hierarchy.kind == Kind::V1 { TASKS } else { PROCS };
+        let tasks = target.dir.open_file(entered_by, OFlags::PATH).map_err(&refused)?;
         self.need(&stat(tasks.as_fd())?, Access::Write)?;
         if !victim.process().is_alive().map_err(&refused)? {
             return Err(Fault::Gone);
         }
-        target.dir.write(PROCS, &info.pid.to_string()).map_err(&refused)?;
-        if victim.process().is_alive().map_err(&refused)? { Ok(()) } else { Err(Fault::Gone) }
+        put_into(hierarchy, &target.dir, info.pid).map_err(&refused)?;
+        if !victim.process().is_alive().map_err(&refused)? {
+            self.put_right(hierarchy, &target.names, info.pid);
+            return Err(Fault::Gone);
+        }
+        Ok(())
     }
 
     /// Where the path of a move is counted from.
@@ -117,10 +127,15 @@ impl Call<'_> {
     pub fn tasks(&self, hierarchy: &Hierarchy, path: &str, recursive: bool) -> Result<Vec<u32>, Fault> {
         let target = self.readable(hierarchy, path)?;
         let mut found = Vec::new();
-        add(&target.dir, &mut found)?;
+        add(hierarchy, &target.dir, &mut found)?;
+        if hierarchy.kind == Kind::V2
+            && let Some(leaf) = behind(&target.dir)?
+        {
+            add(hierarchy, &leaf, &mut found)?;
+        }
         if recursive {
             walk(&target.dir, |visit| match visit {
-                Visit::Enter { dir, .. } => match add(dir, &mut found) {
+                Visit::Enter { dir, .. } => match add(hierarchy, dir, &mut found) {
                     Err(Fault::NoCgroup) => Ok(()),
                     other => other,
                 },
@@ -133,20 +148,44 @@ impl Call<'_> {
     }
 }
 
-impl From<std::io::Error> for Fault {
-    fn from(error: std::io::Error) -> Self {
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
         Self::kernel("to list a cgroup")(error)
     }
 }
 
-/// Adds the tasks of one cgroup.
-fn add(dir: &Dir, found: &mut Vec<u32>) -> Result<(), Fault> {
-    let file = dir.open_file(TASKS, OFlags::RDONLY | OFlags::NONBLOCK)?;
-    let bytes = read_all(file.as_fd())?;
+/// Moves a process into a cgroup; on cgroup2 to its leaf, as a rule.
+fn put_into(hierarchy: &Hierarchy, cgroup: &Dir, pid: u32) -> io::Result<()> {
+    if hierarchy.kind == Kind::V1 {
+        return cgroup.write(PROCS, &pid.to_string());
+    }
+    let mut tries = 0;
+    loop {
+        let result = entrance(cgroup)?.write(PROCS, &pid.to_string());
+        tries += 1;
+        match result {
+            // The leaf was removed meanwhile, or controllers were enabled in a cgroup with processes of its own.
+            Err(error)
+                if tries < TRIES
+                    && matches!(Errno::from_io_error(&error), Some(Errno::NODEV | Errno::BUSY)) => {}
+            other => return other,
+        }
+    }
+}
+
+/// Adds the tasks of one cgroup: threads on v1, processes on cgroup2.
+fn add(hierarchy: &Hierarchy, dir: &Dir, found: &mut Vec<u32>) -> Result<(), Fault> {
+    let name = if hierarchy.kind == Kind::V1 { TASKS } else { PROCS };
+    let file = dir.open_file(name, OFlags::RDONLY | OFlags::NONBLOCK)?;
+    let bytes = match read_all(file.as_fd()) {
+        // The processes of a threaded subtree show in the cgroup that it begins with.
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::OPNOTSUPP) => return Ok(()),
+        other => other?,
+    };
     let text = String::from_utf8_lossy(&bytes);
     found.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0));
     if found.len() > MOST_TASKS {
-        return Err(std::io::Error::from(rustix::io::Errno::FBIG).into());
+        return Err(io::Error::from(Errno::FBIG).into());
     }
     Ok(())
 }

@@ -196,8 +196,8 @@ fn a_new_cgroup_is_the_requestors_with_all_its_limits() {
     fs::write(dir.join("cgroup.procs"), process.0.id().to_string()).unwrap();
     let alice = place.actor(&process, ALICE);
     let (call, memory) = (place.call(&alice), place.hierarchy("memory"));
-    assert!(!call.create(memory, &wanted("/a/b"), &enough).unwrap());
-    assert!(call.create(memory, &wanted("a/b"), &enough).unwrap(), "the second time it is there");
+    assert!(!call.create(memory, &wanted("/a/b"), "all", &enough).unwrap());
+    assert!(call.create(memory, &wanted("a/b"), "all", &enough).unwrap(), "the second time it is there");
     for file in ["", "tasks", "cgroup.procs", "memory.limit_in_bytes"] {
         assert_eq!(owner(&dir.join("a/b").join(file)), (ALICE, ALICE), "{file}");
     }
@@ -216,10 +216,10 @@ fn nothing_is_made_where_the_bits_do_not_let() {
     let process = place.process(ALICE, "home");
     let alice = place.actor(&process, ALICE);
     let (call, memory) = (place.call(&alice), place.hierarchy("memory"));
-    assert!(matches!(call.create(memory, &wanted("a"), &enough), Err(Fault::Denied)));
+    assert!(matches!(call.create(memory, &wanted("a"), "all", &enough), Err(Fault::Denied)));
     assert!(!dir.join("a").exists());
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
-    call.create(memory, &wanted("a"), &enough).unwrap();
+    call.create(memory, &wanted("a"), "all", &enough).unwrap();
     assert_eq!(owner(&dir.join("a")), (ALICE, ALICE));
     // Through one that she may not pass, not even to what is hers.
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
@@ -240,7 +240,7 @@ fn a_quota_is_asked_for_each_new_cgroup() {
         depths.set(seen);
         if last { Err(Fault::Quota) } else { Ok(()) }
     };
-    assert!(matches!(call.create(memory, &wanted("a/b/c/d"), &more), Err(Fault::Quota)));
+    assert!(matches!(call.create(memory, &wanted("a/b/c/d"), "all", &more), Err(Fault::Quota)));
     assert_eq!(depths.take(), [2, 3, 4]);
     assert!(place.dir("memory").join("a/b").exists() && !place.dir("memory").join("a/b/c").exists());
 }
@@ -251,7 +251,7 @@ fn a_cgroup_that_is_given_away_keeps_its_limits() {
     let process = place.process(0, "");
     let root = place.actor(&process, 0);
     let (call, memory) = (place.call(&root), place.hierarchy("memory"));
-    call.create(memory, &wanted("zzz"), &enough).unwrap();
+    call.create(memory, &wanted("zzz"), "all", &enough).unwrap();
     call.chown(memory, &wanted("zzz"), (ALICE, ALICE)).unwrap();
     let dir = place.dir("memory").join("zzz");
     for (file, uid) in [("", ALICE), ("tasks", ALICE), ("cgroup.procs", ALICE), ("memory.limit_in_bytes", 0)]
@@ -316,7 +316,7 @@ fn keys_lead_nowhere_and_what_root_means_more_by_is_not_written() {
     let process = place.process(0, "");
     let root = place.actor(&process, 0);
     let (call, memory) = (place.call(&root), place.hierarchy("memory"));
-    call.create(memory, &wanted("a"), &enough).unwrap();
+    call.create(memory, &wanted("a"), "all", &enough).unwrap();
     for key in ["../tasks", "a/tasks", "/etc/passwd", "..", ".", "a"] {
         let read = call.value(memory, "", key);
         assert!(matches!(read, Err(Fault::File(_) | Fault::Kernel { .. })), "{key}: {read:?}");
@@ -336,14 +336,14 @@ fn devices_are_handed_to_nobody() {
     fs::write(place.dir("devices").join("home/cgroup.procs"), process.0.id().to_string()).unwrap();
     let alice = place.actor(&process, ALICE);
     let (call, devices) = (place.call(&alice), place.hierarchy("devices"));
-    assert!(matches!(call.create(devices, &wanted("a"), &enough), Err(Fault::Devices)));
+    assert!(matches!(call.create(devices, &wanted("a"), "all", &enough), Err(Fault::Devices)));
     assert!(matches!(call.move_process(devices, &wanted(""), &alice, false), Err(Fault::Devices)));
     // In a list it is passed over; alone it is the answer.
     place.give("memory", "home", ALICE);
     fs::write(place.dir("memory").join("home/cgroup.procs"), process.0.id().to_string()).unwrap();
     let alice = place.actor(&process, ALICE);
     let call = place.call(&alice);
-    let make = |hierarchy| call.create(hierarchy, &wanted("a"), &enough);
+    let make = |hierarchy| call.create(hierarchy, &wanted("a"), "all", &enough);
     assert_eq!(call.each("memory,devices", make).unwrap(), [false]);
     assert!(matches!(call.each("devices", make), Err(Fault::Devices)));
     assert!(matches!(call.each("freezer,devices", make), Err(Fault::Denied | Fault::Devices)));
@@ -356,8 +356,8 @@ fn removed_is_what_is_empty() {
     let root = place.actor(&process, 0);
     let (call, memory) = (place.call(&root), place.hierarchy("memory"));
     assert!(!call.remove(memory, &wanted("x/y"), true).unwrap(), "what is not there is no error");
-    call.create(memory, &wanted("a/b/c"), &enough).unwrap();
-    call.create(memory, &wanted("a/d"), &enough).unwrap();
+    call.create(memory, &wanted("a/b/c"), "all", &enough).unwrap();
+    call.create(memory, &wanted("a/d"), "all", &enough).unwrap();
     assert!(matches!(call.remove(memory, &wanted("a"), false), Err(Fault::Kernel { .. })));
     let busy = place.process(0, "");
     fs::write(place.dir("memory").join("a/b/cgroup.procs"), busy.0.id().to_string()).unwrap();

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use super::{Target, transaction::Transaction, v2::changes};
 use crate::cgroup::{
     cpuset,
+    equal::{ENDLESS, UNLIMITED, shares},
     error::CgroupError,
     mounts::Kind,
     node::{Node, errno},
@@ -32,10 +33,6 @@ const IO: [&str; 4] = [
     "blkio.throttle.read_iops_device",
     "blkio.throttle.write_iops_device",
 ];
-/// What v1 calls no limit, as it takes it.
-const UNLIMITED: &str = "-1";
-/// From here on a figure that v1 shows means no limit: it shows the largest number of whole pages that fits.
-const ENDLESS: u64 = 1 << 62;
 /// v1's counters count in these. Larger on some machines; rounding to less is harmless there.
 const PAGE: u64 = 4096;
 
@@ -67,17 +64,6 @@ pub(super) fn set(
             target.nodes().try_for_each(|node| transaction.replace(node, &file, &text))
         }
     }
-}
-
-/// `cpu.shares` of a weight: 100 is 1024, as the scheduler itself translates (`sched_weight_from_cgroup`).
-pub(super) fn shares(weight: u32) -> u64 {
-    (u64::from(weight) * 1024 + 50) / 100
-}
-
-/// The weight of `cpu.shares` (`sched_weight_to_cgroup`).
-pub(super) fn weight(shares: u64) -> u32 {
-    let weight = (shares.saturating_mul(100).saturating_add(512) / 1024).clamp(1, 10_000);
-    u32::try_from(weight).unwrap_or(10_000)
 }
 
 /// What v1 shows as bytes.
@@ -297,14 +283,6 @@ pub(super) fn cpu(node: &Node) -> io::Result<Option<CpuQuota>> {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_weight_reads_back_as_itself() {
-        for value in 1..=10_000 {
-            assert_eq!(weight(shares(value)), value);
-        }
-        assert_eq!((shares(100), weight(2), weight(262_144)), (1024, 1, 10_000));
-    }
 
     #[test]
     fn swap_is_what_both_have_beyond_memory() {

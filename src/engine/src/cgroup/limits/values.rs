@@ -6,6 +6,7 @@ use cgrant_policy::{GrantPath, HugePageSize, Key, LimitKey, LimitValue};
 
 use super::{file_of, parse, unsupported, v1, v2};
 use crate::cgroup::{
+    equal::weight,
     error::CgroupError,
     mounts::Kind,
     node::{Node, is_missing},
@@ -106,7 +107,7 @@ fn of_v1(node: &Node, key: LimitKey) -> io::Result<LimitValue> {
         LimitKey::CpuMax => LimitValue::Cpu(v1::cpu(node)?),
         LimitKey::CpuWeight => {
             let shares = node.read(v1::CPU_SHARES)?.parse().map_err(|_| io::ErrorKind::InvalidData)?;
-            LimitValue::Weight(v1::weight(shares))
+            LimitValue::Weight(weight(shares))
         }
         LimitKey::IoMax => LimitValue::Io(v1::io_limits(node)?),
         LimitKey::Hugetlb(_) => LimitValue::Bytes(v1::bytes(&node.read(&file_of(key, Kind::V1))?)?),
