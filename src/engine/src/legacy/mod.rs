@@ -38,12 +38,12 @@ use std::{cell::Cell, os::fd::AsFd, sync::Arc};
 
 use cgrant_policy::Request;
 use cgrant_sys::Pidfd;
+use cgrant_wire::legacy::{MAX_DATAGRAM, MAX_SHOWN};
 use cgrant_wire::{Answer, Legacy, LegacyAnswer, LegacyCall, Place, Refusal, RefusalCode, Surface};
 
 use self::{
     actor::Actor,
     call::Call,
-use cgrant_wire::legacy::{MAX_DATAGRAM, MAX_SHOWN};
     exchange::{ExchangeSocket, Named},
     fault::Fault,
     path::Wanted,
@@ -54,12 +54,12 @@ use crate::{
     engine::{Engine, Outcome},
     ops::check::Descriptors,
     pool::Mode,
+    show::Shown,
 };
 
 pub use ledger::Ledger;
 
 /// The rule that refusals name which CGManager does not have.
-    show::Shown,
 const RULE: &str = "built-in legacy";
 
 /// What the socket of an Scm call is called when it is missing.
