@@ -108,7 +108,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
         journal: step("journal", Journal::open(&state, &run))?,
         fault: step("journal", Fault::new(&run))?,
         watches: step("epoll", Watches::new())?,
-        ledger: Ledger::default(),
+        ledger: step("record of cgroups", Ledger::open(&run))?,
         pool: crate::pool::Pool::default(),
         config,
         own_userns: step("user namespace", UsernsFd::own().and_then(|own| own.id()))?,

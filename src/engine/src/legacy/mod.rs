@@ -34,7 +34,7 @@ mod v2;
 mod v2_tests;
 mod values;
 
-use std::{cell::Cell, os::fd::AsFd, sync::Arc};
+use std::{cell::Cell, io, os::fd::AsFd, sync::Arc};
 
 use cgrant_policy::Request;
 use cgrant_sys::Pidfd;
@@ -51,9 +51,10 @@ use self::{
 use crate::{
     cgroup::Hierarchies,
     connection::Caller,
-    engine::{Engine, Outcome},
+    engine::{Engine, Outcome, unwritable},
     ops::check::Descriptors,
     pool::Mode,
+    record::JournalError,
     show::Shown,
 };
 
@@ -316,14 +317,15 @@ fn create(engine: &Engine, caller: &Caller, actors: &Call<'_>, place: &Place) ->
     let existed = actors.each(&place.controllers, |hierarchy| {
         let above = actors.requestor.cgroup(hierarchy)?;
         let more = |depth: usize| {
-            let judged = judge_cgroup(engine, caller, depth);
-            judged.map_err(|refusal| {
+            let names = above.iter().chain(&wanted.names).take(depth).cloned().collect();
+            let noted = || {
+                judge_cgroup(engine, caller, depth)?;
+                engine.ledger.note(account, &hierarchy.name, names).map_err(unnoted)
+            };
+            noted().map_err(|refusal| {
                 refused.set(Some(refusal));
                 Fault::Quota
-            })?;
-            let names = above.iter().chain(&wanted.names).take(depth).cloned().collect();
-            engine.ledger.made(account, &hierarchy.name, names);
-            Ok(())
+            })
         };
         actors.create(hierarchy, &wanted, &place.controllers, &more)
     });
@@ -335,16 +337,22 @@ fn create(engine: &Engine, caller: &Caller, actors: &Call<'_>, place: &Place) ->
 
 /// Asks policy for one cgroup more. What is gone of those that were made before does not count.
 fn judge_cgroup(engine: &Engine, caller: &Caller, depth: usize) -> Result<(), Refusal> {
-    let request = Request::LegacyCgroup { depth };
-    if engine.judge(caller, &request).is_ok() {
+    let (request, account) = (Request::LegacyCgroup { depth }, caller.charged());
+    if !engine.ledger.is_due(account) && engine.judge(caller, &request).is_ok() {
         return Ok(());
     }
     let hierarchies = engine.tree.host();
-    engine.ledger.sweep(caller.charged(), |name, names| {
+    let is_there = |name: &str, names: &[String]| {
         let hierarchy = hierarchies.all().find(|hierarchy| hierarchy.name == name);
         hierarchy.is_some_and(|hierarchy| call::open(hierarchy, names).is_ok())
-    });
+    };
+    engine.ledger.sweep(account, is_there).map_err(unnoted)?;
     engine.judge(caller, &request)
+}
+
+/// The refusal for a note of a cgroup that can't be written.
+fn unnoted(source: io::Error) -> Refusal {
+    unwritable(&JournalError::Io { file: "of cgroups that were made".to_owned(), source })
 }
 
 /// Gives a cgroup away: to the ids of the second credential, or those of a plain call, which are the host's, so that it has to
