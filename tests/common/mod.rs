@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod broker;
 pub mod bus;
+pub mod cgmanager;
 pub mod checker;
 pub mod containers;
 pub mod dhcp6;
