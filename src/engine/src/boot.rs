@@ -30,7 +30,7 @@ use crate::{
     fault::Fault,
     idmap::Mapper,
     ids::IdRecord,
-    legacy::Ledger,
+    legacy::{self, Ledger, Wishes},
     mountmap::Mounter,
     net::Network,
     ops::check::Descriptors,
@@ -109,6 +109,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
         fault: step("journal", Fault::new(&run))?,
         watches: step("epoll", Watches::new())?,
         ledger: step("record of cgroups", Ledger::open(&run))?,
+        wishes: step("record of cgroups", Wishes::open(&run))?,
         pool: crate::pool::Pool::default(),
         config,
         own_userns: step("user namespace", UsernsFd::own().and_then(|own| own.id()))?,
@@ -123,6 +124,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
     engine.watch_accounts();
     step("bringing record and kernel together", reconcile::reconcile(&engine))?;
     crate::ops::link::forget_departed(&engine);
+    step("record of cgroups", legacy::take_over(&engine))?;
     let control = step("supervisor", control.try_clone())?;
     step("sockets", Server::new(Arc::new(engine), control, listeners))
 }

@@ -22,7 +22,7 @@ use crate::{
     fault::Fault,
     idmap::Mapper,
     ids::IdRecord,
-    legacy::Ledger,
+    legacy::{Ledger, Wishes},
     link::Link,
     mountmap::Mounter,
     net::Network,
@@ -73,6 +73,8 @@ pub struct Engine {
     pub watches: Watches,
     /// What was made over CGManager's interface.
     pub ledger: Ledger,
+    /// Cgroups that are to be removed when they are empty, for clients of that interface.
+    pub wishes: Wishes,
     /// Runs operations.
     pub pool: Pool,
     /// The directory of policy and settings.

@@ -117,6 +117,8 @@ pub fn happened(engine: &Engine, id: GrantId, target: &Target) {
         | Target::Listener(_)
         | Target::Link(_)
         | Target::Files
+        | Target::Wishes
+        | Target::Wish(_)
         | Target::Net
         | Target::Helper
         | Target::Vacant(_)

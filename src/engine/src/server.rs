@@ -75,6 +75,7 @@ impl Server {
         for helper in engine.mapper.processes().chain([engine.mounter.process(), engine.shower.process()]) {
             engine.watches.borrow(helper, EpollFlags::EPOLLIN, Target::Helper)?;
         }
+        engine.watches.borrow(engine.wishes.descriptor(), EpollFlags::EPOLLIN, Target::Wishes)?;
         let refused = Refused::new(listeners.iter().map(|(listener, _)| listener))?;
         Ok(Self { engine, control, listeners, refused, events: Arc::default() })
     }
@@ -131,6 +132,8 @@ impl Server {
                     return Ok(Some(End::HelperDied));
                 }
                 Target::Files => (),
+                Target::Wishes => self.engine.wishes.told().into_iter().for_each(|wish| self.wish(wish)),
+                Target::Wish(wish) => self.wish(wish),
                 Target::Vacant(account) => {
                     let engine = Arc::clone(&self.engine);
                     self.submit_or_warn(account, Box::new(move || engine.vacate(account)));
@@ -410,6 +413,21 @@ impl Server {
             events::happened(&engine, id, &target);
         });
         self.submit_or_warn(account, job);
+    }
+
+    /// Queues a look at a cgroup that is to be removed when it is empty, unless one waits already.
+    fn wish(&self, wish: u64) {
+        let Some(record) = self.engine.wishes.record(wish) else { return };
+        if !lock(&self.events).insert(Target::Wish(wish)) {
+            return;
+        }
+        let (engine, events) = (Arc::clone(&self.engine), Arc::clone(&self.events));
+        let job = Box::new(move || {
+            // First, so that what happens from now on is looked at again.
+            lock(&events).remove(&Target::Wish(wish));
+            legacy::look(&engine, wish);
+        });
+        self.submit_or_warn(HostUid(record.account), job);
     }
 
     fn submit_or_warn(&self, account: HostUid, job: Job) {

@@ -52,6 +52,10 @@ pub enum Target {
     Deadline(GrantId, u64),
     /// The account's node may have been empty for a while.
     Vacant(HostUid),
+    /// The kernel told something of cgroups that are to be removed when they are empty.
+    Wishes,
+    /// The cgroup of this wish is to be looked at.
+    Wish(u64),
 }
 
 enum Watch {

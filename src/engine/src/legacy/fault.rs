@@ -79,6 +79,12 @@ pub enum Fault {
         /// Whom the first credential names.
         requestor: u32,
     },
+    /// The account has as many as it may.
+    #[error("too many cgroups of the account are to be removed when they are empty")]
+    Wishes,
+    /// The wish for a cgroup's end can't be kept.
+    #[error("the broker can't note that the cgroup is to be removed: {0}")]
+    Unwished(#[source] io::Error),
     /// Nothing was written on the client's socket.
     #[error(transparent)]
     Unshown(ShowError),
@@ -124,6 +130,8 @@ impl From<Fault> for Refusal {
             Fault::NoCgroup => RefusalCode::NoSuchCgroup,
             Fault::Gone => RefusalCode::NoSuchProcess,
             Fault::Quota => RefusalCode::QuotaExceeded,
+            Fault::Wishes => RefusalCode::QuotaExceeded,
+            Fault::Unwished(_) => RefusalCode::RecordUnwritable,
             Fault::Unshown(ShowError::Unasked(_)) => RefusalCode::Internal,
             Fault::Unshown(_) | Fault::Kernel { .. } => RefusalCode::KernelRefused,
         };
@@ -133,6 +141,7 @@ impl From<Fault> for Refusal {
             | Fault::Devices
             | Fault::Quota
             | Fault::Granted
+            | Fault::Wishes
             | Fault::NoEqual { .. }
             | Fault::NotEnabled(_)
             | Fault::NotToBeHad { .. } => refusal.rule(RULE),

@@ -12,10 +12,12 @@
 //! | [`make`], [`own`], [`procs`], [`values`] | the methods |
 //! | [`translate`], [`v2`] | files of v1's on cgroup2; what else is otherwise there |
 //! | [`ledger`] | what an account has made |
+//! | [`empty`] | cgroups that are removed when they are empty |
 
 mod actor;
 mod call;
 mod controllers;
+mod empty;
 mod exchange;
 #[cfg(test)]
 mod exchange_tests;
@@ -34,7 +36,12 @@ mod v2;
 mod v2_tests;
 mod values;
 
-use std::{cell::Cell, io, os::fd::AsFd, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    os::fd::AsFd,
+    sync::Arc,
+};
 
 use cgrant_policy::Request;
 use cgrant_sys::Pidfd;
@@ -44,6 +51,7 @@ use cgrant_wire::{Answer, Legacy, LegacyAnswer, LegacyCall, Place, Refusal, Refu
 use self::{
     actor::Actor,
     call::Call,
+    empty::Keeper,
     exchange::{ExchangeSocket, Named},
     fault::Fault,
     path::Wanted,
@@ -58,6 +66,7 @@ use crate::{
     show::Shown,
 };
 
+pub use empty::Wishes;
 pub use ledger::Ledger;
 
 /// The rule that refusals name which CGManager does not have.
@@ -207,10 +216,6 @@ fn deliver(engine: &Engine, socket: &ExchangeSocket, call: &LegacyCall) -> Resul
     Ok(answer)
 }
 
-fn unserved(call: &LegacyCall) -> Refusal {
-    Refusal::new(RefusalCode::Unsupported, format!("the call {} is not served yet", word(call))).rule(RULE)
-}
-
 /// A call whose requestor is the connection's peer.
 fn plain(engine: &Engine, caller: &Caller, call: &LegacyCall) -> Result<LegacyAnswer, Refusal> {
     let hierarchies = engine.tree.host();
@@ -286,11 +291,16 @@ fn carry_out(
             };
             move_process(actors, place, &victim, *absolute).map(done)?
         }
-        LegacyCall::Controllers
-        | LegacyCall::RemoveOnEmpty(_)
-        | LegacyCall::Prune(_)
-        | LegacyCall::ShowTasks { .. }
-        | LegacyCall::SendRoom { .. } => return Err(unserved(call)),
+        LegacyCall::RemoveOnEmpty(place) => {
+            let (keeper, account) = (keeper(engine), caller.charged());
+            let wanted = Wanted::parse(&place.path)?;
+            let wish = |hierarchy| actors.remove_on_empty(&keeper, account, hierarchy, &wanted);
+            actors.each(&place.controllers, wish).map(|_| LegacyAnswer::Done)?
+        }
+        LegacyCall::Prune(place) => prune(engine, caller, actors, place).map(done)?,
+        LegacyCall::Controllers | LegacyCall::ShowTasks { .. } | LegacyCall::SendRoom { .. } => {
+            return Err(Fault::Exchange("it is not asked like this").into());
+        }
     };
     Ok(answer)
 }
@@ -313,26 +323,64 @@ fn tasks(actors: &Call<'_>, place: &Place, recursive: bool) -> Result<Vec<u32>, 
 fn create(engine: &Engine, caller: &Caller, actors: &Call<'_>, place: &Place) -> Result<bool, Refusal> {
     let wanted = Wanted::parse(&place.path)?;
     let account = caller.charged();
-    let refused = Cell::new(None);
+    let (refused, made) = (Cell::new(None), RefCell::new(Vec::new()));
     let existed = actors.each(&place.controllers, |hierarchy| {
         let above = actors.requestor.cgroup(hierarchy)?;
         let more = |depth: usize| {
             let names = above.iter().chain(&wanted.names).take(depth).cloned().collect();
             let noted = || {
                 judge_cgroup(engine, caller, depth)?;
-                engine.ledger.note(account, &hierarchy.name, names).map_err(unnoted)
+                engine.ledger.note(account, &hierarchy.name, names).map_err(unnoted)?;
+                made.borrow_mut().push(depth);
+                Ok(())
             };
             noted().map_err(|refusal| {
                 refused.set(Some(refusal));
                 Fault::Quota
             })
         };
-        actors.create(hierarchy, &wanted, &place.controllers, &more)
+        let existed = actors.create(hierarchy, &wanted, &place.controllers, &more);
+        for depth in made.take() {
+            let names: Vec<String> = above.iter().chain(&wanted.names).take(depth).cloned().collect();
+            keeper(engine).inherit(account, hierarchy, &names);
+        }
+        existed
     });
     match (existed, refused.take()) {
         (Err(Fault::Quota), Some(refusal)) => Err(refusal),
         (existed, _) => Ok(existed?.contains(&true)),
     }
+}
+
+/// Prunes in every hierarchy of a list. What fails in one of several is no error, unless it was refused in all.
+fn prune(engine: &Engine, caller: &Caller, actors: &Call<'_>, place: &Place) -> Result<(), Fault> {
+    let (keeper, account) = (keeper(engine), caller.charged());
+    let wanted = Wanted::parse(&place.path)?;
+    let is_single = actors.one(&place.controllers).is_ok();
+    let prune = |hierarchy| match actors.prune(&keeper, account, hierarchy, &wanted) {
+        Err(fault) if is_single || fault.is_passed_over() => Err(fault),
+        _ => Ok(()),
+    };
+    actors.each(&place.controllers, prune).map(|_| ())
+}
+
+/// What cgroups that are to be removed when they are empty are looked after with.
+fn keeper(engine: &Engine) -> Keeper<'_> {
+    let (hierarchies, boot_id) = (engine.tree.host(), engine.boot_id.as_str());
+    Keeper { wishes: &engine.wishes, watches: &engine.watches, hierarchies, boot_id }
+}
+
+/// Goes on with cgroups that were to be removed when they are empty before the broker was started. Before anybody is served.
+///
+/// # Errors
+/// If the record of them can't be listed.
+pub fn take_over(engine: &Engine) -> io::Result<()> {
+    keeper(engine).take_over()
+}
+
+/// Something has happened to a cgroup that is to be removed when it is empty. Runs on the pool, in the account's order.
+pub fn look(engine: &Engine, wish: u64) {
+    keeper(engine).look(wish);
 }
 
 /// Asks policy for one cgroup more. What is gone of those that were made before does not count.

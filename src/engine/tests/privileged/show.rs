@@ -82,7 +82,7 @@ struct Crowd(Vec<Child>);
 
 impl Crowd {
     fn of(count: usize) -> Self {
-        Self((0..count).map(|_| Clone3::new().spawn(|| wait_for_ever()).unwrap()).collect())
+        Self((0..count).map(|_| Clone3::new().spawn(wait_for_ever).unwrap()).collect())
     }
 
     fn pids(&self) -> Vec<u32> {
