@@ -34,7 +34,7 @@ pub enum ProcessError {
     NotFound {
         /// The program.
         name: &'static str,
-        /// Directory of cgrantd.
+        /// Directory of who starts it.
         own: PathBuf,
         /// The directory for programs that people do not start.
         libexec: PathBuf,
@@ -94,7 +94,7 @@ impl Program {
         match self.execute(arguments, blocked, control) {
             Ok(never) => match never {},
             Err(error) => {
-                eprintln!("cgrantd: cannot start {}: {error}", self.name);
+                eprintln!("cannot start {}: {error}", self.name);
                 NOT_STARTED
             }
         }

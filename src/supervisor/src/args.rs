@@ -83,6 +83,8 @@ pub struct BadBus;
 pub enum LegacySocket {
     /// Nowhere.
     Off,
+    /// Where programs look for it, as far as the host has room there.
+    Auto,
     /// At this path.
     Path(PathBuf),
 }
@@ -90,7 +92,21 @@ pub enum LegacySocket {
 impl FromStr for LegacySocket {
     type Err = Infallible;
     fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(if text == "off" { Self::Off } else { Self::Path(PathBuf::from(text)) })
+        Ok(match text {
+            "off" => Self::Off,
+            "auto" => Self::Auto,
+            path => Self::Path(PathBuf::from(path)),
+        })
+    }
+}
+
+impl fmt::Display for LegacySocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::Auto => f.write_str("auto"),
+            Self::Path(path) => path.display().fmt(f),
+        }
     }
 }
 
@@ -116,9 +132,10 @@ pub struct Args {
     /// Bus on which the D-Bus interface is served too: none, system, or an address.
     #[arg(long, value_name = "none|system|ADDRESS", default_value = "system")]
     pub bus: Bus,
-    /// Socket of the CGManager interface, or off.
-    #[arg(long, value_name = "PATH|off", default_value = "off")]
-    pub cgmanager_socket: LegacySocket,
+    /// Socket of CGManager's interface: a path, off, or auto, which is wherever its clients look [default: auto of the
+    /// instance default, off of others].
+    #[arg(long, value_name = "PATH|auto|off")]
+    pub cgmanager_socket: Option<LegacySocket>,
     /// Stay in the foreground and say READY on standard output when calls are answered.
     #[arg(long)]
     pub foreground: bool,
@@ -185,7 +202,7 @@ mod tests {
         let args = parse(&[]).unwrap();
         assert!(args.instance.is_default());
         assert_eq!(args.bus, Bus::System);
-        assert_eq!(args.cgmanager_socket, LegacySocket::Off);
+        assert_eq!(args.cgmanager_socket, None);
         assert!(!args.foreground && !args.check_config && !args.print_config);
         assert!(args.config_dir.is_none() && args.socket.is_none());
     }

@@ -13,9 +13,9 @@ mod child;
 mod config;
 mod dirs;
 mod error;
+mod legacy;
 mod lock;
 mod log;
-mod process;
 mod ready;
 mod scope;
 mod settings;
@@ -24,6 +24,8 @@ mod supervise;
 
 use std::{os::fd::OwnedFd, path::Path, process::ExitCode};
 
+// Its own children, as everything that starts programs of the broker's has them.
+use cgrant_process::program as process;
 use cgrant_sys::privilege::{self, Capability};
 use cgrant_wire::boot::FrontKind;
 use clap::Parser;
@@ -138,7 +140,7 @@ fn serve(settings: Settings, listener: Listener) -> Result<(), SupervisorError> 
     let scope =
         programs.scope.as_ref().map(|helper| scope::obtain(helper, &settings.instance)).transpose()?;
     let listeners = if inherited.is_empty() { vec![bind(&settings)?] } else { inherited };
-    let legacy = settings.legacy_socket.as_deref().map(bind_legacy).transpose()?;
+    let legacy = legacy::listen(&settings.legacy_socket)?;
     let prepared = Prepared { settings, directories, programs, listeners, legacy, fronts, net, scope, log };
     Supervisor::new(prepared, Announcer::new(listener), &signals)?.run()
 }
@@ -194,11 +196,6 @@ fn account(settings: &Settings, name: &str, offset: u32) -> Result<FrontAccount,
 
 fn bind(settings: &Settings) -> Result<socket::Listener, SupervisorError> {
     Ok(socket::bind(&settings.socket, !settings.socket_named)?)
-}
-
-/// CGManager's socket. Its directory lies in a file system that comes with each boot, so it is made.
-fn bind_legacy(path: &Path) -> Result<socket::Listener, SupervisorError> {
-    Ok(socket::bind(path, true)?)
 }
 
 /// Raises the soft limit to what may be had; the children inherit it. Where the host allows less, less must do.

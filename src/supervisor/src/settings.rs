@@ -36,8 +36,8 @@ pub struct Settings {
     pub socket_named: bool,
     /// The bus.
     pub bus: Bus,
-    /// The socket of CGManager's interface, if there is to be one.
-    pub legacy_socket: Option<PathBuf>,
+    /// Where CGManager's interface is served.
+    pub legacy_socket: LegacySocket,
     /// `cgrantd.toml`.
     pub config: Config,
 }
@@ -62,9 +62,11 @@ impl Settings {
             socket_named: args.socket.is_some(),
             runtime_dir,
             bus: args.bus.clone(),
+            // Its places are one for the whole host.
             legacy_socket: match &args.cgmanager_socket {
-                LegacySocket::Off => None,
-                LegacySocket::Path(path) => Some(path.clone()),
+                Some(wanted) => wanted.clone(),
+                None if args.instance.is_default() => LegacySocket::Auto,
+                None => LegacySocket::Off,
             },
             instance: args.instance.clone(),
         })
@@ -123,7 +125,7 @@ struct CommandLine<'a> {
     runtime_dir: &'a Path,
     socket: &'a Path,
     bus: String,
-    cgmanager_socket: &'a Path,
+    cgmanager_socket: String,
     policy_files: &'a [PathBuf],
 }
 
@@ -137,7 +139,7 @@ impl fmt::Display for Printed<'_> {
             runtime_dir: &settings.runtime_dir,
             socket: &settings.socket,
             bus: settings.bus.to_string(),
-            cgmanager_socket: settings.legacy_socket.as_deref().unwrap_or(Path::new("off")),
+            cgmanager_socket: settings.legacy_socket.to_string(),
             policy_files: &self.policy,
         };
         let line = toml::to_string(&line).map_err(|_| fmt::Error)?;
@@ -189,12 +191,16 @@ mod tests {
     fn the_legacy_interface_has_a_socket_if_it_is_wanted() {
         let scratch = tempfile::tempdir().unwrap();
         let config = scratch.path().to_str().unwrap();
-        for (option, path) in [("/run/cgm", Some(Path::new("/run/cgm"))), ("off", None)] {
+        for option in ["/run/cgm", "off", "auto"] {
             let settings = settings(&["--config-dir", config, "--cgmanager-socket", option]).unwrap();
-            assert_eq!(settings.legacy_socket.as_deref(), path);
+            assert_eq!(settings.legacy_socket, option.parse().unwrap());
             let printed: toml::Table = settings.print().unwrap().to_string().parse().unwrap();
             assert_eq!(printed["cgmanager-socket"].as_str(), Some(option));
         }
+        let of =
+            |words: &[&str]| settings(&[&["--config-dir", config], words].concat()).unwrap().legacy_socket;
+        assert_eq!(of(&[]), LegacySocket::Auto);
+        assert_eq!(of(&["--instance", "two"]), LegacySocket::Off, "one instance has the host's places");
     }
 
     #[test]

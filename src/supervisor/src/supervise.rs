@@ -80,8 +80,8 @@ pub struct Prepared {
     pub programs: Programs,
     /// The listening sockets of the broker's own interface.
     pub listeners: Vec<Listener>,
-    /// That of CGManager's, if there is to be one.
-    pub legacy: Option<Listener>,
+    /// Those of CGManager's.
+    pub legacy: Vec<Listener>,
     /// The fronts with their accounts.
     pub fronts: Vec<(FrontKind, FrontAccount)>,
     /// The account of the network helper's own children.
