@@ -1,7 +1,8 @@
 //! The controllers argument: which hierarchies it stands for. Pure.
 //!
 //! A v1 hierarchy is called what the kernel calls it. cgroup2 is called by the v1 names of all controllers that it has, as if
-//! they were mounted together.
+//! they were mounted together. Where there are controllers on v1, clients look for all of them there: what cgroup2 has besides
+//! is to be had by its name, but is neither listed nor part of `all`.
 
 use super::fault::Fault;
 use crate::cgroup::{Hierarchies, Hierarchy};
@@ -21,16 +22,18 @@ pub struct Names {
     controllers: Vec<String>,
     /// What it is called too.
     other: &'static [&'static str],
+    /// Is it had by name alone?
+    unlisted: bool,
 }
 
 impl Names {
     fn new(controllers: Vec<String>) -> Self {
-        Self { controllers, other: &[] }
+        Self { controllers, other: &[], unlisted: false }
     }
 
-    /// What it is called in `ListControllers`.
-    pub fn listed(&self) -> String {
-        self.controllers.join(",")
+    /// What it is called in `ListControllers`; `None` if it is not in there.
+    pub fn listed(&self) -> Option<String> {
+        (!self.unlisted).then(|| self.controllers.join(","))
     }
 
     /// Is it this controller of this hierarchy? Named ones go by their bare name too.
@@ -48,7 +51,8 @@ pub fn known(hierarchies: &Hierarchies) -> Vec<(Names, &Hierarchy)> {
     if v2.detached.is_none()
         && let Some(names) = v2_names(&v2.offered, |name| known.iter().any(|(other, _)| other.has(name)))
     {
-        known.push((names, v2));
+        let unlisted = hierarchies.v1.iter().any(|hierarchy| !hierarchy.controllers.is_empty());
+        known.push((Names { unlisted, ..names }, v2));
     }
     known
 }
@@ -60,7 +64,7 @@ fn v2_names(offered: &[String], taken: impl Fn(&str) -> bool) -> Option<Names> {
         offered.chain(ALWAYS).filter(|name| !taken(name)).map(str::to_owned).collect();
     controllers.sort_unstable();
     let other: &[&str] = if taken(SYSTEMD) { &[IO.0] } else { &[IO.0, SYSTEMD] };
-    (!controllers.is_empty()).then_some(Names { controllers, other })
+    (!controllers.is_empty()).then_some(Names { controllers, other, unlisted: false })
 }
 
 /// The v1 name of a controller of cgroup2's.
@@ -97,7 +101,11 @@ pub fn one<T>(wanted: &str, known: &[(Names, T)]) -> Result<usize, Fault> {
 /// # Errors
 /// [`Fault::Controllers`].
 pub fn many<T>(wanted: &str, known: &[(Names, T)]) -> Result<Vec<usize>, Fault> {
-    if wanted == ALL { Ok((0..known.len()).collect()) } else { list(wanted, known) }
+    if wanted != ALL {
+        return list(wanted, known);
+    }
+    let all = known.iter().enumerate().filter(|(_, (names, _))| !names.unlisted);
+    Ok(all.map(|(place, _)| place).collect())
 }
 
 fn list<T>(wanted: &str, known: &[(Names, T)]) -> Result<Vec<usize>, Fault> {
@@ -160,7 +168,7 @@ mod tests {
     #[test]
     fn cgroup2_has_the_names_of_v1() {
         let names = v2_names(&texts("cpuset cpu io memory hugetlb pids"), |_| false).unwrap();
-        assert_eq!(names.listed(), "blkio,cpu,cpuacct,cpuset,freezer,hugetlb,memory,pids");
+        assert_eq!(names.listed().unwrap(), "blkio,cpu,cpuacct,cpuset,freezer,hugetlb,memory,pids");
         let host = [(names, ())];
         for wanted in ["memory", "io", "blkio", "systemd", "name=systemd", "cpu,freezer,cpuacct,pids"] {
             assert_eq!(one(wanted, &host).unwrap(), 0, "{wanted}");
@@ -175,8 +183,14 @@ mod tests {
     fn on_a_hybrid_host_cgroup2_has_what_v1_has_not() {
         let v1 = ["freezer", "cpuacct", "blkio", "name=systemd"];
         let names = v2_names(&texts("hugetlb io"), |name| v1.contains(&name)).unwrap();
-        assert_eq!(names.listed(), "hugetlb");
+        assert_eq!(names.listed().unwrap(), "hugetlb");
         assert!(names.has("hugetlb") && !names.has("systemd"));
+        let host = [(Names::new(texts("memory")), ()), (Names { unlisted: true, ..names }, ())];
+        assert_eq!(
+            (many("all", &host).unwrap(), many("hugetlb,memory", &host).unwrap()),
+            (vec![0], vec![1, 0])
+        );
+        assert_eq!((one("hugetlb", &host).unwrap(), host[1].0.listed()), (1, None));
         assert!(v2_names(&[], |name| v1.contains(&name)).is_none());
     }
 

@@ -43,12 +43,12 @@ impl Call<'_> {
         }
         self.may_hand_over(hierarchy)?;
         let own = self.requestor.cgroup(hierarchy)?;
+        self.not_granted(hierarchy, &[own.as_slice(), &wanted.names].concat())?;
         let first = own.len() + 1;
         let mut place = target(hierarchy, own)?;
         let asked = Asked::new(controllers, &hierarchy.offered);
         let mut existed = true;
         for (depth, name) in (first..).zip(&wanted.names) {
-            self.not_granted(hierarchy, &place.names)?;
             if hierarchy.kind == Kind::V2 {
                 self.need_way(&place, name)?;
                 self.enable(hierarchy, &place, &asked)?;
@@ -77,7 +77,6 @@ impl Call<'_> {
                 }
             };
         }
-        self.not_granted(hierarchy, &place.names)?;
         Ok(existed)
     }
 

@@ -237,7 +237,7 @@ fn peer<'e>(engine: &'e Engine, caller: &Caller) -> Result<Actor<'e>, Fault> {
 /// What the host's hierarchies are called, sorted.
 fn controllers(hierarchies: &Hierarchies) -> Vec<String> {
     let mut names: Vec<String> =
-        controllers::known(hierarchies).iter().map(|(names, _)| names.listed()).collect();
+        controllers::known(hierarchies).iter().filter_map(|(names, _)| names.listed()).collect();
     names.sort_unstable();
     names
 }

@@ -92,7 +92,7 @@ impl Place {
     }
 
     pub(super) fn hierarchy(&self, name: &str) -> &Hierarchy {
-        self.tree.host().v1.iter().find(|hierarchy| hierarchy.name == name).unwrap()
+        self.tree.host().all().find(|hierarchy| hierarchy.name == name).unwrap()
     }
 
     /// A process of this uid, in the test's cgroups of the hierarchies that the tests look at, or below them.
