@@ -3,6 +3,7 @@
 //! What names files and commands may be any bytes; what goes into D-Bus messages must be UTF-8.
 
 mod autostart;
+mod cgroup;
 mod completions;
 mod container;
 mod image;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit;
 pub(crate) use autostart::AutostartCommand;
+pub(crate) use cgroup::{Controllers, Key, LegacyCommand, Place, PlaceOrOwn};
 pub(crate) use completions::{CompletionsArgs, ManualArgs, NamesArgs, Shell};
 pub(crate) use container::{
     ContainerCommand, ExecArgs, LaunchArgs, ListArgs, ListState, LogsArgs, Mount, NewArgs, TopArgs,
@@ -75,6 +77,9 @@ pub(crate) enum Command {
     /// Adds, removes and lists the links of grants, publishes ports to them
     #[command(subcommand)]
     Link(LinkCommand),
+    /// Makes, shows, changes and removes cgroups by CGManager's interface, with the names and values of cgroup v1
+    #[command(subcommand, after_help = ABOUT_CGROUP)]
+    Cgroup(LegacyCommand),
     /// Builds, imports, exports, lists and removes images of system containers
     #[command(subcommand)]
     Image(ImageCommand),
@@ -132,6 +137,11 @@ Examples:
         names: Vec<String>,
     },
 }
+
+const ABOUT_CGROUP: &str = "\
+What may be done is what CGManager let do: you make and change cgroups below the one that you are in, where
+root has given it to you, or that a login gave you. For limits of your own without any of that, see
+'cgrant grant'. $CGRANT_CGMANAGER_SOCKET names another socket than CGManager's own.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum GrantCommand {

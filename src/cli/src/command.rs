@@ -2,6 +2,7 @@
 
 pub(crate) mod account;
 pub(crate) mod autostart;
+pub(crate) mod cgroup;
 pub(crate) mod container;
 pub(crate) mod doctor;
 pub(crate) mod events;

@@ -8,7 +8,11 @@ use cgrant_container::{
 };
 use cgrant_proto::{Code, Error as BrokerError, names};
 
-use crate::{exit, storage::JobFailure};
+use crate::{
+    exit,
+    legacy::{LegacyError, SOCKET_VARIABLE},
+    storage::JobFailure,
+};
 
 /// Why a command was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +23,13 @@ pub(crate) enum Failure {
         /// What was asked, as in "cannot freeze the grant x".
         doing: String,
         source: SessionError,
+    },
+    /// Whoever serves CGManager's interface refused or does not answer.
+    #[error("cannot {doing}: {source}")]
+    Legacy {
+        /// What was asked.
+        doing: String,
+        source: LegacyError,
     },
     /// A container was not launched.
     #[error("cannot run the command: {0}")]
@@ -83,6 +94,8 @@ impl Failure {
         match self {
             Self::Broker { source: SessionError::Broker(error), .. } => broker_code(error),
             Self::Broker { source: SessionError::Silent, .. } => exit::NO_BROKER,
+            Self::Legacy { source: LegacyError::Refused(_), .. } => exit::REFUSED,
+            Self::Legacy { .. } => exit::NO_BROKER,
             Self::Launch(LaunchError::Step(step)) => step.command_status().unwrap_or(exit::MACHINE),
             Self::Launch(LaunchError::Spec(_)) | Self::Usage(_) | Self::Endpoint { .. } => exit::USAGE,
             Self::Execute { source, .. } if source.kind() == io::ErrorKind::NotFound => exit::NOT_FOUND,
@@ -124,6 +137,12 @@ impl Failure {
         match self {
             Self::Broker { source: SessionError::Broker(error), .. } => broker_advice(error),
             Self::Broker { source: SessionError::Silent, .. } => Some("see the broker's log".to_owned()),
+            Self::Legacy { source: LegacyError::Unreachable { .. }, .. } => Some(format!(
+                "start cgrantd with --cgmanager-socket, or say where the socket is with ${SOCKET_VARIABLE}"
+            )),
+            Self::Legacy { source: LegacyError::Refused(text), .. } if text == "invalid request" => Some(
+                "it says no more: look whether the cgroup is there, whose it is, and which you are in".to_owned(),
+            ),
             Self::Launch(LaunchError::Step(step)) => step.hint().map(str::to_owned),
             Self::Start { source: StartError::Step(step), .. }
             | Self::Control { source: ControlError::Step(step), .. } => step.hint().map(str::to_owned),

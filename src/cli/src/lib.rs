@@ -8,6 +8,7 @@ mod command;
 mod completions;
 mod error;
 mod exit;
+mod legacy;
 mod man;
 mod output;
 mod progress;
@@ -31,7 +32,11 @@ use error::{Doing, Failure};
 
 /// The whole program.
 pub fn main() -> ExitCode {
-    let cli = match args::parse(env::args_os().collect()) {
+    let words: Vec<OsString> = env::args_os().collect();
+    if legacy::cgm::is_called(words.first()) {
+        return ExitCode::from(legacy::cgm::run(words.get(1..).unwrap_or_default()));
+    }
+    let cli = match args::parse(words) {
         Ok(cli) => cli,
         Err(error) => return ExitCode::from(show_usage(&error)),
     };
@@ -77,6 +82,7 @@ fn carry_out(cli: Cli) -> Result<u8, Failure> {
         Command::Container(command) => command::container::run(&client, command),
         Command::Grant(command) => command::grant::run(&client, command),
         Command::Link(command) => command::link::run(&client, command),
+        Command::Cgroup(command) => command::cgroup::run(&client, command),
         Command::Image(command) => command::image::run(&client, command),
         Command::Range(command) => command::account::range(&client, command),
         Command::Usage(args) => command::account::usage(&client, &args),

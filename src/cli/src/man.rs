@@ -25,7 +25,7 @@ const ENVIRONMENT: [(&str, &str); 2] = [
     ),
 ];
 /// Pages about the rest of it.
-const OTHERS: [&str; 3] = ["cgrantd(8)", "cgrantd.toml(5)", "cgrant-policy(5)"];
+const OTHERS: [&str; 4] = ["cgm(1)", "cgrantd(8)", "cgrantd.toml(5)", "cgrant-policy(5)"];
 /// Files with a comment for each key: name, what they are, where they lie, and the text.
 const COMMENTED: [(&str, &str, &str, &str); 2] = [
     (

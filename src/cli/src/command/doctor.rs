@@ -2,6 +2,7 @@
 
 mod broker;
 mod host;
+mod legacy;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -61,6 +62,7 @@ pub(crate) fn run(client: &Client) -> Result<u8, Failure> {
             findings.push(finding);
         }
     }
+    findings.push(legacy::finding());
     let code = verdict(&findings);
     let items = findings.iter().filter_map(|finding| serde_json::to_value(finding).ok());
     output::print(
