@@ -42,9 +42,9 @@ endif
 
 DEPS_BUILD := gcc libc6-dev libpam0g ca-certificates
 DEPS_DEMO := busybox-static dnsmasq-base iproute2 mmdebstrap nftables procps util-linux
-DEPS_CHECK := bsdutils busybox-static dbus dnsmasq-base e2fsprogs groff-base iproute2 libglib2.0-bin mmdebstrap nftables openssl procps qemu-system-x86 \
+DEPS_CHECK := bsdutils busybox-static dbus dnsmasq-base e2fsprogs groff-base iproute2 libdbus-1-dev libglib2.0-bin mmdebstrap nftables openssl pkg-config procps qemu-system-x86 \
 	strace systemd uidmap util-linux xz-utils zstd
-DEPS_BENCH := bubblewrap busybox-static crun dbus dnsmasq-base iperf3 iproute2 lxc mmdebstrap nftables passt podman runc slirp4netns \
+DEPS_BENCH := bubblewrap busybox-static crun dbus dnsmasq-base iperf3 iproute2 lxc mmdebstrap nftables passt podman runc slirp4netns strace \
 	systemd-container uidmap util-linux
 
 .PHONY: all rust demo check check-unit check-integration check-vm bench lint install install-files clean
@@ -107,7 +107,8 @@ install: all install-files
 install-files:
 	install -d -m 755 $(DESTDIR)$(bindir) $(DESTDIR)$(sbindir) $(DESTDIR)$(libexecdir)
 	install -m 755 $(BIN_DIR)/cgrant $(DESTDIR)$(bindir)/
-	install -m 755 $(BIN_DIR)/cgrantd $(DESTDIR)$(sbindir)/
+	ln -sf cgrant $(DESTDIR)$(bindir)/cgm
+	install -m 755 $(BIN_DIR)/cgrantd $(BIN_DIR)/cgproxy $(DESTDIR)$(sbindir)/
 	install -m 755 $(BIN_DIR)/cgrant-engine $(BIN_DIR)/cgrant-front $(BIN_DIR)/cgrant-net $(BIN_DIR)/cgrant-scope $(DESTDIR)$(libexecdir)/
 	install -d -m 755 $(DESTDIR)$(pamdir)
 	install -m 644 $(BIN_DIR)/libpam_cgrant.so $(DESTDIR)$(pamdir)/pam_cgrant.so
@@ -135,10 +136,12 @@ install-files:
 	$(CGRANT) manual $(DESTDIR)$(mandir)/man1
 	mv $(DESTDIR)$(mandir)/man1/cgrant*.5 $(DESTDIR)$(mandir)/man5/
 	chmod 644 $(DESTDIR)$(mandir)/man1/cgrant*.1 $(DESTDIR)$(mandir)/man5/cgrant*.5
+	install -m 644 docs/man/*.1 $(DESTDIR)$(mandir)/man1/
 	install -m 644 docs/man/*.8 $(DESTDIR)$(mandir)/man8/
 	install -d -m 755 $(DESTDIR)$(SYSCONFDIR)/cgrant/policy.d $(DESTDIR)$(docdir)/examples/policy.d
 	install -m 644 README.md SECURITY.md LICENSE docs/*.md $(DESTDIR)$(docdir)/
 	install -m 644 policy/default.toml $(DESTDIR)$(docdir)/policy-default.toml
+	install -m 644 policy/strict.toml $(DESTDIR)$(docdir)/policy-strict.toml
 	install -m 644 examples/*.toml $(DESTDIR)$(docdir)/examples/
 	install -m 644 examples/policy.d/*.toml $(DESTDIR)$(docdir)/examples/policy.d/
 
