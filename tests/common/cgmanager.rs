@@ -140,7 +140,7 @@ impl Jail {
 impl Drop for Jail {
     fn drop(&mut self) {
         let own = std::process::id();
-        let mut is_left = || {
+        let is_left = || {
             for dir in below(&self.dir) {
                 for pid in processes_of(&dir).into_iter().filter(|pid| *pid != own) {
                     let _ = kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL);

@@ -152,6 +152,7 @@ fn gather_programs() -> PathBuf {
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
     let built = [
         ("cgrantd", env!("CARGO_BIN_EXE_cgrantd")),
+        ("cgproxy", env!("CARGO_BIN_EXE_cgproxy")),
         ("cgrant-engine", env!("CARGO_BIN_EXE_cgrant-engine")),
         ("cgrant-front", env!("CARGO_BIN_EXE_cgrant-front")),
         ("cgrant-net", env!("CARGO_BIN_EXE_cgrant-net")),
@@ -164,6 +165,8 @@ fn gather_programs() -> PathBuf {
         fs::copy(&source, directory.join(name))
             .unwrap_or_else(|error| panic!("{}: {error}", source.display()));
     }
+    // As a package links it.
+    std::os::unix::fs::symlink("cgrant", directory.join("cgm")).unwrap();
     fs::copy("/proc/self/exe", directory.join("tests")).unwrap();
     // The PAM module is a dependency of this program, and so beside it in the build.
     let module = "libpam_cgrant.so";

@@ -14,6 +14,8 @@ mod attach;
 mod attacks;
 mod badinput;
 mod busses;
+mod cgmanager;
+mod cgmanager_proxy;
 mod cli;
 mod contract;
 mod crashes;
@@ -56,6 +58,8 @@ fn main() -> std::process::ExitCode {
         crashes::TESTS,
         contract::TESTS,
         busses::TESTS,
+        cgmanager::TESTS,
+        cgmanager_proxy::TESTS,
         cli::TESTS,
         differential::TESTS,
         idle::TESTS,

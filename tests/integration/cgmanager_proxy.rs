@@ -1,0 +1,204 @@
+//! CGManager's interface inside containers: by its own command through `cgproxy`, chained too, as scripts there have it.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use crate::common::{
+    Lab, Process, User,
+    cgmanager::{Jail, Manager},
+    harness, wait_until,
+};
+
+/// Where the first container's ids begin on the host.
+const BASE: u32 = 0x7050_0000;
+
+/// A container by hand: user, pid and mount namespaces with 65,536 ids, and CGManager's directory of whoever is around it.
+struct Container {
+    init: u32,
+    _holder: Process,
+    programs: PathBuf,
+}
+
+impl Container {
+    /// On the host, with ids from `base`.
+    fn new(lab: &Lab, base: u32, directory: &str) -> Self {
+        Self::inside(lab, None, base, 65_536, directory)
+    }
+
+    /// In another one, or on the host; `first` is as that counts.
+    fn inside(lab: &Lab, around: Option<&Self>, first: u32, count: u32, directory: &str) -> Self {
+        let mut command = Self::enter(around, &["--user", "--pid", "--mount"]);
+        command.args(["unshare", "--user", "--pid", "--mount", "--fork", "sleep", "1000"]);
+        let holder = Process::of(command.stdin(Stdio::null()).stderr(Stdio::null()));
+        let mut init = None;
+        wait_until("a container's first process runs", || {
+            let children = harness::descendants_of(holder.pid).into_iter();
+            init = children.filter(|pid| comm(*pid) == "sleep").last();
+            init.is_some()
+        });
+        let container = Self { init: init.unwrap(), _holder: holder, programs: lab.programs.clone() };
+        for map in ["uid_map", "gid_map"] {
+            let mut write = Self::enter(around, &["--user"]);
+            let text = format!("echo 0 {first} {count} >/proc/{}/{map}", container.init);
+            assert!(write.args(["sh", "-c", &text]).status().unwrap().success(), "{map}");
+        }
+        let place = "cd \"$0\" && mount -t proc proc /proc && mount -t tmpfs t /sys/fs/cgroup && \
+                     mkdir /sys/fs/cgroup/cgmanager && mount -c --bind . /sys/fs/cgroup/cgmanager";
+        let output = container.command(&["sh", "-c", place, directory]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        container
+    }
+
+    /// A command in the namespaces of a container, as its root; on the host if there is none.
+    fn enter(around: Option<&Self>, namespaces: &[&str]) -> Command {
+        let Some(around) = around else {
+            let mut command = Command::new("setsid");
+            command.arg("--wait");
+            return command;
+        };
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--target={}", around.init)).args(namespaces);
+        command.args(["--setuid=0", "--setgid=0", "--"]);
+        command
+    }
+
+    /// A command of its root.
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Self::enter(Some(self), &["--user", "--pid", "--mount"]);
+        command.args(words).env_clear().stdin(Stdio::null());
+        command.env("PATH", format!("{}:/usr/bin:/bin:/usr/sbin:/sbin", self.programs.display()));
+        command
+    }
+
+    /// Starts a proxy in it, in a cgroup; returns when that answers.
+    fn start_proxy(&self, lab: &Lab, jail: &Jail, more: &[&str]) {
+        let proxy = self.programs.join("cgproxy");
+        let words = [&[proxy.to_str().unwrap(), "--daemon"], more].concat();
+        let log = fs::OpenOptions::new().create(true).append(true).open(lab.scratch.join("log")).unwrap();
+        let mut command = jail.command(&self.command(&words));
+        let started = command.stdout(Stdio::null()).stderr(log).status().unwrap();
+        assert!(started.success(), "{}", fs::read_to_string(lab.scratch.join("log")).unwrap());
+    }
+
+    /// What a script of its root says, in a cgroup.
+    fn says(&self, jail: &Jail, script: &str) -> Vec<String> {
+        let output = jail.command(&self.command(&["sh", "-c", script])).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        String::from_utf8(said).unwrap().lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        // All that is in it ends with its first process.
+        let _ = Command::new("kill").args(["-KILL", &self.init.to_string()]).status();
+    }
+}
+
+fn comm(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
+}
+
+/// A cgroup that root of a container owns.
+fn jail(lab: &Lab, name: &str, root: u32) -> Jail {
+    let jail = Jail::new(lab, "memory", name);
+    jail.give_to(&User::new(root, &[], &lab.scratch, &lab.programs));
+    jail
+}
+
+/// What a script sees: numbers and ids of the container's own, whatever they are outside.
+const SCRIPT: &str = "
+    cgm ping && echo answers
+    cgm create memory x; cgm create memory x
+    sleep 1000 & p=$!
+    cgm movepid memory x $p && cgm getpidcgroup memory $p && cgm getpidcgroupabs memory $p
+    [ \"$(cgm gettasks memory x)\" = $p ] && [ \"$(cgm gettasksrecursive memory x)\" = $p ] && echo counted
+    cgm chown memory x 1000 1001 && cgm listkeys memory x | grep '^tasks '
+    cgm listchildren memory
+    cgm setvalue memory x memory.swappiness 7; cgm getvalue memory x memory.swappiness
+    cgm chmod memory x 0750; cgm chmodfile memory x tasks 0640; cgm listkeys memory x | grep '^tasks '
+    setpriv --reuid 1002 --regid 1002 --clear-groups cgm create memory y
+    setpriv --reuid 1000 --regid 1001 --clear-groups cgm create memory x/y && cgm listchildren memory x
+    setpriv --reuid 1000 --regid 1001 --clear-groups cgm movepid memory x/y $p
+    cgm movepid memory x 4000000
+    cgm listcontrollers | grep -c memory
+    cgm movepidabs memory / $p && cgm getpidcgroup memory $p
+    kill $p; { wait $p; } 2>/dev/null
+    cgm remove memory x && cgm remove memory x && echo removed";
+
+const SEEN: [&str; 15] = [
+    "answers",
+    "Path existed",
+    "x",
+    "/x",
+    "counted",
+    "tasks 1000 1001 100644",
+    "x",
+    "7",
+    "tasks 1000 1001 100640",
+    "y",
+    "1",
+    "/",
+    "Path did not exist",
+    "removed",
+    "",
+];
+
+fn check(said: &[String]) {
+    // Errors have an order of their own.
+    let (failed, seen): (Vec<&String>, Vec<&String>) =
+        said.iter().partition(|line| line.starts_with("call to "));
+    let expected: Vec<&str> = SEEN.into_iter().filter(|line| !line.is_empty()).collect();
+    assert_eq!(seen, expected, "{said:#?}");
+    let refused = |function: &str| format!("call to cgmanager_{function}_sync failed: invalid request");
+    // Not in root's cgroup; not root's process; not one that is not there.
+    assert_eq!(failed, [&refused("create"), &refused("move_pid_main"), &refused("move_pid_main")]);
+}
+
+fn a_container_has_cgmanager_through_its_proxy(lab: &Lab) {
+    let manager = Manager::start(lab);
+    let jail = jail(lab, "c", BASE);
+    let container = Container::new(lab, BASE, manager.socket.parent().unwrap().to_str().unwrap());
+    let without = container.says(&jail, "sleep 9 & cgm movepid memory '' $!; kill $!");
+    let told = "call to cgmanager_move_pid_main_sync failed: Escape request from different namespace requires a proxy";
+    assert_eq!(without, [told]);
+    assert_eq!(container.says(&jail, "cgproxy --check-master && echo there"), ["there"]);
+    container.start_proxy(lab, &jail, &[]);
+    check(&container.says(&jail, SCRIPT));
+    let again = container.says(&jail, "cgproxy");
+    assert!(again[0].contains("a proxy runs already"), "{again:?}");
+    assert!(jail.has("tasks") && !jail.has("x"));
+}
+
+fn proxies_may_be_chained(lab: &Lab) {
+    let manager = Manager::start(lab);
+    let outer_jail = jail(lab, "c", BASE);
+    let outer = Container::new(lab, BASE, manager.socket.parent().unwrap().to_str().unwrap());
+    outer.start_proxy(lab, &outer_jail, &[]);
+    // A container in the container, with a cgroup that its root has from there.
+    let inner_root = 20_000;
+    outer.says(
+        &outer_jail,
+        &format!("cgm create memory inner; cgm chown memory inner {inner_root} {inner_root}"),
+    );
+    let inner_jail = Jail { dir: outer_jail.dir.join("inner"), path: format!("{}/inner", outer_jail.path) };
+    assert!(inner_jail.has("tasks"));
+    let inner = Container::inside(lab, Some(&outer), inner_root, 5000, "/sys/fs/cgroup/cgmanager");
+    inner.start_proxy(lab, &inner_jail, &["--account", "4000"]);
+    check(&inner.says(&inner_jail, SCRIPT));
+    // It reads and moves to nothing above its own cgroup.
+    let above = format!(
+        "cgm getvalue memory {0} memory.limit_in_bytes; cgm gettasks memory {0}; cgm listchildren memory {0}; \
+         cgm listkeys memory {0}; cgm getvalue memory {1} memory.usage_in_bytes >/dev/null && echo own",
+        outer_jail.path, inner_jail.path
+    );
+    let said = inner.says(&inner_jail, &above);
+    assert_eq!(said.iter().filter(|line| line.ends_with("failed: invalid request")).count(), 4, "{said:?}");
+    assert_eq!(said.iter().filter(|line| *line == "own").count(), 1, "{said:?}");
+    drop(inner);
+}
+
+crate::tests![a_container_has_cgmanager_through_its_proxy, proxies_may_be_chained];
