@@ -108,11 +108,6 @@ impl Pins {
         Ok(())
     }
 
-    /// What closes them.
-    pub const fn bin(&self) -> &Bin {
-        &self.bin
-    }
-
     /// The one that there is; `None` if there are more or fewer.
     pub fn only(&self) -> Option<&OwnedFd> {
         match self.fds.as_slice() {

@@ -366,23 +366,13 @@ pub(crate) fn receive_once(
     buffer: &mut [u8],
     bin: &Bin,
 ) -> io::Result<(usize, Vec<Kept>)> {
-    receive_with(stream, buffer, RecvFlags::empty(), bin)
-}
-
-/// The same, with flags.
-pub(crate) fn receive_with(
-    stream: BorrowedFd<'_>,
-    buffer: &mut [u8],
-    flags: RecvFlags,
-    bin: &Bin,
-) -> io::Result<(usize, Vec<Kept>)> {
     let mut space = [MaybeUninit::uninit(); CONTROL_SPACE];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::net::recvmsg(
         stream,
         &mut [IoSliceMut::new(buffer)],
         &mut control,
-        flags | RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
+        RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
     )?;
     let mut fds = Vec::new();
     for message in control.drain() {

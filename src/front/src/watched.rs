@@ -38,6 +38,15 @@ impl Watched {
         self.0.async_io(Interest::READABLE, |_| attempt()).await
     }
 
+    /// Waits until there is something to read that has come since this was waited for last.
+    ///
+    /// # Errors
+    /// If the runtime is ending.
+    pub async fn news(&self) -> io::Result<()> {
+        self.0.readable().await?.clear_ready();
+        Ok(())
+    }
+
     /// Tries `attempt` at once and whenever there is room, until it says something else than `WouldBlock`.
     ///
     /// # Errors

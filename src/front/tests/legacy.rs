@@ -336,6 +336,33 @@ fn a_second_credential_is_asked_for_when_the_first_is_there() {
 }
 
 #[test]
+fn what_the_kernel_sends_beside_credentials_is_not_kept() {
+    let front = Front::socket();
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", front.status("Pid"))).unwrap().count();
+    block_on(async {
+        let client = Client::new(&front, 1000).await;
+        let mut before = None;
+        for _ in 0..20 {
+            let (ours, theirs) = pair();
+            // A pidfd for each message that is received or looked at: who has the socket too can ask for it.
+            if !cgrant_sys::credentials::set_pass_pidfd(&theirs, true).unwrap() {
+                return;
+            }
+            client.begin("ChownScm", &("memory", "a", Fd::from(&theirs)), &ours).await;
+            identify(&ours, me(), 7);
+            assert_eq!(datagram(&ours), b"1");
+            identify(&ours, me(), 8);
+            assert_eq!(datagram(&ours), b"1");
+            drop((ours, theirs));
+            // From the second on, nothing is opened for the first time any more.
+            let now = open();
+            let most = *before.get_or_insert(now + 4);
+            eventually("a descriptor is kept for each exchange", || open() <= most);
+        }
+    });
+}
+
+#[test]
 fn what_fails_in_an_exchange_is_told_over_its_socket() {
     let front = Front::socket();
     front.refuse("Legacy", Refusal::new(RefusalCode::NotAuthorized, "no"));

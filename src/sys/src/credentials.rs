@@ -8,7 +8,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
 use crate::pidfd::Pidfd;
@@ -77,6 +77,19 @@ pub fn set_pass_pidfd(socket: impl AsFd, pass: bool) -> io::Result<bool> {
 /// # Errors
 /// Those of `recvmsg(2)`: `EAGAIN` if there is none.
 pub fn receive(socket: impl AsFd) -> io::Result<Message> {
+    receive_with(socket.as_fd(), 0)
+}
+
+/// Looks at one message, which stays where it is; otherwise as [`receive`], also in that it may wait for others. Where it looks is
+/// set by [`crate::socket::set_peek_offset`], which may wait as well.
+///
+/// # Errors
+/// As [`receive`].
+pub fn look(socket: impl AsFd) -> io::Result<Message> {
+    receive_with(socket.as_fd(), libc::MSG_PEEK)
+}
+
+fn receive_with(socket: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<Message> {
     let mut byte = [0_u8; 1];
     let mut control = Control([0; ROOM]);
     let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: byte.len() };
@@ -86,10 +99,10 @@ pub fn receive(socket: impl AsFd) -> io::Result<Message> {
     header.msg_iovlen = 1;
     header.msg_control = control.0.as_mut_ptr().cast();
     header.msg_controllen = ROOM;
-    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    let flags = flags | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     let length = loop {
         // SAFETY: the header names `part` and `control`, which outlive the call, with their lengths.
-        let count = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, flags) };
+        let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
         match usize::try_from(count) {
             Ok(count) => break count,
             Err(_) => match io::Error::last_os_error() {
@@ -239,6 +252,20 @@ mod tests {
         assert_eq!([receive(&other).unwrap().length, receive(&other).unwrap().length], [1, 1]);
         drop(one);
         assert_eq!(receive(&other).unwrap().length, 0);
+    }
+
+    #[test]
+    fn what_was_looked_at_is_there_still() {
+        let (one, other) = pair(SocketType::DGRAM);
+        sockopt::set_socket_passcred(&other, true).unwrap();
+        set_pass_pidfd(&other, true).unwrap();
+        for _ in 0..3 {
+            assert_eq!(look(&other).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            send(&one, b"p", &[&one]);
+            let message = look(&other).unwrap();
+            assert_eq!((message.fds.len(), message.credentials.unwrap().pid), (1, std::process::id()));
+            receive(&other).unwrap();
+        }
     }
 
     #[test]

@@ -70,7 +70,8 @@ pub fn set_pass_rights(socket: impl AsFd, pass: bool) -> io::Result<bool> {
 }
 
 /// Where looking at what is to be received (`MSG_PEEK`) begins, in bytes behind what comes next; `None` for its start, as it is
-/// for a new socket. Everybody who has the socket shares the setting.
+/// for a new socket. Everybody who has the socket shares the setting, and who receives from it just now can make this wait
+/// ([`crate::credentials::receive`]).
 ///
 /// # Errors
 /// Those of `setsockopt(2)`; `EINVAL` past 2 GiB.

@@ -12,7 +12,7 @@
 //! The credentials stay in the socket until the engine takes them: this process, which parses what users send, can say nothing
 //! about who somebody is. An exchange that makes no progress ends; CGManager waited for ever, and had soon no descriptors left.
 
-use std::{os::fd::OwnedFd, rc::Rc, time::Duration};
+use std::{os::fd::OwnedFd, rc::Rc, sync::Arc, time::Duration};
 
 use cgrant_wire::{
     Answer, ConnectionId, FdIndex, Legacy, LegacyAnswer, LegacyCall, Op, Refusal,
@@ -55,7 +55,7 @@ pub struct Exchange {
     engine: Rc<Engine>,
     connection: ConnectionId,
     socket: ExchangeSocket,
-    _place: OwnedSemaphorePermit,
+    place: Arc<OwnedSemaphorePermit>,
 }
 
 impl Exchange {
@@ -72,7 +72,7 @@ impl Exchange {
     ) -> Result<Self, (SocketError, Pins)> {
         let socket = ExchangeSocket::take(pins)?;
         match socket.kick() {
-            Ok(()) => Ok(Self { engine, connection, socket, _place: place }),
+            Ok(()) => Ok(Self { engine, connection, socket, place: Arc::new(place) }),
             Err(error) => Err((error, socket.into_pins())),
         }
     }
@@ -95,7 +95,9 @@ impl Exchange {
             if nth > 1 {
                 self.socket.kick()?;
             }
-            timeout(CREDENTIAL, self.socket.await_messages(nth)).await.map_err(|_| Broken::Silent)??;
+            timeout(CREDENTIAL, self.socket.await_messages(nth, &self.place))
+                .await
+                .map_err(|_| Broken::Silent)??;
         }
         self.ask(call).await
     }

@@ -5,32 +5,33 @@
 //! whose account means nothing to anybody, writes on it; the engine refuses that account as a requestor.
 //!
 //! Nothing is received here. Messages stay where they are for the engine, which takes credentials from no one else than the
-//! kernel. What has come is looked at from behind the first message on, and descriptors that come along are put away.
+//! kernel. What has come is looked at from behind the first message on, by a thread that waits for nobody else: whoever has the same
+//! socket, and receives from it into memory of a file system of its own, holds up everybody that wants to look meanwhile
+//! (`unix_dgram_recvmsg` of `net/unix/af_unix.c`, under the socket's `iolock`), whether that would wait for messages or not.
 
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
+    sync::Arc,
 };
 
-use cgrant_sys::socket::set_peek_offset;
+use cgrant_sys::{
+    credentials,
+    socket::{is_end_of_pair, set_peek_offset},
+};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::{Errno, ioctl_fionread},
-    net::{
-        AddressFamily, RecvFlags, SendFlags, SocketAddrAny, SocketAddrUnix, SocketType, getpeername,
-        getsockname, sockopt,
-    },
+    net::{SendFlags, SocketType, sockopt},
 };
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use crate::{castoff::Pins, stream::receive_with, watched::Watched};
+use crate::{castoff::Pins, watched::Watched};
 
 /// What the daemon sends to ask for a credential.
 const KICK: &[u8] = b"1";
-/// Length of an address without a name, in bytes: the family alone.
-const UNNAMED: u32 = 2;
-/// Length of an address that the kernel makes up for a socket that sends and has none: a zero byte and five hexadecimal digits
-/// more (unix(7), "Autobind feature").
-const AUTOBIND: u32 = UNNAMED + 6;
+/// Stack of a thread that looks, in bytes.
+const STACK: usize = 128 * 1024;
 
 /// Why there is no exchange over a socket, or it goes on no more.
 #[derive(Debug, thiserror::Error)]
@@ -87,16 +88,21 @@ impl ExchangeSocket {
         Ok(())
     }
 
-    /// Waits until so many messages (one or two) are there.
+    /// Waits until so many messages (one or two) are there. `place` is taken for as long as the client makes anything of this
+    /// process wait, also beyond the end of the exchange.
     ///
     /// # Errors
     /// [`SocketError::Io`], `UnexpectedEof` if none can come any more.
-    pub async fn await_messages(&self, count: usize) -> Result<(), SocketError> {
+    pub async fn await_messages(
+        &self,
+        count: usize,
+        place: &Arc<OwnedSemaphorePermit>,
+    ) -> Result<(), SocketError> {
         match (count, self.kind) {
             (0, _) => return Ok(()),
             (1, _) => self.watched.read(|| ready(&self.watched, PollFlags::IN)).await?,
             (_, SocketType::STREAM) => self.watched.read(|| self.has_bytes(count)).await?,
-            _ => return self.await_second().await,
+            _ => return self.await_second(place).await,
         }
         // Nothing to be read means the end, or a message of nothing, which has no credentials.
         if ioctl_fionread(&self.watched)? == 0 {
@@ -151,22 +157,37 @@ impl ExchangeSocket {
         Err(io::ErrorKind::UnexpectedEof.into())
     }
 
-    async fn await_second(&self) -> Result<(), SocketError> {
+    async fn await_second(&self, place: &Arc<OwnedSemaphorePermit>) -> Result<(), SocketError> {
         let first = ioctl_fionread(&self.watched)?;
-        set_peek_offset(&self.watched, Some(first))?;
-        let second = self.watched.read(|| self.peek()).await;
-        // The engine looks at nothing, but the client may.
-        set_peek_offset(&self.watched, None)?;
-        Ok(second?)
+        loop {
+            // First, so that what comes after the look is looked at.
+            self.watched.news().await?;
+            let (socket, place) = (self.duplicate()?, Arc::clone(place));
+            let (tell, told) = oneshot::channel();
+            std::thread::Builder::new().name("look".to_owned()).stack_size(STACK).spawn(move || {
+                let found = is_behind(&socket, first);
+                // Here, where nobody waits, as it may be the last one.
+                drop(socket);
+                drop(place);
+                // The exchange may have ended meanwhile.
+                let _ = tell.send(found);
+            })?;
+            let found = told.await.unwrap_or_else(|_| Err(io::ErrorKind::UnexpectedEof.into()));
+            match found {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
+                found => return Ok(found?),
+            }
+        }
     }
+}
 
-    fn peek(&self) -> io::Result<()> {
-        let (flags, bin) = (RecvFlags::PEEK, self.pins.bin());
-        let (_, kept) = receive_with(self.watched.as_fd(), &mut [0], flags, bin)?;
-        // Descriptors in it that the client takes back now would be the last ones here.
-        bin.throw(kept.into_iter().map(|kept| kept.fd).collect());
-        Ok(())
-    }
+/// Is there a message behind so many bytes? `WouldBlock` if not.
+fn is_behind(socket: &OwnedFd, first: u64) -> io::Result<()> {
+    set_peek_offset(socket, Some(first))?;
+    let second = credentials::look(socket);
+    // The engine looks at nothing, but the client may.
+    set_peek_offset(socket, None)?;
+    second.map(drop)
 }
 
 impl SocketError {
@@ -182,7 +203,7 @@ fn open(pins: &Pins) -> Result<(Watched, SocketType), SocketError> {
     if !matches!(kind, SocketType::DGRAM | SocketType::STREAM) {
         return Err(SocketError::NotOne);
     }
-    if !is_nameless(&getsockname(socket)?) || !getpeername(socket)?.is_some_and(|peer| is_nameless(&peer)) {
+    if !is_end_of_pair(socket)? {
         return Err(SocketError::Named);
     }
     sockopt::set_socket_passcred(socket, true)?;
@@ -194,19 +215,4 @@ fn ready(socket: &Watched, wanted: PollFlags) -> io::Result<()> {
     poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
     let [fd] = fds;
     if fd.revents().is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-}
-
-/// Has it no name, or one that the kernel made up?
-fn is_nameless(address: &SocketAddrAny) -> bool {
-    if address.address_family() != AddressFamily::UNIX {
-        return false;
-    }
-    match address.addr_len() {
-        UNNAMED => true,
-        // Names of other lengths are not decoded: rustix takes for granted that a path ends with a zero byte.
-        AUTOBIND => SocketAddrUnix::try_from(address.clone()).is_ok_and(|address| {
-            address.abstract_name().is_some_and(|name| name.iter().all(u8::is_ascii_hexdigit))
-        }),
-        _ => false,
-    }
 }
