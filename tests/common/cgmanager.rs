@@ -422,7 +422,9 @@ impl Scm {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags).ok()?;
         bytes.truncate(received.bytes);
-        let credential = control.drain().find_map(|message| match message {
+        // All of them: rustix does not find the rest again by itself, behind one whose length is no multiple of 8.
+        let all: Vec<_> = control.drain().collect();
+        let credential = all.into_iter().find_map(|message| match message {
             RecvAncillaryMessage::ScmCredentials(said) => Some(Credential {
                 pid: said.pid.as_raw_pid().cast_unsigned(),
                 uid: said.uid.as_raw(),

@@ -155,7 +155,7 @@ impl Manager {
     /// As [`Manager::call`].
     pub(crate) fn version(&self) -> Result<i32, LegacyError> {
         let version: OwnedVariant = self.get(&Request::version())?;
-        i32::try_from(version).map_err(|error| LegacyError::Unanswered(error.into()))
+        i32::try_from(version).map_err(LegacyError::Unanswered)
     }
 }
 

@@ -38,7 +38,7 @@ pub fn listen(wanted: &LegacySocket) -> Result<Vec<Listener>, SupervisorError> {
 }
 
 fn usual() -> Vec<Listener> {
-    let own = is_tmpfs(Path::new(HIERARCHIES)).then(|| listen_at_own());
+    let own = is_tmpfs(Path::new(HIERARCHIES)).then(listen_at_own);
     let elsewhere = socket::bind(Path::new(ELSEWHERE), true);
     let bound = own.into_iter().chain([elsewhere]);
     bound

@@ -164,8 +164,8 @@ impl Client<'_> {
         slots: Vec<OwnedSemaphorePermit>,
     ) -> Option<Pins> {
         match self.begin(pins) {
-            Err((fault, pins)) => {
-                self.reply(message, Err(fault), slots).await;
+            Err((told, pins)) => {
+                self.reply(message, Err(Fault::InvalidArgs(told)), slots).await;
                 Some(pins)
             }
             Ok(exchange) => {
@@ -178,16 +178,17 @@ impl Client<'_> {
         }
     }
 
-    fn begin(&self, pins: Pins) -> Result<Exchange, (Fault, Pins)> {
+    /// Begins an exchange over what came with a call; else what the caller is told, and what came.
+    fn begin(&self, pins: Pins) -> Result<Exchange, (String, Pins)> {
         let core = &self.peers.core;
         let Ok(place) = self.peers.exchanges.of(self.account).try_acquire_owned() else {
             let told = format!("{INVALID}: {EXCHANGES} calls of the account wait for credentials");
-            return Err((Fault::InvalidArgs(told), pins));
+            return Err((told, pins));
         };
         let connection = self.caller.connection;
         Exchange::begin(Rc::clone(&core.engine), connection, pins, place).map_err(|(error, pins)| {
             tracing::debug!(connection = connection.0, %error, "no exchange");
-            (Fault::InvalidArgs(INVALID.to_owned()), pins)
+            (INVALID.to_owned(), pins)
         })
     }
 }

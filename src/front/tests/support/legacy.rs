@@ -90,7 +90,9 @@ pub fn receive(
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(8))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags).ok()?;
-    let credentials = control.drain().find_map(|message| match message {
+    // All of them: rustix does not find the rest again by itself, behind one whose length is no multiple of 8.
+    let all: Vec<_> = control.drain().collect();
+    let credentials = all.into_iter().find_map(|message| match message {
         RecvAncillaryMessage::ScmCredentials(credentials) => Some(credentials),
         _ => None,
     });
