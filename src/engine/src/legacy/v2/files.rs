@@ -2,7 +2,10 @@
 //!
 //! Whatever is read or written instead of a file of v1's, its own bits decide.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use cgrant_sys::Dir;
 use rustix::{fs::OFlags, io::Errno};
@@ -42,7 +45,9 @@ impl Call<'_> {
         }
         for translation in translations(key) {
             if let Some(texts) = self.texts(dir, &translation)? {
-                return translation.read(&texts).ok_or_else(|| Fault::Value(key.to_owned()));
+                let unknown =
+                    || Fault::kernel("to read a file of a cgroup")(io::ErrorKind::InvalidData.into());
+                return translation.read(&texts).ok_or_else(unknown);
             }
         }
         if let Some(why) = why_lost(key) {
@@ -187,7 +192,7 @@ impl Call<'_> {
 }
 
 /// What a file has, without newlines at its end; `None` if it is not there.
-fn text(open: &std::io::Result<OwnedFd>) -> Result<Option<String>, Fault> {
+fn text(open: &io::Result<OwnedFd>) -> Result<Option<String>, Fault> {
     let refused = Fault::kernel("to read a file of a cgroup");
     let bytes = match open {
         Ok(file) => read_all(file.as_fd()),
