@@ -15,6 +15,9 @@ use crate::descriptor::kind_of;
 /// `NS_GET_ID`, `_IOR(0xb7, 13, __u64)`: in the kernel from 6.18 on, not yet in the libc crate.
 const NS_GET_ID: libc::Ioctl = libc::_IOR::<u64>(0xb7, 13);
 
+/// `NS_GET_PID_IN_PIDNS`, `_IOR(0xb7, 8, int)`: in the kernel from 6.11 on, not yet in the libc crate.
+const NS_GET_PID_IN_PIDNS: libc::Ioctl = libc::_IOR::<libc::c_int>(0xb7, 8);
+
 /// The kinds of namespaces, as the kernel names them.
 pub(crate) const KINDS: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
 
@@ -31,6 +34,10 @@ pub struct NetnsFd(OwnedFd);
 /// Closing the last one of a namespace without processes takes all its mounts apart, of which there may be 100,000.
 #[derive(Debug)]
 pub struct MntnsFd(OwnedFd);
+
+/// A descriptor that names a pid namespace.
+#[derive(Debug)]
+pub struct PidnsFd(OwnedFd);
 
 /// Why a descriptor does not name a namespace of the kind that is asked for.
 #[derive(Debug, thiserror::Error)]
@@ -198,6 +205,35 @@ impl NetnsFd {
     /// `EMFILE`, `ENFILE`.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self(self.0.try_clone()?))
+    }
+}
+
+impl PidnsFd {
+    /// Takes a descriptor that came from elsewhere, if it names a pid namespace.
+    ///
+    /// # Errors
+    /// [`NamespaceError`].
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, NamespaceError> {
+        check_kind(&fd, "pid", libc::CLONE_NEWPID)?;
+        Ok(Self(fd))
+    }
+
+    /// What a process or thread of this number here has as its number there; `None` if it is not there, or has ended.
+    ///
+    /// # Errors
+    /// `ENOTTY` on kernels that don't tell (before 6.11).
+    pub fn number_of(&self, pid: u32) -> io::Result<Option<u32>> {
+        let pid = libc::c_int::try_from(pid).map_err(|_| Errno::INVAL)?;
+        // SAFETY: this request takes a number and touches no memory of ours; the descriptor is open.
+        let number = unsafe { libc::ioctl(self.0.as_raw_fd(), NS_GET_PID_IN_PIDNS, pid) };
+        match u32::try_from(number) {
+            Ok(number) => Ok(Some(number).filter(|number| *number != 0)),
+            Err(_) => match Errno::from_io_error(&io::Error::last_os_error()) {
+                Some(Errno::SRCH) => Ok(None),
+                Some(errno) => Err(errno.into()),
+                None => Err(Errno::IO.into()),
+            },
+        }
     }
 }
 

@@ -7,11 +7,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, openat2, statat};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, openat, openat2, statat};
 use rustix::io::Errno;
 
 use crate::dir::{Dir, read_bounded};
 use crate::mount::{PROC_MAGIC, statfs_magic};
+use crate::namespace::PidnsFd;
 
 /// Longest file of `/proc` that is read, in bytes: room for the children of a process with 100,000 of them.
 const MAX_FILE: usize = 1024 * 1024;
@@ -117,6 +118,16 @@ impl ProcFs {
     pub fn pid_namespace(&self, pid: u32) -> io::Result<u64> {
         // The last step is a magic link on purpose: what it leads to is what is asked for.
         Ok(statat(&self.0, format!("{pid}/ns/pid"), AtFlags::empty())?.st_ino)
+    }
+
+    /// The pid namespace that a process is in.
+    ///
+    /// # Errors
+    /// `ENOENT` or `ESRCH` if there is no such process; `EACCES` if this process may not look.
+    pub fn open_pid_namespace(&self, pid: u32) -> io::Result<PidnsFd> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let namespace = openat(&self.0, format!("{pid}/ns/pid"), flags, Mode::empty())?;
+        PidnsFd::from_fd(namespace).map_err(io::Error::other)
     }
 
     /// Identity of the cgroup namespace that a process is in: its inode, as long as anything is in it.
@@ -267,6 +278,18 @@ fn parse_stat(text: &str) -> Option<Stat> {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processes_have_the_numbers_of_their_namespace() {
+        let proc = ProcFs::open().unwrap();
+        let own = std::process::id();
+        let here = proc.open_pid_namespace(own).unwrap();
+        match here.number_of(own) {
+            Ok(number) => assert_eq!(number, Some(own)),
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENOTTY)),
+        }
+        assert!(!matches!(here.number_of(0x7fff_fff0), Ok(Some(_))));
+    }
 
     #[test]
     fn nothing_started_later_than_now() {

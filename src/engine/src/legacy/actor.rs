@@ -90,6 +90,28 @@ impl<'p> Actor<'p> {
         Ok(self.process.is_alive().map_err(gone)? && own == its)
     }
 
+    /// What processes and threads have as their numbers in its pid namespace, those that are seen there; `None` if the kernel
+    /// does not tell, and the namespace is not ours.
+    ///
+    /// # Errors
+    /// [`Fault::Gone`].
+    pub fn as_it_numbers(&self, pids: Vec<u32>) -> Result<Option<Vec<u32>>, Fault> {
+        if self.shares_pid_namespace()? {
+            return Ok(Some(pids));
+        }
+        let namespace = self.proc.open_pid_namespace(self.pid).map_err(|_| Fault::Gone)?;
+        if !self.process.is_alive().map_err(|_| Fault::Gone)? {
+            return Err(Fault::Gone);
+        }
+        let numbers: Result<Vec<_>, _> = pids.into_iter().map(|pid| namespace.number_of(pid)).collect();
+        let mut numbers: Vec<u32> = match numbers {
+            Ok(numbers) => numbers.into_iter().flatten().collect(),
+            Err(_) => return Ok(None),
+        };
+        numbers.sort_unstable();
+        Ok(Some(numbers))
+    }
+
     /// Its process.
     pub fn process(&self) -> &Pidfd {
         &self.process

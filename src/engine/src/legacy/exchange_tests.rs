@@ -273,3 +273,22 @@ fn a_call_that_is_passed_on_is_counted_from_both() {
     let apart = super::call::Call { proxy: &stranger, plain: false, ..place.call(&alice) };
     assert!(matches!(apart.value(memory, "", "memory.usage_in_bytes"), Err(Fault::Denied)));
 }
+
+#[test]
+fn who_asks_gets_numbers_of_its_own() {
+    let place = Place::new();
+    let mut command = Command::new("unshare");
+    command.args(["-p", "-f", "--kill-child", "sleep", "600"]);
+    let outside =
+        Sleeper(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let proc = place.tree.proc();
+    let children = || proc.children(outside.0.id()).unwrap_or_default();
+    wait_until(|| children().len() == 1);
+    let inside = children()[0];
+    let other = place.process(0, "");
+    let actor = |pid: u32| Actor::new(proc, Pidfd::open(pid).unwrap(), 0, 0, Vec::new()).unwrap();
+    let pids = vec![inside, other.0.id()];
+    assert_eq!(actor(other.0.id()).as_it_numbers(pids.clone()).unwrap(), Some(pids.clone()));
+    // It is 1 there, and does not see the other; or the kernel does not tell.
+    assert!(matches!(actor(inside).as_it_numbers(pids).unwrap().as_deref(), None | Some([1])));
+}

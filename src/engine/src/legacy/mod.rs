@@ -263,7 +263,12 @@ fn carry_out(
         LegacyCall::Keys(place) => {
             LegacyAnswer::Keys(actors.keys(actors.one(&place.controllers)?, &place.path)?)
         }
-        LegacyCall::Tasks { place, recursive } => LegacyAnswer::Tasks(tasks(actors, place, *recursive)?),
+        LegacyCall::Tasks { place, recursive } => {
+            let tasks = tasks(actors, place, *recursive)?;
+            // What an Scm call has found is shown by the kernel, which translates it.
+            let told = if actors.plain { actors.requestor.as_it_numbers(tasks)? } else { Some(tasks) };
+            told.map_or(LegacyAnswer::OtherNamespace, LegacyAnswer::Tasks)
+        }
         LegacyCall::Create(place) => LegacyAnswer::Existed(create(engine, caller, actors, place)?),
         LegacyCall::Remove { place, recursive } => {
             let wanted = Wanted::parse(&place.path)?;
