@@ -67,7 +67,7 @@ impl From<zbus::Error> for ExchangeError {
 pub async fn run(upper: &Upper, call: &LegacyCall, named: &[Named]) -> Result<LegacyAnswer, ExchangeError> {
     let words = Words::of(call).ok_or(ExchangeError::Refused)?;
     let (socket, theirs) = Socket::pair()?;
-    let body = words.body(Fd::from(theirs)).build().map_err(zbus::Error::from)?;
+    let body = words.body(Fd::from(theirs)).build()?;
     upper.call(words.method, &body).await?;
     // The other side's end is now its own alone: should it end, so does the exchange.
     drop(body);

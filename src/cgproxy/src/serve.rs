@@ -35,8 +35,8 @@ use crate::{
 /// Connections at a time, all together and of one uid. Root's own are not counted among those of one uid.
 const CONNECTIONS: usize = 1024;
 const CONNECTIONS_PER_UID: usize = 128;
-/// Calls at a time that the outer socket is asked. Each has a socket of its own.
-const CALLS: usize = 256;
+/// Calls at a time that the outer socket is asked. Each has a socket of its own, and the broker lets an account have 64.
+const CALLS: usize = 48;
 
 /// The proxy.
 #[derive(Debug)]
