@@ -17,6 +17,10 @@ mod attacks;
 mod autostart;
 #[path = "integration/busses.rs"]
 mod busses;
+#[path = "integration/cgmanager_attacks.rs"]
+mod cgmanager_attacks;
+#[path = "integration/cgmanager_table.rs"]
+mod cgmanager_table;
 #[path = "hosts/containers.rs"]
 mod containers;
 #[path = "integration/differential.rs"]
@@ -35,6 +39,8 @@ mod links;
 mod links_attacks;
 #[path = "integration/mounts.rs"]
 mod mounts;
+#[path = "integration/pam.rs"]
+mod pam;
 #[path = "hosts/placement.rs"]
 mod placement;
 #[path = "hosts/shutdown.rs"]
@@ -93,10 +99,13 @@ fn main() -> std::process::ExitCode {
         shutdown::TESTS,
         autostart::TESTS,
         busses::TESTS,
+        cgmanager_attacks::TESTS,
+        cgmanager_table::TESTS,
         differential::TESTS,
         links::TESTS,
         links_attacks::TESTS,
         mounts::TESTS,
+        pam::TESTS,
         containers::TESTS,
         vlans::TESTS,
     ];

@@ -63,6 +63,10 @@ fn play(arguments: &[OsString]) -> ExitCode {
             Ok(stream) => tell(&socket, "ok", &[stream.as_fd()]),
             Err(error) => tell(&socket, &format!("error {error}"), &[]),
         },
+        // So many connections to a socket, one after the other, of which as many stay open as can be.
+        ["flood", path, number] => {
+            flood(path, number.parse().unwrap(), &socket);
+        }
         // A user namespace of this process's own, not mapped.
         ["userns"] => {
             unshare(CloneFlags::CLONE_NEWUSER).unwrap();
@@ -149,6 +153,23 @@ fn open_at(directory: &OwnedFd, name: &str) -> String {
         Ok(_) => "ok".into(),
         Err(error) => errno_name(error.raw_os_error()),
     }
+}
+
+/// Connects as often as is said; what is open stays so until the test has heard of it and closes its socket.
+fn flood(path: &str, number: usize, socket: &UnixStream) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+    let mut open = std::collections::VecDeque::new();
+    for _ in 0..number {
+        match UnixStream::connect(path) {
+            Ok(stream) => open.push_back(stream),
+            // No descriptor is left: the oldest is given up.
+            Err(_) => drop(open.pop_front()),
+        }
+    }
+    tell(socket, "flooded", &[]);
+    wait_for_end(socket);
 }
 
 fn errno_name(number: i32) -> String {

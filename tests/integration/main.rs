@@ -15,7 +15,9 @@ mod attacks;
 mod badinput;
 mod busses;
 mod cgmanager;
+mod cgmanager_attacks;
 mod cgmanager_proxy;
+mod cgmanager_table;
 mod cli;
 mod contract;
 mod crashes;
@@ -35,6 +37,7 @@ mod links_bridges;
 mod links_callers;
 mod links_failures;
 mod mounts;
+mod pam;
 mod policy;
 mod system;
 mod system_attacks;
@@ -59,7 +62,9 @@ fn main() -> std::process::ExitCode {
         contract::TESTS,
         busses::TESTS,
         cgmanager::TESTS,
+        cgmanager_attacks::TESTS,
         cgmanager_proxy::TESTS,
+        cgmanager_table::TESTS,
         cli::TESTS,
         differential::TESTS,
         idle::TESTS,
@@ -71,6 +76,7 @@ fn main() -> std::process::ExitCode {
         links_callers::TESTS,
         links_failures::TESTS,
         mounts::TESTS,
+        pam::TESTS,
         system::TESTS,
         system_attacks::TESTS,
         system_autostart::TESTS,

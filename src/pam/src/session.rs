@@ -13,6 +13,8 @@ use crate::{
 
 /// The hierarchy that stays root's.
 const DEVICES: &str = "devices";
+/// Every hierarchy.
+const ALL: &str = "all";
 /// How often a cgroup that was removed before it was entered is made again: whoever left it last removes it.
 const TRIES: usize = 4;
 
@@ -107,32 +109,39 @@ pub fn open(
     }
 }
 
-/// The hierarchies that a list of controllers stands for, each once.
+/// The hierarchies that a list of controllers stands for, each once: by those names that were asked for, since on cgroup2 no
+/// other controllers have to be enabled.
 fn chosen(all: &[String], wanted: &[String], note: &mut Note<'_>) -> Result<Vec<String>, SessionError> {
-    let has = |hierarchy: &str, name: &str| {
-        hierarchy.split(',').any(|one| one == name || one.strip_prefix("name=") == Some(name))
-    };
-    let mut found: Vec<String> = Vec::new();
+    let mut chosen: Vec<(&String, Vec<&str>)> = Vec::new();
     for name in wanted {
-        if name == "all" {
-            found.extend(all.iter().filter(|hierarchy| !has(hierarchy, DEVICES)).cloned());
-            continue;
+        let found: Vec<&String> =
+            all.iter().filter(|hierarchy| name == ALL || has(hierarchy, name)).collect();
+        if found.is_empty() {
+            return Err(SessionError::NoController(name.clone()));
         }
-        let hierarchy = all.iter().find(|hierarchy| has(hierarchy, name));
-        let hierarchy = hierarchy.ok_or_else(|| SessionError::NoController(name.clone()))?;
-        if has(hierarchy, DEVICES) {
-            note(Priority::Warning, "the devices hierarchy is given to nobody and left out".to_owned());
-        } else {
-            found.push(hierarchy.clone());
+        for hierarchy in found {
+            if has(hierarchy, DEVICES) {
+                if name != ALL {
+                    note(
+                        Priority::Warning,
+                        "the devices hierarchy is given to nobody and left out".to_owned(),
+                    );
+                }
+                continue;
+            }
+            let asked = if name == ALL { hierarchy } else { name };
+            match chosen.iter_mut().find(|(known, _)| *known == hierarchy) {
+                Some((_, names)) => names.push(asked),
+                None => chosen.push((hierarchy, vec![asked])),
+            }
         }
     }
-    let mut chosen: Vec<String> = Vec::new();
-    for hierarchy in found {
-        if !chosen.contains(&hierarchy) {
-            chosen.push(hierarchy);
-        }
-    }
-    Ok(chosen)
+    Ok(chosen.into_iter().map(|(_, names)| names.join(",")).collect())
+}
+
+/// Is it a controller of this hierarchy? Named ones go by their bare name too.
+fn has(hierarchy: &str, controller: &str) -> bool {
+    hierarchy.split(',').any(|one| one == controller || one.strip_prefix("name=") == Some(controller))
 }
 
 /// A session that is being opened.
@@ -236,9 +245,7 @@ impl Opening<'_, '_> {
 
     fn set(&mut self, name: &str, setting: &Setting) -> Result<(), SessionError> {
         let Setting { controller, key, value } = setting;
-        let hierarchy = self.hierarchies.iter().find(|hierarchy| {
-            hierarchy.split(',').any(|one| one == controller || one.strip_prefix("name=") == Some(controller))
-        });
+        let hierarchy = self.hierarchies.iter().find(|hierarchy| has(hierarchy, controller));
         let hierarchy = hierarchy.ok_or_else(|| SessionError::NoPlace(key.clone()))?;
         if self.made.contains(hierarchy) {
             self.manager.set_value(hierarchy, name, key, value)?;
@@ -306,4 +313,44 @@ fn prune(manager: &mut Manager, hierarchy: &str, path: &[String], most: usize) -
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    fn texts(words: &str) -> Vec<String> {
+        words.split_whitespace().map(str::to_owned).collect()
+    }
+
+    fn chosen_of(all: &str, wanted: &str) -> (Result<Vec<String>, SessionError>, usize) {
+        let mut notes = 0;
+        let chosen = chosen(&texts(all), &texts(wanted), &mut |_, _| notes += 1);
+        (chosen, notes)
+    }
+
+    #[test]
+    fn hierarchies_are_chosen_once_and_devices_never() {
+        let v1 = "cpu,cpuacct devices memory name=systemd";
+        for (all, wanted, expected, notes) in [
+            (v1, "all", "cpu,cpuacct memory name=systemd", 0),
+            (v1, "memory cpu cpuacct", "memory cpu,cpuacct", 0),
+            (v1, "systemd", "systemd", 0),
+            (v1, "devices memory", "memory", 1),
+            (v1, "devices", "", 1),
+            ("cpu,freezer,memory", "memory freezer", "memory,freezer", 0),
+        ] {
+            let (chosen, noted) = chosen_of(all, wanted);
+            assert_eq!((chosen.unwrap(), noted), (texts(expected), notes), "{wanted}");
+        }
+        assert!(matches!(chosen_of(v1, "memory pids").0, Err(SessionError::NoController(_))));
+    }
+
+    #[test]
+    fn a_session_is_noted_in_a_word() {
+        let session = Session { path: texts("user joe 0"), hierarchies: texts("cpu,cpuacct memory") };
+        assert_eq!(Session::from_word(&session.to_word()), Some(session));
+        assert_eq!(Session::from_word(""), None);
+    }
 }

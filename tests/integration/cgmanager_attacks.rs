@@ -1,0 +1,495 @@
+//! What was wrong with CGManager, tried on the broker: one test for each weakness that was found in it, and one that tries to
+//! get past a limit of root's through every file that a user was given.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{
+            fs::{MetadataExt, PermissionsExt},
+            net::UnixStream,
+        },
+    },
+    path::PathBuf,
+};
+
+use zbus::Message;
+
+use crate::{
+    arguments,
+    cgmanager_table::furnish,
+    common::{
+        Kind, Lab, User,
+        cgmanager::{Argument, Credential, Failure, INTERFACE, INVALID_ARGS, Jail, Manager, PATH, Peer},
+        raw::Raw,
+        wait_until,
+    },
+};
+
+/// A client of a user's in a cgroup that root gave to it, as root does it over the interface: its limits are root's.
+fn confined(manager: &Manager, user: &User, jail: &Jail) -> Peer {
+    let root = manager.own_client();
+    furnish(jail.dir.parent().unwrap(), &jail.dir);
+    if user.uid != 0 {
+        jail.give_to(user);
+    }
+    let peer = manager.client(user);
+    root.does("MovePidAbs", arguments!["memory", &jail.path, peer.pid()]);
+    peer
+}
+
+#[track_caller]
+fn refused(peer: &Peer, method: &str, arguments: &[Argument<'_>]) {
+    let failure = peer.fails(method, arguments);
+    assert_eq!(failure.name, INVALID_ARGS, "{method} {arguments:?}");
+    assert!(failure.text.starts_with("invalid request"), "{method} {arguments:?}: {failure:?}");
+}
+
+/// 1: the name of a file led anywhere.
+fn keys_lead_out_of_no_cgroup(lab: &Lab) {
+    let (manager, user, jail) = (Manager::start(lab), lab.user(), Jail::new(lab, "memory", "a"));
+    let secret = lab.scratch.join("secret");
+    fs::create_dir(&secret).unwrap();
+    for (name, mode) in [("readable", 0o644), ("writable", 0o666)] {
+        fs::write(secret.join(name), "before").unwrap();
+        fs::set_permissions(secret.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o700)).unwrap();
+    // Also root, who is confined to a cgroup in a container.
+    for who in [lab.root(), user] {
+        let peer = confined(&manager, &who, &jail);
+        assert_eq!(peer.get::<i32>("Create", arguments!["memory", &format!("own-{}", who.uid)]), -1);
+        let up = "../".repeat(32);
+        for name in ["readable", "writable"] {
+            let file = secret.join(name).display().to_string();
+            for key in [format!("{up}{}", &file[1..]), file.clone(), format!("./{file}")] {
+                refused(&peer, "GetValue", arguments!["memory", "", &key]);
+                refused(&peer, "SetValue", arguments!["memory", "", &key, "after"]);
+                refused(&peer, "Chmod", arguments!["memory", "", &key, 0o666]);
+                let credential = [Credential::of(peer.pid(), who.uid)];
+                let scm = peer.scm("SetValueScm", arguments!["memory", "", &key, "after"], &credential);
+                assert_eq!(scm.datagram(), b"0", "{key}");
+                let scm = peer.scm("GetValueScm", arguments!["memory", "", &key], &credential);
+                assert_eq!(scm.datagram(), b"", "{key}");
+            }
+        }
+        // A cgroup that is a link would be another way.
+        refused(&peer, "GetValue", arguments!["memory", "/proc/self/root/etc", "passwd"]);
+    }
+    for name in ["readable", "writable"] {
+        assert_eq!(fs::read_to_string(secret.join(name)).unwrap(), "before", "{name}");
+    }
+    assert_eq!(fs::metadata(secret.join("readable")).unwrap().mode() & 0o777, 0o644);
+}
+
+/// 2: about a thousand connections, and the daemon was gone.
+fn ten_thousand_connections_leave_others_served(lab: &Lab) {
+    let manager = Manager::start(lab);
+    let (bob, alice) = (lab.user(), lab.user());
+    let before = manager.client(&bob);
+    let (flood, line, _) = alice.agent(&["flood", manager.socket.to_str().unwrap(), "10000"]);
+    assert_eq!(line, "flooded");
+    // While what there is of them is open, for who was there and for who comes.
+    for peer in [&before, &manager.client(&bob)] {
+        peer.does("Ping", arguments![1]);
+        assert!(!peer.get::<Vec<String>>("ListControllers", arguments![]).is_empty());
+    }
+    let (_, stream) = alice.connect(&manager.socket);
+    assert!(Peer::try_over(stream, None).is_err(), "alice has as many as she may");
+    drop(flood);
+    wait_until("alice may connect again", || {
+        let (process, stream) = alice.connect(&manager.socket);
+        Peer::try_over(stream, Some(process)).is_ok_and(|peer| peer.call("Ping", arguments![1]).is_ok())
+    });
+}
+
+fn descriptors(manager: &Manager) -> usize {
+    let all = manager.broker.fronts().into_iter().chain([manager.broker.engine()]);
+    all.map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()).sum()
+}
+
+/// 3: descriptors of calls that never went on, and of those that brought no socket, stayed.
+fn descriptors_of_bad_exchanges_are_closed(lab: &Lab) {
+    let manager = Manager::start(lab);
+    let (alice, bob) = (lab.user(), lab.user());
+    let other = manager.client(&bob);
+    other.does("Ping", arguments![1]);
+    let before = descriptors(&manager);
+    let peer = manager.client(&alice);
+    let file = fs::File::open("/dev/null").unwrap();
+    let (pipe, _end) = std::io::pipe().unwrap();
+    let own: OwnedFd = UnixStream::connect(&manager.socket).unwrap().into();
+    for nth in 0..300 {
+        let fd = [file.as_fd(), pipe.as_fd(), own.as_fd()][nth % 3];
+        let call = [arguments!["memory", "x"], &[Argument::Socket(fd)]].concat();
+        refused(&peer, "CreateScm", &call);
+    }
+    drop(own);
+    // So many may wait, and no more; others have their own.
+    let mut waiting = Vec::new();
+    let told = loop {
+        match peer.begin("CreateScm", arguments!["memory", "x"]) {
+            Ok(scm) => waiting.push(scm),
+            Err(told) => break told,
+        }
+        assert!(waiting.len() <= 1000, "there is no end to it");
+    };
+    assert!(told.text.starts_with("invalid request: "), "{told:?}");
+    let second = manager.client(&alice);
+    assert_eq!(second.begin("CreateScm", arguments!["memory", "x"]).err(), Some(told), "they are alice's");
+    let jail = Jail::new(lab, "memory", "a");
+    jail.give_to(&bob);
+    manager.own_client().does("MovePidAbs", arguments!["memory", &jail.path, other.pid()]);
+    let scm = other.scm("CreateScm", arguments!["memory", "x"], &[Credential::of(other.pid(), bob.uid)]);
+    assert_eq!(scm.datagram(), b"1");
+    // A datagram socket whose other end is kept gives no sign of its client's end.
+    drop((peer, second, other, scm));
+    wait_until("what was left open is closed", || descriptors(&manager) <= before);
+    assert_eq!(waiting[0].datagram(), b"0", "it was told that nobody waits for it any more");
+}
+
+/// Messages on the socket of an exchange that are none: too many, too long, with descriptors, by nobody, by somebody else.
+fn abused_exchanges_make_nobody_somebody_else(lab: &Lab) {
+    let (manager, alice, jail) = (Manager::start(lab), lab.user(), Jail::new(lab, "memory", "a"));
+    let peer = manager.client(&alice);
+    manager.own_client().does("MovePidAbs", arguments!["memory", &jail.path, peer.pid()]);
+    // The cgroup is root's: only who is taken for root may make something in it. This program is root, and its word on the
+    // socket is not alice's.
+    let scm = peer.scm("CreateScm", arguments!["memory", "x"], &[Credential::own()]);
+    assert_eq!(scm.datagram(), b"0");
+    let scm = peer.scm("CreateScm", arguments!["memory", "x"], &[Credential::of(peer.pid(), 0)]);
+    assert_eq!(scm.datagram(), b"0");
+    let scm = peer.scm("CreateScm", arguments!["memory", "x"], &[Credential::of(1, alice.uid)]);
+    assert_eq!(scm.datagram(), b"0");
+    // Two bytes, no bytes.
+    for bytes in [&b"pp"[..], b""] {
+        let scm = peer.begin("CreateScm", arguments!["memory", "x"]).unwrap();
+        let of = Credential::of(peer.pid(), alice.uid);
+        crate::common::cgmanager::send_credential(scm.0.as_fd(), bytes, of).unwrap();
+        assert_eq!(scm.datagram(), b"0", "{bytes:?}");
+    }
+    // One who has ended.
+    let mut gone = alice.sleeper();
+    let scm = peer.begin("CreateScm", arguments!["memory", "x"]).unwrap();
+    scm.identify(Credential::of(gone.pid, alice.uid));
+    gone.kill();
+    assert_eq!(scm.datagram(), b"0");
+    assert!(!jail.has("x"));
+    peer.does("Ping", arguments![1]);
+}
+
+/// 4: a path that was too long by one byte, and the daemon was gone.
+fn no_path_is_too_long(lab: &Lab) {
+    lab.write_policy("[[rule]]\nname = \"deep\"\n[rule.quota]\ncgroup-depth = 32\n");
+    let (manager, alice, jail) = (Manager::start(lab), lab.user(), Jail::new(lab, "memory", "a"));
+    let peer = confined(&manager, &alice, &jail);
+    let component = "x".repeat(255);
+    for length in (4080..4110).chain([255, 256, 8192, 65_536]) {
+        let path: String = format!("{component}/").repeat(length / 256 + 1);
+        let _ = peer.call("Create", arguments!["memory", &path[..length]]);
+        let _ = peer.call("GetValue", arguments!["memory", &path[..length], &path[..length]]);
+        let _ = peer.call("Chmod", arguments!["memory", "", &path[..length], 0o600]);
+    }
+    // Deeper than one path can say, step by step.
+    let mut steps = 0;
+    while steps < 20
+        && peer.call("Create", arguments!["memory", &component]).is_ok()
+        && peer.call("MovePid", arguments!["memory", &component, peer.pid()]).is_ok()
+    {
+        steps += 1;
+    }
+    assert!(steps > 10, "{steps}");
+    peer.does("Ping", arguments![1]);
+    // Who is where no path leads is where nothing can be asked; others are served as before.
+    let (bob, his) = (lab.user(), Jail::new(lab, "memory", "b"));
+    let other = confined(&manager, &bob, &his);
+    assert_eq!(other.get::<String>("GetPidCgroup", arguments!["memory", other.pid()]), "/");
+}
+
+/// 5: `/foo` was taken to be above `/foobar`.
+fn a_name_that_begins_alike_is_somewhere_else(lab: &Lab) {
+    let (manager, alice) = (Manager::start(lab), lab.user());
+    let (foo, foobar) = (Jail::new(lab, "memory", "foo"), Jail::new(lab, "memory", "foobar"));
+    foobar.give_to(&alice);
+    let peer = confined(&manager, &alice, &foo);
+    let task = alice.sleeper();
+    manager.own_client().does("MovePidAbs", arguments!["memory", &foobar.path, task.pid]);
+    let own = Credential::of(peer.pid(), alice.uid);
+    let victim = Credential::of(task.pid, alice.uid);
+    refused(&peer, "GetPidCgroup", arguments!["memory", task.pid]);
+    refused(&peer, "MovePid", arguments!["memory", "", task.pid]);
+    refused(&peer, "GetValue", arguments!["memory", &foobar.path, "memory.usage_in_bytes"]);
+    refused(&peer, "ListKeys", arguments!["memory", &foobar.path]);
+    assert_eq!(peer.scm("GetPidCgroupScm", arguments!["memory"], &[own, victim]).datagram(), b"");
+    assert_eq!(peer.scm("MovePidScm", arguments!["memory", ""], &[own, victim]).datagram(), b"0");
+    assert!(!foo.processes("").contains(&task.pid));
+}
+
+/// 6: there were no quotas.
+fn cgroups_have_an_end(lab: &Lab) {
+    lab.write_policy("[[rule]]\nname = \"few\"\n[rule.quota]\ncgroups = 20\ncgroup-depth = 6\n");
+    let (manager, alice, bob) = (Manager::start(lab), lab.user(), lab.user());
+    let (jail, his) = (Jail::new(lab, "memory", "a"), Jail::new(lab, "memory", "b"));
+    let (peer, other) = (confined(&manager, &alice, &jail), confined(&manager, &bob, &his));
+    let deep = "d/".repeat(30);
+    let told = peer.fails("Create", arguments!["memory", &deep]).text;
+    assert!(told.starts_with("invalid request: ") && told.contains("cgroup-depth"), "{told}");
+    let mut made = 0;
+    let told = loop {
+        match peer.call("Create", arguments!["memory", &format!("n{made}")]) {
+            Ok(_) => made += 1,
+            Err(Failure { text, .. }) => break text,
+        }
+        assert!(made <= 20, "there is no end to it");
+    };
+    assert!(told.starts_with("invalid request: ") && told.contains("at most 20 cgroups"), "{told}");
+    assert!((10..=20).contains(&made), "{made}");
+    // By Scm it is the same, and for the same account.
+    let scm = peer.scm("CreateScm", arguments!["memory", "more"], &[Credential::of(peer.pid(), alice.uid)]);
+    assert_eq!(scm.datagram(), b"0");
+    assert_eq!(other.get::<i32>("Create", arguments!["memory", "x"]), -1, "bob has his own");
+    // What is gone counts no more, by whomever it was removed.
+    assert_eq!(peer.get::<i32>("Remove", arguments!["memory", "n0", 1]), 1);
+    fs::remove_dir(jail.dir.join("n1")).unwrap();
+    for name in ["again", "and-again"] {
+        assert_eq!(peer.get::<i32>("Create", arguments!["memory", name]), -1);
+    }
+    assert!(peer.call("Create", arguments!["memory", "too-many"]).is_err());
+}
+
+/// 8: one client that asked a lot made all others wait.
+fn who_asks_much_makes_nobody_wait(lab: &Lab) {
+    let (manager, alice, bob) = (Manager::start(lab), lab.user(), lab.user());
+    let (jail, his) = (Jail::new(lab, "memory", "a"), Jail::new(lab, "memory", "b"));
+    jail.give_to(&alice);
+    let other = confined(&manager, &bob, &his);
+    let root = manager.own_client();
+    let mut floods = Vec::new();
+    for _ in 0..4 {
+        let (process, stream) = alice.connect(&manager.socket);
+        root.does("MovePidAbs", arguments!["memory", &jail.path, process.pid]);
+        let mut raw = Raw::new(stream);
+        raw.authenticate(alice.uid);
+        let call = Message::method_call(PATH, "ListKeys").interface(INTERFACE);
+        let call = call.build(&("memory", "")).unwrap();
+        // More than is answered to somebody who reads nothing: the rest waits with her.
+        raw.0.set_nonblocking(true).unwrap();
+        let sent = (0..20_000).take_while(|_| raw.0.write(call.data()).is_ok_and(|n| n == call.data().len()));
+        assert!(sent.count() > 100);
+        floods.push((process, raw));
+    }
+    for nth in 0..200 {
+        other.does("Ping", arguments![nth]);
+        let _: String = other.get("GetValue", arguments!["memory", "", "memory.usage_in_bytes"]);
+    }
+    let scm = other.scm("CreateScm", arguments!["memory", "x"], &[Credential::of(other.pid(), bob.uid)]);
+    assert_eq!(scm.datagram(), b"1");
+}
+
+/// 10: on v1 it moved one thread.
+fn a_process_is_moved_with_all_of_its_threads(lab: &Lab) {
+    let (manager, jail) = (Manager::start(lab), Jail::new(lab, "memory", "a"));
+    let (stop, wait) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        let _ = wait.recv();
+    });
+    let own = std::process::id();
+    let tree = lab.host.with("memory").unwrap();
+    let before = crate::common::user::cgroups_of(own);
+    let before = &before.iter().find(|(name, _)| *name == tree.name).unwrap().1;
+    let root = manager.own_client();
+    root.does("MovePidAbs", arguments!["memory", &jail.path, own]);
+    let places: Vec<String> = fs::read_dir("/proc/self/task")
+        .unwrap()
+        .flatten()
+        .map(|task| fs::read_to_string(task.path().join("cgroup")).unwrap())
+        .collect();
+    root.does("MovePidAbs", arguments!["memory", before, own]);
+    drop(stop);
+    thread.join().unwrap();
+    assert!(places.len() > 1);
+    assert!(places.iter().all(|place| place.contains(&jail.path)), "{places:?}");
+}
+
+/// 11: what the kernel starts when a cgroup is empty could be set.
+fn nobody_sets_what_the_kernel_starts(lab: &Lab) {
+    let (manager, alice, jail) = (Manager::start(lab), lab.user(), Jail::new(lab, "memory", "a"));
+    let peer = confined(&manager, &alice, &jail);
+    assert_eq!(peer.get::<i32>("Create", arguments!["memory", "own"]), -1);
+    let root = manager.own_client();
+    let keys =
+        ["release_agent", "notify_on_release", "release-agent", "cgroup.event_control", "cgroup.procs"];
+    for key in keys {
+        refused(&peer, "SetValue", arguments!["memory", "own", key, "1"]);
+        refused(&root, "SetValue", arguments!["memory", &jail.path, key, "1"]);
+        refused(&root, "SetValue", arguments!["memory", "/", key, "1"]);
+    }
+    let (files, _, _) = alice.agent(&["files"]);
+    for key in ["notify_on_release", "release_agent"].map(|key| jail.dir.join("own").join(key)) {
+        if key.exists() {
+            assert_eq!(files.try_file("write", &key, "1"), "EACCES");
+            let name = key.file_name().unwrap().to_str().unwrap();
+            refused(&peer, "Chmod", arguments!["memory", "own", name, 0o666]);
+        }
+    }
+}
+
+/// 12: what others have was listed.
+fn nothing_of_others_is_listed(lab: &Lab) {
+    let (manager, alice) = (Manager::start(lab), lab.user());
+    let (jail, others) = (Jail::new(lab, "memory", "a"), Jail::new(lab, "memory", "b"));
+    let peer = confined(&manager, &alice, &jail);
+    let own = [Credential::of(peer.pid(), alice.uid)];
+    for path in ["/", others.path.as_str(), "/.", "//", &format!("{}/../", jail.path)] {
+        for method in ["ListKeys", "ListChildren", "GetTasks", "GetTasksRecursive"] {
+            refused(&peer, method, arguments!["memory", path]);
+            let scm = peer.scm(&format!("{method}Scm"), arguments!["memory", path], &own);
+            assert_eq!(scm.number(), -1, "{method} {path}");
+        }
+    }
+}
+
+/// A connection whose process has ended is nobody's, whoever holds it now and whoever has the number now.
+fn a_connection_ends_with_its_process(lab: &Lab) {
+    let (manager, alice, jail) = (Manager::start(lab), lab.user(), Jail::new(lab, "memory", "a"));
+    let mut peer = confined(&manager, &alice, &jail);
+    peer.get::<i32>("Create", arguments!["memory", "x"]);
+    peer.process.as_mut().unwrap().kill();
+    refused(&peer, "Create", arguments!["memory", "y"]);
+    refused(&peer, "GetValue", arguments!["memory", "", "memory.usage_in_bytes"]);
+    let sleeper = alice.sleeper();
+    let scm = peer.scm("CreateScm", arguments!["memory", "y"], &[Credential::of(sleeper.pid, alice.uid)]);
+    assert_eq!(scm.datagram(), b"0", "there is nobody to answer for the requestor");
+    assert!(!jail.has("y"));
+    // A process that has ended is moved nowhere, whoever has its number.
+    let other = confined(&manager, &alice, &jail);
+    let mut ended = alice.sleeper();
+    let pid = ended.pid;
+    ended.kill();
+    refused(&other, "MovePid", arguments!["memory", "x", pid]);
+    refused(&other, "GetPidCgroup", arguments!["memory", pid]);
+}
+
+/// Every file of every cgroup from the root to here, but those whose value changes by itself, or says what is used.
+fn limits(dirs: &[PathBuf]) -> BTreeMap<PathBuf, String> {
+    let mut all = BTreeMap::new();
+    let files = dirs.iter().flat_map(|dir| fs::read_dir(dir).unwrap().flatten());
+    for file in files.filter(|file| file.file_type().is_ok_and(|kind| kind.is_file())) {
+        let meta = file.metadata().unwrap();
+        let name = file.file_name().into_string().unwrap();
+        let is_limit = meta.mode() & 0o200 != 0 && meta.uid() == 0;
+        let changes = [
+            "usage", "stat", "events", "pressure", "procs", "tasks", "threads", "failcnt", "time", "current",
+        ];
+        if is_limit && !changes.iter().any(|part| name.contains(part)) {
+            all.insert(file.path(), fs::read_to_string(file.path()).unwrap_or_default());
+        }
+    }
+    all
+}
+
+/// Root gives a cgroup with limits in it, by the interface, and its owner tries each file of it and of its own ones.
+fn nobody_gets_past_what_root_owns(lab: &Lab) {
+    let (manager, alice) = (Manager::start(lab), lab.user());
+    let root = manager.own_client();
+    let mut jails = Vec::new();
+    for tree in lab.host.trees.iter().filter(|tree| lab.host.kind != Kind::V1 || tree.name != "cgroup2") {
+        let path = format!("/cgm-{}-a", lab.instance);
+        let dir = tree.root.join(&path[1..]);
+        fs::create_dir(&dir).unwrap();
+        furnish(&tree.root, &dir);
+        jails.push((tree.root.clone(), Jail { dir, path }));
+    }
+    let listed: Vec<String> = root.get("ListControllers", arguments![]);
+    let top = jails[0].1.path.clone();
+    let task = lab.root().sleeper();
+    root.does("MovePidAbs", arguments!["all", &top, task.pid]);
+    // Root makes the cgroup and sets its limits, in the place where a process of root's is.
+    let keeper = manager.client(&lab.root());
+    root.does("MovePidAbs", arguments!["all", &top, keeper.pid()]);
+    keeper.get::<i32>("Create", arguments!["all", "home"]);
+    for (controller, key, value) in [
+        ("memory", "memory.limit_in_bytes", "67108864"),
+        ("pids", "pids.max", "8"),
+        ("cpu", "cpu.shares", "512"),
+    ] {
+        keeper.does("SetValue", arguments![controller, "home", key, value]);
+    }
+    for controllers in listed.iter().filter(|names| !names.split(',').any(|name| name == "devices")) {
+        keeper.does("Chown", arguments![controllers, "home", alice.uid, alice.gid]);
+    }
+    let peer = manager.client(&alice);
+    root.does("MovePidAbs", arguments!["all", &format!("{top}/home"), peer.pid()]);
+    let dirs: Vec<PathBuf> = jails
+        .iter()
+        .flat_map(|(root, jail)| [root.clone(), jail.dir.clone(), jail.dir.join("home")])
+        .filter(|dir| dir.exists())
+        .collect();
+    let before = limits(&dirs);
+    assert!(before.keys().any(|path| path.ends_with("home/pids.max")), "{before:?}");
+    let (files, _, _) = alice.agent(&["files"]);
+    root.does("MovePidAbs", arguments!["all", &format!("{top}/home"), files.pid]);
+    let values = ["-1", "max", "0", "1", "99999999999", "0-63"];
+    for controller in &listed {
+        let one = controller.split(',').next().unwrap();
+        let root_of = &lab.host.with(one).unwrap_or_else(|| lab.host.cgroup2()).root;
+        let jail = &jails.iter().find(|(root, _)| root == root_of).unwrap().1;
+        let made = peer.call("Create", arguments![controller, "own"]);
+        assert_eq!(made.is_ok(), controller != "devices", "{controller}: {made:?}");
+        let Ok(keys) = peer.call("ListKeys", arguments![controller, ""]) else { continue };
+        let keys: Vec<(String, u32, u32, u32)> = keys.body().deserialize().unwrap();
+        for (key, ..) in keys {
+            let file = jail.dir.join("home").join(&key);
+            for value in values {
+                let _ = peer.call("SetValue", arguments![controller, "", &key, value]);
+                let _ = peer.call("SetValue", arguments![controller, "own", &key, value]);
+                // Nor with what she owns by hand; but she is not to end or lose herself.
+                if !["cgroup.kill", "cgroup.procs", "tasks", "cgroup.threads"].contains(&key.as_str()) {
+                    let _ = files.try_file("write", &file, value);
+                    let _ = files.try_file("write", &jail.dir.join("home/own").join(&key), value);
+                }
+            }
+            let _ = peer.call("Chmod", arguments![controller, "", &key, 0o666]);
+            let _ = peer.call("Chown", arguments![controller, "", alice.uid, alice.gid]);
+        }
+        let _ = peer.call("Chmod", arguments![controller, "", "", 0o777]);
+        for up in ["/", "..", &top] {
+            refused(&peer, "MovePid", arguments![controller, up, peer.pid()]);
+            refused(&peer, "MovePidAbs", arguments![controller, up, peer.pid()]);
+        }
+        assert_ne!(files.try_file("write", &jail.dir.join("cgroup.procs"), &files.pid.to_string()), "ok ");
+    }
+    assert_eq!(limits(&dirs), before);
+    // What bounds her still does: with all the limits that she owns lifted.
+    for (controller, key, value) in [
+        ("memory", "memory.limit_in_bytes", "-1"),
+        ("pids", "pids.max", "max"),
+        ("freezer", "freezer.state", "THAWED"),
+    ] {
+        let _ = peer.call("SetValue", arguments![controller, "own", key, value]);
+    }
+    let (forks, _, _) = alice.agent(&["fork", "50"]);
+    root.does("MovePidAbs", arguments!["all", &format!("{top}/home"), forks.pid]);
+    peer.does("MovePid", arguments!["pids", "own", forks.pid]);
+    let forked = forks.go().unwrap();
+    let count: usize = forked.rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(count < 8, "{forked}");
+}
+
+crate::tests![
+    keys_lead_out_of_no_cgroup,
+    ten_thousand_connections_leave_others_served,
+    descriptors_of_bad_exchanges_are_closed,
+    abused_exchanges_make_nobody_somebody_else,
+    no_path_is_too_long,
+    a_name_that_begins_alike_is_somewhere_else,
+    cgroups_have_an_end,
+    who_asks_much_makes_nobody_wait,
+    a_process_is_moved_with_all_of_its_threads,
+    nobody_sets_what_the_kernel_starts,
+    nothing_of_others_is_listed,
+    a_connection_ends_with_its_process,
+    nobody_gets_past_what_root_owns,
+];

@@ -1,0 +1,779 @@
+//! What CGManager answers, as a table: each line a call in a situation, and the answer that its contract has for it. Every
+//! line is tried twice, as a plain call and as its Scm twin with the same requestor, whose bytes mean the same.
+//!
+//! A scene begins with cgroups of its own in every hierarchy (of cgroup2 alone where that is all): `J`, root's, and
+//! `J/home`, which root gave to alice. The process of `root` is in `J`, those of `alice` and `bob` in `J/home`.
+//!
+//! ```text
+//! WHO METHOD ARGUMENT… => ANSWER | ANSWER OF THE TWIN, if it is another one
+//! ```
+//!
+//! `WHO<GATE` asks by an Scm call on a connection of GATE's. Before that a line may say where it holds: `v1`, `v2`, `plain`,
+//! `scm`. `$J` is the path of `J`, `$NAME` a uid, `@NAME` a pid. Other lines set a scene and look at the kernel:
+//!
+//! ```text
+//! make CGROUP                     an empty one, root's, in every hierarchy
+//! give CONTROLLER CGROUP NAME     as root gives one away: directory, tasks and cgroup.procs
+//! at NAME CGROUP                  a process is put there in every hierarchy that has it
+//! task NAME OWNER CGROUP          a new process
+//! end NAME                        it is killed
+//! in NAME CONTROLLER CGROUP       it is there
+//! owner NAME CONTROLLER FILE      whose a file or directory is
+//! there CONTROLLER CGROUP         a cgroup is there
+//! gone CONTROLLER CGROUP          it is not, or soon is not
+//! ```
+
+use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::Path};
+
+use crate::common::{
+    Kind, Lab, Process, User,
+    cgmanager::{Argument, Credential, Failure, Jail, Manager, Peer, Scm},
+    wait_until,
+};
+
+/// Controllers: contract 2.3.
+const CONTROLLERS: &str = r#"
+plain root ListControllers                       => controllers
+root  Create memory,freezer x                    => new
+root  Create memory,freezer x                    => existed
+root  Create freezer,memory,freezer y            => new
+there freezer y
+there memory y
+root  Create nothing z                           => refused
+root  Create "" z                                => refused
+root  Create memory, z                           => refused
+root  Create ,memory z                           => refused
+v1 root GetValue memory,freezer "" tasks         => refused
+v2 root GetValue memory,freezer "" tasks         => text @root
+root  GetValue nothing "" tasks                  => refused
+root  GetTasks all ""                            => refused
+root  Create systemd s                           => new
+there name=systemd s
+root  Create all a/b                             => new
+there memory a/b
+there pids a/b
+root  Create all a/b                             => existed
+root  Remove all a 1                             => removed
+gone memory a
+# CGManager said of lists that something was there, whatever was.
+root  Remove all a 1                             => absent
+# All are tried, and one that fails is the answer.
+v1 root MovePid all x @root                      => refused
+v1 in root memory x
+v1 in root freezer x
+at root ""
+root  MovePid memory,freezer x @root             => ok
+in root memory x
+in root freezer x
+"#;
+
+/// What one may not touch in a list is passed over, but if that is all it is an error, which it was not in CGManager.
+const PASSED_OVER: &str = r#"
+make bobs
+give memory bobs bob
+at bob bobs
+v1 bob Create freezer x                          => refused
+v1 bob Create freezer,pids x                     => refused
+v1 bob Create freezer,memory x                   => new
+v1 bob Create freezer,memory x                   => existed
+v1 gone freezer bobs/x
+there memory bobs/x
+v1 bob Chmod freezer,memory x "" 700             => refused
+v1 bob Remove freezer x 1                        => absent
+v1 bob Create memory,nothing y                   => refused
+v1 alice Create all a                            => new
+v1 gone devices home/a
+v1 there pids home/a
+v1 alice Create devices b                        => refused
+v1 root Create devices b                         => new
+"#;
+
+/// Paths: contract 2.4.
+const PATHS: &str = r#"
+alice Create memory ..                           => refused
+alice Create memory a/../b                       => refused
+alice Create memory x..y                         => refused
+alice Create memory ../home/a                    => refused
+alice Create memory ""                           => new
+alice Create memory /                            => new
+alice Create memory /abs                         => new
+there memory home/abs
+alice Create memory abs//./b/                    => new
+there memory home/abs/b
+alice ListChildren memory abs                    => names b
+alice ListChildren memory $J/home/abs            => names b
+alice ListChildren memory /abs                   => refused
+alice ListChildren memory $J                     => refused
+alice ListChildren memory /                      => refused
+alice ListKeys memory /                          => refused
+alice ListKeys memory $J                         => refused
+alice GetTasks memory $J                         => refused
+alice GetTasksRecursive memory /                 => refused
+alice GetValue memory $J memory.usage_in_bytes   => refused
+alice GetValue memory $J/home memory.usage_in_bytes => number
+alice GetValue memory x..y tasks                 => refused
+alice SetValue memory $J/home/abs memory.limit_in_bytes 20480000 => ok
+alice GetValue memory abs memory.limit_in_bytes  => text 20480000
+alice MovePid memory /abs @alice                 => refused
+alice MovePid memory .. @alice                   => refused
+plain alice MovePidAbs memory $J/home/abs @alice => ok
+scm alice MovePidAbs memory /abs @alice          => ok
+in alice memory home/abs
+alice GetPidCgroup memory @alice                 => text /
+alice GetPidCgroupAbs memory @alice              => text $J/home/abs | text /
+alice GetPidCgroup memory @bob                   => refused
+alice GetPidCgroupAbs memory @bob                => text $J/home | refused
+root  GetPidCgroup memory @alice                 => text home/abs
+root  GetPidCgroupAbs memory @alice              => text $J/home/abs | text /home/abs
+root  GetPidCgroup memory 0                      => refused
+root  GetValue memory "" ../tasks                => refused
+root  GetValue memory "" home/tasks              => refused
+root  GetValue memory "" /etc/passwd             => refused
+root  GetValue memory "" ""                      => refused
+root  GetValue memory "" nothing                 => refused
+root  GetValue memory nothing memory.usage_in_bytes => refused
+root  Chmod memory home a/tasks 666              => refused
+root  Chmod memory home a\tasks 666              => refused
+"#;
+
+/// One that a gate asks for: contract 2.2, the actors p and r.
+const GATES: &str = r#"
+make gate
+at root gate
+make gate/in
+give memory gate/in alice
+at alice gate/in
+alice<root GetPidCgroup memory @alice            => text /
+alice<root GetPidCgroupAbs memory @alice         => text /in
+alice<root Create memory x                       => new
+there memory gate/in/x
+owner alice memory gate/in/x
+alice<root GetValue memory x memory.usage_in_bytes => number
+alice<root GetValue memory $J/gate/in/x memory.usage_in_bytes => number
+alice<root GetValue memory $J/home memory.usage_in_bytes => refused
+alice<root ListChildren memory /in               => refused
+alice<root MovePid memory x @alice               => ok
+in alice memory gate/in/x
+alice<root MovePidAbs memory /in @alice          => ok
+in alice memory gate/in
+alice<root MovePidAbs memory /../home @alice     => refused
+# Who asks has to be somebody whom the gate answers for.
+root<alice Create memory y                       => refused
+bob<alice  Create memory y                       => refused
+gone memory gate/y
+gone memory home/y
+# A gate sees no more than what is below itself.
+at bob home
+bob<root GetValue memory "" memory.usage_in_bytes => refused
+bob<root GetPidCgroupAbs memory @bob             => refused
+"#;
+
+/// Each method on its own: contract 2.5 and 2.6.
+const METHODS: &str = r#"
+plain root Ping 7                                => ok
+alice Create memory a/b                          => new
+alice Create memory a/b                          => existed
+alice Create memory a                            => existed
+alice Create memory a/c                          => new
+owner alice memory home/a/c
+v1 owner alice memory home/a/c/tasks
+owner alice memory home/a/c/cgroup.procs
+v1 owner alice memory home/a/c/memory.limit_in_bytes
+v1 owner root memory home/a/c/notify_on_release
+owner root memory home/memory.stat
+bob   Create memory b                            => refused
+bob   Create memory a/d                          => refused
+bob   Create memory a/b                          => existed
+bob   Remove memory a/b 1                        => refused
+bob   Remove memory nothing 1                    => absent
+bob   Chmod memory a "" 777                      => refused
+alice Chmod memory a "" 777                      => ok
+bob   Create memory a/d                          => new
+owner bob memory home/a/d
+alice Chown memory a $bob $bob                   => refused
+root  Chown memory home/a $bob $bob              => ok
+bob   Chmod memory a "" 755                      => ok
+owner bob memory home/a
+v1 owner bob memory home/a/tasks
+owner bob memory home/a/cgroup.procs
+v1 owner alice memory home/a/memory.limit_in_bytes
+plain root Chown memory home/a -1 0              => refused
+plain root Chown memory home/a 0 -1              => refused
+root  Chown memory nothing 0 0                   => refused
+root  Chmod memory home nothing 600              => refused
+# The kernel has its say on values.
+alice SetValue memory a/c memory.limit_in_bytes nonsense => refused
+alice SetValue memory a/c memory.limit_in_bytes 40960000 => ok
+alice GetValue memory a/c memory.limit_in_bytes  => text 40960000
+alice SetValue memory "" memory.limit_in_bytes 40960000 => refused
+bob   SetValue memory a/c memory.limit_in_bytes 4096 => refused
+bob   GetValue memory a/c memory.limit_in_bytes  => text 40960000
+alice SetValue memory a/c tasks @alice           => refused
+alice SetValue memory a/c cgroup.procs @alice    => refused
+v1 alice SetValue memory a/c notify_on_release 1 => refused
+v1 alice GetValue memory a/c notify_on_release   => text 0
+v1 alice SetValue memory a/c nothing 1           => refused
+alice GetValue memory a/c tasks                  => text ""
+alice GetTasks memory a/c                        => tasks
+task t alice home
+task u bob home
+alice MovePid memory a/c @t                      => ok
+alice MovePid memory a/c @u                      => refused
+root  MovePid memory home/a/c @u                 => ok
+alice GetTasks memory a/c                        => tasks @t @u
+alice GetTasks memory a                          => tasks
+alice GetTasksRecursive memory a                 => tasks @t @u
+alice GetTasksRecursive memory,freezer a         => refused
+alice GetValue memory a/c tasks                  => lines @t @u
+alice MovePid memory nothing @t                  => refused
+bob   MovePid memory a/b @u                      => refused
+alice Remove memory a/c 0                        => refused
+alice Remove memory a/c 1                        => refused
+end t
+end u
+gone memory nothing
+alice Remove memory a/c 1                        => refused
+bob   Remove memory a/c 1                        => removed
+bob   Remove memory a/c 1                        => absent
+alice ListChildren memory ""                     => names a
+alice ListChildren memory nothing                => refused
+alice ListChildren memory a/b                    => names
+v1 alice ListKeys memory a/b                     => keys tasks=$alice:644 cgroup.procs=$alice:644 memory.limit_in_bytes=$alice:644
+v2 alice ListKeys memory a/b                     => keys cgroup.procs=$alice:644
+alice ListKeys memory nothing                    => refused
+"#;
+
+/// RemoveOnEmpty and Prune: contract 2.6.
+const EMPTY: &str = r#"
+alice Create memory a                            => new
+bob   RemoveOnEmpty memory a                     => refused
+alice RemoveOnEmpty memory nothing               => refused
+alice RemoveOnEmpty memory a                     => ok
+task t alice home
+alice MovePid memory a @t                        => ok
+there memory home/a
+end t
+gone memory home/a
+alice Create memory p/q                          => new
+alice Create memory p/r/s                        => new
+task u alice home
+alice MovePid memory p/q @u                      => ok
+bob   Prune memory p                             => refused
+alice Prune memory nothing                       => refused
+alice Prune memory p                             => ok
+gone memory home/p/r
+there memory home/p/q
+end u
+gone memory home/p
+"#;
+
+/// The behaviours that CGManager's own tests look for, by their numbers: contract 3.
+const OWN_TESTS: &str = r#"
+# 01 to 05
+root  GetValue memory "" memory.usage_in_bytes   => number
+root  GetPidCgroup memory @root                  => text /
+root  Create memory xxx/b                        => new
+root  GetValue memory xxx/b memory.usage_in_bytes => text 0
+root  GetValue memory ../xxx0123/b memory.usage_in_bytes => refused
+# 06 to 08
+task t root ""
+root  MovePid memory xxx/b @t                    => ok
+in t memory xxx/b
+root  GetPidCgroup memory @t                     => text xxx/b
+root  MovePid memory xxx @t                      => ok
+in t memory xxx
+at alice ""
+alice MovePid memory xxx @t                      => refused
+in t memory xxx
+root  MovePid memory xxx @root                   => ok
+in root memory xxx
+root  GetPidCgroup memory @root                  => text /
+at root ""
+# 09: CGManager 0.42 fails here, and leaves out cgroup.procs
+root  Create memory zzz                          => new
+root  Chown memory zzz $alice $alice             => ok
+owner alice memory zzz
+v1 owner alice memory zzz/tasks
+owner alice memory zzz/cgroup.procs
+v1 owner root memory zzz/memory.limit_in_bytes
+# 10 to 13, 16
+alice MovePid memory zzz @alice                  => ok
+in alice memory zzz
+at alice ""
+alice SetValue memory zzz memory.limit_in_bytes 20000 => refused
+alice Create memory zzz/b                        => new
+alice SetValue memory zzz/b memory.limit_in_bytes 204800 => ok
+alice GetValue memory zzz/b memory.limit_in_bytes => text 204800
+# 14
+root  Create memory r/a/b                        => new
+root  Create memory r/c                          => new
+root  Remove memory r 0                          => refused
+root  ListChildren memory r                      => names a c
+root  Remove memory r/c 0                        => removed
+root  ListChildren memory r                      => names a
+root  Remove memory r 1                          => removed
+gone memory r
+# 15, 25
+root  MovePid memory xxx/b @t                    => ok
+root  GetTasks memory xxx/b                      => tasks @t
+task u root ""
+root  MovePid memory xxx @u                      => ok
+root  GetTasks memory xxx                        => tasks @u
+root  GetTasksRecursive memory xxx               => tasks @t @u
+# 17
+v1 root  Chmod memory zzz tasks 600              => ok
+v1 bob   Chmod memory home/zzz tasks 666         => refused
+at bob ""
+bob   Chmod memory zzz cgroup.procs 666          => refused
+alice Chmod memory zzz cgroup.procs 664          => ok
+# 18
+plain version                                    => 10
+# 19
+alice MovePid memory / @alice                    => refused
+root  MovePidAbs memory / @root                  => ok
+scm in root memory ""
+at root ""
+# 20
+root  Create memory empty                        => new
+root  ListChildren memory empty                  => names
+root  ListChildren memory missing                => refused
+# 21
+v1 root Create memory,freezer roe                => new
+v1 root RemoveOnEmpty memory roe                 => ok
+v1 task w root ""
+v1 root MovePid memory,freezer roe @w            => ok
+v1 end w
+v1 gone memory roe
+v1 there freezer roe
+# 22 is in the scene of gates
+# 23
+plain root ListControllers                       => controllers
+# 24
+at alice ""
+root  Create memory prune/a/b                    => new
+alice Prune memory prune                         => refused
+there memory prune/a/b
+task v root ""
+root  MovePid memory prune/a/b @v                => ok
+root  Prune memory prune                         => ok
+there memory prune/a/b
+end v
+gone memory prune
+# 26
+root  Create memory ids                          => new
+root  Chown memory ids 100000 100000             => ok
+root  ListKeys memory ids                        => keys cgroup.procs=100000:644
+# 27
+root  Create memory one                          => new
+root  Create memory two                          => new
+at bob one
+bob   GetValue memory $J/two memory.usage_in_bytes => refused
+bob   GetValue memory $J/one memory.usage_in_bytes => number
+"#;
+
+/// The types of a method's arguments: `o` is a number that is written in octal, `p` a pid, `u` a uid or gid.
+fn types(method: &str) -> &'static str {
+    match method {
+        "Ping" => "i",
+        "ListControllers" => "",
+        "GetPidCgroup" | "GetPidCgroupAbs" => "sp",
+        "Chown" => "ssuu",
+        "Chmod" => "ssso",
+        "MovePid" | "MovePidAbs" => "ssp",
+        "GetValue" => "sss",
+        "SetValue" => "ssss",
+        "Remove" => "ssi",
+        _ => "ss",
+    }
+}
+
+/// A scene.
+struct Scene<'a> {
+    lab: &'a Lab,
+    _manager: Manager,
+    // Before the cgroups: they are emptied by their end.
+    tasks: BTreeMap<String, Process>,
+    actors: BTreeMap<&'static str, (Peer, User)>,
+    jails: Vec<(String, Jail)>,
+    root: Peer,
+    twin: bool,
+}
+
+impl<'a> Scene<'a> {
+    fn new(lab: &'a Lab, twin: bool) -> Self {
+        let manager = Manager::start(lab);
+        // A cgroup2 that nothing mounts is no hierarchy of anybody's.
+        let trees = lab.host.trees.iter().filter(|tree| lab.host.kind != Kind::V1 || tree.name != "cgroup2");
+        let jails = trees.map(|tree| {
+            let path = format!("/cgm-{}-{}", lab.instance, if twin { "scm" } else { "plain" });
+            let dir = tree.root.join(&path[1..]);
+            fs::create_dir(&dir).unwrap();
+            furnish(&tree.root, &dir);
+            (tree.name.clone(), Jail { dir, path })
+        });
+        let jails = jails.collect();
+        let actors = [("root", lab.root()), ("alice", lab.user()), ("bob", lab.user())];
+        let actors = actors.map(|(name, user)| (name, (manager.client(&user), user))).into();
+        let root = manager.own_client();
+        let mut scene = Self { lab, _manager: manager, tasks: BTreeMap::new(), actors, jails, root, twin };
+        scene.play("make home\ngive all home alice\nat root \"\"\nat alice home\nat bob home");
+        scene
+    }
+
+    fn play(&mut self, text: &str) {
+        for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            self.line(line);
+        }
+    }
+
+    fn line(&mut self, line: &str) {
+        let v2 = self.lab.host.kind == Kind::V2;
+        let text = self.filled(line);
+        let (asked, answer) = text.split_once("=>").unwrap_or((&text, ""));
+        let mut words: Vec<&str> =
+            asked.split_whitespace().map(|word| if word == "\"\"" { "" } else { word }).collect();
+        while let Some(holds) = match words[0] {
+            "v1" => Some(!v2),
+            "v2" => Some(v2),
+            "plain" => Some(!self.twin),
+            "scm" => Some(self.twin),
+            _ => None,
+        } {
+            if !holds {
+                return;
+            }
+            words.remove(0);
+        }
+        if answer.is_empty() {
+            return self.set(&words, line);
+        }
+        let (plain, scm) = answer.split_once('|').unwrap_or((answer, answer));
+        let expected = if self.twin { scm } else { plain }.trim();
+        let said = self.asks(&words, line);
+        let Some(said) = said else { return };
+        assert!(self.is(&said, expected), "{line}\n  expected {expected}\n  but it is {said}");
+    }
+
+    fn filled(&self, line: &str) -> String {
+        let mut text = line.replace("$J", &self.jails[0].1.path);
+        for (name, (peer, user)) in &self.actors {
+            text = text.replace(&format!("${name}"), &user.uid.to_string());
+            text = text.replace(&format!("@{name}"), &peer.pid().to_string());
+        }
+        for (name, task) in &self.tasks {
+            text = text.replace(&format!("@{name}"), &task.pid.to_string());
+        }
+        text
+    }
+
+    fn jail(&self, controller: &str) -> &Jail {
+        let v1 = self.jails.iter().find(|(name, _)| name.split(',').any(|one| one == controller));
+        let v2 = || self.jails.iter().find(|(name, _)| name == "cgroup2");
+        &v1.or_else(v2).unwrap_or_else(|| panic!("no {controller}")).1
+    }
+
+    /// The hierarchy of a controller.
+    fn tree(&self, controller: &str) -> &str {
+        &self.lab.host.with(controller).unwrap().name
+    }
+
+    fn pid(&self, name: &str) -> u32 {
+        self.tasks.get(name).map_or_else(|| self.actors[name].0.pid(), |task| task.pid)
+    }
+
+    /// Puts a process into a cgroup, in all hierarchies that have it, as root does.
+    fn put(&self, pid: u32, cgroup: &str) {
+        let path = format!("{}/{cgroup}", self.jails[0].1.path);
+        let v2 = self.lab.host.kind == Kind::V2;
+        let there = self.jails.iter().filter(|(name, jail)| jail.has(cgroup) && (v2 || name != "cgroup2"));
+        let there = there.map(|(name, _)| if v2 { "memory" } else { name.split(',').next().unwrap() });
+        let list = there.collect::<Vec<_>>().join(",");
+        self.root.does("MovePidAbs", crate::arguments![&list, &path, pid]);
+    }
+
+    fn set(&mut self, words: &[&str], line: &str) {
+        match *words {
+            ["make", cgroup] => {
+                for (_, jail) in &self.jails {
+                    fs::create_dir(jail.dir.join(cgroup)).unwrap();
+                    let dir = jail.dir.join(cgroup);
+                    furnish(dir.parent().unwrap(), &dir);
+                }
+            }
+            ["give", controller, cgroup, name] => {
+                let user = &self.actors[name].1;
+                for (_, jail) in self
+                    .jails
+                    .iter()
+                    .filter(|(tree, _)| controller == "all" || *tree == self.tree(controller))
+                {
+                    let files = ["", "tasks", "cgroup.procs", "cgroup.subtree_control"];
+                    let files = files.map(|file| jail.dir.join(cgroup).join(file));
+                    for file in files.iter().filter(|file| file.exists()) {
+                        std::os::unix::fs::chown(file, Some(user.uid), Some(user.gid)).unwrap();
+                    }
+                }
+            }
+            ["at", name, cgroup] => self.put(self.pid(name), cgroup),
+            ["task", name, owner, cgroup] => {
+                let task = self.actors[owner].1.sleeper();
+                self.put(task.pid, cgroup);
+                self.tasks.insert(name.to_owned(), task);
+            }
+            ["end", name] => drop(self.tasks.remove(name).unwrap()),
+            ["in", name, controller, cgroup] => {
+                let all = crate::common::user::cgroups_of(self.pid(name));
+                let mine = all.iter().find(|(tree, _)| tree.split(',').any(|one| one == controller));
+                let mine = mine.or_else(|| all.iter().find(|(tree, _)| tree == "cgroup2")).unwrap();
+                let path = mine.1.strip_suffix("/.cgm_leaf").unwrap_or(&mine.1);
+                let expected = format!("{}/{cgroup}", self.jails[0].1.path);
+                assert_eq!(path, expected.trim_end_matches('/'), "{line}");
+            }
+            ["owner", name, controller, file] => {
+                let meta = fs::metadata(self.jail(controller).dir.join(file)).unwrap();
+                let user = &self.actors[name].1;
+                assert_eq!((meta.uid(), meta.gid()), (user.uid, user.gid), "{line}");
+            }
+            ["there", controller, cgroup] => assert!(self.jail(controller).has(cgroup), "{line}"),
+            ["gone", controller, cgroup] => wait_until(line, || !self.jail(controller).has(cgroup)),
+            _ => panic!("{line}"),
+        }
+    }
+
+    /// Asks; the answer in the words of the table. `None` if there is no such call in this round.
+    fn asks(&self, words: &[&str], line: &str) -> Option<String> {
+        if let ["version"] = words {
+            let properties = "org.freedesktop.DBus.Properties";
+            let arguments = crate::arguments![crate::common::cgmanager::INTERFACE, "api_version"];
+            let path = crate::common::cgmanager::PATH;
+            let reply = self.root.call_at(path, properties, "Get", arguments).unwrap();
+            let version: zbus::OwnedVariant = reply.body().deserialize().unwrap();
+            return Some(i32::try_from(version).unwrap().to_string());
+        }
+        let (who, gate) = words[0].split_once('<').map_or((words[0], None), |(who, gate)| (who, Some(gate)));
+        let (method, rest) = (words[1], &words[2..]);
+        let types = types(method);
+        assert_eq!(types.len(), rest.len(), "{line}");
+        let number = |at: usize| {
+            let radix = if types.as_bytes()[at] == b'o' { 8 } else { 10 };
+            i32::from_str_radix(rest[at], radix).unwrap_or_else(|_| panic!("{line}: {}", rest[at]))
+        };
+        let arguments = types.char_indices().map(|(at, kind)| match kind {
+            's' => Argument::Text(rest[at]),
+            _ => Argument::Number(number(at)),
+        });
+        let arguments: Vec<Argument<'_>> = arguments.collect();
+        if !self.twin {
+            if gate.is_some() {
+                return None;
+            }
+            return Some(plain(&self.actors[who].0, method, &arguments));
+        }
+        if matches!(method, "Ping" | "ListControllers") {
+            return None;
+        }
+        let named = types.find(['p', 'u']).unwrap_or(types.len());
+        let (peer, user) = &self.actors[who];
+        let mut credentials = vec![Credential::of(peer.pid(), user.uid)];
+        match &types[named..] {
+            "p" if number(named) == 0 => return None,
+            "p" => credentials.push(self.victim(number(named).cast_unsigned())),
+            "uu" => {
+                let [uid, gid] = [number(named), number(named + 1)].map(i32::cast_unsigned);
+                credentials.push(Credential { pid: std::process::id(), uid, gid });
+            }
+            _ => {}
+        }
+        let gate = &self.actors[gate.unwrap_or(who)].0;
+        let scm = gate.scm(&format!("{method}Scm"), &arguments[..named], &credentials);
+        Some(twin(&scm, method))
+    }
+
+    /// A process as somebody who may would name it.
+    fn victim(&self, pid: u32) -> Credential {
+        let meta = fs::metadata(format!("/proc/{pid}")).unwrap();
+        Credential { pid, uid: meta.uid(), gid: meta.gid() }
+    }
+
+    fn is(&self, said: &str, expected: &str) -> bool {
+        let sorted = |text: &str| {
+            let mut words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+            words.sort();
+            words
+        };
+        match expected.split_once(' ').map_or(expected, |(kind, _)| kind) {
+            "number" => said.strip_prefix("text ").is_some_and(|value| value.parse::<u64>().is_ok()),
+            "lines" => sorted(&said.replace("text ", "lines ")) == sorted(expected),
+            "tasks" | "names" => sorted(said) == sorted(expected),
+            "keys" => expected.split(' ').all(|key| said.split(' ').any(|one| one == key)),
+            "controllers" => self.are_all_controllers(said),
+            _ => said == expected.replace("\"\"", "").trim_end() || said == expected,
+        }
+    }
+
+    /// Each v1 hierarchy that this process is in; and cgroup2, by what it has beside those, if it is there.
+    fn are_all_controllers(&self, said: &str) -> bool {
+        let known: Vec<String> = crate::common::user::cgroups_of(std::process::id())
+            .into_iter()
+            .map(|(name, _)| name)
+            .filter(|name| name != "cgroup2")
+            .collect();
+        let (v1, v2): (Vec<&str>, Vec<&str>) =
+            said.split(' ').skip(1).partition(|said| known.iter().any(|name| name == said));
+        let on_v2 = |name: &str| matches!(name, "cpuacct" | "freezer") || !self.lab.host.is_v1(name);
+        let all = ["cpu", "cpuacct", "cpuset", "blkio", "freezer", "memory", "pids"];
+        let all = all.iter().filter(|_| self.lab.host.kind == Kind::V2);
+        v1.len() == known.len()
+            && v2.len() <= 1
+            && v2.iter().all(|names| names.split(',').all(on_v2))
+            && all.into_iter().all(|name| v2.iter().any(|names| names.split(',').any(|one| one == *name)))
+    }
+}
+
+/// What an administrator does for a cgroup that is made by hand: a v1 cpuset has nothing to run on, and on cgroup2 a cgroup has
+/// the controllers that are enabled above it.
+pub fn furnish(above: &Path, dir: &Path) {
+    for file in ["cpuset.cpus", "cpuset.mems"].iter().filter(|_| dir.join("tasks").exists()) {
+        if let Ok(value) = fs::read(above.join(file)) {
+            fs::write(dir.join(file), value).unwrap();
+        }
+    }
+    let controllers = fs::read_to_string(above.join("cgroup.controllers")).unwrap_or_default();
+    for controller in controllers.split_whitespace() {
+        // Not each can be had everywhere: `cpu` not beside realtime processes.
+        let _ = fs::write(above.join("cgroup.subtree_control"), format!("+{controller}"));
+    }
+}
+
+/// A plain call's answer in the words of the table.
+fn plain(peer: &Peer, method: &str, arguments: &[Argument<'_>]) -> String {
+    let reply = match peer.call(method, arguments) {
+        Ok(reply) => reply,
+        Err(Failure { name, text }) => {
+            assert_eq!(name, crate::common::cgmanager::INVALID_ARGS, "{method}: {text}");
+            assert!(text.starts_with("invalid request"), "{method}: {text}");
+            return "refused".to_owned();
+        }
+    };
+    let body = reply.body();
+    match method {
+        "Create" | "Remove" => existed(method, body.deserialize::<i32>().unwrap()),
+        "GetValue" | "GetPidCgroup" | "GetPidCgroupAbs" => {
+            format!("text {}", body.deserialize::<String>().unwrap()).trim_end().to_owned()
+        }
+        "GetTasks" | "GetTasksRecursive" => listed("tasks", body.deserialize::<Vec<i32>>().unwrap()),
+        "ListChildren" | "ListControllers" => listed("names", body.deserialize::<Vec<String>>().unwrap()),
+        "ListKeys" => {
+            let keys: Vec<(String, u32, u32, u32)> = body.deserialize().unwrap();
+            listed("keys", keys.iter().map(|(name, uid, gid, mode)| key(name, *uid, *gid, *mode)))
+        }
+        _ => {
+            body.deserialize::<()>().unwrap();
+            "ok".to_owned()
+        }
+    }
+}
+
+/// A twin's, from its datagrams.
+fn twin(scm: &Scm, method: &str) -> String {
+    let refused = || "refused".to_owned();
+    match method {
+        "Create" | "Remove" => match scm.datagram().as_slice() {
+            b"0" => refused(),
+            b"1" => existed(method, -1),
+            b"2" => existed(method, 1),
+            other => panic!("{method}: {other:?}"),
+        },
+        "GetValue" | "GetPidCgroup" | "GetPidCgroupAbs" => {
+            let text = scm.datagram();
+            let Some((end, text)) = text.split_last() else { return refused() };
+            assert_eq!(*end, 0, "{method}");
+            format!("text {}", str::from_utf8(text).unwrap()).trim_end().to_owned()
+        }
+        "GetTasks" | "GetTasksRecursive" => scm.tasks().map_or_else(refused, |pids| listed("tasks", pids)),
+        "ListChildren" => scm.names().map_or_else(refused, |names| listed("names", names)),
+        "ListKeys" => {
+            let Ok(count) = usize::try_from(scm.number()) else { return refused() };
+            let length = usize::try_from(scm.number()).unwrap();
+            let text = String::from_utf8(scm.datagram()).unwrap();
+            assert_eq!(text.len(), length);
+            let lines: Vec<&str> = text.lines().collect();
+            assert_eq!(lines.len(), 4 * count);
+            let number = |text: &str| text.parse::<i32>().unwrap().cast_unsigned();
+            let keys = lines.chunks(4);
+            listed("keys", keys.map(|k| key(k[0], number(k[1]), number(k[2]), number(k[3]))))
+        }
+        _ => match scm.datagram().as_slice() {
+            b"0" => refused(),
+            b"1" => "ok".to_owned(),
+            other => panic!("{method}: {other:?}"),
+        },
+    }
+}
+
+fn existed(method: &str, number: i32) -> String {
+    match (method, number) {
+        ("Create", -1) => "new",
+        ("Create", 1) => "existed",
+        ("Remove", 1) => "removed",
+        ("Remove", -1) => "absent",
+        other => panic!("{other:?}"),
+    }
+    .to_owned()
+}
+
+fn listed<T: ToString>(kind: &str, all: impl IntoIterator<Item = T>) -> String {
+    all.into_iter().fold(kind.to_owned(), |text, one| format!("{text} {}", one.to_string()))
+}
+
+/// A file: its name, its owner, and the bits of its mode. Owner and group are the same here.
+fn key(name: &str, uid: u32, gid: u32, mode: u32) -> String {
+    assert_eq!(mode & 0o170_000, 0o100_000, "{name} is a file");
+    let owner = if uid == gid { uid.to_string() } else { format!("{uid}.{gid}") };
+    format!("{name}={owner}:{:o}", mode & 0o7777)
+}
+
+/// Plays a part of the table, with plain calls and with their twins.
+fn both(lab: &Lab, table: &str) {
+    for twin in [false, true] {
+        Scene::new(lab, twin).play(table);
+    }
+}
+
+fn controllers_are_named_as_cgmanager_names_them(lab: &Lab) {
+    both(lab, CONTROLLERS);
+}
+
+fn what_is_not_allowed_in_a_list_is_passed_over(lab: &Lab) {
+    both(lab, PASSED_OVER);
+}
+
+fn paths_lead_where_cgmanagers_lead(lab: &Lab) {
+    both(lab, PATHS);
+}
+
+fn who_asks_and_who_passes_it_on_are_two(lab: &Lab) {
+    Scene::new(lab, true).play(GATES);
+}
+
+fn every_method_answers_as_cgmanager_does(lab: &Lab) {
+    both(lab, METHODS);
+}
+
+fn empty_cgroups_go(lab: &Lab) {
+    both(lab, EMPTY);
+}
+
+fn what_cgmanagers_own_tests_look_for_is_there(lab: &Lab) {
+    both(lab, OWN_TESTS);
+}
+
+crate::tests![
+    controllers_are_named_as_cgmanager_names_them,
+    what_is_not_allowed_in_a_list_is_passed_over,
+    paths_lead_where_cgmanagers_lead,
+    who_asks_and_who_passes_it_on_are_two,
+    every_method_answers_as_cgmanager_does,
+    empty_cgroups_go,
+    what_cgmanagers_own_tests_look_for_is_there,
+];
