@@ -64,7 +64,8 @@ fn keys_lead_out_of_no_cgroup(lab: &Lab) {
         let up = "../".repeat(32);
         for name in ["readable", "writable"] {
             let file = secret.join(name).display().to_string();
-            for key in [format!("{up}{}", &file[1..]), file.clone(), format!("./{file}")] {
+            let listed = format!("memory.limit_in_bytes/../{up}{}", &file[1..]);
+            for key in [format!("{up}{}", &file[1..]), file.clone(), format!("./{file}"), listed] {
                 refused(&peer, "GetValue", arguments!["memory", "", &key]);
                 refused(&peer, "SetValue", arguments!["memory", "", &key, "after"]);
                 refused(&peer, "Chmod", arguments!["memory", "", &key, 0o666]);
@@ -218,6 +219,7 @@ fn a_name_that_begins_alike_is_somewhere_else(lab: &Lab) {
     manager.own_client().does("MovePidAbs", arguments!["memory", &foobar.path, task.pid]);
     let own = Credential::of(peer.pid(), alice.uid);
     let victim = Credential::of(task.pid, alice.uid);
+    assert_eq!(peer.get::<String>("GetPidCgroup", arguments!["memory", peer.pid()]), "/");
     refused(&peer, "GetPidCgroup", arguments!["memory", task.pid]);
     refused(&peer, "MovePid", arguments!["memory", "", task.pid]);
     refused(&peer, "GetValue", arguments!["memory", &foobar.path, "memory.usage_in_bytes"]);
@@ -342,6 +344,7 @@ fn nothing_of_others_is_listed(lab: &Lab) {
     let (jail, others) = (Jail::new(lab, "memory", "a"), Jail::new(lab, "memory", "b"));
     let peer = confined(&manager, &alice, &jail);
     let own = [Credential::of(peer.pid(), alice.uid)];
+    peer.get::<Vec<(String, u32, u32, u32)>>("ListKeys", arguments!["memory", &jail.path]);
     for path in ["/", others.path.as_str(), "/.", "//", &format!("{}/../", jail.path)] {
         for method in ["ListKeys", "ListChildren", "GetTasks", "GetTasksRecursive"] {
             refused(&peer, method, arguments!["memory", path]);
