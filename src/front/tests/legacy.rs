@@ -335,6 +335,65 @@ fn a_second_credential_is_asked_for_when_the_first_is_there() {
     }
 }
 
+/// A process that keeps the lock which everybody takes who receives from a socket, or looks at what is there.
+struct SlowReader(std::process::Child);
+
+impl SlowReader {
+    fn of(socket: &UnixDatagram) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("slow_reader");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/slow_reader.c");
+        let built = Command::new("cc").args(["-O1", "-o"]).arg(&program).arg(source).status().unwrap();
+        assert!(built.success(), "the program can't be built");
+        let socket = std::os::fd::OwnedFd::from(socket.try_clone().unwrap());
+        let mut command = Command::new(&program);
+        let mut reader = Self(command.stdin(socket).stdout(std::process::Stdio::piped()).spawn().unwrap());
+        let mut told = String::new();
+        let output = std::io::BufReader::new(reader.0.stdout.take().unwrap());
+        std::io::BufRead::read_line(&mut { output }, &mut told).unwrap();
+        assert_eq!(told, "ready\n");
+        reader
+    }
+}
+
+impl Drop for SlowReader {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn who_keeps_the_lock_of_its_socket_holds_up_nobody() {
+    let front = Front::socket();
+    block_on(async {
+        let (attacker, other) = (Client::new(&front, 1000).await, Client::new(&front, 1001).await);
+        let (ours, theirs) = pair();
+        let reader = SlowReader::of(&theirs);
+        // This one is received, and never is: then what is sent is left for the front.
+        identify(&ours, me(), 7);
+        let pending = || rustix::io::ioctl_fionread(&theirs).unwrap();
+        eventually("nothing is received", || pending() == 0);
+        identify(&ours, me(), 7);
+        attacker.begin("ChownScm", &("memory", "a", Fd::from(&theirs)), &ours).await;
+        assert_eq!(datagram(&ours), b"1", "the second is asked for");
+        identify(&ours, me(), 8);
+        for _ in 0..100 {
+            other.call("Ping", &1).await.unwrap();
+        }
+        other.call("Create", &("memory", "a")).await.unwrap();
+        assert!(
+            front
+                .seen()
+                .iter()
+                .all(|seen| matches!(&seen.op, Op::Legacy(Legacy { call: LegacyCall::Create(_), .. })))
+        );
+        // Then it goes on by itself.
+        drop(reader);
+        eventually("the exchange does not go on", || front.seen_count() > 0);
+    });
+}
+
 #[test]
 fn what_the_kernel_sends_beside_credentials_is_not_kept() {
     let front = Front::socket();
