@@ -4,7 +4,7 @@
 //! measured in one run, in turns. Two ways: *idle*, with a pause before each sample, where the kernel's waits
 //! for RCU grace periods show, and *hot*, back to back.
 //!
-//! `BENCH_ONLY=grant,run,systems,links,size,wakeups` runs some parts only, `RUNS=N` sets the number of samples. Needs root.
+//! `BENCH_ONLY=grant,run,systems,links,cgmanager,size,wakeups` runs some parts only, `RUNS=N` sets the number of samples. Needs root.
 //! Everything that is made is removed.
 
 // What is removed whole are directories that this program made.
@@ -15,6 +15,7 @@
 mod common;
 
 mod caller;
+mod cgmanager;
 mod floor;
 mod grants;
 mod launch;
@@ -52,11 +53,12 @@ pub struct Bench {
 /// A part: its name for `BENCH_ONLY`, and what it does.
 type Part = (&'static str, fn(&Bench));
 
-const PARTS: [Part; 6] = [
+const PARTS: [Part; 7] = [
     ("grant", grants::measure),
     ("run", launch::measure),
     ("systems", systems::measure),
     ("links", links::measure),
+    ("cgmanager", cgmanager::measure),
     ("size", size::measure_memory),
     ("wakeups", size::measure_wakeups),
 ];
@@ -76,7 +78,7 @@ fn main() -> ExitCode {
     let only: Vec<&str> = only.split(',').filter(|name| !name.is_empty()).collect();
     if let Some(unknown) = only.iter().find(|name| !PARTS.iter().any(|(part, _)| part == *name)) {
         eprintln!(
-            "BENCH_ONLY: there is no part {unknown:?}; there are grant, run, systems, links, size, wakeups"
+            "BENCH_ONLY: there is no part {unknown:?}; there are grant, run, systems, links, cgmanager, size, wakeups"
         );
         return ExitCode::from(2);
     }
@@ -149,11 +151,12 @@ fn gather_programs() -> PathBuf {
     let directory = PathBuf::from(format!("/tmp/cgrant-bench-bin-{}", std::process::id()));
     fs::create_dir(&directory).unwrap();
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
-    for name in ["cgrantd", "cgrant-engine", "cgrant-front", "cgrant-net", "cgrant-scope", "cgrant"] {
+    for name in ["cgrantd", "cgproxy", "cgrant-engine", "cgrant-front", "cgrant-net", "cgrant-scope", "cgrant"] {
         let source = built.join(name);
         fs::copy(&source, directory.join(name))
             .unwrap_or_else(|error| panic!("{}: {error}; `make bench` builds it first", source.display()));
     }
+    std::os::unix::fs::symlink("cgrant", directory.join("cgm")).unwrap();
     fs::copy("/proc/self/exe", directory.join("tests")).unwrap();
     directory
 }

@@ -27,6 +27,7 @@ use crate::{
         Lab, User,
         cgmanager::{Argument, Failure, INTERFACE, INVALID_ARGS, Jail, Manager, PATH, Peer, Scm},
         raw::Raw,
+        wait_until,
     },
 };
 
@@ -117,6 +118,26 @@ fn processes_are_moved_found_and_listed(lab: &Lab) {
     );
     peer.does("MovePid", arguments!["memory", "", sleeper.pid]);
     assert_eq!(peer.get::<i32>("Remove", arguments!["memory", "x", 1]), 1);
+}
+
+fn cgroups_go_when_nobody_is_in_them(lab: &Lab) {
+    let (manager, user, jail) = (Manager::start(lab), lab.user(), Jail::new(lab, "memory", "a"));
+    let peer = confined(&manager, &user, &jail);
+    let mut sleeper = user.sleeper();
+    jail.put(sleeper.pid);
+    peer.get::<i32>("Create", arguments!["memory", "x/y"]);
+    peer.does("MovePid", arguments!["memory", "x/y", sleeper.pid]);
+    peer.does("RemoveOnEmpty", arguments!["memory", "x/y"]);
+    peer.does("Prune", arguments!["memory", "x"]);
+    assert!(jail.has("x/y"), "somebody is in it");
+    sleeper.kill();
+    wait_until("both cgroups are gone", || !jail.has("x"));
+    for path in ["z/one/two", "z/three"] {
+        peer.get::<i32>("Create", arguments!["memory", path]);
+    }
+    peer.does("Prune", arguments!["memory", "z"]);
+    wait_until("all of them are gone", || !jail.has("z"));
+    assert_eq!(peer.fails("RemoveOnEmpty", arguments!["memory", "none"]).text, "invalid request");
 }
 
 fn a_cgroup_is_given_away_by_root_and_not_its_limits(lab: &Lab) {
@@ -547,6 +568,7 @@ fn the_strict_policy_switches_it_off(lab: &Lab) {
 crate::tests![
     cgroups_are_made_read_and_removed,
     processes_are_moved_found_and_listed,
+    cgroups_go_when_nobody_is_in_them,
     a_cgroup_is_given_away_by_root_and_not_its_limits,
     controllers_lists_and_what_is_told_of_the_interface,
     failures_are_told_in_cgmanagers_words,

@@ -36,7 +36,7 @@ impl Container {
         let mut init = None;
         wait_until("a container's first process runs", || {
             let children = harness::descendants_of(holder.pid).into_iter();
-            init = children.filter(|pid| comm(*pid) == "sleep").last();
+            init = children.rev().find(|pid| comm(*pid) == "sleep");
             init.is_some()
         });
         let container = Self { init: init.unwrap(), _holder: holder, programs: lab.programs.clone() };
