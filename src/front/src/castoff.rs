@@ -233,7 +233,7 @@ mod tests {
         sender.set_nonblocking(true).unwrap();
         while sender.write(&[0; 65536]).is_ok() {}
         let minute = Some(std::time::Duration::from_secs(60));
-        rustix::net::sockopt::set_socket_linger(&sender, minute).unwrap();
+        sockopt::set_socket_linger(&sender, minute).unwrap();
         sender.set_nonblocking(false).unwrap();
         (sender.into(), receiver)
     }
