@@ -206,6 +206,25 @@ pub fn boot_id() -> io::Result<String> {
     Ok(text.trim_end().to_owned())
 }
 
+/// The size of a page of memory, in bytes. Known to the C library from the start: nothing is asked or opened, so it is there in
+/// a process that may open nothing. 4096 if not.
+pub fn page_size() -> u64 {
+    known_size(nix::unistd::SysconfVar::PAGE_SIZE).unwrap_or(4096)
+}
+
+/// Ticks of `/proc` and of v1's `cpuacct.stat` in a second; known as [`page_size`] is. 100 if not.
+pub fn ticks_per_second() -> u64 {
+    known_size(nix::unistd::SysconfVar::CLK_TCK).unwrap_or(100)
+}
+
+fn known_size(of: nix::unistd::SysconfVar) -> Option<u64> {
+    nix::unistd::sysconf(of)
+        .ok()
+        .flatten()
+        .and_then(|value| u64::try_from(value).ok())
+        .filter(|value| *value != 0)
+}
+
 /// Now, in clock ticks after boot, as [`Stat::start_time`] counts: what starts later has no smaller number.
 ///
 /// # Errors

@@ -21,6 +21,7 @@ mod lost;
 pub use lost::why_lost;
 
 use cgrant_policy::HugePageSize;
+use cgrant_sys::process::{page_size, ticks_per_second};
 
 /// What stands for the size of a page in the names of huge pages' files.
 const SIZE: char = '*';
@@ -108,8 +109,7 @@ impl Translation<'_> {
 
     fn texts<'t>(&self, texts: &'t [String]) -> Texts<'t> {
         let huge = self.size.parse::<HugePageSize>().ok().map(HugePageSize::bytes);
-        let page = || u64::try_from(rustix::param::page_size()).unwrap_or(4096);
-        Texts { texts, unit: huge.unwrap_or_else(page), ticks: rustix::param::clock_ticks_per_second() }
+        Texts { texts, unit: huge.unwrap_or_else(page_size), ticks: ticks_per_second() }
     }
 }
 
