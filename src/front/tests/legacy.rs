@@ -455,10 +455,13 @@ fn a_value_of_a_megabyte_and_ten_thousand_processes_arrive() {
     block_on(async {
         let client = Client::new(&front, 1000).await;
         let (ours, theirs) = pair();
+        let room = || sockopt::socket_send_buffer_size(&theirs).unwrap();
+        let before = room();
         client.begin("GetValueScm", &("memory", "a", "k", Fd::from(&theirs)), &ours).await;
         identify(&ours, me(), 1000);
         let got = datagram(&ours);
         assert_eq!(got.len(), value.len() + 1);
+        eventually("the socket keeps more room than others have", || room() == before);
         assert!(got.starts_with(value.as_bytes()) && got.ends_with(b"\0"));
         let (ours, theirs) = pair();
         client.begin("GetTasksScm", &("memory", "a", Fd::from(&theirs)), &ours).await;

@@ -132,6 +132,7 @@ impl Exchange {
 
     /// Sends a datagram that the socket takes only if the engine lets it.
     async fn send_long(&self, datagram: &[u8]) -> Result<(), Broken> {
+        let _room = self.socket.room()?;
         let bytes = u32::try_from(datagram.len()).unwrap_or(u32::MAX).min(MAX_DATAGRAM);
         self.ask(LegacyCall::SendRoom { bytes }).await?;
         Ok(self.socket.send(datagram).await?)

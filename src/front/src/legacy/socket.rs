@@ -62,6 +62,23 @@ pub struct ExchangeSocket {
     pins: Pins,
 }
 
+/// The room that a socket has to send. When this is dropped it has no more, whatever it was given meanwhile: whoever has the
+/// socket too could fill it with what nobody reads, and pass on to the next.
+#[derive(Debug)]
+pub struct Room<'a> {
+    socket: &'a Watched,
+    bytes: usize,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        // The kernel doubles what it is told.
+        if let Err(error) = sockopt::set_socket_send_buffer_size(self.socket, self.bytes / 2) {
+            tracing::debug!(%error, "a socket keeps its room");
+        }
+    }
+}
+
 impl ExchangeSocket {
     /// Takes what came with a call. Whoever sends over it shows who it is from now on.
     ///
@@ -117,6 +134,15 @@ impl ExchangeSocket {
     /// `EMFILE`, `ENFILE`.
     pub fn duplicate(&self) -> io::Result<OwnedFd> {
         self.watched.as_fd().try_clone_to_owned()
+    }
+
+    /// What room there is, to be given back.
+    ///
+    /// # Errors
+    /// Those of `getsockopt(2)`.
+    pub fn room(&self) -> Result<Room<'_>, SocketError> {
+        let bytes = sockopt::socket_send_buffer_size(&self.watched)?;
+        Ok(Room { socket: &self.watched, bytes })
     }
 
     /// Waits for room to send.
