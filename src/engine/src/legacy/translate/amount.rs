@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn no_limit_is_v1s_large_number() {
-        let page = u64::try_from(rustix::param::page_size()).unwrap();
+        let page = cgrant_sys::process::page_size();
         let endless = (i64::MAX as u64 / page * page).to_string();
         if page == 4096 {
             assert_eq!(endless, "9223372036854771712");
@@ -405,7 +405,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_limit_reads_back_as_it_was_written(pages in 0..(1_u64 << 40)) {
-            let page = u64::try_from(rustix::param::page_size()).unwrap();
+            let page = cgrant_sys::process::page_size();
             let value = (pages * page).to_string();
             let written = write(LIMIT, &value, &pair("max", "max")).unwrap();
             prop_assert_eq!(written.len(), 1);
@@ -416,7 +416,7 @@ mod tests {
         fn both_stay_what_they_are_when_memory_changes(
             memory in 0..1000_u64, swap in 0..1000_u64, wanted in 0..3000_u64
         ) {
-            let page = u64::try_from(rustix::param::page_size()).unwrap();
+            let page = cgrant_sys::process::page_size();
             let texts = [memory, swap, wanted].map(|pages| (pages * page).to_string());
             let before = read(BOTH, &pair(&texts[0], &texts[1])).unwrap();
             let Ok(steps) = write(LIMIT, &texts[2], &pair(&texts[0], &texts[1])) else {

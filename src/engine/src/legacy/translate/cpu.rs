@@ -183,7 +183,7 @@ mod tests {
             (get("cpuacct.usage_user"), get("cpuacct.usage_sys")),
             ("3000000000".into(), "2000000000".into())
         );
-        let ticks = rustix::param::clock_ticks_per_second();
+        let ticks = cgrant_sys::process::ticks_per_second();
         assert_eq!(get("cpuacct.stat"), format!("user {}\nsystem {}", 3 * ticks, 2 * ticks));
         let stat = get("cpu.stat");
         assert!(stat.starts_with(text) && stat.ends_with("\nthrottled_time 6000"), "{stat}");
