@@ -77,7 +77,7 @@ v1 bob Create freezer,pids x                     => refused
 v1 bob Create freezer,memory x                   => new
 v1 bob Create freezer,memory x                   => existed
 v1 gone freezer bobs/x
-there memory bobs/x
+v1 there memory bobs/x
 v1 bob Chmod freezer,memory x "" 700             => refused
 v1 bob Remove freezer x 1                        => absent
 v1 bob Create memory,nothing y                   => refused
@@ -248,12 +248,18 @@ const EMPTY: &str = r#"
 alice Create memory a                            => new
 bob   RemoveOnEmpty memory a                     => refused
 alice RemoveOnEmpty memory nothing               => refused
-alice RemoveOnEmpty memory a                     => ok
 task t alice home
 alice MovePid memory a @t                        => ok
+alice RemoveOnEmpty memory a                     => ok
 there memory home/a
 end t
 gone memory home/a
+# One that is empty already goes at once on cgroup2 only.
+alice Create memory b                            => new
+alice RemoveOnEmpty memory b                     => ok
+v1 there memory home/b
+v2 gone memory home/b
+v1 alice Remove memory b 0                       => removed
 alice Create memory p/q                          => new
 alice Create memory p/r/s                        => new
 task u alice home
