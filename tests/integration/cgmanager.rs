@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::IoSlice,
+    io::{BufRead, BufReader, IoSlice},
     os::{
         fd::AsFd,
         unix::{
@@ -12,7 +12,7 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use rustix::{
@@ -552,6 +552,43 @@ fn cgroups_for_people(lab: &Lab) {
     assert!(told.contains("start cgrantd with --cgmanager-socket") && code == Some(3), "{told}");
 }
 
+/// A host as systemd leaves it: the hierarchies on a tmpfs that is read-only. In mount namespaces of the broker's own.
+const READ_ONLY: &str = r#"
+    set -e
+    mkdir "$0/cg" && mount -t tmpfs -o mode=755,size=1M,nosuid,nodev,noexec cg "$0/cg"
+    for hierarchy in /sys/fs/cgroup/*/; do
+        place=$0/cg/$(basename "$hierarchy") && mkdir "$place" && mount --bind "$hierarchy" "$place"
+    done
+    mount --move "$0/cg" /sys/fs/cgroup
+    mount -o remount,ro,mode=755,nosuid,nodev,noexec /sys/fs/cgroup
+    mount -t tmpfs -o mode=755 run /run
+    exec "$@""#;
+
+fn its_sockets_are_where_clients_look(lab: &Lab) {
+    let broker = lab.setup().arguments(&["--cgmanager-socket", "auto"]).command();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", READ_ONLY]).arg(&lab.scratch);
+    command.arg(broker.get_program()).args(broker.get_args());
+    let log = fs::OpenOptions::new().create(true).append(true).open(lab.scratch.join("log")).unwrap();
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line == "READY"), "the broker did not start");
+    let root = PathBuf::from(format!("/proc/{}/root", child.id()));
+    let sockets = ["sys/fs/cgroup/cgmanager/sock", "run/cgmanager/sock"].map(|path| root.join(path));
+    for socket in &sockets {
+        let peer = Peer::over(UnixStream::connect(socket).unwrap(), None);
+        peer.does("Ping", arguments![0]);
+        assert_eq!(owner(socket.parent().unwrap()).0, 0o755);
+    }
+    let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", child.id())).unwrap();
+    let place = mounts.lines().rfind(|line| line.split(' ').nth(4) == Some("/sys/fs/cgroup")).unwrap();
+    let options = place.split(' ').nth(5).unwrap();
+    assert!(options.starts_with("ro,nosuid,nodev,noexec"), "it is as it was: {place}");
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::TERM).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
 fn the_strict_policy_switches_it_off(lab: &Lab) {
     lab.write_policy(include_str!("../../policy/strict.toml"));
     let (manager, user, jail) = (Manager::start(lab), lab.user(), Jail::new(lab, "memory", "a"));
@@ -578,5 +615,6 @@ crate::tests![
     libdbus_works_on_both_sides_of_a_namespace,
     the_command_cgm_says_what_cgmanagers_said,
     cgroups_for_people,
+    its_sockets_are_where_clients_look,
     the_strict_policy_switches_it_off,
 ];
