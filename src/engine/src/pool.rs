@@ -29,6 +29,9 @@ const LINGER: Duration = Duration::from_secs(5);
 /// Most jobs of one lane that run beside each other.
 const MAX_BESIDE: usize = 4;
 
+/// Most jobs at once that clients can hold up: half of the threads are left whatever they do.
+const MAX_HELD: usize = 16;
+
 /// What has an order of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Lane {
@@ -117,6 +120,8 @@ struct State {
     waiting: HashMap<Lane, Queue>,
     /// Lanes whose next job may be taken; once for each such job.
     ready: VecDeque<Lane>,
+    /// How many of [`Lane::Held`] are ready or running.
+    held: usize,
     idle: usize,
     threads: usize,
     stopping: bool,
@@ -128,10 +133,25 @@ struct State {
 }
 
 impl State {
+    /// A job of a lane has ended: what waited for that is ready now. How many jobs?
+    fn go_on(&mut self, lane: Lane) -> usize {
+        if !matches!(lane, Lane::Held(_)) {
+            return self.offer(lane);
+        }
+        self.held = self.held.saturating_sub(1);
+        let waiting: Vec<Lane> =
+            self.waiting.keys().filter(|lane| matches!(lane, Lane::Held(_))).copied().collect();
+        waiting.into_iter().map(|lane| self.offer(lane)).sum()
+    }
+
     /// Puts a lane among those that are ready, for each job of it that may be taken and is not there yet. How often?
     fn offer(&mut self, lane: Lane) -> usize {
         let Some(queue) = self.waiting.get_mut(&lane) else { return 0 };
-        let more = queue.startable().saturating_sub(queue.offered);
+        let mut more = queue.startable().saturating_sub(queue.offered);
+        if matches!(lane, Lane::Held(_)) {
+            more = more.min(MAX_HELD.saturating_sub(self.held));
+            self.held += more;
+        }
         queue.offered += more;
         self.ready.extend(std::iter::repeat_n(lane, more));
         more
@@ -234,7 +254,7 @@ impl Shared {
             }
         }
         // The first is for this thread itself.
-        let others = state.offer(lane).saturating_sub(1);
+        let others = state.go_on(lane).saturating_sub(1);
         if state.stopping && state.waiting.is_empty() {
             self.quiet.notify_all();
         }
@@ -375,7 +395,7 @@ fn work<'s>(shared: &'s Arc<Shared>, mut state: MutexGuard<'s, State>, role: Rol
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 mod tests {
     use std::sync::mpsc;
 
@@ -448,6 +468,39 @@ mod tests {
         pool.submit(7, Mode::Alone, Box::new(move || send.send(()).unwrap())).unwrap();
         receive.recv_timeout(Duration::from_secs(10)).unwrap();
         drop(release);
+        pool.stop();
+    }
+
+    #[test]
+    fn however_many_hold_something_up_others_go_on() {
+        let (pool, (send, receive)) = (Pool::default(), mpsc::channel());
+        let accounts = u32::try_from(MAX_HELD).unwrap() + 1;
+        let mut gates = HashMap::new();
+        for account in 0..accounts {
+            let (release, held) = mpsc::channel::<()>();
+            gates.insert(account, release);
+            let send = send.clone();
+            let job = move || {
+                send.send(account).unwrap();
+                held.recv().unwrap_or(());
+            };
+            pool.submit(Lane::Held(account), Mode::Alone, Box::new(job)).unwrap();
+        }
+        let patience = Duration::from_secs(10);
+        let mut begun: Vec<u32> = (1..accounts).map(|_| receive.recv_timeout(patience).unwrap()).collect();
+        for account in 0..accounts {
+            let send = send.clone();
+            pool.submit(account, Mode::Alone, Box::new(move || send.send(1000 + account).unwrap())).unwrap();
+        }
+        for _ in 0..accounts {
+            assert!(receive.recv_timeout(patience).unwrap() >= 1000, "one too many is held up");
+        }
+        // One that ends makes room for the one that waited.
+        gates.remove(&begun[0]);
+        begun.push(receive.recv_timeout(patience).unwrap());
+        begun.sort_unstable();
+        assert!(begun.into_iter().eq(0..accounts));
+        drop(gates);
         pool.stop();
     }
 
