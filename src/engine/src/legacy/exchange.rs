@@ -27,8 +27,9 @@ pub struct ExchangeSocket(Option<OwnedFd>);
 /// Whom a message names.
 #[derive(Debug)]
 pub struct Named {
-    /// The process. Seen by the kernel when the message was sent; whether it lives is another question.
-    pub process: Pidfd,
+    /// The process. Seen by the kernel when the message was sent; whether it lives is another question. `None` if it has ended,
+    /// or can't be told; of the first message's it is there.
+    pub process: Option<Pidfd>,
     /// The uid that it was named with.
     pub uid: u32,
     /// The gid.
@@ -65,7 +66,7 @@ impl ExchangeSocket {
     ///
     /// # Errors
     /// [`Fault::Exchange`] for the first message that is none of one byte with credentials of somebody who can be seen from
-    /// here; [`Fault::Gone`] if that one has ended. `fronts` are never anybody whom a message may name: what they write on
+    /// here; [`Fault::Gone`] if the first one's has ended. `fronts` are never anybody whom a message may name: what they write on
     /// sockets of clients' choice is no word of theirs.
     pub fn take(&self, count: usize, fronts: &[HostUid]) -> Result<Vec<Named>, Fault> {
         let socket = self.socket()?;
@@ -74,9 +75,9 @@ impl ExchangeSocket {
         // 0, before which nothing has started, if that is not to be had.
         let before = clock_ticks().unwrap_or(0);
         let taken: Vec<_> = (0..count).map(|_| credentials::receive(socket.as_fd())).collect();
-        let named = taken.into_iter().map(|message| {
+        let named = taken.into_iter().enumerate().map(|(nth, message)| {
             let message = message.map_err(|_| Fault::Exchange("a credential is missing"))?;
-            named(message, fronts, before)
+            named(message, fronts, before, nth == 0)
         });
         // Each one is looked at, so that what came beside any of them is closed aside.
         let named: Vec<_> = named.collect();
@@ -90,8 +91,9 @@ impl Drop for ExchangeSocket {
     }
 }
 
-/// Whom a message names. `before` is when it was taken, in ticks after boot.
-fn named(message: Message, fronts: &[HostUid], before: u64) -> Result<Named, Fault> {
+/// Whom a message names. `before` is when it was taken, in ticks after boot. Of the first one the process counts with its ids;
+/// of the second, the process or the ids, and clients fill in what they like for the other.
+fn named(message: Message, fronts: &[HostUid], before: u64, first: bool) -> Result<Named, Fault> {
     let Message { length, truncated, credentials, fds } = message;
     let has_more = truncated || !fds.is_empty();
     drop(close_aside(fds));
@@ -105,25 +107,25 @@ fn named(message: Message, fronts: &[HostUid], before: u64) -> Result<Named, Fau
         return Err(Fault::Exchange("a message names the broker itself"));
     }
     let process = match process {
-        SentProcess::Some(process) => process,
-        SentProcess::Gone => return Err(Fault::Gone),
-        SentProcess::Unsaid => numbered(pid, (uid, gid), before)?,
+        SentProcess::Some(process) => Ok(process),
+        SentProcess::Gone => Err(Fault::Gone),
+        SentProcess::Unsaid => numbered(pid, first.then_some((uid, gid)), before),
     };
-    Ok(Named { process, uid, gid })
+    match process {
+        Err(fault) if first => Err(fault),
+        process => Ok(Named { process: process.ok(), uid, gid }),
+    }
 }
 
 /// The process of a number, on kernels that give none with the message (before 6.5).
 ///
-/// An attacker wants its number to be another's by now: one that has other ids, or has started since the message was taken, is
-/// not the one.
-pub(super) fn numbered(pid: u32, ids: (u32, u32), before: u64) -> Result<Pidfd, Fault> {
+/// An attacker wants its number to be another's by now: one that has other ids than it was named with, if these count, or has
+/// started since the message was taken, is not the one.
+pub(super) fn numbered(pid: u32, ids: Option<(u32, u32)>, before: u64) -> Result<Pidfd, Fault> {
     let process = Pidfd::open(pid).map_err(|_| Fault::Gone)?;
     let started = process.start_time().map_err(|_| Fault::Gone)?;
     let info = process.info().map_err(|_| Fault::Gone)?;
     let (uids, gids) = ([info.ruid, info.euid, info.suid], [info.rgid, info.egid, info.sgid]);
-    if started <= before && uids.contains(&ids.0) && gids.contains(&ids.1) {
-        Ok(process)
-    } else {
-        Err(Fault::Gone)
-    }
+    let is_it = ids.is_none_or(|(uid, gid)| uids.contains(&uid) && gids.contains(&gid));
+    if started <= before && is_it { Ok(process) } else { Err(Fault::Gone) }
 }

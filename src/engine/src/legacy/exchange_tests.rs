@@ -72,6 +72,10 @@ fn take(socket: &ExchangeSocket, count: usize) -> Result<Vec<Named>, Fault> {
     socket.take(count, &[HostUid(FRONT)])
 }
 
+fn pid_of(named: &Named) -> Option<u32> {
+    named.process.as_ref().map(|process| process.pid().unwrap())
+}
+
 fn is_empty(socket: &ExchangeSocket) -> bool {
     matches!(take(socket, 1), Err(Fault::Exchange("a credential is missing")))
 }
@@ -91,7 +95,7 @@ fn senders_are_who_the_kernel_says() {
         }
         let named = take(&socket, 2).unwrap();
         let found: Vec<_> =
-            named.iter().map(|named| (named.process.pid().unwrap(), named.uid, named.gid)).collect();
+            named.iter().map(|named| (pid_of(named).unwrap(), named.uid, named.gid)).collect();
         assert_eq!(found, [(alice.0.id(), ALICE, ALICE), (bob.0.id(), BOB, BOB)]);
         assert!(is_empty(&socket));
     }
@@ -188,12 +192,23 @@ fn who_has_ended_since_is_nobody() {
         Ok(mut named) => {
             let Named { process, uid, gid } = named.remove(0);
             assert!(matches!(
-                Actor::new(place.tree.proc(), process, uid, gid, Vec::new()).map(|_| ()),
+                Actor::new(place.tree.proc(), process.unwrap(), uid, gid, Vec::new()).map(|_| ()),
                 Err(Fault::Gone)
             ));
         }
         Err(fault) => assert!(matches!(fault, Fault::Gone | Fault::Exchange(_)), "{fault:?}"),
     }
+}
+
+#[test]
+fn of_a_second_message_the_ids_count_without_a_process() {
+    let (ours, socket) = pair(SocketType::DGRAM);
+    send(&ours, b"p", &[]);
+    let mut alice = sender(&ours, ALICE, false);
+    alice.0.wait().unwrap();
+    let named = take(&socket, 2).unwrap();
+    assert_eq!((named[1].uid, named[1].gid), (ALICE, ALICE));
+    assert!(named[0].process.is_some());
 }
 
 #[test]
@@ -203,12 +218,15 @@ fn a_number_is_another_process_if_it_began_later_or_has_other_ids() {
     let pid = alice.0.id();
     let started = Pidfd::open(pid).unwrap().start_time().unwrap();
     assert!(started <= clock_ticks().unwrap());
-    assert_eq!(numbered(pid, (ALICE, ALICE), started).unwrap().pid().unwrap(), pid);
+    for ids in [Some((ALICE, ALICE)), None] {
+        assert_eq!(numbered(pid, ids, started).unwrap().pid().unwrap(), pid);
+    }
+    assert!(matches!(numbered(pid, None, started - 1), Err(Fault::Gone)), "whatever its ids");
     for (ids, before) in [((ALICE, ALICE), started - 1), ((BOB, ALICE), started), ((ALICE, BOB), started)] {
-        assert!(matches!(numbered(pid, ids, before), Err(Fault::Gone)), "{ids:?} {before} {started}");
+        assert!(matches!(numbered(pid, Some(ids), before), Err(Fault::Gone)), "{ids:?} {before} {started}");
     }
     drop(alice);
-    assert!(matches!(numbered(pid, (ALICE, ALICE), u64::MAX), Err(Fault::Gone)));
+    assert!(matches!(numbered(pid, Some((ALICE, ALICE)), u64::MAX), Err(Fault::Gone)));
 }
 
 /// A process in a user namespace that ALICE made: uid 0 there is she, 1 is BOB.

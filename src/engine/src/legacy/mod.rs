@@ -177,6 +177,7 @@ pub fn perform_exchange(engine: &Engine, caller: &Caller, call: &LegacyCall, rec
     let mut named = received.0?.into_iter();
     let Named { process, uid, gid } = named.next().ok_or(Fault::Gone)?;
     let proxy = peer(engine, caller)?;
+    let process = process.ok_or(Fault::Gone)?;
     let requestor = Actor::new(engine.tree.proc(), process, uid, gid, Vec::new())?;
     if !proxy.answers_for(&requestor)? {
         return Err(Fault::Unanswered { proxy: proxy.uid, requestor: requestor.uid }.into());
@@ -469,7 +470,7 @@ fn victim<'e>(
     second: Option<Named>,
 ) -> Result<Option<Actor<'e>>, Refusal> {
     let process = match second {
-        Some(named) if !actors.plain => named.process,
+        Some(named) if !actors.plain => named.process.ok_or(Fault::Gone)?,
         None if actors.plain => {
             if !actors.requestor.shares_pid_namespace()? {
                 return Ok(None);
