@@ -238,7 +238,7 @@ static void scm_calls(const char *name)
 	reply = call("GetTasks", CONTROLLER, path, NULL);
 	if (!reply || !dbus_message_get_args(reply, NULL, DBUS_TYPE_ARRAY, DBUS_TYPE_INT32, &tasks, &number, DBUS_TYPE_INVALID))
 		exit(1);
-	printf("GetTasks %d\n", number);
+	printf("GetTasks %d\n", number == 1 && tasks[0] == child);
 	dbus_message_unref(reply);
 	scm("MovePidScm", "", NULL, -1, 1);
 	say_byte("MovePidScm");

@@ -168,6 +168,14 @@ fn a_container_has_cgmanager_through_its_proxy(lab: &Lab) {
     assert_eq!(container.says(&jail, "cgproxy --check-master && echo there"), ["there"]);
     container.start_proxy(lab, &jail, &[]);
     check(&container.says(&jail, SCRIPT));
+    // Whoever counts processes in yet another way is told its own numbers.
+    let nested = "unshare --pid --fork sh -c 'cgm create memory n; sleep 9 & cgm movepid memory n $!'; \
+                  cgm remove memory n";
+    let elsewhere = "call to cgmanager_move_pid_main_sync failed: Escape request from different namespace requires a proxy";
+    assert_eq!(container.says(&jail, nested), [elsewhere]);
+    let nested = "unshare --pid --fork sh -c 'echo $$; cgm gettasks memory'";
+    let said = container.says(&jail, nested);
+    assert!(said[0] == "1" && said[1..].contains(&"1".to_owned()), "its own first process: {said:?}");
     let again = container.says(&jail, "cgproxy");
     assert!(again[0].contains("a proxy runs already"), "{again:?}");
     assert!(jail.has("tasks") && !jail.has("x"));

@@ -6,6 +6,8 @@ use std::{
 };
 
 use cgrant_sys::{NsId, PeerPidfd, Pidfd, ProcFs, UsernsFd, process::IdKind, socket};
+use cgrant_wire::LegacyAnswer;
+use rustix::io::Errno;
 use tokio::sync::Mutex;
 
 /// Whom a credential names, by the numbers of this process's namespaces.
@@ -69,6 +71,33 @@ impl Peer {
         let own = proc.pid_namespace(std::process::id());
         let its = proc.pid_namespace(self.named.pid);
         self.is_alive() && matches!((own, its), (Ok(own), Ok(its)) if own == its)
+    }
+
+    /// Processes as it numbers them, without those that are not in its pid namespace. Before Linux 6.11 the kernel does not tell
+    /// of another namespace than ours.
+    ///
+    /// # Errors
+    /// `NotFound` if it has ended; those of the kernel.
+    pub fn numbers(&self, proc: &ProcFs, pids: Vec<u32>) -> io::Result<LegacyAnswer> {
+        if self.shares_pid_namespace(proc) {
+            return Ok(LegacyAnswer::Tasks(pids));
+        }
+        let namespace = proc.open_pid_namespace(self.named.pid)?;
+        if !self.is_alive() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let numbers: io::Result<Vec<_>> = pids.into_iter().map(|pid| namespace.number_of(pid)).collect();
+        match numbers {
+            Ok(numbers) => {
+                let mut numbers: Vec<u32> = numbers.into_iter().flatten().collect();
+                numbers.sort_unstable();
+                Ok(LegacyAnswer::Tasks(numbers))
+            }
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NOTTY) => {
+                Ok(LegacyAnswer::OtherNamespace)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Does it count users as this process does?

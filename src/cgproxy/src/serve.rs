@@ -242,7 +242,10 @@ impl Proxy {
             return Err(Failed::NotHere("the caller has ended"));
         }
         let named: Vec<Named> = [peer.named].into_iter().chain(about).collect();
-        self.ask(&call, &named).await
+        match self.ask(&call, &named).await? {
+            LegacyAnswer::Tasks(pids) => Ok(peer.numbers(&self.proc, pids)?),
+            answer => Ok(answer),
+        }
     }
 
     /// A call that another proxy, or a client of Scm calls, makes in somebody's name.
