@@ -151,7 +151,9 @@ fn gather_programs() -> PathBuf {
     let directory = PathBuf::from(format!("/tmp/cgrant-bench-bin-{}", std::process::id()));
     fs::create_dir(&directory).unwrap();
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
-    for name in ["cgrantd", "cgproxy", "cgrant-engine", "cgrant-front", "cgrant-net", "cgrant-scope", "cgrant"] {
+    for name in
+        ["cgrantd", "cgproxy", "cgrant-engine", "cgrant-front", "cgrant-net", "cgrant-scope", "cgrant"]
+    {
         let source = built.join(name);
         fs::copy(&source, directory.join(name))
             .unwrap_or_else(|error| panic!("{}: {error}; `make bench` builds it first", source.display()));

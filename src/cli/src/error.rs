@@ -141,7 +141,8 @@ impl Failure {
                 "start cgrantd with --cgmanager-socket, or say where the socket is with ${SOCKET_VARIABLE}"
             )),
             Self::Legacy { source: LegacyError::Refused(text), .. } if text == "invalid request" => Some(
-                "it says no more: look whether the cgroup is there, whose it is, and which you are in".to_owned(),
+                "it says no more: look whether the cgroup is there, whose it is, and which you are in"
+                    .to_owned(),
             ),
             Self::Launch(LaunchError::Step(step)) => step.hint().map(str::to_owned),
             Self::Start { source: StartError::Step(step), .. }

@@ -57,7 +57,8 @@ pub enum SocketError {
 impl SocketError {
     /// Is it only that nothing can be written there?
     pub fn is_read_only(&self) -> bool {
-        let (Self::System { source, .. } | Self::Directory(DirectoryError::System { source, .. })) = self else {
+        let (Self::System { source, .. } | Self::Directory(DirectoryError::System { source, .. })) = self
+        else {
             return false;
         };
         source.kind() == io::ErrorKind::ReadOnlyFilesystem
