@@ -557,6 +557,7 @@ const READ_ONLY: &str = r#"
     set -e
     mkdir "$0/cg" && mount -t tmpfs -o mode=755,size=1M,nosuid,nodev,noexec cg "$0/cg"
     for hierarchy in /sys/fs/cgroup/*/; do
+        mountpoint -q "$hierarchy" || continue
         place=$0/cg/$(basename "$hierarchy") && mkdir "$place" && mount --bind "$hierarchy" "$place"
     done
     mount --move "$0/cg" /sys/fs/cgroup

@@ -114,7 +114,10 @@ impl Scene {
         {
             all.push((option.to_owned(), self.path(directory).display().to_string()));
         }
-        all.push(("--bus".to_owned(), "none".to_owned()));
+        // Nothing of the machine's own places.
+        for (option, value) in [("--bus", "none"), ("--cgmanager-socket", "off")] {
+            all.push((option.to_owned(), value.to_owned()));
+        }
         // Options given by the test replace those of the scene.
         all.retain(|(option, _)| !args.contains(&option.as_str()));
         let mut line: Vec<String> = all.into_iter().flat_map(|(option, value)| [option, value]).collect();
