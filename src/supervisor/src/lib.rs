@@ -93,7 +93,8 @@ fn run(args: &Args) -> Result<(), SupervisorError> {
         return Err(SupervisorError::NotRoot);
     }
     if args.shutdown {
-        let ended = scope::end_all(&Program::find("cgrant-scope")?, &args.instance)?;
+        raise_descriptor_limit();
+        let ended = scope::end_all(&Program::find("cgrant-scope")?, &args.instance, args.timeout)?;
         return if ended { Ok(()) } else { Err(SupervisorError::NotInOrder) };
     }
     let settings = Settings::new(args)?;
