@@ -39,6 +39,7 @@ mod system_attacks;
 mod system_autostart;
 mod system_copies;
 mod system_inside;
+mod system_shutdown;
 mod system_verbs;
 
 fn main() -> std::process::ExitCode {
@@ -72,6 +73,7 @@ fn main() -> std::process::ExitCode {
         system_autostart::TESTS,
         system_copies::TESTS,
         system_inside::TESTS,
+        system_shutdown::TESTS,
         system_verbs::TESTS,
     ])
 }
