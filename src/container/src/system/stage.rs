@@ -253,9 +253,14 @@ fn start(channel: &Channel, spec: &Prepared, site: &Site, again: bool) -> Result
 /// `/proc` are root's then.
 pub(crate) fn yield_memory() {
     const FILE: &str = "/proc/self/oom_score_adj";
-    let own = std::fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse::<i32>().ok());
-    if own.is_some_and(|own| own < OOM_SCORE) {
-        // Raising needs no right. Without it the container runs all the same.
-        let _ = std::fs::write(FILE, OOM_SCORE.to_string());
+    // Raising needs no right. Without it the container runs all the same.
+    let Ok(file) = rustix::fs::openat(CWD, FILE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) else {
+        return;
+    };
+    let mut text = [0; 16];
+    let length = rustix::io::read(&file, &mut text).unwrap_or(0);
+    let own = std::str::from_utf8(text.get(..length).unwrap_or_default()).unwrap_or_default();
+    if own.trim().parse::<i32>().is_ok_and(|own| own < OOM_SCORE) {
+        let _ = rustix::io::pwrite(&file, OOM_SCORE.to_string().as_bytes(), 0);
     }
 }
