@@ -9,9 +9,9 @@ use std::{
     path::PathBuf,
 };
 
-use cgrant_sys::{Channel, Clone3, Dir, Pidfd, pidfd::Signal, privilege, seqpacket};
+use cgrant_sys::{Channel, Clone3, Dir, Pidfd, code::forget_code, pidfd::Signal, privilege, seqpacket};
 use rustix::{
-    fs::{CWD, FlockOperation, Mode, OFlags},
+    fs::{CWD, FlockOperation, Mode, OFlags, fcntl_lock},
     io::Errno,
 };
 
@@ -256,7 +256,10 @@ impl Drop for Owned {
 /// The monitor, from its fork to its exit status.
 fn live(channel: &Channel, spec: &Prepared, run: &Dir) -> i32 {
     let failure = match start(channel, spec, run) {
-        Ok(Some(mut server)) => return server.serve(),
+        Ok(Some(mut server)) => {
+            forget_beginning();
+            return server.serve();
+        }
         Ok(None) => return 1,
         Err(BootError::Step(failure)) => FromMonitor::Failed(failure),
         Err(BootError::Died(ended)) => FromMonitor::Died(ended),
@@ -281,6 +284,12 @@ fn start<'s>(channel: &Channel, spec: &'s Prepared, run: &'s Dir) -> Result<Opti
     Ok(Some(server))
 }
 
+/// Takes as little memory from here on as a container's monitor needs: most of what there is of the program was run once. If this
+/// fails it is only larger.
+fn forget_beginning() {
+    let _ = forget_code();
+}
+
 /// Makes what outlasts reboots: the namespaces, and in them the root, as far as it is mounted. `None` if the launcher has given up.
 fn prepare(
     channel: &Channel,
@@ -303,6 +312,7 @@ fn prepare(
         }
     }
     drop(directories);
+    forget_beginning();
     let Ok(Some((placement, fds))) = receive_all::<Placement>(channel) else { return Ok(None) };
     let mut fds = fds.into_iter();
     let Some(payload) = fds.next() else { return Ok(None) };
@@ -333,12 +343,13 @@ fn become_monitor(channel: &Channel, run: &Dir) -> Result<(), StepFailure> {
     rustix::thread::set_name(NAME).at(Step::Process, "name")
 }
 
+/// Of the process alone, not of the file's description: children of a monitor that is killed have that for a moment longer.
 fn lock(run: &Dir) -> io::Result<OwnedFd> {
     let file = run.open_file(LOCK, OFlags::RDWR | OFlags::CREATE)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
         // One whose container has ended is about to end itself.
         Err(Errno::WOULDBLOCK) if read_state(run).is_ok_and(|state| state.phase == Phase::Stopped) => {
-            rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+            fcntl_lock(&file, FlockOperation::LockExclusive)?;
         }
         locked => locked?,
     }
