@@ -50,12 +50,14 @@ const DESCRIPTORS: u64 = 262_144;
 
 /// What the children keep of root's capabilities, or need to get rid of them; the supervisor has no others either.
 /// The engine's are listed where it confines itself; `SETUID`, `SETGID` and `SYS_ADMIN` are for writing id maps,
-/// `SETPCAP` for dropping; those that begin with `NET` are the network helper's.
-const CAPABILITIES: [Capability; 14] = [
+/// `MKNOD` is for nodes of devices, `SETPCAP`
+/// for dropping; those that begin with `NET` are the network helper's.
+const CAPABILITIES: [Capability; 15] = [
     Capability::CAP_CHOWN,
     Capability::CAP_DAC_OVERRIDE,
     Capability::CAP_FOWNER,
     Capability::CAP_KILL,
+    Capability::CAP_MKNOD,
     Capability::CAP_NET_ADMIN,
     Capability::CAP_NET_BIND_SERVICE,
     Capability::CAP_NET_RAW,
