@@ -38,6 +38,7 @@ mod system;
 mod system_attacks;
 mod system_autostart;
 mod system_copies;
+mod system_devices;
 mod system_inside;
 mod system_shutdown;
 mod system_verbs;
@@ -72,6 +73,7 @@ fn main() -> std::process::ExitCode {
         system_attacks::TESTS,
         system_autostart::TESTS,
         system_copies::TESTS,
+        system_devices::TESTS,
         system_inside::TESTS,
         system_shutdown::TESTS,
         system_verbs::TESTS,

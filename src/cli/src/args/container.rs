@@ -45,13 +45,15 @@ Examples:
         #[command(flatten)]
         timeout: TimeoutArgs,
     },
-    /// Stops containers in order and starts them again
+    /// Stops containers in order and starts them again, as they are set by then
     #[command(after_help = "Example:\n  cgrant restart web")]
     Restart {
         #[command(flatten)]
         containers: Names,
         #[command(flatten)]
         timeout: TimeoutArgs,
+        #[command(flatten)]
+        wait: WaitArgs,
     },
     /// Sends containers' first processes a signal, which by default ends them at once
     #[command(after_help = "\

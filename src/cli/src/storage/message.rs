@@ -59,6 +59,11 @@ impl JobFailure {
         Self { text: text.into(), code: exit::MACHINE }
     }
 
+    /// What can't be because something else is.
+    pub(crate) fn refused(text: impl Into<String>) -> Self {
+        Self { text: text.into(), code: exit::REFUSED }
+    }
+
     /// An error with all its causes, which it does not repeat.
     pub(crate) fn of(error: &dyn std::error::Error, code: u8) -> Self {
         let mut text = error.to_string();

@@ -10,7 +10,7 @@ use cgrant_proto::{Account, names};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::{Found, now, phase, state};
+use super::{Found, now, phase, reachable, state};
 use crate::{
     Client,
     args::Format,
@@ -48,8 +48,8 @@ pub(super) fn info(client: &Client, name: &str) -> Result<(), Failure> {
         all.extend(of_state(state));
     }
     if phase(state.as_ref()) != Phase::Stopped {
-        let session = client.connect(&found.doing)?;
-        all.extend(of_grant(&session, &found)?);
+        let granted = client.connect(&found.doing).and_then(|session| of_grant(&session, &found));
+        all.extend(reachable(granted)?.unwrap_or_default());
     }
     if let Ok(Value::Object(config)) = serde_json::to_value(&found.config) {
         for (key, value) in config {

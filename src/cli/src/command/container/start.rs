@@ -21,7 +21,7 @@ use super::{
     Codes, Found, RUN,
     ask::{self, Patience},
     config::{Config, Root},
-    create, remove,
+    create, device, remove,
 };
 use crate::{
     Client,
@@ -92,7 +92,14 @@ fn go_on(client: &Client, found: &Found, begun: Begun) -> Result<(), Failure> {
     let mounts = map_all(&session, &grant.path, &namespaces, &found.config);
     let mounts = mounts.doing(|| found.doing.clone())?;
     let mounts: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
-    let granted = Granted { payload: grant.payload.as_fd(), mounts: &mounts, placement: &grant.placement };
+    let devices = device::make(&session, &grant.path, namespaces.devices()).doing(|| found.doing.clone())?;
+    let devices: Vec<_> = devices.iter().map(|node| node.as_ref().map(AsFd::as_fd)).collect();
+    let granted = Granted {
+        payload: grant.payload.as_fd(),
+        mounts: &mounts,
+        devices: &devices,
+        placement: &grant.placement,
+    };
     namespaces.start(&granted).map_err(failed)?;
     if found.config.started && found.config.news.is_none() {
         return Ok(());
