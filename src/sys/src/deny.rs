@@ -230,7 +230,7 @@ mod tests {
             let list: Vec<Denied> = (0..length)
                 .map(|at: usize| {
                     let (native, i386) = ((at * 37 % 211) as i64, (at * 11 % 67) as u32);
-                    let i386 = (at % 3 > 0).then_some(i386);
+                    let i386 = (!at.is_multiple_of(3)).then_some(i386);
                     Denied { native: Some(native), i386, errno: errors[at % errors.len()] }
                 })
                 .collect();

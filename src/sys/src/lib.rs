@@ -9,6 +9,7 @@ pub mod clone;
 pub mod code;
 pub mod deny;
 pub mod dir;
+pub mod heap;
 pub mod inherited;
 pub mod keyring;
 pub mod memfd;

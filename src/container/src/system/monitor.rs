@@ -9,7 +9,7 @@ use std::{
     path::PathBuf,
 };
 
-use cgrant_sys::{Channel, Clone3, Dir, Pidfd, code::forget_code, pidfd::Signal, privilege, seqpacket};
+use cgrant_sys::{Channel, Clone3, Dir, Pidfd, code::forget_code, heap, pidfd::Signal, privilege, seqpacket};
 use rustix::{
     fs::{CWD, FlockOperation, Mode, OFlags, fcntl_lock},
     io::Errno,
@@ -299,10 +299,11 @@ fn start<'s>(channel: &Channel, spec: &'s Prepared, run: &'s Dir) -> Result<Opti
     Ok(Some(server))
 }
 
-/// Takes as little memory from here on as a container's monitor needs: most of what there is of the program was run once. If this
-/// fails it is only larger.
+/// Takes as little memory from here on as a container's monitor needs: most of what there is of the program was run once, and is the
+/// launcher's. If this fails it is only larger.
 fn forget_beginning() {
     let _ = forget_code();
+    heap::give_back();
 }
 
 /// Makes what outlasts reboots: the namespaces, and in them the root, as far as it is mounted. `None` if the launcher has given up.
