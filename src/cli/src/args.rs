@@ -5,6 +5,7 @@
 mod autostart;
 mod completions;
 mod container;
+mod dns;
 mod image;
 mod quick;
 mod told;
@@ -22,6 +23,7 @@ pub(crate) use container::{
     ContainerCommand, ExecArgs, LaunchArgs, ListArgs, ListState, LogsArgs, Mount, NewArgs, TopArgs,
     TransferArgs,
 };
+pub(crate) use dns::Dns;
 pub(crate) use image::{AliasCommand, BuildArgs, ExportArgs, ImageCommand, ImportArgs};
 pub(crate) use quick::parse;
 pub(crate) use told::{Content, Credential};

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{create::ROOTFS, credentials, device};
 use crate::{
-    args::{Credential, LinkArgs, Mount, NewArgs},
+    args::{Credential, Dns, LinkArgs, Mount, NewArgs},
     command::{grant::each_once, link},
     error::Failure,
     storage::{self, JobFailure},
@@ -62,6 +62,8 @@ pub(super) struct Config {
     pub(super) link: Option<Link>,
     #[serde(default)]
     pub(super) mounts: Vec<Mount>,
+    #[serde(default)]
+    pub(super) dns: Dns,
     #[serde(default)]
     pub(super) devices: Vec<String>,
     #[serde(default)]
@@ -119,6 +121,7 @@ impl Config {
             limits,
             link,
             mounts: args.mount.iter().map(absolute).collect::<Result<_, _>>()?,
+            dns: args.dns.clone(),
             devices: args.device.clone(),
             environment: args.told.environment(),
             credentials: args.told.credential.iter().map(credentials::absolute).collect::<Result<_, _>>()?,

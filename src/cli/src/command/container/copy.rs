@@ -75,5 +75,5 @@ impl Root {
 }
 
 fn unusable(error: &io::Error) -> JobFailure {
-    JobFailure::machine(format!("the directories of the copy can't be used: {error}"))
+    JobFailure::kernel("the directories of the copy can't be used", error)
 }

@@ -86,7 +86,7 @@ fn lay(client: &Client, plan: &Plan<'_>) -> Result<Layered, Failure> {
             return Ok(Layered::Not(why));
         }
         make_layers(new.dir(), &rootfs)
-            .map_err(|error| JobFailure::machine(format!("its directories could not be made: {error}")))?;
+            .map_err(|error| JobFailure::kernel("its directories could not be made", &error))?;
         worker.store.finish_container(new, &own, &written)?;
         Ok(Layered::Done)
     })?;
@@ -117,9 +117,8 @@ fn copy(client: &Client, plan: Plan<'_>, why: Option<String>) -> Result<(), Fail
         must_be_free(&worker.store, &taken)?;
         let new = worker.store.begin_container(&own)?;
         let made = new.dir().create_dir(ROOTFS, 0o755);
-        let rootfs = made.map_err(|error| {
-            JobFailure::machine(format!("the directory of its files could not be made: {error}"))
-        })?;
+        let rootfs =
+            made.map_err(|error| JobFailure::kernel("the directory of its files could not be made", &error))?;
         let copied = accept(&take, &rootfs, false, &Limits::default(), bytes, &mut worker.watch())?;
         if copied.is_some() {
             worker.store.finish_container(new, &own, &config)?;

@@ -129,6 +129,7 @@ fn rows(all: &Map<String, Value>) -> Vec<(&'static str, String)> {
         ),
         ("ports", joined(links.iter().filter_map(|link| link.get("ports")).map(value::text).collect())),
         ("network", network(&links, all)),
+        ("dns", text("dns").filter(|dns| dns != "link")),
         ("memory", used(number("memory-current").map(bytes), limit("memory.max").map(readable))),
         ("tasks", used(number("pids-current").map(|tasks| tasks.to_string()), limit("pids.max"))),
         ("cpu time", number("cpu-usage-usec").map(|used| format!("{} s", seconds(used)))),

@@ -10,7 +10,7 @@ use std::{
 };
 
 use cgrant_container::{
-    Placement, Session, SessionError,
+    Network, Placement, Session, SessionError,
     system::{Begun, Granted, Monitor, Namespaces},
 };
 use cgrant_proto::{AttachTo, CreateGrant, Lifetime, MapDirectory, Target};
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     Client,
-    args::LaunchArgs,
+    args::{Dns, LaunchArgs},
     command::{link, run},
     error::{Doing, Failure},
     storage,
@@ -134,7 +134,11 @@ fn grant(session: &Session, found: &Found, namespaces: &Namespaces) -> Result<Gr
     }
     let create = || session.call(session.manager()?.create_grant(&found.name, &options));
     let (path, result, payload) = create().doing(|| found.doing.clone())?;
-    let network = result.links.as_deref().map(run::network);
+    let network = result.links.as_deref().map(run::network).map(|network| match &config.dns {
+        Dns::Link => network,
+        Dns::None => Network { dns: Vec::new(), ..network },
+        Dns::Servers(servers) => Network { dns: servers.clone(), ..network },
+    });
     let placement =
         Placement { hostname: config.hostname.clone(), ids: result.count.unwrap_or(storage::IDS), network };
     Ok(Grant { path, payload, placement })
