@@ -18,6 +18,9 @@ use crate::common::{
 /// Where a virtual machine has the root of a Debian container; see tests/vm/images.
 const DEBIAN: &str = "/opt/debian.tar";
 const SOCKET: &str = "/run/cgrant/public/bus";
+/// In a container: a process that init does not know, in a cgroup below another.
+const IN_A_CGROUP_OF_ITS_OWN: &str = "busybox mkdir -p /sys/fs/cgroup/a/b; sleep 1000 >/dev/null 2>&1 & \
+    echo $! >/sys/fs/cgroup/a/b/cgroup.procs";
 
 #[track_caller]
 fn done(command: &mut Command) -> String {
@@ -29,19 +32,27 @@ fn done(command: &mut Command) -> String {
 
 fn everything_in_grants_ends_in_order(lab: &Lab) {
     let mut broker = lab.broker();
-    let user = lab.user();
-    let shell = Shell::new(lab, &user, &broker);
-    shell.import(lab, &busybox(lab), "box");
-    for name in ["one", "two"] {
+    let (user, other) = (lab.user(), lab.user());
+    let tree = busybox(lab);
+    let shells = [Shell::new(lab, &user, &broker), Shell::new(lab, &other, &broker)];
+    shells.iter().for_each(|shell| shell.import(lab, &tree, "box"));
+    let containers = [(&shells[0], "one"), (&shells[0], "two"), (&shells[1], "one")];
+    for (shell, name) in containers {
         shell.done(&["launch", "box", name]);
         wait_until("it is up", || shell.done(&["logs", "--console", name]).contains("ready"));
     }
-    shell.done(&["pause", "two"]);
+    shells[0].done(&["pause", "two"]);
+    shells[1].done(&["exec", "one", "--", "sh", "-c", IN_A_CGROUP_OF_ITS_OWN]);
     let client = user.client(broker.socket());
     let grant = client.create("bare", Options::new().lifetime("persistent")).unwrap();
     let (inside, outside) = (user.sleeper(), user.sleeper());
     client.attach(&grant.path, &inside.pidfd, Options::new()).unwrap();
     drop(client);
+    // Its holder has cgroups in it, and calls them what it likes.
+    let place = inside.cgroups().into_iter().find(|(hierarchy, _)| hierarchy == "cgroup2").unwrap().1;
+    let below = lab.host.cgroup2().root.join(place.trim_start_matches('/')).join("deep/monitor");
+    fs::create_dir_all(&below).unwrap();
+    fs::write(below.join("cgroup.procs"), inside.pid.to_string()).unwrap();
     let shutdown = |instance: &str| {
         Command::new(lab.programs.join("cgrantd"))
             .args(["--shutdown", "--instance", instance])
@@ -49,9 +60,9 @@ fn everything_in_grants_ends_in_order(lab: &Lab) {
             .unwrap()
     };
     // Of another instance it touches nothing.
-    let other = shutdown("nobody");
-    assert!(other.status.success() && other.stderr.is_empty(), "{other:?}");
-    assert!(inside.is_alive() && shell.state("one") != "stopped");
+    let nobodys = shutdown("nobody");
+    assert!(nobodys.status.success() && nobodys.stderr.is_empty(), "{nobodys:?}");
+    assert!(inside.is_alive() && shells[0].state("one") != "stopped");
     // No broker is needed.
     broker.kill_everything();
     let output = shutdown(&lab.instance);
@@ -59,12 +70,12 @@ fn everything_in_grants_ends_in_order(lab: &Lab) {
     wait_until("what is in a grant without a monitor has ended", || !inside.is_alive());
     assert!(outside.is_alive(), "a process outside of grants was ended");
     broker.start_again();
-    for name in ["one", "two"] {
+    for (shell, name) in containers {
         assert_eq!(shell.json(&["info", name])["ended"], "power off", "{name}");
     }
     user.client(broker.socket()).release(&grant.path, true).unwrap();
     checker::assert_empty(lab);
-    for name in ["one", "two"] {
+    for (shell, name) in containers {
         shell.done(&["delete", name]);
     }
 }
