@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::common::{
     Lab, User, checker,
     containers::{Shell, busybox, text},
-    wait_until,
+    harness, wait_until,
 };
 
 /// Somebody whom /etc/passwd knows: a service manager is for such alone.
@@ -83,17 +83,37 @@ impl Ann {
         text(&output.stdout)
     }
 
-    fn info(&self) -> Value {
-        serde_json::from_str(&self.done(&["--format", "json", "info", "web"])).unwrap()
+    fn info(&self, name: &str) -> Value {
+        serde_json::from_str(&self.done(&["--format", "json", "info", name])).unwrap()
     }
 
     fn runs(&self) -> bool {
-        self.info()["state"] != "stopped"
+        self.info("web")["state"] != "stopped"
     }
 
     fn link(&self) -> PathBuf {
         self.user.home.join(".config/systemd/user/default.target.wants/cgrant-autostart.service")
     }
+}
+
+/// Stops everything that is stopped when the machine is switched off, in that order, and starts what is started at boot. The tests
+/// themselves go on (tests/vm/boot/cgrant-test.service). `units` run before, and must have ended in between.
+fn off_and_on(units: &[&str]) {
+    let active = |unit: &&&str| {
+        Command::new("systemctl").args(["is-active", "--quiet", unit]).status().unwrap().success()
+    };
+    assert_eq!(units.iter().filter(active).count(), units.len());
+    // systemd refuses to have shutdown.target started alone, and so does not go on to the end of itself.
+    let off = "[Unit]\nDefaultDependencies=no\nRequires=shutdown.target\nAfter=shutdown.target\n";
+    fs::write("/run/systemd/system/cgrant-test-off.target", off).unwrap();
+    // At boot this one empties /tmp, where the tests are.
+    systemctl(&["mask", "--runtime", "--quiet", "systemd-tmpfiles-setup.service"]);
+    systemctl(&["daemon-reload"]);
+    systemctl(&["start", "cgrant-test-off.target"]);
+    let left: Vec<_> = units.iter().filter(active).collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(systemctl(&["show", "-p", "Result", "--value", "cgrant-shutdown.service"]), "success\n");
+    systemctl(&["start", "cgrantd.service", "multi-user.target"]);
 }
 
 fn by_the_service_manager_of_the_user(lab: &Lab) {
@@ -122,7 +142,7 @@ fn by_the_service_manager_of_the_user(lab: &Lab) {
     wait_until("the container starts with the user's service manager", || ann.runs());
     // What the machine does when it is switched off.
     systemctl(&["stop", &manager]);
-    assert_eq!(ann.info()["ended"], "power off", "{}", ann.info());
+    assert_eq!(ann.info("web")["ended"], "power off", "{}", ann.info("web"));
     // The broker and its tree end after the service managers of users, and so after the containers.
     for unit in ["cgrantd.service", "cgrant.scope"] {
         let before = systemctl(&["show", "-p", "Before", "--value", unit]);
@@ -136,14 +156,26 @@ fn by_the_service_manager_of_the_user(lab: &Lab) {
     // And at the next boot.
     systemctl(&["start", &manager]);
     wait_until("the container starts again", || ann.runs());
+    ann.done(&["launch", "box", "other"]);
+    wait_until("it is up", || ann.done(&["logs", "--console", "other"]).contains("ready"));
+    ann.done(&["pause", "other"]);
+    off_and_on(&[&manager, "cgrant-shutdown.service", "cgrantd.service", "cgrant.scope"]);
+    let other = ann.info("other");
+    assert!(other["state"] == "stopped" && other["ended"] == "power off", "{other}");
+    // logind does this at a real boot.
+    systemctl(&["start", &manager]);
+    wait_until("the container starts with the machine", || ann.runs());
+    ann.done(&["delete", "other"]);
     // One that no longer wants to goes on when the service manager ends, and is not started by the next one.
     ann.done(&["set", "web", "autostart=false"]);
     assert!(fs::symlink_metadata(ann.link()).is_err(), "the unit is still enabled");
+    done(Command::new("loginctl").args(["disable-linger", NAME]));
     systemctl(&["stop", &manager]);
     assert!(ann.runs());
     ann.done(&["delete", "--force", "web"]);
-    done(Command::new("loginctl").args(["disable-linger", NAME]));
     wait_until("Ann has no process", || {
+        // The monitor of the one that the test itself had started waits for the test to take notice of its end.
+        drop(harness::descendants());
         !Command::new("pgrep").args(["-U", NAME]).status().unwrap().success()
     });
     ann.done(&["image", "remove", "box"]);
