@@ -12,7 +12,9 @@ use serde_json::Value;
 use crate::common::{
     Lab, User, checker,
     containers::{Shell, busybox, text},
-    harness, wait_until,
+    harness,
+    systemd::{is_active, systemctl},
+    wait_until,
 };
 
 /// Somebody whom /etc/passwd knows: a service manager is for such alone.
@@ -26,10 +28,6 @@ fn done(command: &mut Command) -> String {
     let said = text(&output.stdout) + &text(&output.stderr);
     assert!(output.status.success(), "{command:?}: {said}");
     said
-}
-
-fn systemctl(arguments: &[&str]) -> String {
-    done(Command::new("systemctl").args(arguments))
 }
 
 fn start_with_the_machine(lab: &Lab) {
@@ -99,10 +97,7 @@ impl Ann {
 /// Stops everything that is stopped when the machine is switched off, in that order, and starts what is started at boot. The tests
 /// themselves go on (tests/vm/boot/cgrant-test.service). `units` run before, and must have ended in between.
 fn off_and_on(units: &[&str]) {
-    let active = |unit: &&&str| {
-        Command::new("systemctl").args(["is-active", "--quiet", unit]).status().unwrap().success()
-    };
-    assert_eq!(units.iter().filter(active).count(), units.len());
+    assert!(units.iter().all(|unit| is_active(unit)));
     // systemd refuses to have shutdown.target started alone, and so does not go on to the end of itself.
     let off = "[Unit]\nDefaultDependencies=no\nRequires=shutdown.target\nAfter=shutdown.target\n";
     fs::write("/run/systemd/system/cgrant-test-off.target", off).unwrap();
@@ -110,7 +105,7 @@ fn off_and_on(units: &[&str]) {
     systemctl(&["mask", "--runtime", "--quiet", "systemd-tmpfiles-setup.service"]);
     systemctl(&["daemon-reload"]);
     systemctl(&["start", "cgrant-test-off.target"]);
-    let left: Vec<_> = units.iter().filter(active).collect();
+    let left: Vec<_> = units.iter().filter(|unit| is_active(unit)).collect();
     assert!(left.is_empty(), "{left:?}");
     assert_eq!(systemctl(&["show", "-p", "Result", "--value", "cgrant-shutdown.service"]), "success\n");
     systemctl(&["start", "cgrantd.service", "multi-user.target"]);

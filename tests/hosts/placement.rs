@@ -3,21 +3,13 @@
 
 use std::{fs, path::Path, process::Command};
 
-use crate::common::{Kind, Lab, Options, User, bus::MANAGER_PATH, checker, harness, wait_until};
-
-fn run(program: &str, arguments: &[&str]) -> (bool, String) {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    let text =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    (output.status.success(), text)
-}
-
-#[track_caller]
-fn systemctl(arguments: &[&str]) -> String {
-    let (done, text) = run("systemctl", arguments);
-    assert!(done, "systemctl {arguments:?}: {text}");
-    text
-}
+use crate::common::{
+    Kind, Lab, Options, User,
+    bus::MANAGER_PATH,
+    checker, harness,
+    systemd::{is_active, systemctl},
+    wait_until,
+};
 
 fn the_tree_is_where_this_kind_of_host_wants_it(lab: &Lab) {
     let broker = lab.broker();
@@ -191,6 +183,10 @@ fn the_packaged_broker_serves_the_system_bus(lab: &Lab) {
     let release = user.cgrant(Path::new("/run/cgrant/public/bus"), &["grant", "release", "pkg", "--kill"]);
     assert!(release.status.success(), "{release:?}");
     if lab.host.systemd {
+        systemctl(&["stop", "cgrantd.socket", "cgrantd.service"]);
+        // The scope ends by itself; the unit that waits for that must not keep systemd from making another.
+        wait_until("nothing waits for the scope", || !is_active("cgrant-shutdown.service"));
+        systemctl(&["start", "cgrantd.service"]);
         systemctl(&["stop", "cgrantd.socket", "cgrantd.service"]);
     }
     if let Some(mut broker) = by_hand {

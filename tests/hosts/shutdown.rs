@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::common::{
     Lab, Options, User, checker,
     containers::{Shell, busybox, text},
+    systemd::{is_active, systemctl},
     wait_until,
 };
 
@@ -113,10 +114,6 @@ fn a_scope_that_is_stopped_lets_containers_end(lab: &Lab) {
         assert!(!Path::new("/usr/lib/systemd/system/cgrant-shutdown.service").exists() || !lab.host.systemd);
         return;
     }
-    let systemctl = |words: &[&str]| done(Command::new("systemctl").args(words));
-    let active = |unit: &str| {
-        Command::new("systemctl").args(["is-active", "--quiet", unit]).status().unwrap().success()
-    };
     systemctl(&["start", "cgrantd.service"]);
     let user = Packaged { user: lab.user() };
     let archive = lab.scratch.join("box.tar");
@@ -132,7 +129,7 @@ fn a_scope_that_is_stopped_lets_containers_end(lab: &Lab) {
         containers.push("deb");
     }
     wait_until("it is up", || user.done(&["logs", "--console", "web"]).contains("ready"));
-    wait_until("the unit that ends them waits", || active("cgrant-shutdown.service"));
+    wait_until("the unit that ends them waits", || is_active("cgrant-shutdown.service"));
     // Nobody ends all containers by mistake, nor an upgrade that restarts units.
     assert!(!Command::new("systemctl").args(["stop", "cgrant-shutdown.service"]).status().unwrap().success());
     systemctl(&["daemon-reload"]);
@@ -145,7 +142,7 @@ fn a_scope_that_is_stopped_lets_containers_end(lab: &Lab) {
         assert_eq!(info["ended"], "power off", "{info}");
     }
     // The broker goes on with a new one.
-    wait_until("there is a new scope", || active("cgrant.scope") && active("cgrant-shutdown.service"));
+    wait_until("there is a new scope", || is_active("cgrant.scope") && is_active("cgrant-shutdown.service"));
     wait_until("the broker serves", || user.output(&["grant", "list"]).status.success());
     user.done(&["start", "web"]);
     // When the machine is switched off, containers end first, then the broker, then the scope.
