@@ -18,6 +18,15 @@ pub fn systemctl(arguments: &[&str]) -> String {
     panic!("systemctl {arguments:?}: {}{}", text(&output.stderr), text(&log.stdout));
 }
 
+/// A command that has to succeed; what it says.
+#[track_caller]
+pub fn done(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let said = text(&output.stdout) + &text(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {said}");
+    said
+}
+
 /// Is the unit active?
 pub fn is_active(unit: &str) -> bool {
     run("systemctl", &["is-active", "--quiet", unit]).status.success()

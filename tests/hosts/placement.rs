@@ -6,7 +6,9 @@ use std::{fs, path::Path, process::Command};
 use crate::common::{
     Kind, Lab, Options, User,
     bus::MANAGER_PATH,
-    checker, harness,
+    checker,
+    containers::PACKAGED,
+    harness,
     systemd::{is_active, systemctl},
     wait_until,
 };
@@ -140,7 +142,7 @@ fn the_packaged_broker_serves_the_system_bus(lab: &Lab) {
     if lab.host.systemd {
         systemctl(&["start", "cgrantd.service"]);
     } else {
-        wait_until("the packaged broker listens", || Path::new("/run/cgrant/public/bus").exists());
+        wait_until("the packaged broker listens", || Path::new(PACKAGED).exists());
     }
     // The system bus lets nobody in whom /etc/passwd does not know.
     let user = User::new(5, &[], &lab.scratch, &lab.programs);
@@ -158,11 +160,10 @@ fn the_packaged_broker_serves_the_system_bus(lab: &Lab) {
     wait_until("the name is on the system bus", || call(&["ListRanges"]).0);
     let (done, said) = call(&["CreateGrant", "sa{sv}", "pkg", "1", "lifetime", "s", "persistent"]);
     assert!(done && said.contains("/org/cgrant/Broker1/grant/"), "{said}");
-    let output = user.cgrant(Path::new("/run/cgrant/public/bus"), &["grant", "list"]);
+    let output = user.cgrant(Path::new(PACKAGED), &["grant", "list"]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("pkg"), "{output:?}");
     let sleeper = user.sleeper();
-    let attach = user
-        .cgrant(Path::new("/run/cgrant/public/bus"), &["grant", "attach", "pkg", &sleeper.pid.to_string()]);
+    let attach = user.cgrant(Path::new(PACKAGED), &["grant", "attach", "pkg", &sleeper.pid.to_string()]);
     assert!(attach.status.success(), "{attach:?}");
     if lab.host.systemd {
         // Its fronts have the accounts that sysusers made; the service's cgroup holds nothing but the broker.
@@ -180,7 +181,7 @@ fn the_packaged_broker_serves_the_system_bus(lab: &Lab) {
         wait_until("activation", || call(&["GetGrant", "sa{sv}", "pkg", "0"]).0);
         assert!(sleeper.is_alive());
     }
-    let release = user.cgrant(Path::new("/run/cgrant/public/bus"), &["grant", "release", "pkg", "--kill"]);
+    let release = user.cgrant(Path::new(PACKAGED), &["grant", "release", "pkg", "--kill"]);
     assert!(release.status.success(), "{release:?}");
     if lab.host.systemd {
         systemctl(&["stop", "cgrantd.socket", "cgrantd.service"]);

@@ -1,35 +1,20 @@
 //! What becomes of what runs in grants when the machine is switched off: it ends in order, by the command that an init script
 //! calls, and on hosts of systemd's with the scope.
 
-use std::{
-    fs,
-    path::Path,
-    process::{Command, Output},
-};
-
-use serde_json::Value;
+use std::{fs, path::Path, process::Command};
 
 use crate::common::{
-    Lab, Options, User, checker,
-    containers::{Shell, busybox, text},
+    Lab, Options, checker,
+    containers::{Shell, busybox},
     systemd::{is_active, systemctl},
     wait_until,
 };
 
 /// Where a virtual machine has the root of a Debian container; see tests/vm/images.
 const DEBIAN: &str = "/opt/debian.tar";
-const SOCKET: &str = "/run/cgrant/public/bus";
 /// In a container: a process that init does not know, in a cgroup below another.
 const IN_A_CGROUP_OF_ITS_OWN: &str = "busybox mkdir -p /sys/fs/cgroup/a/b; sleep 1000 >/dev/null 2>&1 & \
     echo $! >/sys/fs/cgroup/a/b/cgroup.procs";
-
-#[track_caller]
-fn done(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    let said = text(&output.stdout) + &text(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {said}");
-    said
-}
 
 fn everything_in_grants_ends_in_order(lab: &Lab) {
     let mut broker = lab.broker();
@@ -81,32 +66,6 @@ fn everything_in_grants_ends_in_order(lab: &Lab) {
     }
 }
 
-/// A user of the packaged broker.
-struct Packaged {
-    user: User,
-}
-
-impl Packaged {
-    fn output(&self, words: &[&str]) -> Output {
-        self.user.cgrant(Path::new(SOCKET), words)
-    }
-
-    #[track_caller]
-    fn done(&self, words: &[&str]) -> String {
-        let output = self.output(words);
-        assert!(output.status.success(), "cgrant {words:?}: {}", text(&output.stderr));
-        text(&output.stdout)
-    }
-
-    fn info(&self, name: &str) -> Value {
-        serde_json::from_str(&self.done(&["--format", "json", "info", name])).unwrap()
-    }
-
-    fn import(&self, archive: &Path, alias: &str) {
-        self.done(&["image", "import", archive.to_str().unwrap(), "--alias", alias, "--quiet"]);
-    }
-}
-
 /// What systemd does with it when the machine is switched off, it does when it is told to stop it. Only where the package's files are
 /// installed: the virtual machines.
 fn a_scope_that_is_stopped_lets_containers_end(lab: &Lab) {
@@ -115,36 +74,33 @@ fn a_scope_that_is_stopped_lets_containers_end(lab: &Lab) {
         return;
     }
     systemctl(&["start", "cgrantd.service"]);
-    let user = Packaged { user: lab.user() };
-    let archive = lab.scratch.join("box.tar");
-    let mut tar = Command::new("tar");
-    tar.arg("-C").arg(busybox(lab)).args(["--numeric-owner", "-cf"]).arg(&archive).arg(".");
-    done(&mut tar);
-    user.import(&archive, "box");
-    user.done(&["launch", "box", "web"]);
+    let user = lab.user();
+    let shell = Shell::packaged(lab, &user);
+    shell.import(lab, &busybox(lab), "box");
+    shell.done(&["launch", "box", "web"]);
     let mut containers = vec!["web"];
     if fs::exists(DEBIAN).unwrap() {
-        user.import(Path::new(DEBIAN), "debian");
-        user.done(&["launch", "debian", "deb", "--wait"]);
+        shell.done(&["image", "import", DEBIAN, "--alias", "debian", "--quiet"]);
+        shell.done(&["launch", "debian", "deb", "--wait"]);
         containers.push("deb");
     }
-    wait_until("it is up", || user.done(&["logs", "--console", "web"]).contains("ready"));
+    wait_until("it is up", || shell.done(&["logs", "--console", "web"]).contains("ready"));
     wait_until("the unit that ends them waits", || is_active("cgrant-shutdown.service"));
     // Nobody ends all containers by mistake, nor an upgrade that restarts units.
     assert!(!Command::new("systemctl").args(["stop", "cgrant-shutdown.service"]).status().unwrap().success());
     systemctl(&["daemon-reload"]);
     systemctl(&["restart", "cgrantd.service"]);
-    containers.iter().for_each(|name| assert_ne!(user.info(name)["state"], "stopped", "{name}"));
+    containers.iter().for_each(|name| assert_ne!(shell.json(&["info", name])["state"], "stopped", "{name}"));
 
     systemctl(&["stop", "cgrant.scope"]);
     for name in &containers {
-        let info = user.info(name);
+        let info = shell.json(&["info", name]);
         assert_eq!(info["ended"], "power off", "{info}");
     }
     // The broker goes on with a new one.
     wait_until("there is a new scope", || is_active("cgrant.scope") && is_active("cgrant-shutdown.service"));
-    wait_until("the broker serves", || user.output(&["grant", "list"]).status.success());
-    user.done(&["start", "web"]);
+    wait_until("the broker serves", || shell.output(&["grant", "list"]).status.success());
+    shell.done(&["start", "web"]);
     // When the machine is switched off, containers end first, then the broker, then the scope.
     let before = |unit: &str| systemctl(&["show", "-p", "Before", "--value", unit]);
     let is_before = |unit: &str, other: &str| before(unit).split_whitespace().any(|found| found == other);
@@ -153,7 +109,7 @@ fn a_scope_that_is_stopped_lets_containers_end(lab: &Lab) {
     assert!(is_before("cgrant-shutdown.service", "systemd-user-sessions.service"));
 
     for name in containers {
-        user.done(&["delete", "--force", name]);
+        shell.done(&["delete", "--force", name]);
     }
     systemctl(&["stop", "cgrantd.socket", "cgrantd.service"]);
     wait_until("the broker's tree is gone", || checker::cgroups_of_instance(&lab.host, "default").is_empty());

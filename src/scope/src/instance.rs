@@ -154,7 +154,7 @@ impl Account {
     /// Lets everything go on that the broker has stand still: it can't end in order otherwise. The files are root's own.
     pub fn thaw(&self) {
         each_grant(&self.dir, MAX_DEPTH, false, &mut |grant| {
-            for part in [PAYLOAD, CHILDREN, ENTRY].iter().filter_map(|part| grant.dir.open_dir(part).ok()) {
+            for part in grant.parts(&[PAYLOAD, CHILDREN, ENTRY]) {
                 if part.read(FREEZE, MAX_FILE).is_ok_and(|text| text.trim_end() == "1") {
                     let _ = part.write(FREEZE, "0");
                 }
@@ -165,18 +165,16 @@ impl Account {
     /// Kills everything but living monitors, which write down then how it ended.
     pub fn kill_payloads(&self) {
         each_grant(&self.dir, 1, false, &mut |grant| {
-            let parts: &[&str] = if grant.monitors.is_empty() { &[""] } else { &[PAYLOAD, CHILDREN] };
-            for part in parts {
-                let dir = if part.is_empty() { grant.dir.try_clone() } else { grant.dir.open_dir(part) };
-                let _ = dir.and_then(|dir| dir.write(KILL, "1"));
+            if grant.monitors.is_empty() {
+                return kill(grant.dir);
             }
+            grant.parts(&[PAYLOAD, CHILDREN]).iter().for_each(kill);
         });
     }
 
     /// Kills everything.
     pub fn kill(&self) {
-        // It is gone, if that fails.
-        let _ = self.dir.write(KILL, "1");
+        kill(&self.dir);
     }
 
     /// For people: whose grants these are, and what they are called. Names of grants are the broker's, and can be printed.
@@ -203,6 +201,11 @@ struct Grant<'a> {
 }
 
 impl Grant<'_> {
+    /// Those of these parts of it that are there.
+    fn parts(&self, names: &[&str]) -> Vec<Dir> {
+        names.iter().filter_map(|name| self.dir.open_dir(name).ok()).collect()
+    }
+
     fn collect(&self, pids: &mut Vec<u32>) {
         if !self.monitors.is_empty() {
             return pids.extend(&self.monitors);
@@ -245,6 +248,11 @@ fn collect(dir: &Dir, depth: u32, pids: &mut Vec<u32>) {
             collect(&below, depth, pids);
         }
     }
+}
+
+/// Kills everything in a cgroup. It is gone, if that fails.
+fn kill(dir: &Dir) {
+    let _ = dir.write(KILL, "1");
 }
 
 fn processes(dir: &Dir) -> Vec<u32> {
