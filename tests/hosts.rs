@@ -105,7 +105,6 @@ fn main() -> std::process::ExitCode {
         events::TESTS,
         placement::TESTS,
         shutdown::TESTS,
-        autostart::TESTS,
         busses::TESTS,
         cgmanager_attacks::TESTS,
         cgmanager_table::TESTS,
@@ -116,6 +115,8 @@ fn main() -> std::process::ExitCode {
         pam::TESTS,
         containers::TESTS,
         vlans::TESTS,
+        // Last: it switches the machine off, as far as what runs on it can tell.
+        autostart::TESTS,
     ];
     match std::env::var("CGRANT_TEST_KERNEL_OF") {
         Ok(host) => common::harness::main_without_modules(&tests, ELSEWHERE, OF_THE_KERNEL, &host),

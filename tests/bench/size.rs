@@ -13,12 +13,14 @@ use crate::{
     caller::Caller,
     common::{
         Broker, Lab, Options,
-        containers::{Shell, busybox},
+        containers::{Shell, busybox, debian},
     },
 };
 
 /// How many grants there are in the second measurement.
 const GRANTS: usize = 1000;
+/// The release of Debian whose monitor is measured.
+const DEBIAN: &str = "bookworm";
 /// How long the idle broker is watched.
 const WATCHED: Duration = Duration::from_secs(10);
 
@@ -77,7 +79,7 @@ fn whole_broker(bench: &Bench) -> (Option<Bus>, Broker) {
 
 /// The part `size`.
 pub fn measure_memory(bench: &Bench) {
-    measure_monitor(bench);
+    measure_monitors(bench);
     let (bus, broker) = whole_broker(bench);
     if bus.is_none() {
         println!("\nabsent: dbus-daemon, and with it the bus front");
@@ -98,20 +100,31 @@ pub fn measure_memory(bench: &Bench) {
     print_memory(&broker, &format!("after {GRANTS} grants"));
 }
 
-// What each running container costs beside what runs in it. A small one: its monitor does the same for any.
-fn measure_monitor(bench: &Bench) {
+// What each running container costs beside what runs in it: of a small system, and of a Debian, which says and asks more.
+fn measure_monitors(bench: &Bench) {
+    println!("\nMemory of a container's monitor (kB); it is to have 3072 at most");
+    println!("{:52}|{:>10} {:>10} {:>10}", "", "RSS", "PSS", "its own");
     let broker = bench.lab.broker();
     let shell = Shell::new(&bench.lab, &bench.user, &broker);
     shell.import(&bench.lab, &busybox(&bench.lab), "box");
-    shell.done(&["launch", "box", "one"]);
+    shell.import(&bench.lab, &debian(DEBIAN), "debian");
+    for image in ["box", "debian"] {
+        measure_monitor(&shell, image);
+    }
+}
+
+fn measure_monitor(shell: &Shell, image: &str) {
+    shell.done(&["launch", image, "one"]);
     let monitor = shell.json(&["info", "one"])["monitor"].as_u64().unwrap();
-    println!("\nMemory of a container's monitor (kB); it is to have 3072 at most");
-    println!("{:52}|{:>10} {:>10} {:>10}", "", "RSS", "PSS", "its own");
     let print = |when: &str| {
         let [rss, pss, own] = memory(monitor, ["Rss:", "Pss:", "Anonymous:"]);
-        println!("{when:52}|{rss:>10} {pss:>10} {own:>10}");
+        println!("{:52}|{rss:>10} {pss:>10} {own:>10}", format!("{image}: {when}"));
     };
     print("just launched");
+    if image == "debian" {
+        shell.done(&["wait", "one"]);
+        print("systemd is up");
+    }
     // It is at rest after a second without anything to do.
     let rest = || std::thread::sleep(Duration::from_secs(2));
     rest();

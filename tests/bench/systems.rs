@@ -241,12 +241,14 @@ impl Stage<'_> {
             peer(
                 "systemd-nspawn, root",
                 format!(
-                    "systemd-nspawn -q --register=no --keep-unit --private-network -b -D {root} \
-                     </dev/null >{place}/nspawn.log 2>&1 & echo $! >{place}/nspawn"
+                    "systemd-nspawn -q --register=no --keep-unit --private-network -b -D {root} -M cgb-{} \
+                     </dev/null >{place}/nspawn.log 2>&1 & echo $! >{place}/nspawn",
+                    std::process::id()
                 ),
+                // Its other children come and go: one that has gone has no name.
                 format!(
                     "for pid in $(cat /proc/$(cat {place}/nspawn)/task/*/children); do \
-                     [ $(cat /proc/$pid/comm) != systemd ] || echo $pid; done"
+                     [ \"$(cat /proc/$pid/comm)\" != systemd ] || echo $pid; done"
                 ),
                 None,
                 format!(

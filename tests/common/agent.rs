@@ -14,13 +14,17 @@ use std::{
     process::{Command, ExitCode},
 };
 
+use cgrant_sys::deny;
 use nix::{
     sched::{CloneFlags, unshare},
     unistd::{Gid, Uid, setgroups, setresgid, setresuid},
 };
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags,
+use rustix::{
+    io::Errno,
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+        SendFlags,
+    },
 };
 
 use super::{node, place};
@@ -29,9 +33,16 @@ use super::{node, place};
 ///
 /// GID may be `GID+EFFECTIVE`, as that of who executes a set-group-ID program.
 ///
-/// `as UID GID GROUP,GROUP exec PROGRAM ARGUMENT…` or `as UID GID GROUP,GROUP role ROLE ARGUMENT…`
+/// `refused CALL ERRNO PROGRAM ARGUMENT…`, for which the kernel answers so to this call; `as UID GID GROUP,GROUP exec PROGRAM ARGUMENT…` or `as UID GID GROUP,GROUP role ROLE ARGUMENT…`
 pub fn main(arguments: &[OsString]) -> ExitCode {
     let text = |at: usize| arguments[at].to_str().unwrap();
+    if text(0) == "refused" {
+        let (call, errno) = (text(1).parse().unwrap(), Errno::from_raw_os_error(text(2).parse().unwrap()));
+        deny::deny(&[deny::Denied { native: Some(call), i386: None, errno }]).unwrap();
+        let error = Command::new(&arguments[3]).args(&arguments[4..]).exec();
+        eprintln!("{}: {error}", arguments[3].display());
+        return ExitCode::from(127);
+    }
     let (gid, effective) = text(2).split_once('+').unwrap_or((text(2), text(2)));
     let (uid, gid) = (text(1).parse().unwrap(), gid.parse().unwrap());
     let groups: Vec<Gid> =

@@ -11,6 +11,9 @@ use serde_json::Value;
 
 use super::{Broker, Lab, Network, User};
 
+/// Where the packaged broker of a virtual machine listens.
+pub const PACKAGED: &str = "/run/cgrant/public/bus";
+
 /// The command as the user, against the test's broker.
 pub struct Shell<'a> {
     user: &'a User,
@@ -27,6 +30,11 @@ impl<'a> Shell<'a> {
     /// In the network that the broker has for a host.
     pub fn beside(lab: &Lab, user: &'a User, broker: &'a Broker, network: &'a Network<'a>) -> Self {
         Self { network: Some((network, broker)), ..Self::new(lab, user, broker) }
+    }
+
+    /// With the packaged broker of a virtual machine.
+    pub fn packaged(lab: &Lab, user: &'a User) -> Self {
+        Self { user, socket: PACKAGED.into(), programs: lab.programs.clone(), network: None }
     }
 
     pub fn command(&self, words: &[&str]) -> Command {

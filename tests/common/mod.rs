@@ -21,6 +21,7 @@ pub mod network;
 pub mod node;
 pub mod place;
 pub mod raw;
+pub mod systemd;
 pub mod user;
 
 pub use broker::Broker;

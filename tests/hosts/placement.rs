@@ -3,21 +3,15 @@
 
 use std::{fs, path::Path, process::Command};
 
-use crate::common::{Kind, Lab, Options, User, bus::MANAGER_PATH, checker, harness, wait_until};
-
-fn run(program: &str, arguments: &[&str]) -> (bool, String) {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    let text =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    (output.status.success(), text)
-}
-
-#[track_caller]
-fn systemctl(arguments: &[&str]) -> String {
-    let (done, text) = run("systemctl", arguments);
-    assert!(done, "systemctl {arguments:?}: {text}");
-    text
-}
+use crate::common::{
+    Kind, Lab, Options, User,
+    bus::MANAGER_PATH,
+    checker,
+    containers::PACKAGED,
+    harness,
+    systemd::{is_active, systemctl},
+    wait_until,
+};
 
 fn the_tree_is_where_this_kind_of_host_wants_it(lab: &Lab) {
     let broker = lab.broker();
@@ -148,7 +142,7 @@ fn the_packaged_broker_serves_the_system_bus(lab: &Lab) {
     if lab.host.systemd {
         systemctl(&["start", "cgrantd.service"]);
     } else {
-        wait_until("the packaged broker listens", || Path::new("/run/cgrant/public/bus").exists());
+        wait_until("the packaged broker listens", || Path::new(PACKAGED).exists());
     }
     // The system bus lets nobody in whom /etc/passwd does not know.
     let user = User::new(5, &[], &lab.scratch, &lab.programs);
@@ -166,11 +160,10 @@ fn the_packaged_broker_serves_the_system_bus(lab: &Lab) {
     wait_until("the name is on the system bus", || call(&["ListRanges"]).0);
     let (done, said) = call(&["CreateGrant", "sa{sv}", "pkg", "1", "lifetime", "s", "persistent"]);
     assert!(done && said.contains("/org/cgrant/Broker1/grant/"), "{said}");
-    let output = user.cgrant(Path::new("/run/cgrant/public/bus"), &["grant", "list"]);
+    let output = user.cgrant(Path::new(PACKAGED), &["grant", "list"]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("pkg"), "{output:?}");
     let sleeper = user.sleeper();
-    let attach = user
-        .cgrant(Path::new("/run/cgrant/public/bus"), &["grant", "attach", "pkg", &sleeper.pid.to_string()]);
+    let attach = user.cgrant(Path::new(PACKAGED), &["grant", "attach", "pkg", &sleeper.pid.to_string()]);
     assert!(attach.status.success(), "{attach:?}");
     if lab.host.systemd {
         // Its fronts have the accounts that sysusers made; the service's cgroup holds nothing but the broker.
@@ -188,9 +181,13 @@ fn the_packaged_broker_serves_the_system_bus(lab: &Lab) {
         wait_until("activation", || call(&["GetGrant", "sa{sv}", "pkg", "0"]).0);
         assert!(sleeper.is_alive());
     }
-    let release = user.cgrant(Path::new("/run/cgrant/public/bus"), &["grant", "release", "pkg", "--kill"]);
+    let release = user.cgrant(Path::new(PACKAGED), &["grant", "release", "pkg", "--kill"]);
     assert!(release.status.success(), "{release:?}");
     if lab.host.systemd {
+        systemctl(&["stop", "cgrantd.socket", "cgrantd.service"]);
+        // The scope ends by itself; the unit that waits for that must not keep systemd from making another.
+        wait_until("nothing waits for the scope", || !is_active("cgrant-shutdown.service"));
+        systemctl(&["start", "cgrantd.service"]);
         systemctl(&["stop", "cgrantd.socket", "cgrantd.service"]);
     }
     if let Some(mut broker) = by_hand {

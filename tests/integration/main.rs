@@ -43,7 +43,10 @@ mod system;
 mod system_attacks;
 mod system_autostart;
 mod system_copies;
+mod system_devices;
 mod system_inside;
+mod system_settings;
+mod system_shutdown;
 mod system_verbs;
 
 fn main() -> std::process::ExitCode {
@@ -81,7 +84,10 @@ fn main() -> std::process::ExitCode {
         system_attacks::TESTS,
         system_autostart::TESTS,
         system_copies::TESTS,
+        system_devices::TESTS,
         system_inside::TESTS,
+        system_settings::TESTS,
+        system_shutdown::TESTS,
         system_verbs::TESTS,
     ])
 }

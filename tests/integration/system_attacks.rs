@@ -11,7 +11,10 @@ use std::{
     process::{Command, ExitStatus},
 };
 
-use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt},
+};
 
 use crate::common::{
     Lab, checker,
@@ -36,8 +39,14 @@ fn on_a_terminal(mut command: Command, typed: &str) -> (ExitStatus, String) {
     drop((command, terminal));
     master.write_all(typed.as_bytes()).unwrap();
     let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
-    // EIO: nobody has it open any more, in the container neither.
-    while let Ok(length @ 1..) = master.read(&mut buffer) {
+    let patience = Timespec { tv_sec: 60, tv_nsec: 0 };
+    loop {
+        if poll(&mut [PollFd::new(&master, PollFlags::IN)], Some(&patience)) == Ok(0) {
+            let _ = child.kill();
+            panic!("somebody keeps the terminal: {:?}", String::from_utf8_lossy(&seen));
+        }
+        // EIO: nobody has it open any more, in the container neither.
+        let Ok(length @ 1..) = master.read(&mut buffer) else { break };
         seen.extend_from_slice(&buffer[..length]);
     }
     (child.wait().unwrap(), String::from_utf8_lossy(&seen).into_owned())

@@ -6,6 +6,7 @@ mod autostart;
 mod cgroup;
 mod completions;
 mod container;
+mod dns;
 mod image;
 mod quick;
 mod told;
@@ -24,6 +25,7 @@ pub(crate) use container::{
     ContainerCommand, ExecArgs, LaunchArgs, ListArgs, ListState, LogsArgs, Mount, NewArgs, TopArgs,
     TransferArgs,
 };
+pub(crate) use dns::Dns;
 pub(crate) use image::{AliasCommand, BuildArgs, ExportArgs, ImageCommand, ImportArgs};
 pub(crate) use quick::parse;
 pub(crate) use told::{Content, Credential};

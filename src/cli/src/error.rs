@@ -11,7 +11,7 @@ use cgrant_proto::{Code, Error as BrokerError, names};
 use crate::{
     exit,
     legacy::{LegacyError, SOCKET_VARIABLE},
-    storage::JobFailure,
+    storage::{self, JobFailure},
 };
 
 /// Why a command was not carried out.
@@ -165,6 +165,7 @@ impl Failure {
             Self::Launch(LaunchError::Died(_)) => {
                 Some("a memory.max or pids.max that leaves no room for setting up does this".to_owned())
             }
+            Self::Machine { source, .. } => storage::room(source).map(str::to_owned),
             Self::Launch(LaunchError::Spec(SpecError::NoCommand)) => Some("write it after --".to_owned()),
             _ => None,
         }

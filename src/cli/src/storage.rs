@@ -43,7 +43,7 @@ use zbus::{Fd, MessageStream, OwnedObjectPath};
 
 use crate::error::{Doing, Failure};
 use message::{FromOwner, FromWorker, receive, send};
-pub(crate) use message::{JobFailure, Told};
+pub(crate) use message::{JobFailure, Told, room};
 pub(crate) use worker::{ACCOUNT, Job, Worker, end_with};
 
 /// Name of the range that files of images belong to.

@@ -47,20 +47,15 @@ pub enum Disposition {
 
 /// What a process did with each signal when it was looked at.
 #[derive(Debug)]
-pub struct Dispositions(String);
+pub(crate) struct Dispositions(String);
 
 impl Dispositions {
-    /// Looks at this process itself, whose parent may have had signals ignored (nohup(1)).
+    /// Looks at another process, whose end meanwhile the caller rules out.
     ///
     /// # Errors
-    /// That `/proc/self/status` cannot be read.
-    pub fn own() -> io::Result<Self> {
-        Self::read("self")
-    }
-
-    /// Looks at another process, whose end meanwhile the caller rules out.
+    /// That `/proc/PID/status` cannot be read.
     pub(crate) fn of_process(pid: u32) -> io::Result<Self> {
-        Self::read(&pid.to_string())
+        std::fs::read_to_string(format!("/proc/{pid}/status")).map(Self)
     }
 
     /// As [`Dispositions::of`], for signals without a name too.
@@ -68,15 +63,11 @@ impl Dispositions {
         disposition(&self.0, signal).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    fn read(process: &str) -> io::Result<Self> {
-        std::fs::read_to_string(format!("/proc/{process}/status")).map(Self)
-    }
-
     /// What it did with this one.
     ///
     /// # Errors
     /// That there were not the lines that proc(5) promises.
-    pub fn of(&self, signal: Signal) -> io::Result<Disposition> {
+    pub(crate) fn of(&self, signal: Signal) -> io::Result<Disposition> {
         disposition(&self.0, signal.as_raw()).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 }
@@ -113,7 +104,7 @@ impl Container {
     /// # Errors
     /// That `/proc/PID/status` cannot be read or has not the lines that proc(5) promises.
     pub fn disposition(&self, signal: Signal) -> io::Result<Disposition> {
-        Dispositions::read(&self.pid.to_string())?.of(signal)
+        Dispositions::of_process(self.pid)?.of(signal)
     }
 
     /// Waits for the end of its first process.
@@ -182,13 +173,5 @@ mod tests {
         assert_eq!(disposition(&status(none, term, none), 14), Some(Disposition::Default));
         assert_eq!(disposition("SigBlk:\tx\n", 15), None);
         assert_eq!(disposition("", 0), None);
-    }
-
-    #[test]
-    fn this_very_process_can_be_asked() {
-        // The Rust runtime ignores SIGPIPE.
-        let own = Dispositions::own().unwrap();
-        assert_eq!(own.of(Signal::PIPE).unwrap(), Disposition::Ignores);
-        assert_eq!(own.of(Signal::USR2).unwrap(), Disposition::Default);
     }
 }

@@ -28,7 +28,7 @@ pub use cgrant_sys::{
     Pidfd,
     pidfd::{Exit, Signal},
 };
-pub use container::{Container, Disposition, Dispositions, Ending};
+pub use container::{Container, Disposition, Ending};
 pub use failure::{LaunchError, Step, StepFailure};
 pub use launch::{Launch, Mapped, Placement, Staged};
 pub use network::Network;

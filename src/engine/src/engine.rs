@@ -387,6 +387,7 @@ fn verb(request: &Request<'_>) -> &'static str {
             Verb::ForgetRange => "forget range",
             Verb::MapDirectory => "map directory",
         },
+        Request::UseDevice { .. } => "make device",
         Request::AddLink { .. } => "add link",
         Request::Publish { .. } => "publish ports",
         Request::ListBridges => "list bridges",
@@ -410,6 +411,7 @@ fn owner(caller: &Caller, request: &Request<'_>) -> HostUid {
         | Request::SetLimits { owner, .. }
         | Request::ReadRaw { owner, .. }
         | Request::WriteRaw { owner, .. }
+        | Request::UseDevice { owner, .. }
         | Request::AddLink { owner, .. }
         | Request::Publish { owner, .. } => *owner,
         Request::UsageOf { account } => *account,

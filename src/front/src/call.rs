@@ -179,7 +179,7 @@ impl Request<'_> {
             (Object::Grant(grant), GRANT) => self.grant(grant, member),
             (Object::Grant(grant), CGROUP) => self.cgroup(grant, member),
             (Object::Grant(grant), LINKS) => self.links(grant, member),
-            (Object::Grant(grant), MOUNTS) if member == "MapDirectory" => self.map_directory(grant),
+            (Object::Grant(grant), MOUNTS) => self.mounts(grant, member),
             _ => Err(Self::no_method(member)),
         }
     }
@@ -445,6 +445,18 @@ impl Request<'_> {
                 let (name, Texts(texts)): (String, Texts) = self.body()?;
                 let (name, ports) = (at_most("name", name, MAX_NAME)?, ports(&texts)?);
                 Ok(ask(Op::UnpublishPorts { grant, name, ports }, View::Done))
+            }
+            _ => Err(Self::no_method(member)),
+        }
+    }
+
+    fn mounts(&self, grant: GrantId, member: &str) -> Result<Action, Fault> {
+        match member {
+            "MapDirectory" => self.map_directory(grant),
+            "MakeDevice" => {
+                self.needs_fds()?;
+                let name = at_most("name", self.body()?, MAX_NAME)?;
+                Ok(ask(Op::MakeDevice { grant, name }, View::Mount))
             }
             _ => Err(Self::no_method(member)),
         }

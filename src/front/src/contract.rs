@@ -186,6 +186,7 @@ mod tests {
             ("org.cgrant.Broker1.Cgroup", "SetLimits", "a{ss}"),
             ("org.cgrant.Broker1.Links", "PublishPorts", "sas"),
             ("org.cgrant.Broker1.Mounts", "MapDirectory", "hha{sv}"),
+            ("org.cgrant.Broker1.Mounts", "MakeDevice", "s"),
             (PROPERTIES, "Set", "ssv"),
             (DRIVER, "Hello", ""),
         ] {

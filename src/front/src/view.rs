@@ -46,7 +46,7 @@ pub enum View {
     Cgroups,
     /// `OpenCgroup`.
     Directory,
-    /// `MapDirectory`.
+    /// `MapDirectory` and `MakeDevice`.
     Mount,
     /// One property of a grant or of the broker.
     Property {

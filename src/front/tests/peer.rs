@@ -249,6 +249,9 @@ fn directories_are_mapped_as_the_contract_says() {
                 (asked(MapSource::Own { uid: 7, gid: 8 }, false), 2),
             ]
         );
+        assert!(rustix::fs::fstat(mounts.make_device("net/tun").await.unwrap()).is_ok());
+        let asked: Vec<_> = front.seen().into_iter().map(|seen| (seen.op, seen.fds)).collect();
+        assert_eq!(asked, [(Op::MakeDevice { grant: GRANT, name: "net/tun".to_owned() }, 0)]);
         for (key, value) in [("recursive", Variant::from(true)), ("as-uid", Variant::from(7u32))] {
             let options = HashMap::from([("from", Variant::from("web")), (key, value)]);
             let body = (fds().0, fds().1, options);
@@ -606,8 +609,8 @@ fn every_method_of_the_contract_is_there() {
                 }
             }
         }
-        assert_eq!(calls, 27);
-        assert!(front.seen_count() >= 27);
+        assert_eq!(calls, 28);
+        assert!(front.seen_count() >= 28);
     });
 }
 

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::{
+    device::NodeName,
     ids::HostUid,
     limit::{LimitKey, LimitValue},
     policy::{Caller, Policy, Ruling},
@@ -53,6 +54,15 @@ pub enum Request<'a> {
         owner: HostUid,
         /// Which file.
         key: &'a RawKey,
+    },
+    /// A node of one of the host's devices for a container.
+    UseDevice {
+        /// The grant's account.
+        owner: HostUid,
+        /// Which.
+        node: &'a NodeName,
+        /// Is the caller in the group that may open it?
+        by_group: bool,
     },
     /// A link more in a grant that is there.
     AddLink {
@@ -282,6 +292,7 @@ pub fn judge(policy: &Policy, caller: &Caller, request: &Request<'_>, usage: &Us
         Request::SetLimits { owner, limits } => set_limits(rules, caller, *owner, limits),
         Request::ReadRaw { owner, key } => read_raw(rules, caller, *owner, key),
         Request::WriteRaw { owner, key } => write_raw(rules, caller, *owner, key),
+        Request::UseDevice { owner, node, by_group } => use_device(rules, caller, *owner, node, *by_group),
         Request::AddLink { owner, link } => add_link(rules, caller, *owner, link, usage),
         Request::Publish { owner, ports } => publish(rules, caller, *owner, ports, usage),
         Request::ListBridges | Request::ExamineNetwork => Ok(None),
@@ -535,6 +546,17 @@ fn use_grant(rules: &Ruling, caller: &Caller, owner: HostUid, verb: Verb, usage:
             .map_err(|denial| denial.hinted("copy the directory instead")),
         _ => Ok(None),
     }
+}
+
+/// Who can open a device anyhow needs no rule's word for it.
+fn use_device(rules: &Ruling, caller: &Caller, owner: HostUid, node: &NodeName, by_group: bool) -> Outcome {
+    authority(rules, caller, owner)?;
+    if by_group || rules.access.may_have(node) {
+        return Ok(None);
+    }
+    let node = node.as_str();
+    Err(denied(rules, format!("policy does not let this account have /dev/{node} in containers"))
+        .hinted("join the group that may read and write it; an administrator can add it to access.devices of the rule"))
 }
 
 fn create_cgroup(rules: &Ruling, caller: &Caller, owner: HostUid, depth: usize, usage: &UsageNow) -> Outcome {
@@ -943,6 +965,23 @@ vlans = ["100-199"]
         let denial =
             denial(&policy, PERSON, &Request::SetLimits { owner, limits: &limits }, &UsageNow::default());
         assert_eq!(denial.message, "memory.max = max is above the ceiling of 1073741824 that policy sets");
+    }
+
+    #[test]
+    fn devices_that_are_not_listed_are_refused_to_those_outside_of_their_group() {
+        let node = NodeName::new("kvm").unwrap();
+        let ask = |by_group| Request::UseDevice { owner: HostUid(PERSON), node: &node, by_group };
+        for (text, by_group, fits) in [
+            ("", false, false),
+            ("", true, true),
+            ("access.devices = [\"/dev/kvm\"]\n", false, true),
+            ("access.devices = [\"/dev/fuse\", \"/dev/k*\"]\n", false, true),
+            ("access.devices = [\"/dev/fuse\"]\n", false, false),
+        ] {
+            assert_eq!(allowed(&with(text), PERSON, &ask(by_group)), fits, "{text:?} {by_group}");
+            let foreign = Request::UseDevice { owner: HostUid(PERSON + 1), node: &node, by_group };
+            assert!(!allowed(&with(text), PERSON, &foreign), "of another's grant");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Pure: no I/O, no clock, no kernel objects. Everything here can be tested by calling it.
 
 pub mod config;
+mod device;
 mod diagnostic;
 pub mod ids;
 pub mod judge;
@@ -14,6 +15,7 @@ pub mod raw;
 mod rule;
 
 pub use config::{BLOCK, Config, Pool, PoolError};
+pub use device::{NodeName, NodeNameError, NodePattern};
 pub use diagnostic::FileError;
 pub use ids::{HostGid, HostUid, IdRange, IdSpan, NsGid, NsUid, SpanError};
 pub use judge::{

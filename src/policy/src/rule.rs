@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 
 use crate::{
+    device::{NodeName, NodePattern},
     diagnostic::{FileError, read, text},
     ids::{HostGid, IdSpan},
     limit::{LimitKey, LimitValue},
@@ -116,6 +117,8 @@ table! {
         link: Access = Access,
         /// To directories as mounts of containers.
         mounts: Door = Door,
+        /// Device nodes that containers may get.
+        devices: Vec<NodePattern> = Vec<NodePattern>,
     }
 }
 
@@ -178,6 +181,13 @@ table! {
         open: bool = bool,
         /// VLANs that links on an administrator's bridge may be in.
         vlans: Vec<VlanSpan> = Vec<VlanSpan>,
+    }
+}
+
+impl AccessRules {
+    /// May containers get this device node?
+    pub fn may_have(&self, node: &NodeName) -> bool {
+        self.devices.iter().any(|pattern| pattern.names(node))
     }
 }
 

@@ -280,4 +280,7 @@ pub trait Mounts {
         mount_namespace: Fd<'_>,
         options: &MapDirectory<'_>,
     ) -> Result<OwnedFd, Error>;
+
+    /// A node of one of the host's devices that belongs to the grant's root, as a mount attached nowhere.
+    fn make_device(&self, name: &str) -> Result<OwnedFd, Error>;
 }

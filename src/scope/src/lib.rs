@@ -10,18 +10,19 @@
 //!   removes the scope.
 //! * `keep` is the keeper: a process that sleeps in the scope's leaf `keeper/`, because systemd removes a
 //!   scope without processes.
-//! * `end INSTANCE UNIT` ends everything that runs in grants of the instance.
+//! * `end INSTANCE UNIT SECONDS` ends everything that runs in grants of the instance.
 //!
-//! What it writes: `keeper/` and `keeper/cgroup.procs` below the delegated scope; to end what runs in grants, `cgroup.freeze` of
-//! payloads and `cgroup.kill` of accounts; nothing else.
+//! What it writes: `keeper/` and `keeper/cgroup.procs` below the delegated scope; to end what runs in grants, `cgroup.freeze` and
+//! `cgroup.kill` of grants' parts, grants and accounts; nothing else.
 
 mod end;
 mod hierarchy;
+mod instance;
 mod keeper;
 mod scope;
 mod systemd;
 
-use std::{os::fd::AsFd, process::ExitCode};
+use std::{os::fd::AsFd, process::ExitCode, time::Duration};
 
 use cgrant_sys::{Channel, Pidfd, inherited};
 use cgrant_wire::boot::{CONTROL_FD, ScopeReport};
@@ -29,16 +30,21 @@ use cgrant_wire::boot::{CONTROL_FD, ScopeReport};
 /// Entry point of the program.
 pub fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
-    match (args.next().as_deref(), args.next(), args.next()) {
-        (Some("make"), Some(unit), None) => make(&unit),
-        (Some("leave"), None, None) => leave(),
-        (Some("keep"), None, None) => keeper::keep(),
-        (Some("end"), Some(instance), Some(unit)) => end(&instance, &unit),
-        _ => {
-            eprintln!("cgrant-scope is started by cgrantd; it has no use of its own");
-            ExitCode::from(2)
-        }
+    match (args.next().as_deref(), args.next(), args.next(), args.next()) {
+        (Some("make"), Some(unit), None, None) => make(&unit),
+        (Some("leave"), None, None, None) => leave(),
+        (Some("keep"), None, None, None) => keeper::keep(),
+        (Some("end"), Some(instance), Some(unit), Some(seconds)) => match seconds.parse() {
+            Ok(seconds) => end(&instance, &unit, Duration::from_secs(seconds)),
+            Err(_) => no_use(),
+        },
+        _ => no_use(),
     }
+}
+
+fn no_use() -> ExitCode {
+    eprintln!("cgrant-scope is started by cgrantd; it has no use of its own");
+    ExitCode::from(2)
 }
 
 /// Our end of the pair with the supervisor.
@@ -66,8 +72,8 @@ fn leave() -> ExitCode {
     }
 }
 
-fn end(instance: &str, unit: &str) -> ExitCode {
-    match end::end(instance, unit) {
+fn end(instance: &str, unit: &str, patience: Duration) -> ExitCode {
+    match end::end(instance, unit, patience) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("cgrantd: {error}");

@@ -139,6 +139,8 @@ impl Systemd {
         match Builder::system().method_timeout(CALL).build().await {
             Ok(connection) => {
                 let manager = ManagerProxy::new(&connection).await?;
+                // Once: systemd refuses a second time. Without it there are no signals of jobs.
+                manager.subscribe().await?;
                 Ok(Self::Bus(Box::new(Bus { connection, manager })))
             }
             Err(bus) => match show("-.slice") {
@@ -283,7 +285,6 @@ impl Bus {
     /// Starts the scope `unit` with the process `pid` in it.
     async fn start_scope(&self, unit: &str, pid: u32) -> Result<(), SystemdError> {
         let mut removed = self.manager.receive_job_removed().await?;
-        self.manager.subscribe().await?;
         let (wants, before) = relations(unit);
         let properties = [
             ("Description", Variant::from("Grants of cgrant")),
@@ -329,7 +330,7 @@ mod tests {
     #[test]
     fn the_packaged_unit_is_that_of_the_default_scope() {
         let unit = include_str!("../../../systemd/cgrant-shutdown.service");
-        for line in [format!("PartOf={DEFAULT_SCOPE}"), format!("After={DEFAULT_SCOPE} {BROKER}")] {
+        for line in [format!("BindsTo={DEFAULT_SCOPE}"), format!("After={DEFAULT_SCOPE} {BROKER}")] {
             assert!(unit.lines().any(|found| found.starts_with(&line)), "{line}");
         }
         let shutdown = "cgrant-shutdown.service";

@@ -148,14 +148,23 @@ pub struct Args {
     /// End everything that runs in grants of this instance, in order, and return: for when the machine is switched off.
     #[arg(long, conflicts_with_all = ["foreground", "check_config", "print_config"])]
     pub shutdown: bool,
+    /// With --shutdown: after how many seconds what has not ended is killed.
+    #[arg(long, value_name = "SECONDS", default_value_t = PATIENCE, requires = "shutdown",
+          value_parser = clap::value_parser!(u32).range(1..=MOST_PATIENCE))]
+    pub timeout: u32,
 }
+
+/// Longer than a monitor waits for its container, and shorter than `TimeoutStopSec=` of `cgrant-shutdown.service`.
+const PATIENCE: u32 = 75;
+/// A day, in seconds: more is a mistake.
+const MOST_PATIENCE: i64 = 86_400;
 
 const AFTER_HELP: &str = "\
 Without --foreground cgrantd goes to the background; the command returns when the broker is ready.
 
 Signals: SIGTERM ends the broker in order and leaves what runs in grants running; SIGHUP reads the policy again.
 
---shutdown needs no broker. Containers have 60 seconds to end in order; what has not ended after 75 is killed.
+--shutdown needs no broker. Containers have 60 seconds to end in order; what has not ended after 75, or after --timeout, is killed.
 
 Exit status: 0 ended in order (or: the configuration is good); 1 it could not start or go on, or the
 configuration is bad, or something had to be killed; 2 the command line is wrong.
@@ -243,5 +252,19 @@ mod tests {
             assert!(parse(&["--shutdown", other]).is_err(), "{other}");
         }
         assert!(parse(&["--shutdown", "--instance", "t1"]).unwrap().shutdown);
+    }
+
+    #[test]
+    fn a_shutdown_has_an_end() {
+        assert_eq!(parse(&["--shutdown"]).unwrap().timeout, 75);
+        assert_eq!(parse(&["--shutdown", "--timeout", "20"]).unwrap().timeout, 20);
+        for bad in ["0", "-1", "86401", "forever", ""] {
+            assert!(parse(&["--shutdown", "--timeout", bad]).is_err(), "{bad}");
+        }
+        assert!(parse(&["--timeout", "20"]).is_err());
+        // What systemd gives the packaged unit is enough for all of it.
+        let unit = include_str!("../../../systemd/cgrant-shutdown.service");
+        let given = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")).unwrap();
+        assert!(given.parse::<u32>().unwrap() >= PATIENCE + 10);
     }
 }

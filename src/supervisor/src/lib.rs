@@ -52,12 +52,13 @@ const DESCRIPTORS: u64 = 262_144;
 
 /// What the children keep of root's capabilities, or need to get rid of them; the supervisor has no others either.
 /// The engine's are listed where it confines itself; `SETUID`, `SETGID` and `SYS_ADMIN` are for writing id maps,
-/// `SETPCAP` for dropping; those that begin with `NET` are the network helper's.
-const CAPABILITIES: [Capability; 14] = [
+/// `MKNOD` is for nodes of devices, `SETPCAP` for dropping; those that begin with `NET` are the network helper's.
+const CAPABILITIES: [Capability; 15] = [
     Capability::CAP_CHOWN,
     Capability::CAP_DAC_OVERRIDE,
     Capability::CAP_FOWNER,
     Capability::CAP_KILL,
+    Capability::CAP_MKNOD,
     Capability::CAP_NET_ADMIN,
     Capability::CAP_NET_BIND_SERVICE,
     Capability::CAP_NET_RAW,
@@ -95,7 +96,8 @@ fn run(args: &Args) -> Result<(), SupervisorError> {
         return Err(SupervisorError::NotRoot);
     }
     if args.shutdown {
-        let ended = scope::end_all(&Program::find("cgrant-scope")?, &args.instance)?;
+        raise_descriptor_limit();
+        let ended = scope::end_all(&Program::find("cgrant-scope")?, &args.instance, args.timeout)?;
         return if ended { Ok(()) } else { Err(SupervisorError::NotInOrder) };
     }
     let settings = Settings::new(args)?;
@@ -207,5 +209,19 @@ fn raise_descriptor_limit() {
             Resource::Nofile,
             Rlimit { current: Some(wanted), maximum: limit.maximum },
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // What the unit bounds the processes to is lacking without a word where it is needed.
+    #[test]
+    fn the_unit_bounds_the_broker_to_its_own_capabilities() {
+        let unit = include_str!("../../../systemd/cgrantd.service");
+        let bound: Vec<&str> =
+            unit.lines().filter_map(|line| line.strip_prefix("CapabilityBoundingSet=")).collect();
+        assert_eq!(bound, [CAPABILITIES.map(|capability| capability.to_string()).join(" ")]);
     }
 }

@@ -97,15 +97,16 @@ pub fn leave(helper: &Program, scope: &Scope) -> Result<(), ScopeError> {
     }
 }
 
-/// Ends everything that runs in grants of `instance`; did it all end in order? What did not, the helper names.
+/// Ends everything that runs in grants of `instance` within `seconds`; did it all end in order? What did not, the helper names.
 ///
 /// Waits for the helper without limit: that has one of its own.
 ///
 /// # Errors
 /// [`ScopeError::NoAnswer`], [`ScopeError::Process`].
-pub fn end_all(helper: &Program, instance: &InstanceName) -> Result<bool, ScopeError> {
+pub fn end_all(helper: &Program, instance: &InstanceName, seconds: u32) -> Result<bool, ScopeError> {
     let argument = |text: &str| CString::new(text).map_err(|_| ScopeError::NoAnswer);
-    let arguments = [c"end".to_owned(), argument(instance.as_str())?, argument(&unit(instance))?];
+    let (name, unit) = (argument(instance.as_str())?, argument(&unit(instance))?);
+    let arguments = [c"end".to_owned(), name, unit, argument(&seconds.to_string())?];
     let process = helper.start(&arguments, &SigSet::empty())?;
     match process.pidfd.wait() {
         Ok(Exit::Code(code)) => Ok(code == 0),

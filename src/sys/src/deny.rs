@@ -43,7 +43,7 @@ const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 ///
 /// # Errors
 /// `EBUSY` with more than one thread; `EACCES` without `CAP_SYS_ADMIN` in the process's user namespace; `EINVAL` for a list
-/// that makes a program of more than 4096 instructions or has a number that no call has, and from a kernel without filters.
+/// that is too long (150 calls of one architecture never are) or has a number that no call has, and from a kernel without filters.
 pub fn deny(list: &[Denied]) -> io::Result<()> {
     require_one_thread()?;
     let mut program = program(list).ok_or(Errno::INVAL)?;
@@ -77,17 +77,95 @@ fn program(list: &[Denied]) -> Option<Vec<libc::sock_filter>> {
     Some(program)
 }
 
+/// What belongs to one architecture. The kernel goes through it for every number of a call when it is set, and at each call: so the
+/// numbers are halved until few are left, and those are compared.
 fn section(calls: impl Iterator<Item = (Option<i64>, Errno)>, x32: bool) -> Option<Vec<libc::sock_filter>> {
-    let mut section = vec![instruction(LOAD, 0, 0, NUMBER)];
-    if x32 {
-        section.extend([instruction(AT_LEAST, 0, 1, X32), refuse(Errno::NOSYS)]);
-    }
+    let mut refused = Vec::new();
     for (number, errno) in calls {
         if let Some(number) = number {
-            section.extend([instruction(EQUAL, 0, 1, u32::try_from(number).ok()?), refuse(errno)]);
+            refused.push((u32::try_from(number).ok()?, errno));
         }
     }
+    refused.sort_by_key(|(number, _)| *number);
+    // Of several words on one number the first counts.
+    refused.dedup_by_key(|(number, _)| *number);
+    let mut steps = Vec::new();
+    if x32 {
+        steps.push(Step { code: AT_LEAST, k: X32, yes: To::Refusal(Errno::NOSYS), no: To::Next });
+    }
+    compare(&refused, &mut steps)?;
+    assemble(&steps)
+}
+
+/// Where a comparison leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum To {
+    Next,
+    Step(usize),
+    Permission,
+    Refusal(Errno),
+}
+
+/// A comparison with the number of the call.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    code: u16,
+    k: u32,
+    yes: To,
+    no: To,
+}
+
+/// So many numbers are compared one after the other.
+const FEW: usize = 4;
+
+/// Compares with these numbers, the smallest first. The last comparison, whichever it is, leads to permission.
+fn compare(refused: &[(u32, Errno)], steps: &mut Vec<Step>) -> Option<()> {
+    if refused.len() <= FEW {
+        let equal =
+            |(k, errno): &(u32, Errno)| Step { code: EQUAL, k: *k, yes: To::Refusal(*errno), no: To::Next };
+        steps.extend(refused.iter().map(equal));
+        if let Some(last) = steps.last_mut() {
+            last.no = To::Permission;
+        }
+        return Some(());
+    }
+    let (lower, upper) = refused.split_at_checked(refused.len() / 2)?;
+    let fork = steps.len();
+    steps.push(Step { code: AT_LEAST, k: upper.first()?.0, yes: To::Next, no: To::Next });
+    compare(lower, steps)?;
+    let above = steps.len();
+    steps.get_mut(fork)?.yes = To::Step(above);
+    compare(upper, steps)
+}
+
+/// The instructions, at their end permission and refusals. `None` if one is too far away to be led to.
+fn assemble(steps: &[Step]) -> Option<Vec<libc::sock_filter>> {
+    let permission = steps.len();
+    let mut errors: Vec<Errno> = Vec::new();
+    for step in steps {
+        if let To::Refusal(errno) = step.yes
+            && !errors.contains(&errno)
+        {
+            errors.push(errno);
+        }
+    }
+    let away = |at: usize, to: To| {
+        let place = match to {
+            To::Next => at.checked_add(1)?,
+            To::Step(place) => place,
+            To::Permission => permission,
+            To::Refusal(wanted) => {
+                permission.checked_add(1)?.checked_add(errors.iter().position(|errno| *errno == wanted)?)?
+            }
+        };
+        u8::try_from(place.checked_sub(at)?.checked_sub(1)?).ok()
+    };
+    let mut section = vec![instruction(LOAD, 0, 0, NUMBER)];
+    for (at, step) in steps.iter().enumerate() {
+        section.push(instruction(step.code, away(at, step.yes)?, away(at, step.no)?, step.k));
+    }
     section.push(instruction(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW));
+    section.extend(errors.into_iter().map(refuse));
     Some(section)
 }
 
@@ -142,6 +220,54 @@ mod tests {
             assert_eq!(i386(7), refused(Errno::NOSYS));
             assert_eq!(i386(8), libc::SECCOMP_RET_ALLOW);
         }
+    }
+
+    #[test]
+    fn every_number_has_the_verdict_that_the_list_gives() {
+        let errors = [Errno::PERM, Errno::NOSYS, Errno::ACCESS];
+        for length in 0..120 {
+            // In no order, with gaps, neighbours and numbers that come twice.
+            let list: Vec<Denied> = (0..length)
+                .map(|at: usize| {
+                    let (native, i386) = ((at * 37 % 211) as i64, (at * 11 % 67) as u32);
+                    let i386 = (!at.is_multiple_of(3)).then_some(i386);
+                    Denied { native: Some(native), i386, errno: errors[at % errors.len()] }
+                })
+                .collect();
+            let program = program(&list).unwrap();
+            let expected = |of: &dyn Fn(&Denied) -> Option<u32>, number| {
+                let found = list.iter().find(|denied| of(denied) == Some(number));
+                found.map_or(libc::SECCOMP_RET_ALLOW, |denied| {
+                    libc::SECCOMP_RET_ERRNO | denied.errno.raw_os_error() as u32
+                })
+            };
+            for number in (0..220).chain([X32 - 1]) {
+                let native = expected(&|denied| denied.native.map(|number| number as u32), number);
+                assert_eq!(verdict(&program, NATIVE, number), native, "{number} of {length}");
+                if cfg!(target_arch = "x86_64") {
+                    let i386 = expected(&|denied| denied.i386, number);
+                    assert_eq!(verdict(&program, I386, number), i386, "{number} of {length} for i386");
+                }
+            }
+            if cfg!(target_arch = "x86_64") {
+                let none = libc::SECCOMP_RET_ERRNO | Errno::NOSYS.raw_os_error() as u32;
+                assert_eq!(
+                    [X32, X32 | 37, u32::MAX].map(|number| verdict(&program, NATIVE, number)),
+                    [none; 3]
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_list_that_is_too_long_is_no_program() {
+        let list = |length| -> Vec<Denied> {
+            (0..length)
+                .map(|native| Denied { native: Some(native), i386: None, errno: Errno::PERM })
+                .collect()
+        };
+        assert!(program(&list(150)).is_some());
+        assert!(program(&list(4000)).is_none());
     }
 
     #[test]

@@ -504,7 +504,7 @@ fn opening(flags: OFlags) -> OFlags {
 
 /// A path of names that are one component each.
 fn joined<N: AsRef<OsStr>>(names: &[N]) -> Result<OsString, Errno> {
-    let mut path = OsString::new();
+    let mut path = OsString::with_capacity(names.iter().map(|name| name.as_ref().len() + 1).sum());
     for name in names {
         if !path.is_empty() {
             path.push("/");

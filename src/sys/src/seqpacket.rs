@@ -4,6 +4,7 @@
 //! the first descriptor of a datagram of the single byte [`INDIRECT`]. The receiver believes nothing: bytes,
 //! descriptors, seals and size are checked, and on any error every descriptor that came is closed.
 
+use std::cell::RefCell;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,6 +28,12 @@ pub const INDIRECT: u8 = 0xff;
 
 /// Room for the descriptors of a message and the memory file that may hold it.
 const CONTROL_SPACE: usize = rustix::cmsg_space!(ScmRights(MAX_FDS + 1));
+
+thread_local! {
+    /// Where this thread's datagrams arrive. One that is new for each would have to be zeroed each time, which takes longer than
+    /// receiving a short one.
+    static ARRIVALS: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// One end of a pair.
 #[derive(Debug)]
@@ -149,8 +156,14 @@ impl Channel {
     /// [`ChannelError::NotSealed`] the message is gone and the next one can be received, but an end that sends
     /// such a thing is not to be trusted.
     pub fn receive(&self) -> Result<Option<Received>, ChannelError> {
-        let mut buffer = [0; MAX_INLINE];
-        let (datagram, mut fds) = self.receive_datagram(&mut buffer)?;
+        ARRIVALS.with_borrow_mut(|buffer| {
+            buffer.resize(MAX_INLINE, 0);
+            self.receive_into(buffer)
+        })
+    }
+
+    fn receive_into(&self, buffer: &mut [u8]) -> Result<Option<Received>, ChannelError> {
+        let (datagram, mut fds) = self.receive_datagram(buffer)?;
         let message = datagram.and_then(|length| match buffer.get(..length).unwrap_or_default() {
             // The end, or a datagram of nothing, which no end of ours sends.
             [] => Ok(None),

@@ -46,3 +46,15 @@ pub fn ignore(signal: nix::sys::signal::Signal) -> io::Result<()> {
     unsafe { sigaction(signal, &ignored) }?;
     Ok(())
 }
+
+/// Does this process ignore a signal? So it does from its beginning if whoever executed it did (nohup(1)).
+///
+/// # Errors
+/// None that is known; what the kernel says otherwise.
+pub fn is_ignored(signal: nix::sys::signal::Signal) -> io::Result<bool> {
+    // SAFETY: the structure is integers, a set of bits and an optional function, for all of which zero bytes are valid.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: nothing is set (the pointer to a new action is null), and what there is is written into a structure of its own.
+    let result = unsafe { libc::sigaction(signal as libc::c_int, std::ptr::null(), &raw mut action) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(action.sa_sigaction == libc::SIG_IGN) }
+}

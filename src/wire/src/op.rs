@@ -261,6 +261,13 @@ pub enum Op {
     },
     /// A mount of a directory whose files belong to ids of a grant, attached nowhere.
     MapDirectory(MapDirectory),
+    /// A node of one of the host's devices that belongs to the root of a grant's range, as a mount attached nowhere.
+    MakeDevice {
+        /// The grant whose range it is for.
+        grant: GrantId,
+        /// The host's node, as its name below `/dev`.
+        name: String,
+    },
     /// The bridges that the caller may have links on.
     ListBridges,
     /// What stands in the way of links on this host.
@@ -370,7 +377,7 @@ pub enum Answer {
     Attached(u32),
     /// To [`Op::AddLink`]: the link, and a tap's descriptor.
     Link(LinkInfo, Option<FdIndex>),
-    /// To [`Op::MapDirectory`].
+    /// To [`Op::MapDirectory`] and [`Op::MakeDevice`].
     Mount(FdIndex),
     /// To [`Op::ListBridges`].
     Bridges(Vec<BridgeInfo>),

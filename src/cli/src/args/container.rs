@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use super::{LimitArgs, LinkArgs, PortArgs, limit, told::ToldArgs};
+use super::{Dns, LimitArgs, LinkArgs, PortArgs, limit, told::ToldArgs};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ContainerCommand {
@@ -45,13 +45,15 @@ Examples:
         #[command(flatten)]
         timeout: TimeoutArgs,
     },
-    /// Stops containers in order and starts them again
+    /// Stops containers in order and starts them again, as they are set by then
     #[command(after_help = "Example:\n  cgrant restart web")]
     Restart {
         #[command(flatten)]
         containers: Names,
         #[command(flatten)]
         timeout: TimeoutArgs,
+        #[command(flatten)]
+        wait: WaitArgs,
     },
     /// Sends containers' first processes a signal, which by default ends them at once
     #[command(after_help = "\
@@ -198,7 +200,7 @@ Example:
     Pull(TransferArgs),
     /// Changes settings of a container; limits at once
     #[command(after_help = "\
-Keys: all limits (see 'cgrant grant set --help'), hostname, nesting (true, false), autostart (true,
+Keys: all limits (see 'cgrant grant set --help'), hostname, dns, nesting (true, false), autostart (true,
 false: with the machine). What is no limit holds from the next start on.
 
 Examples:
@@ -399,6 +401,9 @@ pub(crate) struct NewArgs {
     /// Let it make containers itself: nothing of proc and sysfs is hidden then
     #[arg(long)]
     pub(crate) nesting: bool,
+    /// Who answers for names, if it has a link: its servers ('link', the default), these, or whom its own resolv.conf names ('none')
+    #[arg(long, value_name = "SERVERS", default_value = "link")]
+    pub(crate) dns: Dns,
     /// A device of the host's that it shall see, such as fuse or net/tun; may be given several times
     #[arg(long, value_name = "NAME")]
     pub(crate) device: Vec<String>,

@@ -9,6 +9,7 @@ mod config;
 mod copy;
 mod create;
 mod credentials;
+mod device;
 mod exec;
 mod info;
 mod layered;
@@ -16,6 +17,7 @@ mod list;
 mod logs;
 mod remove;
 mod rename;
+mod restart;
 mod settings;
 mod start;
 mod streams;
@@ -48,8 +50,8 @@ pub(crate) fn run(client: &Client, command: ContainerCommand) -> Result<u8, Fail
         C::Stop { containers, timeout } => {
             return Ok(ask::stop(client, &containers.names, timeout.timeout));
         }
-        C::Restart { containers, timeout } => {
-            return Ok(each(&containers.names, |name| ask::restart(client, name, timeout.timeout)));
+        C::Restart { containers, timeout, wait } => {
+            return restart::restart(client, &containers.names, timeout.timeout, wait.wait);
         }
         C::Kill { containers, signal } => {
             return Ok(each(&containers.names, |name| ask::kill(name, signal)));
@@ -178,6 +180,19 @@ fn state(store: &Store, name: &str) -> Option<State> {
         Ok(state) => Some(state),
         // A monitor that was killed has not written down that its container ended.
         Err(_) => read_state(&run).ok().map(|state| State { phase: Phase::Stopped, init: None, ..state }),
+    }
+}
+
+/// What the broker says; `None`, with a warning, while none answers: the rest is known without it.
+fn reachable<T>(said: Result<T, Failure>) -> Result<Option<T>, Failure> {
+    match said {
+        Err(failure) if failure.code() == exit::NO_BROKER => {
+            // Standard error may be closed, which is no reason to fail.
+            let _ =
+                writeln!(io::stderr(), "{}\ncgrant: what only the broker knows is left out", failure.line());
+            Ok(None)
+        }
+        said => said.map(Some),
     }
 }
 

@@ -9,7 +9,8 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
 };
 
-use cgrant_container::{Container, Disposition, Dispositions, Signal};
+use cgrant_container::{Container, Disposition, Signal};
+use cgrant_sys::signals::is_ignored;
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
@@ -39,13 +40,7 @@ fn machine<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Failure
 /// Those of the signals that are to be served. One that whoever started this program had ignored stays ignored (nohup(1), a
 /// shell's background job): it would not be, once it is blocked.
 pub(super) fn served(signals: impl IntoIterator<Item = NixSignal>) -> SigSet {
-    let own = Dispositions::own().ok();
-    let ignored = |signal: &NixSignal| {
-        let disposition =
-            Signal::from_named_raw(*signal as i32).and_then(|signal| own.as_ref()?.of(signal).ok());
-        disposition == Some(Disposition::Ignores)
-    };
-    signals.into_iter().filter(|signal| !ignored(signal)).collect()
+    signals.into_iter().filter(|signal| !is_ignored(*signal).unwrap_or(false)).collect()
 }
 
 /// Serves until the container's first process has ended; the exit status that it leaves.

@@ -1,6 +1,9 @@
 //! What the processes of a job say to each other, over a SEQPACKET pair.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::{
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
+};
 
 use cgrant_image::Progress;
 use cgrant_sys::{Channel, seqpacket::ChannelError};
@@ -59,16 +62,43 @@ impl JobFailure {
         Self { text: text.into(), code: exit::MACHINE }
     }
 
+    /// What can't be because something else is.
+    pub(crate) fn refused(text: impl Into<String>) -> Self {
+        Self { text: text.into(), code: exit::REFUSED }
+    }
+
     /// An error with all its causes, which it does not repeat.
     pub(crate) fn of(error: &dyn std::error::Error, code: u8) -> Self {
         let mut text = error.to_string();
+        let mut advice = None;
         let mut cause = error.source();
         while let Some(error) = cause {
             text.push_str(&format!(": {error}"));
+            advice = advice.or_else(|| error.downcast_ref().and_then(room));
             cause = error.source();
         }
-        Self { text, code }
+        Self { text: advised(text, advice), code }
     }
+
+    /// What the kernel refused this machine.
+    pub(crate) fn kernel(what: &str, error: &io::Error) -> Self {
+        Self::machine(advised(format!("{what}: {error}"), room(error)))
+    }
+}
+
+/// What to do where there is no room for files.
+pub(crate) fn room(error: &io::Error) -> Option<&'static str> {
+    match error.kind() {
+        io::ErrorKind::StorageFull => Some("the disk is full: make room on it"),
+        io::ErrorKind::QuotaExceeded => {
+            Some("the disk quota of your account is reached: make room, or ask the administrator for more")
+        }
+        _ => None,
+    }
+}
+
+fn advised(text: String, advice: Option<&str>) -> String {
+    advice.map(|advice| format!("{text}; {advice}")).unwrap_or(text)
 }
 
 pub(super) fn send<T: Serialize>(

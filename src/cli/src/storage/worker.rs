@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cgrant_container::Signal;
+use cgrant_container::{Signal, Step, StepFailure};
 use cgrant_image::{Progress, store::Store};
 use cgrant_sys::{Channel, Clone3, Dir, Pidfd, pidfd::Exit};
 use nix::{
@@ -87,7 +87,10 @@ pub(super) fn keep<R: Serialize>(channel: &Channel, base: &Dir, job: impl Job<R>
     let (job, go) = match prepare(channel, base, job) {
         Ok(prepared) => prepared,
         Err(error) => {
-            let text = format!("the user namespace for work on files could not be made: {error}");
+            let errno = error.raw_os_error().unwrap_or_default();
+            let failure = StepFailure { step: Step::UserNamespace, subject: String::new(), errno };
+            let advice = failure.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+            let text = format!("the user namespace for work on files could not be made: {error}{advice}");
             let _ = send(channel, &FromWorker::Failed(JobFailure::machine(text)), None);
             return 1;
         }

@@ -108,6 +108,7 @@ mod tests {
             environment: vec![("TERM".into(), "dumb".into()), ("TERMINAL".into(), "x".into())],
             credentials: vec![("a".into(), Vec::new())],
             devices: Vec::new(),
+            granted_devices: Vec::new(),
             nesting: false,
             personal: None,
         };

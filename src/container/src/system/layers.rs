@@ -14,7 +14,7 @@ use std::{
 
 use cgrant_sys::{
     Channel, Clone3, Dir, MntnsFd, UsernsFd,
-    mount::{MountAttrFlags, fs_mount, move_mount, open_tree_clone},
+    mount::{MountAttrFlags, fs_mount, move_mount, open_place, open_tree_clone},
     privilege, seqpacket,
 };
 use rustix::{
@@ -45,6 +45,8 @@ pub(crate) struct Layers<'a> {
     pub(crate) image: Option<OwnedFd>,
     /// Directories of the account's own, and where they are seen inside.
     pub(crate) binds: Vec<(OwnedFd, &'a Path)>,
+    /// Nodes of devices, and the host's that they cover in this mount namespace: there each boot takes them from.
+    pub(crate) devices: Vec<(OwnedFd, &'a Path)>,
 }
 
 /// Mounts it.
@@ -85,6 +87,10 @@ fn enter_and_mount(channel: &Channel, user: &UsernsFd, mounts: &MntnsFd, layers:
             (Found::Layers([place, ..]) | Found::Whole(place), _) => over_itself(place),
         };
         let tree = tree.at(Step::Layers, &subject)?;
+        layers.devices.iter().try_for_each(|(node, host)| {
+            let covered = open_place(host).and_then(|place| move_mount(node, place, Path::new("")));
+            covered.at(Step::Device, &host.display().to_string())
+        })?;
         layers.binds.iter().try_for_each(|(bind, target)| {
             let bound = make_place(&tree, target).and_then(|place| move_mount(bind, place, Path::new("")));
             bound.at(Step::Bind, &target.display().to_string())

@@ -1,7 +1,7 @@
 //! What launcher, monitor, stage and first process of a system container say to each other while it starts.
 //!
-//! The launcher says one thing only: a [`crate::Placement`] with the payload beside it, and for a root in layers the mounts, once
-//! the ids are mapped.
+//! The launcher says one thing only, once the ids are mapped: a [`crate::Placement`], and for each device whose node the broker is asked for
+//! whether it made one. Beside it are the payload, for a root in layers the mounts, and these nodes.
 
 use serde::{Deserialize, Serialize};
 

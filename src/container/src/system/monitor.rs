@@ -9,9 +9,9 @@ use std::{
     path::PathBuf,
 };
 
-use cgrant_sys::{Channel, Clone3, Dir, Pidfd, pidfd::Signal, privilege, seqpacket};
+use cgrant_sys::{Channel, Clone3, Dir, Pidfd, code::forget_code, heap, pidfd::Signal, privilege, seqpacket};
 use rustix::{
-    fs::{CWD, FlockOperation, Mode, OFlags},
+    fs::{CWD, FlockOperation, Mode, OFlags, fcntl_lock},
     io::Errno,
 };
 
@@ -76,7 +76,8 @@ pub struct Begun {
     channel: Channel,
     monitor: Owned,
     /// How many directories it shows.
-    shows: usize,
+    shows: Option<usize>,
+    devices: Vec<String>,
 }
 
 /// A start whose namespaces are there and unmapped.
@@ -89,6 +90,7 @@ pub struct Namespaces {
     user: OwnedFd,
     network: OwnedFd,
     shown: Option<Shown>,
+    devices: Vec<String>,
 }
 
 /// Directories that are to be shown to the broker, for a root in layers.
@@ -105,6 +107,8 @@ pub struct Granted<'a> {
     pub payload: BorrowedFd<'a>,
     /// For each of [`Namespaces::directories`] a mount that shows it with the container's ids, attached nowhere.
     pub mounts: &'a [BorrowedFd<'a>],
+    /// For each of [`Namespaces::devices`] a mount that is a node of it, attached nowhere; without one the host's own node is seen.
+    pub devices: &'a [Option<BorrowedFd<'a>>],
     /// The rest.
     pub placement: &'a Placement,
 }
@@ -127,11 +131,11 @@ impl Monitor {
         for path in &mut prepared.shown {
             *path = std::path::absolute(&*path).map_err(StartError::Run)?;
         }
-        let shows = prepared.shown.len();
+        let shows = prepared.has_mounts().then_some(prepared.shown.len());
         let run = Dir::open(&spec.run).map_err(StartError::Run)?;
         let (channel, far) = seqpacket::pair().map_err(StartError::Monitor)?;
         let child = Clone3::new().spawn(|| live(&far, &prepared, &run)).map_err(StartError::Monitor)?;
-        Ok(Begun { channel, monitor: Owned(Some(child.pidfd)), shows })
+        Ok(Begun { channel, monitor: Owned(Some(child.pidfd)), shows, devices: spec.granted_devices.clone() })
     }
 }
 
@@ -141,7 +145,7 @@ impl Begun {
     /// # Errors
     /// [`StartError::Running`] if the container has a monitor; [`StartError::Step`]; [`StartError::MonitorDied`].
     pub fn namespaces(self) -> Result<Namespaces, StartError> {
-        let Self { channel, monitor, shows } = self;
+        let Self { channel, monitor, shows, devices } = self;
         let (FromMonitor::Stage, stage) = next(&channel)? else {
             return Err(StartError::OutOfTurn);
         };
@@ -151,8 +155,8 @@ impl Begun {
         let (FromMonitor::NetworkNamespace, Some(network)) = next(&channel)? else {
             return Err(StartError::OutOfTurn);
         };
-        let shown = if shows == 0 { None } else { Some(shown(&channel, shows)?) };
-        Ok(Namespaces { channel, monitor, stage, user, network, shown })
+        let shown = shows.map(|count| shown(&channel, count)).transpose()?;
+        Ok(Namespaces { channel, monitor, stage, user, network, shown, devices })
     }
 }
 
@@ -173,7 +177,12 @@ impl Namespaces {
         self.shown.iter().flat_map(|shown| &shown.directories).map(AsFd::as_fd)
     }
 
-    /// Of a root in layers: the mount namespace, owned by the new user namespace.
+    /// Those of which the broker is to be asked for a node.
+    pub fn devices(&self) -> &[String] {
+        &self.devices
+    }
+
+    /// Where there is anything of the broker's to be attached: the mount namespace, owned by the new user namespace.
     pub fn mounts(&self) -> Option<BorrowedFd<'_>> {
         self.shown.as_ref().map(|shown| shown.mounts.as_fd())
     }
@@ -207,10 +216,16 @@ impl Namespaces {
     /// # Errors
     /// [`StartError::Step`] with the step that failed; [`StartError::Died`], [`StartError::MonitorDied`].
     pub fn start(self, granted: &Granted<'_>) -> Result<Pidfd, StartError> {
-        let Self { channel, mut monitor, stage, user, network, shown } = self;
+        let Self { channel, mut monitor, stage, user, network, shown, devices: _ } = self;
         drop((stage, user, network, shown));
-        let fds = [&[granted.payload], granted.mounts].concat();
-        send_all(&channel, granted.placement, &fds).map_err(|_| StartError::MonitorDied)?;
+        let devices: Vec<bool> = granted.devices.iter().map(Option::is_some).collect();
+        let fds: Vec<_> = [granted.payload]
+            .iter()
+            .chain(granted.mounts)
+            .chain(granted.devices.iter().flatten())
+            .copied()
+            .collect();
+        send_all(&channel, &(granted.placement, devices), &fds).map_err(|_| StartError::MonitorDied)?;
         match next(&channel)? {
             (FromMonitor::Started, None) => monitor.0.take().ok_or(StartError::OutOfTurn),
             _ => Err(StartError::OutOfTurn),
@@ -256,7 +271,10 @@ impl Drop for Owned {
 /// The monitor, from its fork to its exit status.
 fn live(channel: &Channel, spec: &Prepared, run: &Dir) -> i32 {
     let failure = match start(channel, spec, run) {
-        Ok(Some(mut server)) => return server.serve(),
+        Ok(Some(mut server)) => {
+            forget_beginning();
+            return server.serve();
+        }
         Ok(None) => return 1,
         Err(BootError::Step(failure)) => FromMonitor::Failed(failure),
         Err(BootError::Died(ended)) => FromMonitor::Died(ended),
@@ -281,6 +299,13 @@ fn start<'s>(channel: &Channel, spec: &'s Prepared, run: &'s Dir) -> Result<Opti
     Ok(Some(server))
 }
 
+/// Takes as little memory from here on as a container's monitor needs: most of what there is of the program was run once, and is the
+/// launcher's. If this fails it is only larger.
+fn forget_beginning() {
+    let _ = forget_code();
+    heap::give_back();
+}
+
 /// Makes what outlasts reboots: the namespaces, and in them the root, as far as it is mounted. `None` if the launcher has given up.
 fn prepare(
     channel: &Channel,
@@ -290,7 +315,7 @@ fn prepare(
     if send(channel, &FromMonitor::Stage, nursery.as_ref().map(Nursery::process)).is_err() {
         return Ok(None);
     }
-    let (ground, directories) = Ground::make(&spec.shown)?;
+    let (ground, directories) = Ground::make(spec)?;
     let namespaces = [
         (FromMonitor::UserNamespace, ground.user.as_fd()),
         (FromMonitor::NetworkNamespace, ground.network.as_fd()),
@@ -303,16 +328,21 @@ fn prepare(
         }
     }
     drop(directories);
-    let Ok(Some((placement, fds))) = receive_all::<Placement>(channel) else { return Ok(None) };
+    forget_beginning();
+    let Ok(Some(((placement, devices), fds))) = receive_all::<(Placement, Vec<bool>)>(channel) else {
+        return Ok(None);
+    };
     let mut fds = fds.into_iter();
     let Some(payload) = fds.next() else { return Ok(None) };
     if let Some(mounts) = &ground.mounts {
         let image = if spec.layers { fds.next() } else { None };
-        let binds: Vec<_> = fds.zip(spec.targets.iter().map(PathBuf::as_path)).collect();
+        let binds: Vec<_> = fds.by_ref().zip(spec.targets.iter().map(PathBuf::as_path)).collect();
+        let names = spec.granted_devices.iter().map(PathBuf::as_path).zip(devices);
+        let devices: Vec<_> = fds.zip(names.filter(|(_, is_made)| *is_made).map(|(name, _)| name)).collect();
         if image.is_some() != spec.layers || binds.len() != spec.targets.len() {
             return Ok(None);
         }
-        layers::mount(&ground.user, mounts, &Layers { place: &spec.root, image, binds })?;
+        layers::mount(&ground.user, mounts, &Layers { place: &spec.root, image, binds, devices })?;
     }
     Ok(Some(Site { ground, payload, placement, nursery }))
 }
@@ -333,12 +363,13 @@ fn become_monitor(channel: &Channel, run: &Dir) -> Result<(), StepFailure> {
     rustix::thread::set_name(NAME).at(Step::Process, "name")
 }
 
+/// Of the process alone, not of the file's description: children of a monitor that is killed have that for a moment longer.
 fn lock(run: &Dir) -> io::Result<OwnedFd> {
     let file = run.open_file(LOCK, OFlags::RDWR | OFlags::CREATE)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
         // One whose container has ended is about to end itself.
         Err(Errno::WOULDBLOCK) if read_state(run).is_ok_and(|state| state.phase == Phase::Stopped) => {
-            rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+            fcntl_lock(&file, FlockOperation::LockExclusive)?;
         }
         locked => locked?,
     }

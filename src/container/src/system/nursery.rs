@@ -11,7 +11,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use cgrant_sys::{Channel, Clone3, MntnsFd, NetnsFd, Pidfd, ProcFs, UsernsFd, privilege, seqpacket};
+use cgrant_sys::{Channel, Clone3, MntnsFd, NetnsFd, Pidfd, ProcFs, UsernsFd, heap, privilege, seqpacket};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -107,6 +107,8 @@ fn live(channel: &Channel, spec: &Prepared) -> i32 {
     if privilege::close_fds_from(3, &keep).is_err() || rustix::thread::set_name(NAME).is_err() {
         return 1;
     }
+    // Each process that is cloned here has a copy of what there is.
+    heap::give_back();
     while let Ok(Some((order, fds))) = receive_all::<Order>(channel) {
         let born = Clone3::new().sibling().spawn(|| carry_out(order, fds, spec).unwrap_or(1));
         let told = match born {

@@ -15,7 +15,7 @@ const INITS: [&str; 4] = ["/sbin/init", "/usr/lib/systemd/systemd", "/lib/system
 /// Most credentials, and the longest one in bytes (as systemd bounds them: `CREDENTIALS_TOTAL_SIZE_MAX`).
 const MAX_CREDENTIALS: usize = 256;
 const CREDENTIAL_MAX: usize = 1024 * 1024;
-/// Most directories of the account's own: with the payload and the image they are the descriptors beside one message.
+/// Most directories of the account's own and devices whose nodes the broker makes: with the payload and the image they are the descriptors beside one message.
 const MAX_BINDS: usize = 14;
 
 /// The identity of an installation: machine-id(5).
@@ -166,6 +166,8 @@ pub struct SystemSpec {
     /// Device nodes of the host's that it sees beside the usual ones, as names below `/dev` (`fuse`, `net/tun`). They keep owner and mode, so
     /// that only those work in it that everybody may open.
     pub devices: Vec<String>,
+    /// Those of them of which the broker is asked for a node that belongs to the container's root.
+    pub granted_devices: Vec<String>,
     /// May it make containers itself? Then nothing is masked, and complete proc and sysfs mounts lie where its root alone
     /// can reach them, without which the kernel refuses new ones to inner namespaces.
     pub nesting: bool,
@@ -202,7 +204,7 @@ pub enum SystemError {
         path: PathBuf,
     },
     /// Too many of these.
-    #[error("a container can be shown {MAX_BINDS} directories")]
+    #[error("a container can be shown {MAX_BINDS} directories, and devices that not everybody may open")]
     Binds,
     /// Too many credentials.
     #[error("a container can have {MAX_CREDENTIALS} credentials")]
@@ -238,8 +240,18 @@ pub(crate) struct Prepared {
     pub(crate) environment: Vec<CString>,
     pub(crate) credentials: Vec<(String, Vec<u8>)>,
     pub(crate) devices: Vec<String>,
+    /// Those whose node comes from the broker.
+    pub(crate) granted_devices: Vec<PathBuf>,
     pub(crate) nesting: bool,
     pub(crate) personal: Option<Personal>,
+}
+
+impl Prepared {
+    /// Does the container need a mount namespace of its own before its first process makes one? Mounts of the broker's are
+    /// attached there.
+    pub(crate) fn has_mounts(&self) -> bool {
+        !self.shown.is_empty() || !self.granted_devices.is_empty()
+    }
 }
 
 impl SystemSpec {
@@ -261,7 +273,7 @@ impl SystemSpec {
         self.check_binds()?;
         c_string("the run directory", self.run.as_os_str())?;
         self.check_credentials()?;
-        self.devices.iter().try_for_each(|name| check_device(name))?;
+        self.devices.iter().chain(&self.granted_devices).try_for_each(|name| check_device(name))?;
         if let Some(Personal { timezone: Some(zone), .. }) = &self.personal {
             check_timezone(zone.name())?;
         }
@@ -285,13 +297,14 @@ impl SystemSpec {
             environment: self.environment.iter().map(variable).collect::<Result<_, _>>()?,
             credentials: self.credentials.clone(),
             devices: self.devices.clone(),
+            granted_devices: self.granted_devices.iter().map(|name| Path::new("/dev").join(name)).collect(),
             nesting: self.nesting,
             personal: self.personal.clone(),
         })
     }
 
     fn check_binds(&self) -> Result<(), SystemError> {
-        if self.root.binds().len() > MAX_BINDS {
+        if self.root.binds().len() + self.granted_devices.len() > MAX_BINDS {
             return Err(SystemError::Binds);
         }
         match self.root.binds().iter().find(|bind| !is_target(&bind.target)) {
@@ -367,6 +380,7 @@ mod tests {
             environment: vec![("A".into(), "b".into())],
             credentials: vec![("passwd.hashed-password.root".into(), b"x".to_vec())],
             devices: vec!["net/tun".into()],
+            granted_devices: Vec::new(),
             nesting: false,
             personal: Some(Personal {
                 new: true,
@@ -402,6 +416,8 @@ mod tests {
         let refused = |binds| SystemSpec { root: layers(binds), ..spec() }.prepare().unwrap_err();
         assert!(matches!(refused(vec![bind.clone()]), SystemError::Target { .. }));
         assert_eq!(refused(vec![bind; MAX_BINDS + 1]), SystemError::Binds);
+        let granted_devices = vec!["kvm".into(); MAX_BINDS + 1];
+        assert_eq!(SystemSpec { granted_devices, ..spec() }.prepare().unwrap_err(), SystemError::Binds);
     }
 
     #[test]

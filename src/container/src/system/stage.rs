@@ -5,10 +5,7 @@
 //! the account, which owns the user namespace, it has all rights over it (user_namespaces(7)), and nobody inside has any
 //! over it.
 
-use std::{
-    os::fd::{AsFd, AsRawFd, OwnedFd},
-    path::PathBuf,
-};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use cgrant_sys::{Channel, Clone3, MntnsFd, NetnsFd, Pidfd, UsernsFd, pidfd::Signal, privilege, seqpacket};
 use nix::sched::CloneFlags;
@@ -84,11 +81,12 @@ impl From<StepFailure> for BootError {
 
 impl Ground {
     /// Makes them, unmapped; no process is in them. With directories to be shown to the broker, these too, opened in them.
-    pub(crate) fn make(shown: &[PathBuf]) -> Result<(Self, Vec<OwnedFd>), StepFailure> {
+    pub(crate) fn make(spec: &Prepared) -> Result<(Self, Vec<OwnedFd>), StepFailure> {
+        let (shown, has_mounts) = (&spec.shown, spec.has_mounts());
         let (near, far) = seqpacket::pair().at(Step::UserNamespace, "")?;
         let mut flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET;
-        flags.set(CloneFlags::CLONE_NEWNS, !shown.is_empty());
-        let child = Clone3::new().flags(flags).spawn(|| show_own(&far, shown)).at(Step::UserNamespace, "")?;
+        flags.set(CloneFlags::CLONE_NEWNS, has_mounts);
+        let child = Clone3::new().flags(flags).spawn(|| show_own(&far, spec)).at(Step::UserNamespace, "")?;
         drop(far);
         let next = |step| match receive::<Shown>(&near) {
             Ok(Some((Shown::Descriptor, Some(fd)))) => Ok(fd),
@@ -98,9 +96,9 @@ impl Ground {
         let all = || {
             let user = UsernsFd::from_fd(next(Step::ShowUserNamespace)?);
             let network = NetnsFd::from_fd(next(Step::ShowNetworkNamespace)?);
-            let mounts = match shown.is_empty() {
-                true => None,
-                false => Some(MntnsFd::from_fd(next(Step::ShowMountNamespace)?)),
+            let mounts = match has_mounts {
+                true => Some(MntnsFd::from_fd(next(Step::ShowMountNamespace)?)),
+                false => None,
             };
             let directories = shown.iter().map(|_| next(Step::OpenRoot)).collect::<Result<_, _>>()?;
             let user = user.map_err(|_| nothing(Step::ShowUserNamespace))?;
@@ -123,14 +121,15 @@ enum Shown {
     Failed(StepFailure),
 }
 
-fn show_own(channel: &Channel, directories: &[PathBuf]) -> i32 {
-    let kinds = if directories.is_empty() { &["user", "net"][..] } else { &["user", "net", "mnt"] };
+fn show_own(channel: &Channel, spec: &Prepared) -> i32 {
+    let kinds = if spec.has_mounts() { &["user", "net", "mnt"][..] } else { &["user", "net"] };
     let namespaces = kinds.iter().map(|kind| {
         let path = format!("/proc/self/ns/{kind}");
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         rustix::fs::openat(CWD, &path, flags, Mode::empty()).at(Step::ShowUserNamespace, &path)
     });
-    let directories = directories
+    let directories = spec
+        .shown
         .iter()
         .map(|path| layers::open_directory(path).at(Step::OpenRoot, &path.display().to_string()));
     for opened in namespaces.chain(directories) {
@@ -253,9 +252,14 @@ fn start(channel: &Channel, spec: &Prepared, site: &Site, again: bool) -> Result
 /// `/proc` are root's then.
 pub(crate) fn yield_memory() {
     const FILE: &str = "/proc/self/oom_score_adj";
-    let own = std::fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse::<i32>().ok());
-    if own.is_some_and(|own| own < OOM_SCORE) {
-        // Raising needs no right. Without it the container runs all the same.
-        let _ = std::fs::write(FILE, OOM_SCORE.to_string());
+    // Raising needs no right. Without it the container runs all the same.
+    let Ok(file) = rustix::fs::openat(CWD, FILE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) else {
+        return;
+    };
+    let mut text = [0; 16];
+    let length = rustix::io::read(&file, &mut text).unwrap_or(0);
+    let own = std::str::from_utf8(text.get(..length).unwrap_or_default()).unwrap_or_default();
+    if own.trim().parse::<i32>().is_ok_and(|own| own < OOM_SCORE) {
+        let _ = rustix::io::pwrite(&file, OOM_SCORE.to_string().as_bytes(), 0);
     }
 }

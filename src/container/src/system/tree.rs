@@ -121,12 +121,13 @@ fn tell_services(tree: &OwnedFd, spec: &Prepared) -> io::Result<()> {
 /// Binds a device node of the host's. Only a node: a directory, or the files of another program in one, are shown nobody by this.
 fn show_device(tree: &OwnedFd, name: &str) -> io::Result<()> {
     let device = open_tree_clone(open_place(Path::new("/dev"))?, Path::new(name), false)?;
-    let kind = FileType::from_raw_mode(rustix::fs::fstat(&device)?.st_mode);
+    let found = rustix::fs::fstat(&device)?;
+    let kind = FileType::from_raw_mode(found.st_mode);
     if !matches!(kind, FileType::CharacterDevice | FileType::BlockDevice) {
         return Err(Errno::NODEV.into());
     }
-    // Nobody inside is the owner, or in the group: those are the host's.
-    if !Mode::from_raw_mode(rustix::fs::fstat(&device)?.st_mode).contains(Mode::ROTH) {
+    // Of a node that the broker did not make nobody inside is the owner, or in the group: those are the host's.
+    if found.st_uid != 0 && !Mode::from_raw_mode(found.st_mode).contains(Mode::ROTH) {
         return Err(Errno::ACCESS.into());
     }
     let target = format!("dev/{name}");

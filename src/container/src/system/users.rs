@@ -37,18 +37,22 @@ impl User {
     /// `ENOENT` for a name that is not there; `ENOTDIR`, `EFBIG`, … of reading the files.
     pub(crate) fn find(wanted: Option<&str>) -> io::Result<Self> {
         let wanted = wanted.unwrap_or("root");
-        let passwd = match read("passwd") {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            text => text?,
+        let (passwd, group) = match Dir::open(Path::new("/etc")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Default::default(),
+            etc => read(&etc?)?,
         };
-        let group = read("group").unwrap_or_default();
         choose(wanted, &passwd, &group).ok_or_else(|| Errno::NOENT.into())
     }
 }
 
-fn read(file: &str) -> io::Result<String> {
-    let bytes = Dir::open(Path::new("/etc"))?.read_bytes(file, MAX)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+/// Both files; one that is not there is empty.
+fn read(etc: &Dir) -> io::Result<(String, String)> {
+    let text = |file| etc.read_bytes(file, MAX).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let passwd = match text("passwd") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        text => text?,
+    };
+    Ok((passwd, text("group").unwrap_or_default()))
 }
 
 fn choose(wanted: &str, passwd: &str, group: &str) -> Option<User> {

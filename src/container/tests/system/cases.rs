@@ -1,6 +1,6 @@
 //! Start, life and end of containers.
 
-use std::{fs, io::Write, os::fd::AsFd};
+use std::{fs, io::Write, os::fd::AsFd, time::Duration};
 
 use cgrant_container::{
     Exit, Signal, Step,
@@ -435,6 +435,13 @@ fn a_start_that_is_given_up_leaves_nothing(scene: &Scene) {
     let namespaces = Monitor::begin(&spec).unwrap().namespaces().unwrap();
     scene.link.ask(&namespaces);
     drop(namespaces);
+    // Whatever its monitor was about when it was killed, and whichever children of it have not ended yet: nobody is kept from starting.
+    for moment in 0..100 {
+        let begun = Monitor::begin(&spec).unwrap();
+        std::thread::sleep(Duration::from_micros(20 * moment));
+        drop(begun);
+        drop(Monitor::begin(&spec).unwrap().namespaces().unwrap());
+    }
     // They are reaped too.
     let waited = nix::sys::wait::waitpid(None, Some(nix::sys::wait::WaitPidFlag::WNOHANG));
     assert_eq!(waited, Err(nix::errno::Errno::ECHILD));

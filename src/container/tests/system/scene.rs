@@ -151,6 +151,7 @@ impl Scene {
             environment: Vec::new(),
             credentials: Vec::new(),
             devices: Vec::new(),
+            granted_devices: Vec::new(),
             nesting: false,
             personal: None,
         }
@@ -164,7 +165,12 @@ impl Scene {
     pub fn start_in(&self, namespaces: Namespaces) -> Result<Pidfd, StartError> {
         let payload = self.link.ask(&namespaces);
         let placement = Placement { hostname: String::new(), ids: IDS, network: None };
-        namespaces.start(&Granted { payload: payload.as_fd(), mounts: &[], placement: &placement })
+        namespaces.start(&Granted {
+            payload: payload.as_fd(),
+            mounts: &[],
+            devices: &[],
+            placement: &placement,
+        })
     }
 
     pub fn start(&self, spec: &SystemSpec) -> Pidfd {

@@ -95,7 +95,7 @@ impl Tree {
         delegation: &Delegation,
         made: &mut Vec<&'t Hierarchy>,
     ) -> Result<u64, CgroupError> {
-        let mut alone = false;
+        let (mut alone, parts) = (false, parts_of(names));
         for hierarchy in &self.hierarchies.v1 {
             self.make_own(hierarchy, grant, names, &mut alone)?;
             made.push(hierarchy);
@@ -103,7 +103,7 @@ impl Tree {
                 let above = open_made(&hierarchy.base, names.split_last().map_or(&[], |(_, above)| above))?;
                 cpuset::inherit(hierarchy, &above, &open_made(&hierarchy.base, names)?)?
             };
-            make_parts(hierarchy, names)?;
+            make_parts(hierarchy, &parts)?;
             // Where the kernel gave the grant's cgroup its CPUs, it has given them to the new ones in it too.
             if given {
                 let node = open_made(&hierarchy.base, names)?;
@@ -121,7 +121,7 @@ impl Tree {
             self.hand_on_above(grant)?;
             hand_on(v2, &node, true)?;
         }
-        make_parts(v2, names)?;
+        make_parts(v2, &parts)?;
         self.delegate(&node, delegation)
     }
 
@@ -239,11 +239,15 @@ impl Tree {
     }
 }
 
+/// The names on the way to each part of a grant.
+fn parts_of(names: &[String]) -> [Vec<String>; PARTS.len()] {
+    PARTS.map(|part| with_part(names, part))
+}
+
 /// Makes the parts of a grant in one hierarchy.
-fn make_parts(hierarchy: &Hierarchy, names: &[String]) -> Result<(), CgroupError> {
-    for part in PARTS {
-        let names = with_part(names, part);
-        if hierarchy.base.make_below(&names)? != Some(true) {
+fn make_parts(hierarchy: &Hierarchy, parts: &[Vec<String>]) -> Result<(), CgroupError> {
+    for names in parts {
+        if hierarchy.base.make_below(names)? != Some(true) {
             let path = hierarchy.base.path_of(names.join("/"));
             return Err(CgroupError::kernel("to make", path)(rustix::io::Errno::NOENT.into()));
         }
@@ -253,8 +257,8 @@ fn make_parts(hierarchy: &Hierarchy, names: &[String]) -> Result<(), CgroupError
 
 /// Takes back what [`Tree::make`] made in one hierarchy before it failed. Nobody knows of it yet, so it is empty.
 fn unmake(hierarchy: &Hierarchy, grant: &GrantPath, names: &[String]) {
-    for part in PARTS {
-        let _ = hierarchy.base.remove_below(&with_part(names, part));
+    for part in parts_of(names) {
+        let _ = hierarchy.base.remove_below(&part);
     }
     if let Err(error) = hierarchy.base.remove_below(names) {
         tracing::warn!(%grant, hierarchy = hierarchy.name, %error, "a cgroup that was half made could not be removed");

@@ -55,13 +55,14 @@ impl Tree {
     /// As [`Tree::remove`].
     pub fn remove_grant(&self, grant: &GrantPath, kill: bool) -> Result<(), CgroupError> {
         let names = below_base(grant);
-        let is_gone = kill && remove_empty(self.v2(), &names);
+        let parts = [MONITOR, PAYLOAD, CHILDREN].map(|part| with_part(&names, part));
+        let is_gone = kill && remove_empty(self.v2(), &names, &parts);
         if !is_gone && let Some(node) = self.node(self.v2(), grant)? {
             empty(&node, kill)?;
         }
         let mut first = Ok(());
         for hierarchy in self.hierarchies.all().rev() {
-            if hierarchy.kind == Kind::V2 && is_gone || remove_empty(hierarchy, &names) {
+            if hierarchy.kind == Kind::V2 && is_gone || remove_empty(hierarchy, &names, &parts) {
                 continue;
             }
             let result = match self.above_of(hierarchy, grant)? {
@@ -112,9 +113,8 @@ impl Tree {
 ///
 /// The monitor's goes first: on cgroup2 nobody gets into the payload any more when that is empty and gone, and while
 /// somebody is in it everything stays as it is.
-fn remove_empty(hierarchy: &Hierarchy, names: &[String]) -> bool {
-    let parts = [MONITOR, PAYLOAD, CHILDREN];
-    parts.iter().all(|part| hierarchy.base.remove_below(&with_part(names, part)).is_ok())
+fn remove_empty(hierarchy: &Hierarchy, names: &[String], parts: &[Vec<String>]) -> bool {
+    parts.iter().all(|part| hierarchy.base.remove_below(part).is_ok())
         && hierarchy.base.remove_below(names).is_ok()
 }
 

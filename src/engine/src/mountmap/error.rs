@@ -44,6 +44,12 @@ pub enum MountRefusal {
     /// It is neither the account's own nor of the range that is to be shown.
     #[error("the directory belongs to uid {0}, which is neither yours nor of the range that is to be mapped")]
     Others(u32),
+    /// What is to be had as a node is none of a character device.
+    #[error("this is no node of a character device")]
+    NoDevice,
+    /// Its group may not read and write it.
+    #[error("the group {0} may not read and write the device")]
+    NotForGroup(u32),
     /// The process that was to make the mount did not end by itself in time, or was ended.
     #[error("a process that makes mounts did not come to its end")]
     Interfered,
@@ -79,6 +85,10 @@ pub enum Step {
     Attributes,
     /// Locking the attributes.
     Lock,
+    /// Asking the kernel what a group may do.
+    Group,
+    /// Making a node.
+    Node,
     /// Passing it on.
     Answer,
 }
@@ -94,6 +104,8 @@ impl std::fmt::Display for Step {
             Self::Clone => "to clone the directory's mount",
             Self::Attributes => "to map the ids of the directory's mount",
             Self::Lock => "to lock the attributes of the mount",
+            Self::Group => "to say what the device's group may do",
+            Self::Node => "to make a node of the device",
             Self::Answer => "to pass the mount on",
         })
     }
@@ -133,8 +145,12 @@ impl From<&MountRefusal> for Refusal {
             MountRefusal::Others(_) => of(RefusalCode::NotAuthorized)
                 .rule("built-in own-directories")
                 .hint("show a directory of yours"),
+            MountRefusal::NoDevice => of(RefusalCode::InvalidArgument),
+            MountRefusal::NotForGroup(_) => of(RefusalCode::NotAuthorized)
+                .rule("built-in own-devices")
+                .hint("an administrator can add the device to access.devices of a rule of policy"),
             MountRefusal::Interfered | MountRefusal::TooMany => of(RefusalCode::Busy).hint("try again"),
-            MountRefusal::Kernel { step: Step::Ids | Step::Lock, errno } if *errno == Errno::NOSPC.raw_os_error() => {
+            MountRefusal::Kernel { step: Step::Ids | Step::Lock | Step::Node, errno } if *errno == Errno::NOSPC.raw_os_error() => {
                 of(RefusalCode::KernelRefused).hint(
                     "let go of mounts that you keep: each counts as a user and a mount namespace of yours (/proc/sys/user)",
                 )

@@ -1,4 +1,4 @@
-//! The helper that makes id-mapped mounts: a process of one thread, forked from the engine before the engine gives up the
+//! The helper that makes id-mapped mounts and nodes of devices (`node`): a process of one thread, forked from the engine before the engine gives up the
 //! rights that it takes. It does nothing else, and ends with the engine.
 //!
 //! **How a mount is made.** A directory can be cloned only in the mount namespace that it was opened in. For each request
@@ -62,12 +62,13 @@ use rustix::{
 
 use super::{
     error::{MountRefusal, Step},
-    message::{MountAnswer, MountRequest, Shift},
+    message::{MountAnswer, MountRequest, Shift, ToHelper},
+    node,
 };
 use crate::idmap::{seclude, timespec};
 
-/// How long a worker may take.
-const WORKER_LIMIT: Duration = Duration::from_secs(2);
+/// How long a worker may take: milliseconds, but on a machine that has much else to do. Nobody but its own account waits for it.
+const WORKER_LIMIT: Duration = Duration::from_secs(10);
 /// Most workers at one time.
 const MAX_WORKERS: usize = 64;
 /// Most workers of one account. Its requests come one after the other, so more than one did not end in time.
@@ -85,7 +86,16 @@ pub fn start(channel: &Channel) -> io::Result<Child> {
         use privilege::Capability as C;
         // SYS_ADMIN and SYS_CHROOT: to join a mount namespace; SYS_ADMIN: to clone and to map, too. SETUID and SETGID: to write
         // maps. SYS_PTRACE: to name the user namespace of a process that is not dumpable, and to read of the first process.
-        let kept = [C::CAP_SYS_ADMIN, C::CAP_SYS_CHROOT, C::CAP_SETUID, C::CAP_SETGID, C::CAP_SYS_PTRACE];
+        // MKNOD, and CHOWN to give the node away: for devices.
+        let kept = [
+            C::CAP_SYS_ADMIN,
+            C::CAP_SYS_CHROOT,
+            C::CAP_SETUID,
+            C::CAP_SETGID,
+            C::CAP_SYS_PTRACE,
+            C::CAP_MKNOD,
+            C::CAP_CHOWN,
+        ];
         match seclude(channel, &kept) {
             Ok(()) => Helper { channel, workers: Vec::new() }.run(),
             Err(_) => 1,
@@ -149,19 +159,17 @@ impl Helper<'_> {
     /// Makes a worker for a request.
     fn begin(&mut self, received: Received) {
         let mut fds = received.fds.into_iter();
-        let (Some(answer), Some(directory), Some(namespace)) = (fds.next(), fds.next(), fds.next()) else {
-            return;
-        };
-        let Ok(answer) = Channel::from_fd(answer) else { return };
-        let Ok(request) = cgrant_wire::decode::<MountRequest>(&received.bytes) else { return };
-        let of_account = self.workers.iter().filter(|worker| worker.account == request.account).count();
+        let Some(Ok(answer)) = fds.next().map(Channel::from_fd) else { return };
+        let Ok(request) = cgrant_wire::decode::<ToHelper>(&received.bytes) else { return };
+        let (account, shown) = (request.account(), fds.collect::<Vec<_>>());
+        let of_account = self.workers.iter().filter(|worker| worker.account == account).count();
         if self.workers.len() >= MAX_WORKERS || of_account >= MAX_WORKERS_OF_ACCOUNT {
             return refuse(&answer, MountRefusal::TooMany);
         }
-        match Clone3::new().spawn(|| work(&answer, &directory, &namespace, &request)) {
+        match Clone3::new().spawn(|| work(&answer, &shown, &request)) {
             Ok(child) => self.workers.push(Worker {
                 process: child.pidfd,
-                account: request.account,
+                account,
                 deadline: Some(Instant::now() + WORKER_LIMIT),
             }),
             Err(error) => refuse(&answer, MountRefusal::at(Step::Fork)(error)),
@@ -177,12 +185,18 @@ fn refuse(answer: &Channel, refusal: MountRefusal) {
 }
 
 /// The whole life of a worker.
-fn work(answer: &Channel, directory: &OwnedFd, namespace: &OwnedFd, request: &MountRequest) -> i32 {
-    let keep = [answer.as_fd().as_raw_fd(), directory.as_raw_fd(), namespace.as_raw_fd()];
+fn work(answer: &Channel, shown: &[OwnedFd], request: &ToHelper) -> i32 {
+    let keep: Vec<_> =
+        [answer.as_fd()].into_iter().chain(shown.iter().map(AsFd::as_fd)).map(|fd| fd.as_raw_fd()).collect();
     if privilege::close_fds_from(0, &keep).is_err() {
         return 1;
     }
-    let sent = mount(directory, namespace, request).and_then(|mount| {
+    let made = match (request, shown) {
+        (ToHelper::Directory(request), [directory, namespace]) => mount(directory, namespace, request),
+        (ToHelper::Node(request), [host]) => node::make(host, request),
+        _ => return 1,
+    };
+    let sent = made.and_then(|mount| {
         let failed = |error: String| MountRefusal::at(Step::Answer)(io::Error::other(error));
         let bytes = cgrant_wire::encode(&MountAnswer::Ok(())).map_err(|error| failed(error.to_string()))?;
         answer.send(&bytes, &[mount.as_fd()]).map_err(|error| failed(error.to_string()))
@@ -219,7 +233,7 @@ fn mount(directory: &OwnedFd, namespace: &OwnedFd, request: &MountRequest) -> Re
 
 /// Does something with the account as effective uid, to whom the kernel counts the namespaces that come of it. Rights stay as
 /// they are, and so do real and saved uid, by which the kernel decides who may send signals.
-fn counted_to<T>(account: u32, action: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+pub(super) fn counted_to<T>(account: u32, action: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let (own, rights) = (getuid(), capabilities(None)?);
     let become_effective = |uid| {
         set_thread_res_uid(own, uid, own)?;

@@ -40,6 +40,38 @@ pub struct MountRequest {
     pub read_only: bool,
 }
 
+/// That a node of a device is to be had as a mount. Beside it: the channel for the answer, and the host's node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRequest {
+    /// Who is to have it, and whose processes that don't end are counted.
+    pub account: u32,
+    /// Owner of the new node.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Only if this group of the host's may read and write the host's node.
+    pub by_group: Option<u32>,
+}
+
+/// What the helper is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToHelper {
+    /// A directory.
+    Directory(MountRequest),
+    /// A node of a device.
+    Node(NodeRequest),
+}
+
+impl ToHelper {
+    /// To whom it is counted.
+    pub fn account(&self) -> u32 {
+        match self {
+            Self::Directory(request) => request.account,
+            Self::Node(request) => request.account,
+        }
+    }
+}
+
 /// What came of it; a mount lies beside the answer.
 pub type MountAnswer = Result<(), MountRefusal>;
 

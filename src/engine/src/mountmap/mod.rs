@@ -1,4 +1,4 @@
-//! Id-mapped mounts of callers' directories, made by a process that does nothing else.
+//! Id-mapped mounts of callers' directories, and nodes of devices as mounts, made by a process that does nothing else.
 //!
 //! The helper is forked from the engine at its start, and is all that keeps the rights this takes (`helper`). It is asked
 //! over a channel of its own; any thread may ask, and nobody waits for another's request.
@@ -6,6 +6,7 @@
 mod error;
 mod helper;
 mod message;
+mod node;
 
 use std::{
     io,
@@ -17,7 +18,7 @@ use cgrant_policy::HostUid;
 use cgrant_sys::{Channel, ChannelError, MntnsFd, Pidfd, seqpacket};
 use rustix::event::PollFlags;
 
-use self::message::{MountAnswer, MountRequest};
+use self::message::{MountAnswer, MountRequest, NodeRequest, ToHelper};
 pub use self::{
     error::{MountError, MountRefusal, Step},
     message::Shift,
@@ -25,7 +26,7 @@ pub use self::{
 use crate::idmap::wait;
 
 /// How long a mount may take: more than the helper gives its processes.
-const LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(15);
 
 /// The helper.
 #[derive(Debug)]
@@ -51,6 +52,21 @@ pub struct Wish<'fd> {
     pub read_only: bool,
 }
 
+/// A device that is to be had as a node of a container's own.
+#[derive(Debug)]
+pub struct NodeWish<'fd> {
+    /// Who is to have it.
+    pub account: HostUid,
+    /// The host's node.
+    pub host: BorrowedFd<'fd>,
+    /// Owner of the new node, as the host knows it.
+    pub uid: u32,
+    /// Its group, likewise.
+    pub gid: u32,
+    /// Only if this group of the host's may read and write the host's node.
+    pub by_group: Option<u32>,
+}
+
 impl Mounter {
     /// Starts the helper. Only while this process has one thread, and before it gives up its capabilities.
     ///
@@ -69,9 +85,24 @@ impl Mounter {
     pub fn make(&self, wish: &Wish<'_>) -> Result<OwnedFd, MountError> {
         let Wish { account, directory, namespace, uids, gids, read_only } = wish;
         let request = MountRequest { account: account.0, uids: *uids, gids: *gids, read_only: *read_only };
+        self.ask(&ToHelper::Directory(request), &[*directory, namespace.as_fd()])
+    }
+
+    /// A node of the device as a mount, attached nowhere: `nosuid` and `noexec`, alone on a file system of its own, with kind, number
+    /// and mode of the host's.
+    ///
+    /// # Errors
+    /// [`MountError`].
+    pub fn make_node(&self, wish: &NodeWish<'_>) -> Result<OwnedFd, MountError> {
+        let NodeWish { account, host, uid, gid, by_group } = wish;
+        let request = NodeRequest { account: account.0, uid: *uid, gid: *gid, by_group: *by_group };
+        self.ask(&ToHelper::Node(request), &[*host])
+    }
+
+    fn ask(&self, request: &ToHelper, fds: &[BorrowedFd<'_>]) -> Result<OwnedFd, MountError> {
         let (answer, far_end) = seqpacket::pair()?;
-        let bytes = cgrant_wire::encode(&request).map_err(invalid)?;
-        self.line.send(&bytes, &[far_end.as_fd(), *directory, namespace.as_fd()]).map_err(failed)?;
+        let bytes = cgrant_wire::encode(request).map_err(invalid)?;
+        self.line.send(&bytes, &[&[far_end.as_fd()], fds].concat()).map_err(failed)?;
         drop(far_end);
         if !wait(&answer, PollFlags::IN, LIMIT)? {
             return Err(MountError::TimedOut);

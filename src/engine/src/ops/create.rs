@@ -346,6 +346,7 @@ fn effects(
     // While the map is written. What happens from now on is noted and looked at after this operation, the account's operations
     // being in order.
     let watched = crate::events::watch_new(engine, grant, plan.holder.as_ref());
+    grant.live().hierarchies = engine.tree.hierarchies(&grant.path);
     if let Some(writing) = writing {
         writing.finish()?;
         fault.step("create: ids mapped")?;
@@ -354,7 +355,6 @@ fn effects(
     record.phase = Phase::Active;
     engine.write_record(&record)?;
     engine.registry().set_record(grant, record);
-    grant.live().hierarchies = engine.tree.hierarchies(&grant.path);
     if plan.record.lifetime == Lifetime::Connection {
         engine.registry().hold(grant, Some(caller.connection));
     }

@@ -3,6 +3,7 @@
 pub mod account;
 pub mod check;
 pub mod create;
+mod device;
 pub mod inside;
 pub mod link;
 pub mod manage;
@@ -47,6 +48,7 @@ fn grant_of(op: &Op) -> Option<GrantId> {
         | Op::RemoveCgroup { grant, .. }
         | Op::ListCgroups { grant }
         | Op::OpenCgroup { grant, .. }
+        | Op::MakeDevice { grant, .. }
         | Op::AddLink { grant, .. }
         | Op::RemoveLink { grant, .. }
         | Op::PublishPorts { grant, .. }
@@ -101,6 +103,7 @@ fn words(engine: &Engine, op: &Op) -> (&'static str, String) {
         Op::PublishPorts { .. } => "publish ports",
         Op::UnpublishPorts { .. } => "unpublish ports",
         Op::MapDirectory(_) => "map directory",
+        Op::MakeDevice { .. } => "make device",
         Op::ListBridges => "list bridges",
         Op::ExamineNetwork => "examine network",
         Op::ListRanges => "list ranges",
@@ -204,6 +207,7 @@ fn without_descriptors(engine: &Engine, caller: &Arc<Caller>, op: Op) -> Outcome
         Op::RemoveCgroup { grant, path } => manage::remove_cgroup(engine, caller, grant, &path),
         Op::ListCgroups { grant } => query::list_cgroups(engine, caller, grant),
         Op::OpenCgroup { grant, path } => query::open_cgroup(engine, caller, grant, &path),
+        Op::MakeDevice { grant, name } => device::make_device(engine, caller, grant, &name),
         Op::Release { grant, kill } => release::release(engine, caller, grant, kill),
         Op::RemoveLink { grant, name } => link::remove(engine, caller, grant, &name),
         Op::PublishPorts { grant, name, ports } => link::publish(engine, caller, grant, &name, &ports),

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cgrant_engine::mountmap::{MountError, MountRefusal, Mounter, Shift, Step, Wish};
+use cgrant_engine::mountmap::{MountError, MountRefusal, Mounter, NodeWish, Shift, Step, Wish};
 use cgrant_policy::HostUid;
 use cgrant_sys::{
     Child, Clone3, MntnsFd, Pidfd, UsernsFd,
@@ -47,6 +47,8 @@ pub const TESTS: &[Test] = &[
     ("mounts::renaming_and_unmounting_change_nothing", renaming_and_unmounting_change_nothing),
     ("mounts::what_is_kept_is_counted_to_who_keeps_it", what_is_kept_is_counted_to_who_keeps_it),
     ("mounts::an_asker_who_has_gone_leaves_nothing", an_asker_who_has_gone_leaves_nothing),
+    ("mounts::a_node_is_the_hosts_device_with_another_owner", a_node_is_the_hosts_device_with_another_owner),
+    ("mounts::a_group_gives_what_the_kernel_says_it_may", a_group_gives_what_the_kernel_says_it_may),
     ("mounts::the_helper_has_what_it_needs_and_no_more", the_helper_has_what_it_needs_and_no_more),
     ("mounts::the_helper_ends_with_the_engine", the_helper_ends_with_the_engine),
 ];
@@ -543,6 +545,107 @@ fn an_asker_who_has_gone_leaves_nothing() {
     }
 }
 
+const GROUP: u32 = 3_000_000_003;
+
+// What is done with nodes of a tmpfs, as root and where nobody else sees them. The numbers are those of /dev/zero.
+fn with_nodes(script: &str, then: impl FnOnce(&dyn Fn(&str) -> OwnedFd)) {
+    let directory = tempfile::Builder::new().prefix("cgrant-nodes-").tempdir_in("/tmp").unwrap();
+    let child = Clone3::new().flags(CloneFlags::CLONE_NEWNS).spawn(|| {
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>).unwrap();
+        mount(Some("nodes"), directory.path(), Some("tmpfs"), MsFlags::empty(), Some("mode=755")).unwrap();
+        let mut shell = std::process::Command::new("sh");
+        assert!(shell.current_dir(directory.path()).args(["-euc", script]).status().unwrap().success());
+        let open = |name: &str| {
+            openat(CWD, directory.path().join(name), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
+        };
+        then(&open);
+        0
+    });
+    assert_eq!(child.unwrap().pidfd.wait().unwrap(), cgrant_sys::Exit::Code(0));
+}
+
+fn make_node(mounter: &Mounter, host: &OwnedFd, by_group: Option<u32>) -> Result<OwnedFd, MountError> {
+    mounter.make_node(&NodeWish {
+        account: HostUid(USER),
+        host: host.as_fd(),
+        uid: SHOWN,
+        gid: SHOWN + 1,
+        by_group,
+    })
+}
+
+fn a_node_is_the_hosts_device_with_another_owner() {
+    let mounter = Mounter::start().unwrap();
+    let script =
+        "umask 0; mknod zero c 1 5; chmod 640 zero; mknod block b 7 0; mkfifo fifo; >file; mkdir directory";
+    with_nodes(script, |open| {
+        let node = make_node(&mounter, &open("zero"), None).unwrap();
+        let found = fstat(&node).unwrap();
+        assert_eq!((found.st_mode, found.st_uid, found.st_gid), (0o20_640, SHOWN, SHOWN + 1));
+        assert_eq!(found.st_rdev, fstat(open("zero")).unwrap().st_rdev);
+        let flags = fstatvfs(&node).unwrap().f_flag;
+        assert!(flags.contains(StatVfsMountFlags::NOSUID | StatVfsMountFlags::NOEXEC), "{flags:?}");
+        assert!(!flags.contains(StatVfsMountFlags::NODEV), "{flags:?}");
+        // Its owner may use it, and nobody else.
+        for (uid, may) in [(SHOWN, true), (USER, false)] {
+            let user = Clone3::new().spawn(|| {
+                use std::os::fd::AsRawFd;
+                privilege::become_account(uid, uid).unwrap();
+                privilege::set_dumpable(true).unwrap();
+                let opened =
+                    openat(CWD, format!("/proc/self/fd/{}", node.as_raw_fd()), OFlags::RDWR, Mode::empty());
+                let read = opened.map(|zero| rustix::io::read(&zero, &mut [1; 1]));
+                i32::from(matches!(read, Ok(Ok(1))))
+            });
+            assert_eq!(user.unwrap().pidfd.wait().unwrap(), cgrant_sys::Exit::Code(may.into()), "{uid}");
+        }
+        for name in ["block", "fifo", "file", "directory"] {
+            assert_eq!(refusal(make_node(&mounter, &open(name), None)), MountRefusal::NoDevice, "{name}");
+        }
+    });
+}
+
+fn a_group_gives_what_the_kernel_says_it_may() {
+    let mounter = Mounter::start().unwrap();
+    let script = "for mode in 660 640 620 606 600 666; do mknod $mode c 1 5; chown 0:3000000003 $mode; chmod $mode $mode; done
+        mknod listed c 1 5; chown 0:3000000003 listed; chmod 660 listed";
+    with_nodes(script, |open| {
+        // The owning group has no right by this list, which the mode shows as its mask; uid USER has.
+        let entries: [(u16, u16, u32); 5] =
+            [(1, 6, u32::MAX), (2, 6, USER), (4, 0, u32::MAX), (16, 6, u32::MAX), (32, 0, u32::MAX)];
+        let mut list = 2_u32.to_le_bytes().to_vec();
+        for (tag, rights, id) in entries {
+            list.extend([tag.to_le_bytes(), rights.to_le_bytes()].concat());
+            list.extend(id.to_le_bytes());
+        }
+        let path = {
+            use std::os::fd::AsRawFd;
+            let listed = open("listed");
+            fs::read_link(format!("/proc/self/fd/{}", listed.as_raw_fd())).unwrap()
+        };
+        rustix::fs::setxattr(&path, "system.posix_acl_access", &list, rustix::fs::XattrFlags::empty())
+            .unwrap();
+        assert_eq!(fstat(open("listed")).unwrap().st_mode & 0o777, 0o660);
+        for (name, may) in
+            [("660", true), ("666", true), ("640", false), ("620", false), ("600", false), ("listed", false)]
+        {
+            match make_node(&mounter, &open(name), Some(GROUP)) {
+                Ok(_) => assert!(may, "{name}"),
+                refused => {
+                    assert_eq!(refusal(refused), MountRefusal::NotForGroup(GROUP), "{name}");
+                    assert!(!may, "{name}");
+                }
+            }
+        }
+        // Who is in the group has no part in what others may.
+        assert_eq!(refusal(make_node(&mounter, &open("606"), Some(GROUP))), MountRefusal::NotForGroup(GROUP));
+        assert_eq!(
+            refusal(make_node(&mounter, &open("660"), Some(GROUP + 1))),
+            MountRefusal::NotForGroup(GROUP + 1)
+        );
+    });
+}
+
 fn the_helper_has_what_it_needs_and_no_more() {
     let mounter = Mounter::start().unwrap();
     let place = Place::of(USER);
@@ -550,8 +653,8 @@ fn the_helper_has_what_it_needs_and_no_more() {
     // When it has answered it is what it is.
     ask(&mounter, &place.open("rootfs"), &place.namespace(), range()).unwrap();
     let helper = Pidfd::from_fd(mounter.process().try_clone_to_owned().unwrap()).unwrap().pid().unwrap();
-    // CAP_SETGID, CAP_SETUID, CAP_SYS_CHROOT, CAP_SYS_PTRACE, CAP_SYS_ADMIN.
-    let expected: u64 = [6, 7, 18, 19, 21].iter().map(|bit| 1_u64 << bit).sum();
+    // CAP_CHOWN, CAP_SETGID, CAP_SETUID, CAP_SYS_CHROOT, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_MKNOD.
+    let expected: u64 = [0, 6, 7, 18, 19, 21, 27].iter().map(|bit| 1_u64 << bit).sum();
     for set in ["CapPrm", "CapEff", "CapBnd"] {
         let found = u64::from_str_radix(&super::support::status(helper, set), 16).unwrap();
         assert_eq!(found & !expected, 0, "{set}");

@@ -446,7 +446,7 @@ pub fn answer(op: &Op, connection: ConnectionId) -> Answer {
         Op::ListProcesses { .. } => Answer::Processes((1..=20_000).collect()),
         Op::ListCgroups { .. } => Answer::Cgroups(vec!["a".to_owned(), "a/b".to_owned()]),
         Op::OpenCgroup { .. } => Answer::Cgroup(FdIndex(0)),
-        Op::MapDirectory(_) => Answer::Mount(FdIndex(0)),
+        Op::MapDirectory(_) | Op::MakeDevice { .. } => Answer::Mount(FdIndex(0)),
         Op::Attach(_) => Answer::Attached(3),
         Op::ListRanges => Answer::Ranges(vec![RangeInfo {
             range: Range { uid: 1, gid: 2, count: 3 },

@@ -79,6 +79,17 @@ impl Store {
         Unfinished::new(&self.containers).map_err(|source| used("containers", source))
     }
 
+    /// The configurations of all containers, as they were written, by their names. One that can't be read is left out. None is missed because
+    /// it is renamed meanwhile.
+    ///
+    /// # Errors
+    /// [`StoreError::Use`].
+    pub fn configs(&self) -> Result<Vec<(String, String)>, StoreError> {
+        let _locked = lock(&self.containers).map_err(|source| used("containers", source))?;
+        let read = |name: String| self.config(&name).ok().map(|config| (name, config));
+        Ok(self.containers()?.into_iter().filter_map(read).collect())
+    }
+
     /// Puts a container that was made into the store. The name is taken by whoever comes first.
     ///
     /// # Errors
@@ -117,6 +128,7 @@ impl Store {
     pub fn rename_container(&self, from: &str, to: &str) -> Result<(), StoreError> {
         checked(from)?;
         checked(to)?;
+        let _locked = lock(&self.containers).map_err(|source| used(from, source))?;
         let flags = rustix::fs::RenameFlags::NOREPLACE;
         match rustix::fs::renameat_with(&self.containers, from, &self.containers, to, flags) {
             Err(rustix::io::Errno::NOENT) => {

@@ -23,7 +23,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use cgrant_sys::Dir;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, flock, fstat};
 use rustix::io::retry_on_intr;
 
 use crate::digest::Sha256;
@@ -134,13 +134,21 @@ impl Store {
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let shown = || crate::path::shown(path.as_os_str().as_encoded_bytes());
         let open = |source| StoreError::Open { path: shown(), source };
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(open)?;
-        let base = Dir::open(path).map_err(open)?;
-        let (owner, _) = base.owner().map_err(open)?;
-        if owner != rustix::process::geteuid().as_raw() {
-            return Err(StoreError::Foreign { path: shown(), owner });
+        let base = match Dir::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+                made.and_then(|()| Dir::open(path))
+            }
+            base => base,
+        };
+        let base = base.map_err(open)?;
+        let stat = fstat(&base).map_err(|errno| open(errno.into()))?;
+        if stat.st_uid != rustix::process::geteuid().as_raw() {
+            return Err(StoreError::Foreign { path: shown(), owner: stat.st_uid });
         }
-        base.chmod("", 0o700).map_err(open)?;
+        if Mode::from_raw_mode(stat.st_mode) != Mode::RWXU {
+            base.chmod("", 0o700).map_err(open)?;
+        }
         Self::with(&base, None)
     }
 
@@ -375,7 +383,7 @@ mod tests {
         let scene = Scene::new();
         let new = scene.store.begin_container("web").unwrap();
         let rootfs = tempfile::tempdir().unwrap();
-        rustix::fs::chmod(rootfs.path(), rustix::fs::Mode::from_raw_mode(0o751)).unwrap();
+        rustix::fs::chmod(rootfs.path(), Mode::from_raw_mode(0o751)).unwrap();
         make_layers(new.dir(), &Dir::open(rootfs.path()).unwrap()).unwrap();
         scene.container("web", "{}").unwrap();
         let late = scene.store.finish_container(new, "web", b"{}");

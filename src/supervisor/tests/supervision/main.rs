@@ -119,8 +119,8 @@ fn children_get_nothing_but_their_channel() {
         // SIGHUP, SIGINT, SIGTERM: they are the supervisor's to act on.
         assert_eq!(scene.event(&format!("{role} blocked ")), "0000000000004003");
         // Chown, dac_override, fowner, kill, setgid, setuid, setpcap, net_bind_service, net_admin, net_raw, sys_ptrace,
-        // sys_admin, sys_chroot, sys_nice.
-        assert_eq!(scene.event(&format!("{role} bounded ")), "0000000000ac35eb");
+        // sys_admin, sys_chroot, sys_nice, mknod.
+        assert_eq!(scene.event(&format!("{role} bounded ")), "0000000008ac35eb");
         assert_eq!(scene.event(&format!("{role} no-new-privs ")), "1");
         assert_eq!(scene.event(&format!("{role} stdin ")), "/dev/null");
     }

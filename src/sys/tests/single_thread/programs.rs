@@ -4,7 +4,8 @@ use std::ffi::{CStr, CString};
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 
-use cgrant_sys::{Exit, inherited};
+use cgrant_sys::{Exit, inherited, signals::is_ignored};
+use nix::sys::signal::Signal;
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 
 use crate::{Test, errno, in_child};
@@ -70,7 +71,10 @@ fn resets_signals() -> bool {
     nix::sys::signal::SigSet::all().thread_block().unwrap();
     assert_eq!(signal_set("SigIgn") & ignored, ignored);
     assert_ne!(signal_set("SigBlk"), 0);
+    let of_these = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGUSR1, Signal::SIGTERM, Signal::SIGUSR2];
+    assert_eq!(of_these.map(|signal| is_ignored(signal).unwrap()), [true, true, true, true, false]);
     cgrant_sys::signals::reset().unwrap();
+    assert_eq!(of_these.map(|signal| is_ignored(signal).unwrap()), [false; 5]);
     for label in ["SigBlk", "SigIgn", "SigCgt"] {
         assert_eq!(signal_set(label), 0, "{label}");
     }

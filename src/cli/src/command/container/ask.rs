@@ -183,15 +183,6 @@ fn removed(message: &Message) -> Option<String> {
     Some(name)
 }
 
-pub(super) fn restart(client: &Client, name: &str, seconds: u32) -> Result<(), Failure> {
-    let found = Found::new(name, "restart")?;
-    let control = found.control()?;
-    found.asked(control.tell(&Request::Restart { seconds }))?;
-    // What is frozen can't end in order, nor would what is started in its place begin.
-    let _ = set_frozen(client, &found, false);
-    Ok(())
-}
-
 pub(super) fn kill(name: &str, signal: i32) -> Result<(), Failure> {
     let found = Found::new(name, "send a signal to")?;
     let control = found.control()?;

@@ -6,9 +6,9 @@ use cgrant_container::system::{Bind, MachineId, Personal, SystemRoot, SystemSpec
 use cgrant_image::store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 
-use super::{create::ROOTFS, credentials};
+use super::{create::ROOTFS, credentials, device};
 use crate::{
-    args::{Credential, LinkArgs, Mount, NewArgs},
+    args::{Credential, Dns, LinkArgs, Mount, NewArgs},
     command::{grant::each_once, link},
     error::Failure,
     storage::{self, JobFailure},
@@ -62,6 +62,8 @@ pub(super) struct Config {
     pub(super) link: Option<Link>,
     #[serde(default)]
     pub(super) mounts: Vec<Mount>,
+    #[serde(default)]
+    pub(super) dns: Dns,
     #[serde(default)]
     pub(super) devices: Vec<String>,
     #[serde(default)]
@@ -119,6 +121,7 @@ impl Config {
             limits,
             link,
             mounts: args.mount.iter().map(absolute).collect::<Result<_, _>>()?,
+            dns: args.dns.clone(),
             devices: args.device.clone(),
             environment: args.told.environment(),
             credentials: args.told.credential.iter().map(credentials::absolute).collect::<Result<_, _>>()?,
@@ -211,6 +214,7 @@ impl Config {
             init: self.init.iter().map(Into::into).collect(),
             environment: self.environment.iter().map(|(name, value)| (name.into(), value.into())).collect(),
             credentials: self.credentials.iter().map(credentials::read).collect::<Result<_, _>>()?,
+            granted_devices: self.devices.iter().filter(|name| device::is_granted(name)).cloned().collect(),
             devices: self.devices.clone(),
             nesting: self.nesting,
             personal: self.personal(),
@@ -256,10 +260,21 @@ pub(super) fn free_range(store: &Store, name: &str) -> Result<String, StoreError
     Ok(free.next().unwrap_or_default())
 }
 
+/// Refuses a range that is another container's by now. The storage namespace of a new container, in which this is asked, has the range:
+/// nobody else makes one in it meanwhile.
+pub(super) fn must_be_free(store: &Store, range: &str) -> Result<(), JobFailure> {
+    match ranges(store)?.iter().any(|taken| taken == range) {
+        true => Err(JobFailure::refused(
+            "another container that was made at the same time has the range of ids; try again",
+        )),
+        false => Ok(()),
+    }
+}
+
 /// The ranges of all containers whose configuration can be read.
-pub(super) fn ranges(store: &Store) -> Result<Vec<String>, StoreError> {
-    let configs = store.containers()?.into_iter().filter_map(|name| Config::read(store, &name).ok());
-    Ok(configs.map(|config| config.range).collect())
+fn ranges(store: &Store) -> Result<Vec<String>, StoreError> {
+    let range = |text: &str| serde_json::from_str::<Config>(text).ok().map(|config| config.range);
+    Ok(store.configs()?.iter().filter_map(|(_, text)| range(text)).collect())
 }
 
 impl Link {

@@ -10,7 +10,7 @@ use cgrant_sys::seqpacket;
 
 use super::{
     Found,
-    config::{Root, free_range, hostname_of},
+    config::{Root, free_range, hostname_of, must_be_free},
     create::{ROOTFS, check_name, hand_over},
 };
 use crate::{
@@ -39,8 +39,9 @@ pub(super) fn copy(client: &Client, name: &str, new: &str, hostname: Option<Stri
         let files = container.open_dir(root.directory()).map_err(|error| unusable(&error))?;
         Ok(offer(&files, &give, &Limits::default())?)
     })?;
-    let (own, config) = (new.to_owned(), config.bytes());
+    let (own, config, taken) = (new.to_owned(), config.bytes(), range.clone());
     let taker = Storage::begin(found.doing.clone(), move |worker: &Worker| {
+        must_be_free(&worker.store, &taken)?;
         let new = worker.store.begin_container(&own)?;
         match root {
             Root::Layers => {
@@ -74,5 +75,5 @@ impl Root {
 }
 
 fn unusable(error: &io::Error) -> JobFailure {
-    JobFailure::machine(format!("the directories of the copy can't be used: {error}"))
+    JobFailure::kernel("the directories of the copy can't be used", error)
 }

@@ -5,7 +5,7 @@ use cgrant_image::{Limits, Sha256, accept, offer, store::make_layers};
 use cgrant_sys::seqpacket;
 
 use super::{
-    config::{Config, free_range},
+    config::{Config, free_range, must_be_free},
     layered::{self, Layered},
     settings::check_limits,
 };
@@ -76,16 +76,17 @@ pub(super) fn check_name(name: &str) -> Result<(), Failure> {
 fn lay(client: &Client, plan: &Plan<'_>) -> Result<Layered, Failure> {
     let Plan { doing, name, image, config, .. } = plan;
     let (near, far) = layered::pair()?;
-    let (own, written) = ((*name).to_owned(), config.bytes());
+    let (own, written, range) = ((*name).to_owned(), config.bytes(), config.range.clone());
     let image = *image;
     let storage = Storage::begin(doing.clone(), move |worker: &Worker| {
+        must_be_free(&worker.store, &range)?;
         let rootfs = worker.store.rootfs(image)?;
         let new = worker.store.begin_container(&own)?;
         if let Some(why) = layered::hindrance(worker, &far, new.dir(), image)? {
             return Ok(Layered::Not(why));
         }
         make_layers(new.dir(), &rootfs)
-            .map_err(|error| JobFailure::machine(format!("its directories could not be made: {error}")))?;
+            .map_err(|error| JobFailure::kernel("its directories could not be made", &error))?;
         worker.store.finish_container(new, &own, &written)?;
         Ok(Layered::Done)
     })?;
@@ -111,13 +112,13 @@ fn copy(client: &Client, plan: Plan<'_>, why: Option<String>) -> Result<(), Fail
     })?;
     let range = config.range.clone();
     let config = config.copied().bytes();
-    let own = name.to_owned();
+    let (own, taken) = (name.to_owned(), range.clone());
     let taker = Storage::begin(doing.clone(), move |worker: &Worker| {
+        must_be_free(&worker.store, &taken)?;
         let new = worker.store.begin_container(&own)?;
         let made = new.dir().create_dir(ROOTFS, 0o755);
-        let rootfs = made.map_err(|error| {
-            JobFailure::machine(format!("the directory of its files could not be made: {error}"))
-        })?;
+        let rootfs =
+            made.map_err(|error| JobFailure::kernel("the directory of its files could not be made", &error))?;
         let copied = accept(&take, &rootfs, false, &Limits::default(), bytes, &mut worker.watch())?;
         if copied.is_some() {
             worker.store.finish_container(new, &own, &config)?;

@@ -10,7 +10,7 @@ use cgrant_proto::{Account, names};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::{Found, now, phase, state};
+use super::{Found, now, phase, reachable, state};
 use crate::{
     Client,
     args::Format,
@@ -48,8 +48,8 @@ pub(super) fn info(client: &Client, name: &str) -> Result<(), Failure> {
         all.extend(of_state(state));
     }
     if phase(state.as_ref()) != Phase::Stopped {
-        let session = client.connect(&found.doing)?;
-        all.extend(of_grant(&session, &found)?);
+        let granted = client.connect(&found.doing).and_then(|session| of_grant(&session, &found));
+        all.extend(reachable(granted)?.unwrap_or_default());
     }
     if let Ok(Value::Object(config)) = serde_json::to_value(&found.config) {
         for (key, value) in config {
@@ -129,6 +129,7 @@ fn rows(all: &Map<String, Value>) -> Vec<(&'static str, String)> {
         ),
         ("ports", joined(links.iter().filter_map(|link| link.get("ports")).map(value::text).collect())),
         ("network", network(&links, all)),
+        ("dns", text("dns").filter(|dns| dns != "link")),
         ("memory", used(number("memory-current").map(bytes), limit("memory.max").map(readable))),
         ("tasks", used(number("pids-current").map(|tasks| tasks.to_string()), limit("pids.max"))),
         ("cpu time", number("cpu-usage-usec").map(|used| format!("{} s", seconds(used)))),

@@ -11,7 +11,7 @@ use cgrant_proto::{ListGrants, names};
 use serde_json::{Value, json};
 use zbus::OwnedObjectPath;
 
-use super::{config::Config, phase, state};
+use super::{config::Config, phase, reachable, state};
 use crate::{
     Client,
     args::{Format, ListArgs, ListState},
@@ -30,7 +30,8 @@ struct Item {
     name: String,
     phase: Phase,
     frozen: bool,
-    links: Value,
+    /// `None`: not known.
+    links: Option<Value>,
     config: Option<Config>,
 }
 
@@ -61,11 +62,18 @@ fn wanted(client: &Client, store: &Store, args: &ListArgs) -> Result<Vec<Item>, 
     let states: Vec<Option<State>> = names.iter().map(|name| state(store, name)).collect();
     // Nobody has to answer where nothing runs.
     let running = states.iter().any(|state| phase(state.as_ref()) != Phase::Stopped);
-    let mut live = if running { live(client)? } else { HashMap::new() };
+    let mut live = if running { reachable(live(client))? } else { Some(HashMap::new()) };
+    if live.is_none() && args.state == Some(ListState::Paused) {
+        return Err(Failure::Refused(format!("cannot {DOING}: which of them are paused is not known")));
+    }
     let items = names.into_iter().zip(&states).map(|(name, state)| {
-        let (links, frozen) = live.remove(&name).unwrap_or_else(|| (json!([]), false));
+        let phase = phase(state.as_ref());
+        let granted = live.as_mut().map(|live| live.remove(&name).unwrap_or_else(|| (json!([]), false)));
+        // What does not run has none.
+        let granted = if phase == Phase::Stopped { Some((json!([]), false)) } else { granted };
+        let frozen = granted.as_ref().is_some_and(|(_, frozen)| *frozen);
         let config = Config::read(store, &name).ok();
-        Item { phase: phase(state.as_ref()), frozen, links, config, name }
+        Item { phase, frozen, links: granted.map(|(links, _)| links), config, name }
     });
     let of_image =
         |item: &Item| image.is_none() || item.config.as_ref().map(|config| &config.image) == image.as_ref();
@@ -86,7 +94,14 @@ impl Item {
 }
 
 fn row(item: &Item, format: Format) -> Value {
-    let address: Vec<&str> = item.links.as_array().into_iter().flatten().flat_map(link::addresses).collect();
+    let addresses = |links: &Value| {
+        links.as_array().into_iter().flatten().flat_map(link::addresses).map(Value::from).collect()
+    };
+    let address: Value = match (&item.links, format) {
+        (Some(links), _) => addresses(links),
+        (None, Format::Json) => Value::Null,
+        (None, Format::Table) => "?".into(),
+    };
     let image = item.config.as_ref().map(|config| match format {
         Format::Json => config.image.clone(),
         Format::Table if config.alias.is_empty() => config.image.chars().take(SHORT).collect(),

@@ -25,13 +25,14 @@ pub(super) fn set(client: &Client, name: &str, settings: &[(String, String)]) ->
     for (key, value) in settings {
         match key.as_str() {
             "hostname" => config.set_hostname(value),
+            "dns" => config.dns = value.parse().map_err(Failure::Usage)?,
             "nesting" => config.nesting = yes_or_no(&key, &value)?,
             "autostart" => config.autostart = yes_or_no(&key, &value)?,
             // Every limit has a dot in its key.
             key if key.contains('.') => drop(limits.insert(key.to_owned(), value)),
             key => {
                 return Err(Failure::Usage(format!(
-                    "{key:?} is no setting: limits (memory.max …), hostname, nesting and autostart are"
+                    "{key:?} is no setting: limits (memory.max …), hostname, dns, nesting and autostart are"
                 )));
             }
         }
@@ -110,6 +111,7 @@ fn all(config: &Config) -> Map<String, Value> {
     let mut all: Map<String, Value> =
         config.limits.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect();
     all.insert("hostname".to_owned(), config.hostname.as_str().into());
+    all.insert("dns".to_owned(), config.dns.to_string().into());
     all.insert("nesting".to_owned(), config.nesting.into());
     all.insert("autostart".to_owned(), config.autostart.into());
     all

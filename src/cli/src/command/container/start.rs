@@ -10,7 +10,7 @@ use std::{
 };
 
 use cgrant_container::{
-    Placement, Session, SessionError,
+    Network, Placement, Session, SessionError,
     system::{Begun, Granted, Monitor, Namespaces},
 };
 use cgrant_proto::{AttachTo, CreateGrant, Lifetime, MapDirectory, Target};
@@ -21,11 +21,11 @@ use super::{
     Codes, Found, RUN,
     ask::{self, Patience},
     config::{Config, Root},
-    create, remove,
+    create, device, remove,
 };
 use crate::{
     Client,
-    args::LaunchArgs,
+    args::{Dns, LaunchArgs},
     command::{link, run},
     error::{Doing, Failure},
     storage,
@@ -92,7 +92,14 @@ fn go_on(client: &Client, found: &Found, begun: Begun) -> Result<(), Failure> {
     let mounts = map_all(&session, &grant.path, &namespaces, &found.config);
     let mounts = mounts.doing(|| found.doing.clone())?;
     let mounts: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
-    let granted = Granted { payload: grant.payload.as_fd(), mounts: &mounts, placement: &grant.placement };
+    let devices = device::make(&session, &grant.path, namespaces.devices()).doing(|| found.doing.clone())?;
+    let devices: Vec<_> = devices.iter().map(|node| node.as_ref().map(AsFd::as_fd)).collect();
+    let granted = Granted {
+        payload: grant.payload.as_fd(),
+        mounts: &mounts,
+        devices: &devices,
+        placement: &grant.placement,
+    };
     namespaces.start(&granted).map_err(failed)?;
     if found.config.started && found.config.news.is_none() {
         return Ok(());
@@ -127,7 +134,11 @@ fn grant(session: &Session, found: &Found, namespaces: &Namespaces) -> Result<Gr
     }
     let create = || session.call(session.manager()?.create_grant(&found.name, &options));
     let (path, result, payload) = create().doing(|| found.doing.clone())?;
-    let network = result.links.as_deref().map(run::network);
+    let network = result.links.as_deref().map(run::network).map(|network| match &config.dns {
+        Dns::Link => network,
+        Dns::None => Network { dns: Vec::new(), ..network },
+        Dns::Servers(servers) => Network { dns: servers.clone(), ..network },
+    });
     let placement =
         Placement { hostname: config.hostname.clone(), ids: result.count.unwrap_or(storage::IDS), network };
     Ok(Grant { path, payload, placement })
