@@ -43,6 +43,7 @@ mod walk;
 mod tests;
 
 pub use attach::Attached;
+pub(crate) use attach::is_orphan;
 pub(crate) use cpuset::inherit as inherit_cpuset;
 pub use error::CgroupError;
 pub use events::OomWatch;

@@ -231,6 +231,12 @@ impl<'p> Actor<'p> {
         UsernsFd::from_fd(namespace).map_err(|_| Fault::Gone)
     }
 
+    /// Is it not uid 0, and any uid of a process its own, or in the user namespace that it is root of?
+    pub fn has_part_in(&self, process: &PidfdInfo) -> bool {
+        let uids = [process.ruid, process.euid, process.suid];
+        self.uid != 0 && uids.iter().any(|uid| *uid == self.uid || self.is_root_over(*uid))
+    }
+
     /// May it move a process?
     ///
     /// An attacker wants to freeze or starve what belongs to another one: all uids of the process have to be its own, the

@@ -5,7 +5,10 @@
 use std::{
     fs,
     io::Write,
-    os::unix::fs::{MetadataExt, PermissionsExt, chown},
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt, chown},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -479,17 +482,41 @@ fn a_number_that_was_given_away_is_put_right() {
     let own = own.into_iter().find(|(name, _)| name == "cgroup2").unwrap().1;
     call.put_right(v2, &names, strayed.0.id());
     assert_eq!(strayed.cgroup("cgroup2"), own);
-    // One that was forked in there stays.
-    let (mut parent, home) = (Command::new("sh"), place.dir().join("home"));
-    parent.args(["-c", "read go; sleep 600 & echo $!; wait"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut parent = Sleeper(parent.spawn().unwrap());
-    enter(&home, parent.0.id());
+    // One that was forked in there stays; also if the one that forked it has ended, and init's cgroup is its parent's.
+    for end in ["wait", ""] {
+        let (_parent, child) = forked_in(&place, end);
+        call.put_right(v2, &names, child);
+        assert_eq!(place_of_number(&place, child), "home", "{end}");
+        Pidfd::open(child).unwrap().send_number(9).unwrap();
+    }
+    // So does one of the requestor's own, which it could have moved there.
+    let (strayed, asks) = (place.process(ALICE, "home"), place.process(ALICE, ""));
+    let alice = place.actor(&asks, ALICE);
+    place.call(&alice).put_right(v2, &names, strayed.0.id());
+    assert_eq!(place.place_of(&strayed), "home");
+}
+
+/// A process of a user's that was forked in the cgroup `home` by another one, which then does this.
+fn forked_in(place: &V2, end: &str) -> (Sleeper, u32) {
+    let mut parent = Command::new("sh");
+    parent.args(["-c", &format!("read go; sleep 600 >/dev/null & echo $!; {end}")]).uid(BOB).gid(BOB);
+    let mut parent = Sleeper(parent.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
+    enter(&place.dir().join("home"), parent.0.id());
     parent.0.stdin.take().unwrap().write_all(b"\n").unwrap();
     let mut line = String::new();
     let mut told = std::io::BufReader::new(parent.0.stdout.take().unwrap());
     std::io::BufRead::read_line(&mut told, &mut line).unwrap();
-    let child: u32 = line.trim().parse().unwrap();
-    call.put_right(v2, &names, child);
-    assert!(read(home.join("cgroup.procs")).lines().any(|pid| pid == child.to_string()));
-    Pidfd::open(child).unwrap().send_number(9).unwrap();
+    let child = line.trim().parse().unwrap();
+    if end.is_empty() {
+        parent.0.wait().unwrap();
+        let proc = place.0.tree.proc();
+        wait_for("nobody took it in", || proc.stat(child).unwrap().ppid == 1);
+    }
+    (parent, child)
+}
+
+fn place_of_number(place: &V2, pid: u32) -> String {
+    let all = place.0.tree.proc().cgroups(pid).unwrap();
+    let path = all.into_iter().find(|(name, _)| name == "cgroup2").unwrap().1;
+    path.strip_prefix(&format!("/{}/", place.0.name)).unwrap_or(&path).to_owned()
 }

@@ -8,7 +8,7 @@ use super::super::{
     fault::Fault,
     path::{below, components},
 };
-use crate::cgroup::{Hierarchy, Kind};
+use crate::cgroup::{Hierarchy, Kind, is_orphan};
 
 const PROCS: &str = "cgroup.procs";
 
@@ -81,9 +81,18 @@ impl Call<'_> {
 
     /// Puts right what a move by a number may have done whose process has ended meanwhile: whoever has the number now, and
     /// is in the cgroup, while the one that forked it is not, goes where that one is.
+    ///
+    /// An attacker wants out of what bounds it: it has the number given to a process that was forked in the cgroup, whose parent ends
+    /// too, so that the one that takes orphans in seems to have forked it. So its own processes stay, which it could have
+    /// moved there; and of those that the first process of all has now, none goes there but root's.
     pub fn put_right(&self, hierarchy: &Hierarchy, cgroup: &[String], pid: u32) {
         let Ok(process) = Pidfd::open(pid) else { return };
         let Ok(told) = self.requestor.proc().stat(pid) else { return };
+        let Ok(info) = process.info() else { return };
+        let is_own = [self.requestor, self.proxy].iter().any(|actor| actor.has_part_in(&info));
+        if is_own || is_orphan(&told, &info) {
+            return;
+        }
         let (Some(place), Some(parents)) =
             (self.place_of(hierarchy, pid), self.place_of(hierarchy, told.ppid))
         else {
