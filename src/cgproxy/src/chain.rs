@@ -10,6 +10,8 @@ use crate::peer::Peer;
 
 /// The name of cgroup2 in the list of a process's cgroups.
 const CGROUP2: &str = "cgroup2";
+/// The controller whose hierarchy the broker hands to nobody but the host's root.
+const DEVICES: &str = "devices";
 /// What the broker puts processes of a cgroup2 cgroup into, which is hidden from clients.
 const LEAF: &str = ".cgm_leaf";
 /// Ends of a proxy's cgroup that systemd has made, which the paths of its container's processes don't have.
@@ -84,7 +86,7 @@ pub fn pass(
             Some(Passed { calls: vec![call], hidden: Some(hidden) })
         }
         LegacyCall::MovePid { place, absolute: true, pid } => {
-            let each = each(&place.controllers, all).into_iter().map(|controllers| {
+            let each = without_devices(each(&place.controllers, all)).into_iter().map(|controllers| {
                 let between = places(first(&controllers))?.between(true)?;
                 let path = [between.join("/"), place.path.trim_start_matches('/').to_owned()];
                 let path = path.iter().filter(|part| !part.is_empty()).cloned().collect::<Vec<_>>().join("/");
@@ -124,6 +126,14 @@ fn each(controllers: &str, all: &[String]) -> Vec<String> {
         return all.to_vec();
     }
     controllers.split(',').map(str::to_owned).collect()
+}
+
+/// Without the hierarchy that is handed to nobody, which a list passes over outside; alone it is refused there.
+fn without_devices(mut each: Vec<String>) -> Vec<String> {
+    if each.len() > 1 {
+        each.retain(|controllers| !controllers.split(',').any(|name| name == DEVICES));
+    }
+    each
 }
 
 /// Of those that share a hierarchy any will do.
@@ -180,13 +190,14 @@ mod tests {
         match controller {
             "memory" => Some(Places { inner: of("/c1/lxc/c2"), own: of("/c1") }),
             "pids" => Some(Places { inner: of("/c1/b"), own: of("/c1/init.scope") }),
+            "devices" => Some(Places { inner: of("/c1"), own: of("/c1") }),
             "elsewhere" => Some(Places { inner: of("/c10"), own: of("/c1") }),
             _ => None,
         }
     }
 
     fn passed(call: LegacyCall) -> Option<Passed> {
-        let all = ["memory".to_owned(), "pids".to_owned()];
+        let all = ["devices", "memory", "pids"].map(str::to_owned);
         pass(call, at, |controller| controller == "memory", &all)
     }
 
@@ -206,6 +217,7 @@ mod tests {
         assert_eq!(moved("memory", "/"), Some(vec![one("memory", "lxc/c2")]));
         let both = Some(vec![one("memory", "lxc/c2/x"), one("pids", "b/x")]);
         assert_eq!(moved("all", "x"), both, "each from its place in its hierarchy, without systemd's ends");
+        assert_eq!(moved("devices", "x"), Some(vec![one("devices", "x")]), "it is refused outside");
         assert_eq!(moved("elsewhere", "x"), None, "/c10 is not below /c1");
         assert_eq!(moved("memory,none", "x"), None);
     }

@@ -26,7 +26,7 @@ use zbus::Fd;
 
 use crate::{
     front::watch,
-    peer::Named,
+    peer::{Named, Vouched},
     translate::{self, Shape, Words},
     upper::{Upper, UpperError},
 };
@@ -62,9 +62,12 @@ impl From<zbus::Error> for ExchangeError {
 
 /// Calls the twin of a method in the name of somebody, with whom it is about as the second one if it is about anybody.
 ///
+/// An attacker wants its number to be another's by the time that it is named: it was looked at long before, and calls wait for each
+/// other. So it is looked whether the process is there once more, right before.
+///
 /// # Errors
-/// [`ExchangeError`].
-pub async fn run(upper: &Upper, call: &LegacyCall, named: &[Named]) -> Result<LegacyAnswer, ExchangeError> {
+/// [`ExchangeError`]; [`ExchangeError::Refused`] also if one of them has ended.
+pub async fn run(upper: &Upper, call: &LegacyCall, named: &[Vouched]) -> Result<LegacyAnswer, ExchangeError> {
     let words = Words::of(call).ok_or(ExchangeError::Refused)?;
     let (socket, theirs) = Socket::pair()?;
     let body = words.body(Fd::from(theirs)).build()?;
@@ -72,10 +75,10 @@ pub async fn run(upper: &Upper, call: &LegacyCall, named: &[Named]) -> Result<Le
     // The other side's end is now its own alone: should it end, so does the exchange.
     drop(body);
     for who in named {
-        if socket.datagram().await? != KICK {
+        if socket.datagram().await? != KICK || !who.is_there() {
             return Err(ExchangeError::Refused);
         }
-        socket.name(*who)?;
+        socket.name(who.named)?;
     }
     socket.result(words.shape).await
 }

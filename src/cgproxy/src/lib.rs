@@ -13,12 +13,14 @@
 //! | [`args`], [`places`] | the command line; the two sockets |
 //! | [`front`] | the child that parses |
 //! | [`serve`] | connections and requests |
+//! | [`aside`] | what clients can make wait |
 //! | [`peer`] | who asks, and whom one may answer for |
 //! | [`chain`] | what another proxy passes on |
 //! | [`translate`] | calls and results, as words and bytes; pure |
 //! | [`upper`], [`exchange`] | the outer socket, and an Scm call over it |
 
 mod args;
+mod aside;
 mod chain;
 mod exchange;
 mod front;

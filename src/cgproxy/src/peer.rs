@@ -32,6 +32,26 @@ impl Named {
     }
 }
 
+/// Whom a credential is to name, and the process that is meant, not who has its number by then.
+#[derive(Debug)]
+pub struct Vouched {
+    /// By number.
+    pub named: Named,
+    process: Option<Pidfd>,
+}
+
+impl Vouched {
+    /// A process that was held when the number was its own; `None` if the kernel did not tell, or only ids count.
+    pub const fn new(named: Named, process: Option<Pidfd>) -> Self {
+        Self { named, process }
+    }
+
+    /// Has the number not been anybody else's until now?
+    pub fn is_there(&self) -> bool {
+        self.process.as_ref().is_none_or(|process| process.is_alive().unwrap_or(false))
+    }
+}
+
 /// The other end of a connection.
 #[derive(Debug)]
 pub struct Peer {
@@ -64,6 +84,14 @@ impl Peer {
     /// Does it live? What was asked of `/proc` about its number is its own only if it does afterwards.
     pub fn is_alive(&self) -> bool {
         self.process.is_alive().unwrap_or(false)
+    }
+
+    /// It, to be named.
+    ///
+    /// # Errors
+    /// `EMFILE`, `ENFILE`.
+    pub fn vouched(&self) -> io::Result<Vouched> {
+        Ok(Vouched::new(self.named, Some(self.process.try_clone()?)))
     }
 
     /// Does it count processes as this process does?

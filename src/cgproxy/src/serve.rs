@@ -12,11 +12,15 @@ use std::{
     rc::Rc,
 };
 
-use cgrant_sys::{ProcFs, Received, close_aside, credentials, socket};
+use cgrant_sys::{
+    Pidfd, ProcFs, Received, close_aside,
+    credentials::{self, Credentials, Message, SentProcess},
+    socket,
+};
 use cgrant_wire::{
     Answer, ConnectionId, FromEngine, Legacy, LegacyAnswer, LegacyCall, Op, Refusal, RefusalCode, RequestId,
     Surface, ToEngine,
-    legacy::{MAX_DATAGRAM, MAX_SHOWN},
+    legacy::{MAX_DATAGRAM, MAX_SHOWN, OnSocket},
 };
 use rustix::{io::Errno, net::sockopt};
 use tokio::{
@@ -25,10 +29,11 @@ use tokio::{
 };
 
 use crate::{
+    aside::Aside,
     chain::{self, Passed, Places},
     exchange::{self, ExchangeError, send_named},
     front::{Link, Served, watch},
-    peer::{Named, Peer},
+    peer::{Named, Peer, Vouched},
     upper::{Upper, UpperError},
 };
 
@@ -47,6 +52,7 @@ pub struct Proxy {
     peers: RefCell<HashMap<ConnectionId, Rc<Peer>>>,
     next: Cell<u64>,
     calls: Semaphore,
+    aside: Aside,
 }
 
 /// Why a call has no answer. Clients are told the same of all.
@@ -81,6 +87,7 @@ impl Proxy {
             peers: RefCell::default(),
             next: Cell::new(1),
             calls: Semaphore::new(CALLS),
+            aside: Aside::default(),
         }))
     }
 
@@ -188,14 +195,8 @@ impl Proxy {
     ) -> Result<LegacyAnswer, Failed> {
         match (call, exchange) {
             (LegacyCall::Controllers, _) => Ok(LegacyAnswer::Names(self.controllers().await?)),
-            (LegacyCall::ShowTasks { pids, known }, Some(socket)) => Ok(self.show(socket, &pids, known)?),
-            (LegacyCall::SendRoom { bytes }, Some(socket)) => {
-                make_room(socket, bytes)?;
-                Ok(LegacyAnswer::Done)
-            }
-            (LegacyCall::ShowTasks { .. } | LegacyCall::SendRoom { .. }, None) => {
-                Err(Failed::NotHere("there is no socket"))
-            }
+            (LegacyCall::Socket(wanted), Some(socket)) => self.act_on(peer, socket, wanted).await,
+            (LegacyCall::Socket(_), None) => Err(Failed::NotHere("there is no socket")),
             (call, socket) => {
                 let _turn = peer.turn.lock().await;
                 match socket {
@@ -210,7 +211,7 @@ impl Proxy {
         Ok(self.upper.call("ListControllers", &()).await?.body().deserialize()?)
     }
 
-    async fn ask(&self, call: &LegacyCall, named: &[Named]) -> Result<LegacyAnswer, Failed> {
+    async fn ask(&self, call: &LegacyCall, named: &[Vouched]) -> Result<LegacyAnswer, Failed> {
         let _place = self.calls.acquire().await.map_err(|_| Failed::NotHere("the proxy is ending"))?;
         Ok(exchange::run(&self.upper, call, named).await?)
     }
@@ -224,7 +225,8 @@ impl Proxy {
                     return Ok(LegacyAnswer::OtherNamespace);
                 }
                 let pid = pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0);
-                Some(Named { pid: pid.ok_or(Failed::NotHere("there is no such process"))?, ..own })
+                let pid = pid.ok_or(Failed::NotHere("there is no such process"))?;
+                Some(Vouched::new(Named { pid, ..own }, Some(Pidfd::open(pid)?)))
             }
             LegacyCall::Chown { ids: Some((uid, gid)), .. } => {
                 if !peer.shares_user_namespace() {
@@ -233,15 +235,11 @@ impl Proxy {
                 let (Ok(uid), Ok(gid)) = (u32::try_from(uid), u32::try_from(gid)) else {
                     return Err(Failed::NotHere("there are no such ids"));
                 };
-                Some(Named { uid, gid, ..own })
+                Some(Vouched::new(Named { uid, gid, ..own }, None))
             }
             _ => None,
         };
-        // Not somebody else who has its number by now.
-        if !peer.is_alive() {
-            return Err(Failed::NotHere("the caller has ended"));
-        }
-        let named: Vec<Named> = [peer.named].into_iter().chain(about).collect();
+        let named: Vec<Vouched> = [peer.vouched()?].into_iter().chain(about).collect();
         match self.ask(&call, &named).await? {
             LegacyAnswer::Tasks(pids) => Ok(peer.numbers(&self.proc, pids)?),
             answer => Ok(answer),
@@ -255,8 +253,10 @@ impl Proxy {
         call: LegacyCall,
         socket: &OwnedFd,
     ) -> Result<LegacyAnswer, Failed> {
-        let named = (0..call.credentials()).map(|_| self.take(socket)).collect::<Result<Vec<_>, _>>()?;
-        let requestor = *named.first().ok_or(Failed::NotHere("it names nobody"))?;
+        let count = call.credentials();
+        let taken = self.aside.run(peer.named.uid, socket, move |socket| take(socket, count)).await?;
+        let named = taken.into_iter().map(|message| self.vouched(message)).collect::<Result<Vec<_>, _>>()?;
+        let requestor = named.first().ok_or(Failed::NotHere("it names nobody"))?.named;
         if !peer.answers_for(&self.proc, requestor) {
             return Err(Failed::NotHere("the caller does not answer for whom it names"));
         }
@@ -285,18 +285,31 @@ impl Proxy {
         }
     }
 
-    /// Whom the next message on a client's socket names. What the front writes there names nobody.
-    fn take(&self, socket: &OwnedFd) -> Result<Named, Failed> {
-        let message = credentials::receive(socket)?;
+    /// Whom a message on a client's socket names. What the front writes there names nobody.
+    fn vouched(&self, message: io::Result<Message>) -> Result<Vouched, Failed> {
+        let message = message?;
         let has_more = message.truncated || !message.fds.is_empty();
         drop(close_aside(message.fds));
         let named = message.credentials.filter(|named| named.pid != 0 && named.uid != self.front_uid);
-        match named {
-            Some(named) if !has_more && message.length == 1 => {
-                Ok(Named { pid: named.pid, uid: named.uid, gid: named.gid })
-            }
-            _ => Err(Failed::NotHere("a message names nobody who can be seen from here")),
+        let nobody = Failed::NotHere("a message names nobody who can be seen from here");
+        let Some(Credentials { pid, uid, gid, process }) = named else { return Err(nobody) };
+        let process = match process {
+            SentProcess::Some(process) => process,
+            // A kernel that is too old to say: whoever has the number now, or nobody.
+            SentProcess::Unsaid => Pidfd::open(pid)?,
+            SentProcess::Gone => return Err(nobody),
+        };
+        if has_more || message.length != 1 {
+            return Err(nobody);
         }
+        Ok(Vouched::new(Named { pid, uid, gid }, Some(process)))
+    }
+
+    async fn act_on(&self, peer: &Peer, socket: &OwnedFd, wanted: OnSocket) -> Result<LegacyAnswer, Failed> {
+        if let OnSocket::ShowTasks { pids, known } = wanted {
+            return Ok(self.show(socket, &pids, known)?);
+        }
+        Ok(self.aside.run(peer.named.uid, socket, move |socket| set_up(socket, &wanted)).await??)
     }
 
     /// Names processes to a client, as many as there is room for; by the ids of the front, which mean nothing.
@@ -325,15 +338,157 @@ impl Proxy {
     }
 }
 
-/// As far as the container's root may; else as far as anybody may.
-fn make_room(socket: &OwnedFd, bytes: u32) -> io::Result<()> {
-    let bytes = usize::try_from(bytes.min(MAX_DATAGRAM)).unwrap_or_default();
-    sockopt::set_socket_send_buffer_size_force(socket, bytes)
-        .or_else(|_| sockopt::set_socket_send_buffer_size(socket, bytes))?;
-    Ok(())
+/// Takes so many messages off a client's socket.
+fn take(socket: &OwnedFd, count: usize) -> Vec<io::Result<Message>> {
+    // The kernel then gives the process itself with its number.
+    let _ = credentials::set_pass_pidfd(socket, true);
+    (0..count).map(|_| credentials::receive(socket)).collect()
+}
+
+/// What is asked for of a client's socket that may wait for who has it too.
+fn set_up(socket: &OwnedFd, wanted: &OnSocket) -> io::Result<LegacyAnswer> {
+    let size = |bytes: u32| usize::try_from(bytes).unwrap_or_default();
+    match wanted {
+        OnSocket::PassCredentials => sockopt::set_socket_passcred(socket, true)?,
+        OnSocket::Look { behind } => return look(socket, *behind).map(LegacyAnswer::Existed),
+        // As far as the container's root may; else as far as anybody may.
+        OnSocket::SendRoom { bytes } => {
+            let bytes = size(*bytes.min(&MAX_DATAGRAM));
+            sockopt::set_socket_send_buffer_size_force(socket, bytes)
+                .or_else(|_| sockopt::set_socket_send_buffer_size(socket, bytes))?;
+        }
+        // The kernel doubles what it is told.
+        OnSocket::NoMoreRoom { bytes } => sockopt::set_socket_send_buffer_size(socket, size(bytes / 2))?,
+        OnSocket::ShowTasks { .. } => return Err(io::ErrorKind::Unsupported.into()),
+    }
+    Ok(LegacyAnswer::Done)
+}
+
+/// Is there a message behind so many bytes?
+fn look(socket: &OwnedFd, behind: u32) -> io::Result<bool> {
+    socket::set_peek_offset(socket, Some(behind.into()))?;
+    let found = credentials::look(socket);
+    socket::set_peek_offset(socket, None)?;
+    match found {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 async fn send(link: &Link, message: &FromEngine, fd: Option<OwnedFd>) -> io::Result<()> {
     let bytes = cgrant_wire::encode(message).map_err(io::Error::other)?;
     link.send(&bytes, fd).await
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+mod tests {
+    use std::{
+        io::{BufRead, BufReader},
+        os::unix::net::UnixDatagram,
+        process::{Child, Command, Stdio},
+        sync::mpsc,
+        time::Duration,
+    };
+
+    use super::*;
+
+    /// Longest wait for what happens by itself.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, future)
+    }
+
+    fn pair() -> (UnixDatagram, OwnedFd) {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        sockopt::set_socket_passcred(&theirs, true).unwrap();
+        (ours, theirs.into())
+    }
+
+    fn sleeper() -> Child {
+        Command::new("sleep").arg("600").spawn().unwrap()
+    }
+
+    fn named(pid: u32) -> Named {
+        Named { pid, ..Named::own() }
+    }
+
+    /// A process that keeps the lock which everybody takes who receives from a socket. It ends when the second part is dropped.
+    fn slow_reader(of: &OwnedFd) -> (Child, mpsc::Sender<()>) {
+        let scratch = tempfile::tempdir().unwrap();
+        let program = scratch.path().join("slow_reader");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../front/tests/support/slow_reader.c");
+        assert!(
+            Command::new("cc").args(["-O1", "-o"]).arg(&program).arg(source).status().unwrap().success(),
+            "the program can't be built"
+        );
+        let mut command = Command::new(&program);
+        command.stdin(of.try_clone().unwrap()).stdout(Stdio::piped());
+        let mut reader = command.spawn().unwrap();
+        let mut told = String::new();
+        BufReader::new(reader.stdout.take().unwrap()).read_line(&mut told).unwrap();
+        assert_eq!(told, "ready\n");
+        let pid = rustix::process::Pid::from_child(&reader);
+        let (keep, gone) = mpsc::channel::<()>();
+        // Also if whoever waits for it never comes to drop it.
+        std::thread::spawn(move || {
+            let _ = gone.recv_timeout(PATIENCE);
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL)
+        });
+        (reader, keep)
+    }
+
+    #[test]
+    fn who_keeps_the_lock_of_its_socket_holds_up_nobody_else() {
+        let (ours, theirs) = pair();
+        let (mut reader, keep) = slow_reader(&theirs);
+        // The first is received, and never is.
+        send_named(ours.as_fd(), Named::own()).unwrap();
+        while rustix::io::ioctl_fionread(&theirs).unwrap() > 0 {
+            std::thread::yield_now();
+        }
+        send_named(ours.as_fd(), Named::own()).unwrap();
+        block_on(async {
+            let taking = spawn_local(async move {
+                Aside::default().run(0, &theirs, |socket| take(socket, 1)).await.unwrap()
+            });
+            for _ in 0..100 {
+                yield_now().await;
+            }
+            assert!(!taking.is_finished());
+            assert!(reader.try_wait().unwrap().is_none(), "nobody could go on until it ended");
+            drop(keep);
+            let message = taking.await.unwrap().pop().unwrap().unwrap();
+            assert_eq!(message.credentials.unwrap().pid, std::process::id());
+        });
+        reader.wait().unwrap();
+    }
+
+    #[test]
+    fn a_process_is_held_from_when_it_is_named() {
+        let proxy = Proxy::new(7, PathBuf::from("/none")).unwrap();
+        let (mut first, mut second) = (sleeper(), sleeper());
+        let (ours, theirs) = pair();
+        for process in [&first, &second] {
+            send_named(ours.as_fd(), named(process.id())).unwrap();
+        }
+        second.kill().unwrap();
+        second.wait().unwrap();
+        block_on(async {
+            let mut taken = take(&theirs, 2).into_iter();
+            let vouched = proxy.vouched(taken.next().unwrap()).unwrap();
+            assert_eq!(vouched.named, named(first.id()));
+            assert!(
+                proxy.vouched(taken.next().unwrap()).is_err(),
+                "whoever has the number now is another one"
+            );
+            assert!(vouched.is_there());
+            first.kill().unwrap();
+            first.wait().unwrap();
+            assert!(!vouched.is_there());
+        });
+    }
 }

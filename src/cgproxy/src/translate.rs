@@ -75,9 +75,7 @@ impl Words {
             LegacyCall::RemoveOnEmpty(place) => ("RemoveOnEmptyScm", at(place), Shape::Done),
             LegacyCall::Prune(place) => ("PruneScm", at(place), Shape::Done),
             LegacyCall::Keys(place) => ("ListKeysScm", at(place), Shape::Keys),
-            LegacyCall::Controllers | LegacyCall::ShowTasks { .. } | LegacyCall::SendRoom { .. } => {
-                return None;
-            }
+            LegacyCall::Controllers | LegacyCall::Socket(_) => return None,
         };
         Some(Self { method, arguments, shape })
     }

@@ -40,7 +40,7 @@ use crate::{
     sandbox,
     server::{End, Server},
     settings,
-    show::Shower,
+    show::{self, Shower},
     watch::Watches,
 };
 
@@ -88,7 +88,8 @@ fn start(control: &Channel) -> Result<Server, BootError> {
     let settings = step("configuration", settings::settings(&config))?;
     let mapper = step("starting the helpers", Mapper::start(&settings.ids.pool))?;
     let mounter = step("starting the helpers", Mounter::start())?;
-    let shower = step("starting the helpers", Shower::start(&settings.ids.pool, boot.socket_front))?;
+    let shower =
+        step("starting the helpers", Shower::start(&settings.ids.pool, boot.socket_front, show::LIMIT))?;
     let policy = step("policy", read_policy(&config))?;
     let tree = step("cgroups", Tree::open(&boot.instance, &boot.placements))?;
     step("giving up privileges", sandbox::confine())?;

@@ -304,7 +304,7 @@ impl Server {
             // What a client can hold up waits by itself, and only then is the operation in the account's order.
             Op::Legacy(legacy) if legacy.call.credentials() > 0 && legacy.exchange.is_some() => {
                 asked.queue(Lane::Held(account.0), Mode::Alone, move |asked| {
-                    let received = legacy::receive(&asked.engine, &legacy, fds);
+                    let received = legacy::receive(&asked.engine, &asked.caller, &legacy, fds);
                     asked.queue(account.0, legacy::mode(&legacy.call), move |asked| {
                         asked.run(|engine, caller| ops::perform_exchange(engine, caller, &legacy, received));
                     });
@@ -312,7 +312,9 @@ impl Server {
             }
             op => {
                 let mode = ops::mode(&op);
-                asked.queue(account.0, mode, move |asked| {
+                let is_held = matches!(&op, Op::Legacy(legacy) if legacy.exchange.is_some());
+                let lane = if is_held { Lane::Held(account.0) } else { Lane::Account(account.0) };
+                asked.queue(lane, mode, move |asked| {
                     asked.run(|engine, caller| ops::perform(engine, caller, op, fds));
                 });
             }

@@ -14,7 +14,7 @@ use crate::op::FdIndex;
 pub const MAX_TEXT: usize = 4096;
 /// Longest value to be written, in bytes. The kernel takes less than a page.
 pub const MAX_VALUE: usize = 64 * 1024;
-/// Most processes of one [`LegacyCall::ShowTasks`].
+/// Most processes of one [`OnSocket::ShowTasks`].
 pub const MAX_SHOWN: usize = 256;
 /// Longest result datagram, in bytes.
 pub const MAX_DATAGRAM: u32 = 2 * 1024 * 1024;
@@ -127,6 +127,23 @@ pub enum LegacyCall {
     Controllers,
     /// `ListKeys`.
     Keys(Place),
+    /// Something is to be done with the exchange's socket that the client could make wait, or that takes a right.
+    Socket(OnSocket),
+}
+
+/// What the engine is asked to do with the socket of an exchange.
+///
+/// Whoever has the same socket can make everybody wait, for as long as it likes, who receives from it, looks at what is in it, or
+/// sets anything about it: so none of this is the front's to do, and the engine has it done by a process that it can do without.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnSocket {
+    /// Who sends over it shows who it is from now on (`SO_PASSCRED`).
+    PassCredentials,
+    /// Is there a message behind the first one, which has so many bytes?
+    Look {
+        /// How many.
+        behind: u32,
+    },
     /// A part of the result of `GetTasksScm`: a datagram `p` with a credential for each process, so that the kernel
     /// translates its number for the reader. As many as there is room for. Uid and gid in them are the front's.
     ShowTasks {
@@ -135,9 +152,14 @@ pub enum LegacyCall {
         /// One that was shown before, to be shown in the place of one that has ended.
         known: Option<u32>,
     },
-    /// Room for a datagram of so many bytes, at most [`MAX_DATAGRAM`], in the exchange's socket.
+    /// Room for a datagram of so many bytes, at most [`MAX_DATAGRAM`].
     SendRoom {
         /// How many.
+        bytes: u32,
+    },
+    /// No more room than it had: `SO_SNDBUF`, as getsockopt(2) said it.
+    NoMoreRoom {
+        /// How much that was.
         bytes: u32,
     },
 }
@@ -161,7 +183,7 @@ pub struct LegacyKey {
 pub enum LegacyAnswer {
     /// Done, with nothing to say.
     Done,
-    /// To `Create` and `Remove`: was it there before?
+    /// To `Create` and `Remove`: was it there before? To [`OnSocket::Look`]: is it there?
     Existed(bool),
     /// To `GetPidCgroup` and `GetValue`, without newlines at the end.
     Text(String),
@@ -171,7 +193,7 @@ pub enum LegacyAnswer {
     Names(Vec<String>),
     /// To `ListKeys`.
     Keys(Vec<LegacyKey>),
-    /// To [`LegacyCall::ShowTasks`].
+    /// To [`OnSocket::ShowTasks`].
     Shown {
         /// How many of them.
         count: u32,
@@ -185,12 +207,12 @@ pub enum LegacyAnswer {
 
 impl LegacyCall {
     /// How many credentials an Scm call of this kind has: the requestor's, and the process or the ids that it is about. None
-    /// for the two parts of a result, whose socket is theirs to write on.
+    /// for what is only done with its socket.
     #[must_use]
     pub const fn credentials(&self) -> usize {
         match self {
             Self::PidCgroup { .. } | Self::MovePid { .. } | Self::Chown { .. } => 2,
-            Self::ShowTasks { .. } | Self::SendRoom { .. } => 0,
+            Self::Socket(_) => 0,
             _ => 1,
         }
     }

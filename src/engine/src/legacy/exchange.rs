@@ -7,17 +7,18 @@
 //!
 //! Nothing is ever written on that socket from here.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cgrant_policy::HostUid;
 use cgrant_sys::{
     Pidfd, close_aside,
-    credentials::{self, Credentials, Message, SentProcess},
+    credentials::{Credentials, Message, SentProcess},
     process::clock_ticks,
 };
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use super::fault::Fault;
+use crate::show::ShowError;
 
 /// The socket of an exchange. Closed where nobody waits: the last who closes it closes what its messages carry, which may wait
 /// for their sender.
@@ -59,29 +60,27 @@ impl ExchangeSocket {
         self.0.as_ref().ok_or(Fault::Exchange("its socket is closed"))
     }
 
-    /// Takes so many messages off the socket, or as many as there are; all of them, whatever is wrong with one.
-    ///
-    /// An attacker wants the engine to wait, or to keep what it was sent: nothing is waited for, and descriptors that come along
-    /// are closed where nobody waits.
+    /// Takes so many messages off the socket, or as many as there are; all of them, whatever is wrong with one. `take` does, which
+    /// who has the same socket can make wait: [`crate::show::Shower::take`].
     ///
     /// # Errors
     /// [`Fault::Exchange`] for the first message that is none of one byte with credentials of somebody who can be seen from
-    /// here; [`Fault::Gone`] if the first one's has ended. `fronts` are never anybody whom a message may name: what they write on
-    /// sockets of clients' choice is no word of theirs.
-    pub fn take(&self, count: usize, fronts: &[HostUid]) -> Result<Vec<Named>, Fault> {
-        let socket = self.socket()?;
-        // The front has said so to the kernel as well, before it asked for credentials.
-        let _ = credentials::set_pass_pidfd(socket, true);
+    /// here; [`Fault::Gone`] if the first one's has ended; [`Fault::Unshown`]. `fronts` are never anybody whom a message may name:
+    /// what they write on sockets of clients' choice is no word of theirs.
+    pub fn take(
+        &self,
+        count: usize,
+        fronts: &[HostUid],
+        take: impl FnOnce(BorrowedFd<'_>, usize) -> Result<Vec<Message>, ShowError>,
+    ) -> Result<Vec<Named>, Fault> {
         // 0, before which nothing has started, if that is not to be had.
         let before = clock_ticks().unwrap_or(0);
-        let taken: Vec<_> = (0..count).map(|_| credentials::receive(socket.as_fd())).collect();
-        let named = taken.into_iter().enumerate().map(|(nth, message)| {
-            let message = message.map_err(|_| Fault::Exchange("a credential is missing"))?;
-            named(message, fronts, before, nth == 0)
-        });
-        // Each one is looked at, so that what came beside any of them is closed aside.
-        let named: Vec<_> = named.collect();
-        named.into_iter().collect()
+        let taken = take(self.socket()?.as_fd(), count).map_err(Fault::Unshown)?;
+        let are_all = taken.len() == count;
+        let named =
+            taken.into_iter().enumerate().map(|(nth, message)| named(message, fronts, before, nth == 0));
+        let named = named.collect::<Result<Vec<_>, _>>()?;
+        if are_all { Ok(named) } else { Err(Fault::Exchange("a credential is missing")) }
     }
 }
 
@@ -95,9 +94,7 @@ impl Drop for ExchangeSocket {
 /// of the second, the process or the ids, and clients fill in what they like for the other.
 fn named(message: Message, fronts: &[HostUid], before: u64, first: bool) -> Result<Named, Fault> {
     let Message { length, truncated, credentials, fds } = message;
-    let has_more = truncated || !fds.is_empty();
-    drop(close_aside(fds));
-    if has_more || length != 1 {
+    if truncated || !fds.is_empty() || length != 1 {
         return Err(Fault::Exchange("a message is not one byte and credentials"));
     }
     let credentials = credentials.filter(|credentials| credentials.pid != 0);

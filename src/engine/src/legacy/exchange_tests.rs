@@ -15,7 +15,7 @@ use std::{
 };
 
 use cgrant_policy::HostUid;
-use cgrant_sys::{Pidfd, process::clock_ticks};
+use cgrant_sys::{Pidfd, credentials, process::clock_ticks};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg,
     socketpair, sockopt,
@@ -27,6 +27,7 @@ use super::{
     fault::Fault,
     tests::{ALICE, BOB, Place, Sleeper},
 };
+use crate::show::ShowError;
 
 /// The account of a front.
 const FRONT: u32 = BOB + 1;
@@ -69,7 +70,10 @@ fn wait_until(condition: impl Fn() -> bool) {
 }
 
 fn take(socket: &ExchangeSocket, count: usize) -> Result<Vec<Named>, Fault> {
-    socket.take(count, &[HostUid(FRONT)])
+    socket.take(count, &[HostUid(FRONT)], |socket, count| {
+        credentials::set_pass_pidfd(socket, true).map_err(ShowError::Refused)?;
+        Ok((0..count).map_while(|_| credentials::receive(socket).ok()).collect())
+    })
 }
 
 fn pid_of(named: &Named) -> Option<u32> {

@@ -45,7 +45,7 @@ use std::{
 
 use cgrant_policy::Request;
 use cgrant_sys::Pidfd;
-use cgrant_wire::legacy::{MAX_DATAGRAM, MAX_SHOWN};
+use cgrant_wire::legacy::{MAX_DATAGRAM, MAX_SHOWN, OnSocket};
 use cgrant_wire::{Answer, Legacy, LegacyAnswer, LegacyCall, Place, Refusal, RefusalCode, Surface};
 
 use self::{
@@ -92,8 +92,10 @@ pub fn word(call: &LegacyCall) -> &'static str {
         LegacyCall::Prune(_) => "legacy prune",
         LegacyCall::Controllers => "legacy controllers",
         LegacyCall::Keys(_) => "legacy keys",
-        LegacyCall::ShowTasks { .. } => "legacy show tasks",
-        LegacyCall::SendRoom { .. } => "legacy send room",
+        LegacyCall::Socket(OnSocket::PassCredentials) => "legacy pass credentials",
+        LegacyCall::Socket(OnSocket::Look { .. }) => "legacy look",
+        LegacyCall::Socket(OnSocket::ShowTasks { .. }) => "legacy show tasks",
+        LegacyCall::Socket(OnSocket::SendRoom { .. } | OnSocket::NoMoreRoom { .. }) => "legacy send room",
     }
 }
 
@@ -113,7 +115,7 @@ pub fn about(call: &LegacyCall) -> String {
         | LegacyCall::Remove { place, .. }
         | LegacyCall::Tasks { place, .. } => format!("{}:{}", place.controllers, place.path),
         LegacyCall::PidCgroup { controllers, .. } => controllers.clone(),
-        LegacyCall::Controllers | LegacyCall::ShowTasks { .. } | LegacyCall::SendRoom { .. } => String::new(),
+        LegacyCall::Controllers | LegacyCall::Socket(_) => String::new(),
     }
 }
 
@@ -126,8 +128,7 @@ pub fn mode(call: &LegacyCall) -> Mode {
         | LegacyCall::Children(_)
         | LegacyCall::Controllers
         | LegacyCall::Keys(_)
-        | LegacyCall::ShowTasks { .. }
-        | LegacyCall::SendRoom { .. } => Mode::Beside,
+        | LegacyCall::Socket(_) => Mode::Beside,
         LegacyCall::Create(_)
         | LegacyCall::Chown { .. }
         | LegacyCall::Chmod { .. }
@@ -139,7 +140,7 @@ pub fn mode(call: &LegacyCall) -> Mode {
     }
 }
 
-/// Carries out a plain call, or a part of the result of an Scm call.
+/// Carries out a plain call, or something with the socket of an Scm call.
 ///
 /// # Errors
 /// The refusal. It names a rule if it is one that CGManager does not have.
@@ -147,9 +148,12 @@ pub fn perform(engine: &Engine, caller: &Arc<Caller>, legacy: &Legacy, mut fds: 
     may_call(engine, caller)?;
     let exchange = legacy.exchange.map(|index| fds.take(index, EXCHANGE)).transpose()?;
     fds.finish()?;
-    let answer = match exchange {
-        Some(socket) => deliver(engine, &ExchangeSocket::new(socket)?, &legacy.call),
-        None => plain(engine, caller, &legacy.call),
+    let answer = match (&legacy.call, exchange) {
+        (LegacyCall::Socket(wanted), Some(socket)) => {
+            act_on(engine, caller, &ExchangeSocket::new(socket)?, wanted)
+        }
+        (call, None) => plain(engine, caller, call),
+        (_, Some(_)) => Err(Fault::Exchange("it is not asked like this").into()),
     };
     answer.map(|answer| (Answer::Legacy(answer), Vec::new()))
 }
@@ -158,12 +162,15 @@ pub fn perform(engine: &Engine, caller: &Arc<Caller>, legacy: &Legacy, mut fds: 
 #[derive(Debug)]
 pub struct Received(Result<Vec<Named>, Refusal>);
 
-/// Takes the messages of an Scm call off its socket, however the call will end. Whoever has the same socket may make this wait.
-pub fn receive(engine: &Engine, legacy: &Legacy, mut fds: Descriptors) -> Received {
+/// Takes the messages of an Scm call off its socket, however the call will end. Whoever has the same socket may make this wait a
+/// while.
+pub fn receive(engine: &Engine, caller: &Caller, legacy: &Legacy, mut fds: Descriptors) -> Received {
     let taken = legacy.exchange.ok_or(Refusal::from(Fault::Exchange("it has no socket"))).and_then(|index| {
         let socket = ExchangeSocket::new(fds.take(index, EXCHANGE)?)?;
         fds.finish()?;
-        Ok(socket.take(legacy.call.credentials(), &engine.front_uids)?)
+        let (shower, count) = (&engine.shower, legacy.call.credentials());
+        Ok(socket
+            .take(count, &engine.front_uids, |socket, count| shower.take(caller.charged(), socket, count))?)
     });
     Received(taken)
 }
@@ -200,21 +207,31 @@ fn may_call(engine: &Engine, caller: &Caller) -> Result<(), Refusal> {
     engine.authorize_silently(caller, &Request::Legacy)
 }
 
-/// A part of the result of an Scm call.
-fn deliver(engine: &Engine, socket: &ExchangeSocket, call: &LegacyCall) -> Result<LegacyAnswer, Refusal> {
-    let socket = socket.socket()?.as_fd();
-    let answer = match call {
-        LegacyCall::ShowTasks { pids, known } if pids.len() <= MAX_SHOWN => {
-            let Shown { count, known } = engine.shower.show(socket, pids, *known).map_err(Fault::Unshown)?;
-            LegacyAnswer::Shown { count, known }
+/// Something with the socket of an Scm call.
+fn act_on(
+    engine: &Engine,
+    caller: &Caller,
+    socket: &ExchangeSocket,
+    wanted: &OnSocket,
+) -> Result<LegacyAnswer, Refusal> {
+    let (shower, account, socket) = (&engine.shower, caller.charged(), socket.socket()?.as_fd());
+    let done = |()| LegacyAnswer::Done;
+    let answer = match wanted {
+        OnSocket::PassCredentials => shower.pass_credentials(account, socket).map(done),
+        OnSocket::Look { behind } => shower.look(account, socket, *behind).map(LegacyAnswer::Existed),
+        OnSocket::ShowTasks { pids, known } if pids.len() <= MAX_SHOWN => {
+            let shown = shower.show(account, socket, pids, *known);
+            shown.map(|Shown { count, known }| LegacyAnswer::Shown { count, known })
         }
-        LegacyCall::SendRoom { bytes } if *bytes <= MAX_DATAGRAM => {
-            engine.shower.make_room(socket, *bytes).map_err(Fault::Unshown)?;
-            LegacyAnswer::Done
+        OnSocket::SendRoom { bytes } if *bytes <= MAX_DATAGRAM => {
+            shower.make_room(account, socket, *bytes).map(done)
         }
-        _ => return Err(Fault::Exchange("it is more than a part of a result").into()),
+        OnSocket::NoMoreRoom { bytes } => shower.no_more_room(account, socket, *bytes).map(done),
+        OnSocket::ShowTasks { .. } | OnSocket::SendRoom { .. } => {
+            return Err(Fault::Exchange("it is more than a part of a result").into());
+        }
     };
-    Ok(answer)
+    Ok(answer.map_err(Fault::Unshown)?)
 }
 
 /// A call whose requestor is the connection's peer.
@@ -304,7 +321,7 @@ fn carry_out(
             actors.each(&place.controllers, wish).map(|_| LegacyAnswer::Done)?
         }
         LegacyCall::Prune(place) => prune(engine, caller, actors, place).map(done)?,
-        LegacyCall::Controllers | LegacyCall::ShowTasks { .. } | LegacyCall::SendRoom { .. } => {
+        LegacyCall::Controllers | LegacyCall::Socket(_) => {
             return Err(Fault::Exchange("it is not asked like this").into());
         }
     };

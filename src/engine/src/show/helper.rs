@@ -1,5 +1,6 @@
-//! The helper that writes on the sockets of Scm calls what needs a right: a process of one thread, forked from the engine before
-//! the engine gives up the rights that it takes. It does nothing else, and ends with the engine.
+//! The helper that acts on the sockets of Scm calls, and its workers: processes of one thread, forked from the engine before
+//! the engine gives up the rights that it takes. They do nothing else, and end with the engine. The helper makes workers when it
+//! is told to and never sees a socket; a worker does one thing at a time with the one that it is given.
 //!
 //! A pid means something in its pid namespace only. So `GetTasksScm` sends each process as a credential, which the kernel
 //! translates for whoever reads it; and naming another process in a credential takes `CAP_SYS_ADMIN` over one's own pid
@@ -10,20 +11,30 @@
 //!
 //! * *A word of root's*: the socket is of its choice, so what is written there carries the writer's ids to whoever has the other
 //!   end. They are those of the socket front, whom nobody believes anything: it is refused as a requestor, too.
-//! * *To reach somebody else's service through the helper*: the socket has to be one end of a pair; neither end has a name.
-//! * *To hold it up*: it waits for nobody. Sending to a UNIX socket without waiting takes no lock that a receiver holds while its
-//!   memory is written to; how many processes are shown at once is bounded; and the engine has the socket open until it is answered,
-//!   so that closing it here closes nothing that was sent with it.
-//! * *Its rights*: it calls nothing but what sends, receives and asks of sockets (seccomp), has no other descriptor, and is not
-//!   dumpable. Its real and saved ids are nobody's, so that the front can't end it.
+//! * *To reach somebody else's service through a worker*: a socket that is written on has to be one end of a pair; neither end has
+//!   a name.
+//! * *To hold others up*. The kernel keeps a lock of a socket while it copies into the memory of whoever receives from it (`iolock`,
+//!   `unix_dgram_recvmsg` of `net/unix/af_unix.c`), and another one while it copies a socket filter out of the memory of whoever sets
+//!   one (`lock_sock`, `sk_setsockopt` of `net/core/sock.c`). That memory can be a file of a FUSE file system of the client's, which never
+//!   answers; and nothing ends whoever waits for such a lock, not even SIGKILL. Then the worker is left alone, counted to the account, and
+//!   another one is made for others. It has no descriptor but its line and what it was given, so that nobody waits for it: not the
+//!   engine to end, nor a new broker to start.
+//! * *The same with descriptors in messages*: closing one may wait for its server. The worker closes them before it answers.
+//! * *Their rights*: a worker calls nothing but what sends, receives, asks and sets of sockets (seccomp), and the helper what it
+//!   takes to make one; neither is dumpable. Their real and saved ids are nobody's, so that the front can't end them.
 
 use std::{
     io::{self, IoSlice},
     mem::MaybeUninit,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
-use cgrant_sys::{Channel, Child, Clone3, Received, privilege, seccomp, socket::is_end_of_pair};
+use cgrant_sys::{
+    Channel, Child, Clone3, Pidfd, Received,
+    credentials::{self, SentProcess},
+    privilege, seccomp,
+    socket::{is_end_of_pair, set_peek_offset},
+};
 use nix::{
     libc,
     sys::socket::{setsockopt, sockopt::SndBufForce},
@@ -33,21 +44,21 @@ use rustix::{
     io::Errno,
     net::{
         SendAncillaryBuffer, SendAncillaryMessage, SendFlags, UCred, sendmsg,
-        sockopt::socket_send_buffer_size,
+        sockopt::{set_socket_passcred, set_socket_send_buffer_size, socket_send_buffer_size},
     },
     process::{Pid, getpid},
     thread::{CapabilitySet, CapabilitySets, set_capabilities, set_keep_capabilities},
 };
 
-use super::message::{ShowAnswer, ShowRequest, Shown};
-use crate::idmap::{answer, seclude};
+use super::message::{Answer, Done, Named, NamedProcess, Request, Shown, Taken};
+use crate::idmap::seclude;
 
 /// The datagram that comes with a credential.
 const BYTE: &[u8] = b"p";
 /// What the kernel adds to a datagram's length when it looks whether there is room (`unix_dgram_sendmsg` of
 /// `net/unix/af_unix.c`), and more.
 const OVERHEAD: usize = 256;
-/// What the helper calls beside what every program does.
+/// What a worker calls beside what every program does.
 const CALLS: [i64; 6] = [
     libc::SYS_getpeername,
     libc::SYS_getsockname,
@@ -56,11 +67,22 @@ const CALLS: [i64; 6] = [
     libc::SYS_sendmsg,
     libc::SYS_setsockopt,
 ];
+/// What the helper calls beside that: to make workers, see their ends, and have them give up these calls and all descriptors.
+const CALLS_OF_HELPER: &[i64] = &[
+    libc::SYS_clone3,
+    libc::SYS_close_range,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_newfstatat,
+    libc::SYS_prctl,
+    libc::SYS_seccomp,
+    libc::SYS_statx,
+    libc::SYS_waitid,
+];
 
 /// Uid and gid.
 pub type Ids = (u32, u32);
 
-/// Starts the helper, which names processes with the ids of the `front`. Its other ids are `spare`, which nobody else has.
+/// Starts the helper, whose workers name processes with the ids of the `front`. Its other ids are `spare`, which nobody else has.
 ///
 /// # Errors
 /// As [`Clone3::spawn`].
@@ -87,40 +109,127 @@ fn confine(channel: &Channel, front: Ids, spare: Ids) -> io::Result<()> {
     )?;
     // Changing the uid made it what fs.suid_dumpable says.
     privilege::set_dumpable(false)?;
-    let allowed: Vec<i64> = seccomp::RUNTIME.iter().chain(&CALLS).copied().collect();
+    let allowed: Vec<i64> = seccomp::RUNTIME.iter().chain(&CALLS).chain(CALLS_OF_HELPER).copied().collect();
     seccomp::apply(&allowed, seccomp::Action::Refuse).map_err(io::Error::other)
 }
 
-/// Serves until the engine is gone.
+/// Makes workers until the engine is gone.
 fn serve(channel: &Channel, front: Ids) -> i32 {
+    let mut workers: Vec<Pidfd> = Vec::new();
     loop {
         match channel.receive() {
-            Ok(Some(received)) => carry_out(received, front),
+            Ok(Some(received)) => {
+                workers.retain(|worker| worker.try_wait().is_ok_and(|exit| exit.is_none()));
+                let line = received.fds.into_iter().next().map(Channel::from_fd);
+                // Without one, the engine sees its end of the line closed.
+                if let Some(Ok(line)) = line
+                    && let Ok(child) = Clone3::new().spawn(|| work(&line, front))
+                {
+                    workers.push(child.pidfd);
+                }
+            }
             Ok(None) => return 0,
             Err(_) => (),
         }
     }
 }
 
-fn carry_out(received: Received, front: Ids) {
-    let mut fds = received.fds.into_iter();
-    let (Some(pipe), Some(socket)) = (fds.next(), fds.next()) else { return };
-    let Ok(request) = cgrant_wire::decode::<ShowRequest>(&received.bytes) else { return };
-    let done = perform(&socket, &request, front);
-    // While the engine, which waits for the answer, has it still.
-    drop(socket);
-    let done: ShowAnswer = done.map_err(Errno::raw_os_error);
-    answer(&pipe, &done);
+/// The whole life of a worker.
+fn work(line: &Channel, front: Ids) -> i32 {
+    let allowed: Vec<i64> = seccomp::RUNTIME.iter().chain(&CALLS).copied().collect();
+    let is_alone = privilege::close_fds_from(0, &[line.as_fd().as_raw_fd()]).is_ok();
+    if !is_alone || seccomp::apply(&allowed, seccomp::Action::Refuse).is_err() {
+        return 1;
+    }
+    loop {
+        match line.receive() {
+            Ok(Some(received)) => carry_out(line, received, front),
+            Ok(None) => return 0,
+            Err(_) => (),
+        }
+    }
 }
 
-fn perform(socket: &OwnedFd, request: &ShowRequest, front: Ids) -> Result<Shown, Errno> {
-    if !is_end_of_pair(socket).unwrap_or(false) {
-        return Err(Errno::INVAL);
+fn carry_out(line: &Channel, received: Received, front: Ids) {
+    let mut fds = received.fds.into_iter();
+    let (Some(socket), Ok(request)) = (fds.next(), cgrant_wire::decode::<Request>(&received.bytes)) else {
+        return;
+    };
+    let mut processes = Vec::new();
+    let done = perform(&socket, &request, front, &mut processes);
+    // While the engine, which waits for the answer, has it still.
+    drop(socket);
+    let done: Answer = done.map_err(Errno::raw_os_error);
+    if let Ok(bytes) = cgrant_wire::encode(&done) {
+        let processes: Vec<_> = processes.iter().map(AsFd::as_fd).collect();
+        // An asker who has given up is no fault of ours.
+        let _ = line.send(&bytes, &processes);
     }
+}
+
+/// Does it; `processes` are those that were taken off the socket with messages.
+fn perform(
+    socket: &OwnedFd,
+    request: &Request,
+    front: Ids,
+    processes: &mut Vec<OwnedFd>,
+) -> Result<Done, Errno> {
     match request {
-        ShowRequest::Processes { pids, known } => show(socket, pids, *known, front),
-        ShowRequest::Room(bytes) => make_room(socket, *bytes).map(|()| Shown { count: 0, known: None }),
+        Request::PassCredentials => set_socket_passcred(socket, true).map(|()| Done::All),
+        Request::Look(behind) => look(socket, *behind).map(Done::There),
+        Request::Take(count) => take(socket, *count, processes).map(Done::Taken),
+        Request::NoMoreRoom(bytes) => {
+            // The kernel doubles what it is told.
+            let half = usize::try_from(*bytes / 2).unwrap_or(usize::MAX);
+            set_socket_send_buffer_size(socket, half).map(|()| Done::All)
+        }
+        Request::Processes { .. } | Request::Room(_) if !is_end_of_pair(socket).unwrap_or(false) => {
+            Err(Errno::INVAL)
+        }
+        Request::Processes { pids, known } => show(socket, pids, *known, front).map(Done::Shown),
+        Request::Room(bytes) => make_room(socket, *bytes).map(|()| Done::All),
     }
+}
+
+/// Is there a message behind so many bytes?
+fn look(socket: &OwnedFd, behind: u32) -> Result<bool, Errno> {
+    let errno = |error: io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    set_peek_offset(socket, Some(behind.into())).map_err(errno)?;
+    let found = credentials::look(socket);
+    // Nothing else is looked at here, but the client may look.
+    set_peek_offset(socket, None).map_err(errno)?;
+    match found.map_err(errno) {
+        Ok(_) => Ok(true),
+        Err(Errno::AGAIN) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Takes so many messages off the socket, or as many as there are, and closes what comes with them but the processes that they name.
+fn take(socket: &OwnedFd, count: u8, processes: &mut Vec<OwnedFd>) -> Result<Vec<Taken>, Errno> {
+    // The front has said so to the kernel as well, before it asked for credentials.
+    let _ = credentials::set_pass_pidfd(socket, true);
+    let mut all = Vec::new();
+    for _ in 0..count {
+        let message = match credentials::receive(socket) {
+            Ok(message) => message,
+            Err(_) => break,
+        };
+        let is_proper = message.length == 1 && !message.truncated && message.fds.is_empty();
+        let named = message.credentials.map(|credentials| {
+            let process = match credentials.process {
+                SentProcess::Some(process) => {
+                    processes.push(process.into());
+                    NamedProcess::Beside
+                }
+                SentProcess::Gone => NamedProcess::Gone,
+                SentProcess::Unsaid => NamedProcess::Unsaid,
+            };
+            Named { pid: credentials.pid, uid: credentials.uid, gid: credentials.gid, process }
+        });
+        all.push(Taken { is_proper, named });
+    }
+    Ok(all)
 }
 
 /// Shows processes until there is no more room.

@@ -15,7 +15,8 @@ type Test = (&'static str, fn());
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let tests: Vec<Test> = maps::TESTS.iter().chain(mounts::TESTS).chain(race::TESTS).chain(show::TESTS).copied().collect();
+    let tests: Vec<Test> =
+        maps::TESTS.iter().chain(mounts::TESTS).chain(race::TESTS).chain(show::TESTS).copied().collect();
     if arguments.iter().any(|argument| argument == "--list") {
         let none = arguments.iter().any(|argument| argument == "--ignored");
         tests.iter().filter(|_| !none).for_each(|(name, _)| println!("{name}: test"));

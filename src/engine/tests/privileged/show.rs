@@ -9,11 +9,11 @@ use std::{
     },
 };
 
-use cgrant_engine::show::{ShowError, Shower};
-use cgrant_policy::Pool;
+use cgrant_engine::show::{LIMIT, ShowError, Shower};
+use cgrant_policy::{HostUid, Pool};
 use cgrant_sys::{
     Child, Clone3, Pidfd,
-    credentials::{Credentials, receive},
+    credentials::{Credentials, SentProcess, receive},
     pidfd::Signal,
     privilege,
 };
@@ -39,16 +39,21 @@ pub const TESTS: &[Test] = &[
     ("show::a_long_datagram_finds_room", a_long_datagram_finds_room),
     ("show::sockets_with_names_are_refused", sockets_with_names_are_refused),
     ("show::a_reader_that_does_not_read_holds_up_nobody", a_reader_that_does_not_read_holds_up_nobody),
+    ("show::messages_are_taken_and_looked_for", messages_are_taken_and_looked_for),
+    ("show::who_keeps_a_socket_holds_up_its_own_calls", who_keeps_a_socket_holds_up_its_own_calls),
     ("show::the_helper_has_what_it_needs_and_no_more", the_helper_has_what_it_needs_and_no_more),
 ];
 
 /// Uid and gid of the front.
 const FRONT: (u32, u32) = (3_000_000_011, 3_000_000_012);
+/// Whose sockets these are.
+const ALICE: HostUid = HostUid(1000);
+const BOB: HostUid = HostUid(1001);
 /// Long enough for anything here.
 const PATIENCE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
 
 fn shower() -> Shower {
-    Shower::start(&Pool::default(), FRONT).unwrap()
+    Shower::start(&Pool::default(), FRONT, LIMIT).unwrap()
 }
 
 /// The client's end, on which it sees who sends, and the one that it gave away.
@@ -120,7 +125,7 @@ fn ten_thousand_processes_are_shown_as_there_is_room() {
         let (mut seen, mut known, mut rounds) = (Vec::new(), None, 0);
         while seen.len() < all.len() {
             let rest: Vec<u32> = all[seen.len()..].iter().copied().take(256).collect();
-            let shown = shower.show(theirs.as_fd(), &rest, known).unwrap();
+            let shown = shower.show(ALICE, theirs.as_fd(), &rest, known).unwrap();
             assert_eq!(shown.known, Some(rest[shown.count as usize - 1]));
             let found = read(&ours);
             assert_eq!(found, rest[..shown.count as usize]);
@@ -148,7 +153,7 @@ fn a_reader_gets_the_numbers_of_its_own_namespace() {
         i32::from(numbers != [1, 0])
     });
     let inside = inside.unwrap();
-    let shown = shower.show(theirs.as_fd(), &[inside.pid, crowd.pids()[0]], None).unwrap();
+    let shown = shower.show(ALICE, theirs.as_fd(), &[inside.pid, crowd.pids()[0]], None).unwrap();
     assert_eq!(shown.count, 2);
     assert_eq!(inside.pidfd.wait().unwrap(), cgrant_sys::Exit::Code(0));
 }
@@ -164,15 +169,15 @@ fn one_that_has_ended_is_replaced_by_one_that_lives() {
         (vec![gone, pids[1]], Some(gone), vec![pids[1]; 2]),
         (vec![0, u32::MAX, pids[1]], None, vec![pids[1]; 3]),
     ] {
-        let answer = shower.show(theirs.as_fd(), &shown, known).unwrap();
+        let answer = shower.show(ALICE, theirs.as_fd(), &shown, known).unwrap();
         assert_eq!((answer.count as usize, answer.known), (shown.len(), expected.last().copied()));
         assert_eq!(read(&ours), expected);
     }
     // Nobody is left: as many as were announced come all the same, and nobody is taken to live.
-    let answer = shower.show(theirs.as_fd(), &[gone, gone], None).unwrap();
+    let answer = shower.show(ALICE, theirs.as_fd(), &[gone, gone], None).unwrap();
     assert_eq!((answer.count, answer.known), (2, None));
-    let helper = Pidfd::from_fd(shower.process().try_clone_to_owned().unwrap()).unwrap().pid().unwrap();
-    assert_eq!(read(&ours), [helper, helper]);
+    let shown = read(&ours);
+    assert!(shown.len() == 2 && shown[0] == shown[1] && !pids.contains(&shown[0]), "{shown:?}");
 }
 
 fn a_long_datagram_finds_room() {
@@ -181,7 +186,7 @@ fn a_long_datagram_finds_room() {
     let long = vec![b'x'; 1024 * 1024];
     let flags = rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT;
     assert_eq!(send(&theirs, &long, flags), Err(rustix::io::Errno::MSGSIZE), "there is room already");
-    shower.make_room(theirs.as_fd(), u32::try_from(long.len()).unwrap()).unwrap();
+    shower.make_room(ALICE, theirs.as_fd(), u32::try_from(long.len()).unwrap()).unwrap();
     let room = sockopt::socket_send_buffer_size(&theirs).unwrap();
     assert!(room < 2 * long.len(), "{room} is more than is needed");
     assert_eq!(send(&theirs, &long, flags), Ok(long.len()));
@@ -189,7 +194,7 @@ fn a_long_datagram_finds_room() {
     assert_eq!(recv(&ours, &mut found, rustix::net::RecvFlags::empty()).unwrap().0, long.len());
     assert!(found == long);
     // Enough is enough.
-    shower.make_room(theirs.as_fd(), 1).unwrap();
+    shower.make_room(ALICE, theirs.as_fd(), 1).unwrap();
     assert_eq!(sockopt::socket_send_buffer_size(&theirs).unwrap(), room);
 }
 
@@ -203,18 +208,18 @@ fn sockets_with_names_are_refused() {
     let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let null = fs::File::open("/dev/null").unwrap();
     for refused in [client.as_fd(), service.as_fd(), tcp.as_fd(), null.as_fd()] {
-        assert!(matches!(shower.show(refused, &[own], None), Err(ShowError::Refused(_))));
-        assert!(matches!(shower.make_room(refused, 1), Err(ShowError::Refused(_))));
+        assert!(matches!(shower.show(ALICE, refused, &[own], None), Err(ShowError::Refused(_))));
+        assert!(matches!(shower.make_room(ALICE, refused, 1), Err(ShowError::Refused(_))));
     }
     service.set_nonblocking(true).unwrap();
     assert_eq!(service.recv(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
     // Its other end is gone.
     let (ours, theirs) = pair(SocketType::DGRAM);
     drop(ours);
-    assert!(shower.show(theirs.as_fd(), &[own], None).is_err());
+    assert!(shower.show(ALICE, theirs.as_fd(), &[own], None).is_err());
     // And it serves on.
     let (ours, theirs) = pair(SocketType::DGRAM);
-    shower.show(theirs.as_fd(), &[own], None).unwrap();
+    shower.show(ALICE, theirs.as_fd(), &[own], None).unwrap();
     assert_eq!(read(&ours), [own]);
 }
 
@@ -223,23 +228,118 @@ fn a_reader_that_does_not_read_holds_up_nobody() {
     let (full_ours, full) = pair(SocketType::DGRAM);
     let mut sent = 0;
     loop {
-        let shown = shower.show(full.as_fd(), &[own; 256], None).unwrap();
+        let shown = shower.show(ALICE, full.as_fd(), &[own; 256], None).unwrap();
         sent += shown.count;
         if shown.count == 0 {
             break;
         }
     }
     let (ours, theirs) = pair(SocketType::DGRAM);
-    assert_eq!(shower.show(theirs.as_fd(), &[own], None).unwrap().count, 1);
+    assert_eq!(shower.show(ALICE, theirs.as_fd(), &[own], None).unwrap().count, 1);
     assert_eq!(read(&ours), [own]);
     assert_eq!(read(&full_ours).len(), sent as usize);
+}
+
+fn messages_are_taken_and_looked_for() {
+    let (shower, own) = (shower(), std::process::id());
+    let flags = rustix::net::SendFlags::NOSIGNAL;
+    for kind in [SocketType::DGRAM, SocketType::STREAM] {
+        let (ours, theirs) = pair(kind);
+        assert_eq!(sockopt::socket_passcred(&theirs), Ok(false));
+        shower.pass_credentials(ALICE, theirs.as_fd()).unwrap();
+        assert_eq!(sockopt::socket_passcred(&theirs), Ok(true));
+        assert!(shower.take(ALICE, theirs.as_fd(), 2).unwrap().is_empty(), "nothing is waited for");
+        send(&ours, b"p", flags).unwrap();
+        assert!(!shower.look(ALICE, theirs.as_fd(), 1).unwrap());
+        send(&ours, if kind == SocketType::DGRAM { b"pp" } else { b"p" }, flags).unwrap();
+        assert!(shower.look(ALICE, theirs.as_fd(), 1).unwrap());
+        let taken = shower.take(ALICE, theirs.as_fd(), 2).unwrap();
+        assert_eq!(
+            taken.iter().map(|message| message.truncated).collect::<Vec<_>>(),
+            [false, kind == SocketType::DGRAM]
+        );
+        for message in taken {
+            let named = message.credentials.unwrap();
+            assert_eq!((named.pid, named.uid, named.gid), (own, 0, 0));
+            if let SentProcess::Some(process) = named.process {
+                assert_eq!(process.pid().unwrap(), own);
+            }
+        }
+        assert!(shower.take(ALICE, theirs.as_fd(), 1).unwrap().is_empty());
+    }
+}
+
+/// A process that keeps a lock of a socket, which whoever receives from it, or sets anything about it, waits for.
+struct Keeper(std::process::Child);
+
+impl Keeper {
+    fn of(socket: &OwnedFd, program: &std::path::Path, lock: &str) -> Self {
+        let mut command = std::process::Command::new(program);
+        let command = command.arg(lock).stdin(socket.try_clone().unwrap());
+        let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut told = [0; 6];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut told).unwrap();
+        assert_eq!(&told, b"ready\n");
+        Self(child)
+    }
+
+    /// Until it waits in the kernel for its memory.
+    fn await_lock(&self) {
+        let stack = format!("/proc/{}/wchan", self.0.id());
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while !fs::read_to_string(&stack).unwrap().contains("userfault") {
+            assert!(std::time::Instant::now() < end, "{:?}", fs::read_to_string(&stack));
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+fn who_keeps_a_socket_holds_up_its_own_calls() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("keeper");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../front/tests/support/slow_reader.c");
+    let built =
+        std::process::Command::new("cc").args(["-O1", "-o"]).arg(&program).arg(source).status().unwrap();
+    assert!(built.success(), "the program can't be built");
+    let shower = Shower::start(&Pool::default(), FRONT, std::time::Duration::from_millis(500)).unwrap();
+    let flags = rustix::net::SendFlags::NOSIGNAL;
+    let (ours, theirs) = pair(SocketType::DGRAM);
+    let (_other_ours, others) = pair(SocketType::DGRAM);
+    let (receives, sets) = (Keeper::of(&theirs, &program, "receive"), Keeper::of(&others, &program, "set"));
+    send(&ours, b"p", flags).unwrap();
+    receives.await_lock();
+    sets.await_lock();
+    let held = |done: Result<(), ShowError>| assert!(matches!(done, Err(ShowError::Held)), "{done:?}");
+    held(shower.take(ALICE, theirs.as_fd(), 1).map(drop));
+    held(shower.pass_credentials(ALICE, others.as_fd()));
+    held(shower.make_room(ALICE, others.as_fd(), 1 << 20));
+    let refused = shower.take(ALICE, theirs.as_fd(), 1);
+    assert!(matches!(refused, Err(ShowError::TooManyHeld(ALICE))), "{refused:?}");
+    let (ours, theirs) = pair(SocketType::DGRAM);
+    shower.pass_credentials(BOB, theirs.as_fd()).unwrap();
+    for _ in 0..20 {
+        send(&ours, b"p", flags).unwrap();
+        assert_eq!(shower.take(BOB, theirs.as_fd(), 1).unwrap().len(), 1);
+    }
+    shower.make_room(BOB, theirs.as_fd(), 1 << 20).unwrap();
+    // Nobody waits for those that are kept.
+    let watched = shower.process().try_clone_to_owned().unwrap();
+    drop(shower);
+    assert_eq!(poll(&mut [PollFd::new(&watched, PollFlags::IN)], Some(&PATIENCE)), Ok(1));
 }
 
 fn the_helper_has_what_it_needs_and_no_more() {
     let shower = shower();
     // It has confined itself when it answers.
     let (ours, theirs) = pair(SocketType::DGRAM);
-    shower.show(theirs.as_fd(), &[std::process::id()], None).unwrap();
+    shower.show(ALICE, theirs.as_fd(), &[std::process::id()], None).unwrap();
     read(&ours);
     let process = Pidfd::from_fd(shower.process().try_clone_to_owned().unwrap()).unwrap();
     let pid = process.pid().unwrap();
@@ -260,6 +360,12 @@ fn the_helper_has_what_it_needs_and_no_more() {
     let spare = (Pool::default().own_block().unwrap().first() + 5).to_string();
     let front = FRONT.0.to_string();
     assert_eq!(line("Uid:")[..3], [spare.clone(), front, spare]);
+    // Its worker has nothing open but its line.
+    let workers = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let worker = workers.trim();
+    assert_eq!(fs::read_dir(format!("/proc/{worker}/fd")).unwrap().count(), 1, "{workers}");
+    let status = fs::read_to_string(format!("/proc/{worker}/status")).unwrap();
+    assert!(status.contains("Seccomp_filters:\t2\n"), "{status}");
     // What becomes the front can't end it.
     let attacker = Clone3::new().spawn(|| {
         if privilege::become_account(FRONT.0, FRONT.1).is_err() {

@@ -51,8 +51,7 @@ impl View {
             | LegacyCall::SetValue { .. }
             | LegacyCall::RemoveOnEmpty(_)
             | LegacyCall::Prune(_)
-            | LegacyCall::ShowTasks { .. }
-            | LegacyCall::SendRoom { .. } => Shape::Done,
+            | LegacyCall::Socket(_) => Shape::Done,
         };
         let elsewhere = match call {
             LegacyCall::PidCgroup { absolute: false, .. } => "GetPidCgroup called from non-init namespace",

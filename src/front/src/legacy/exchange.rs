@@ -12,11 +12,11 @@
 //! The credentials stay in the socket until the engine takes them: this process, which parses what users send, can say nothing
 //! about who somebody is. An exchange that makes no progress ends; CGManager waited for ever, and had soon no descriptors left.
 
-use std::{os::fd::OwnedFd, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, os::fd::OwnedFd, rc::Rc, time::Duration};
 
 use cgrant_wire::{
     Answer, ConnectionId, FdIndex, Legacy, LegacyAnswer, LegacyCall, Op, Refusal,
-    legacy::{MAX_DATAGRAM, MAX_SHOWN},
+    legacy::{MAX_DATAGRAM, MAX_SHOWN, OnSocket},
 };
 use tokio::{
     sync::OwnedSemaphorePermit,
@@ -38,13 +38,17 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// Why an exchange has no result.
 #[derive(Debug, thiserror::Error)]
-enum Broken {
+pub enum Broken {
+    /// Its socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The client.
     #[error("no credentials within {} s", CREDENTIAL.as_secs())]
     Silent,
+    /// The engine is gone.
     #[error("the broker is ending")]
     Ending,
+    /// The engine refused.
     #[error("{0}")]
     Refused(Refusal),
 }
@@ -55,7 +59,9 @@ pub struct Exchange {
     engine: Rc<Engine>,
     connection: ConnectionId,
     socket: ExchangeSocket,
-    place: Arc<OwnedSemaphorePermit>,
+    /// How much room the socket had before it was given more.
+    room: Cell<Option<u32>>,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Exchange {
@@ -63,18 +69,26 @@ impl Exchange {
     /// told of failures over the socket alone.
     ///
     /// # Errors
-    /// [`SocketError`], with what came.
-    pub fn begin(
+    /// [`Broken`], with what came.
+    pub async fn begin(
         engine: Rc<Engine>,
         connection: ConnectionId,
         pins: Pins,
         place: OwnedSemaphorePermit,
-    ) -> Result<Self, (SocketError, Pins)> {
-        let socket = ExchangeSocket::take(pins)?;
-        match socket.kick() {
-            Ok(()) => Ok(Self { engine, connection, socket, place: Arc::new(place) }),
-            Err(error) => Err((error, socket.into_pins())),
+    ) -> Result<Self, (Broken, Pins)> {
+        let socket = ExchangeSocket::take(pins).map_err(|(error, pins)| (error.into(), pins))?;
+        let exchange = Self { engine, connection, socket, room: Cell::new(None), _place: place };
+        match exchange.invite().await {
+            Ok(()) => Ok(exchange),
+            Err(error) => Err((error, exchange.socket.into_pins())),
         }
+    }
+
+    async fn invite(&self) -> Result<(), Broken> {
+        if !self.socket.passes_credentials()? {
+            self.have_done(OnSocket::PassCredentials).await?;
+        }
+        Ok(self.socket.kick()?)
     }
 
     /// Carries it out, to its end.
@@ -88,18 +102,30 @@ impl Exchange {
             Ok(Err(error)) => tracing::debug!(connection = self.connection.0, %error, "a result is not sent"),
             Err(_) => tracing::debug!(connection = self.connection.0, "a result is not read"),
         }
+        self.take_room_back().await;
     }
 
     async fn requested(&self, call: LegacyCall) -> Result<LegacyAnswer, Broken> {
-        for nth in 1..=call.credentials() {
-            if nth > 1 {
-                self.socket.kick()?;
-            }
-            timeout(CREDENTIAL, self.socket.await_messages(nth, &self.place))
-                .await
-                .map_err(|_| Broken::Silent)??;
+        within(self.socket.await_first()).await?;
+        if call.credentials() > 1 {
+            self.socket.kick()?;
+            within(self.await_second()).await?;
         }
         self.ask(call).await
+    }
+
+    async fn await_second(&self) -> Result<(), Broken> {
+        while let Some(behind) = self.socket.await_second().await? {
+            if self.have_done(OnSocket::Look { behind }).await? == LegacyAnswer::Existed(true) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the engine do something with the socket.
+    async fn have_done(&self, wanted: OnSocket) -> Result<LegacyAnswer, Broken> {
+        self.ask(LegacyCall::Socket(wanted)).await
     }
 
     async fn ask(&self, call: LegacyCall) -> Result<LegacyAnswer, Broken> {
@@ -132,10 +158,21 @@ impl Exchange {
 
     /// Sends a datagram that the socket takes only if the engine lets it.
     async fn send_long(&self, datagram: &[u8]) -> Result<(), Broken> {
-        let _room = self.socket.room()?;
+        self.room.set(Some(self.socket.room()?));
         let bytes = u32::try_from(datagram.len()).unwrap_or(u32::MAX).min(MAX_DATAGRAM);
-        self.ask(LegacyCall::SendRoom { bytes }).await?;
-        Ok(self.socket.send(datagram).await?)
+        self.have_done(OnSocket::SendRoom { bytes }).await?;
+        self.socket.send(datagram).await?;
+        self.take_room_back().await;
+        Ok(())
+    }
+
+    /// The socket has no more room than before, whatever it was given: whoever has it too could fill it with what nobody reads, and
+    /// pass on to the next.
+    async fn take_room_back(&self) {
+        let Some(bytes) = self.room.take() else { return };
+        if let Err(error) = self.have_done(OnSocket::NoMoreRoom { bytes }).await {
+            tracing::debug!(connection = self.connection.0, %error, "a socket keeps its room");
+        }
     }
 
     async fn fail(&self, outcome: &Outcome, view: View) -> Result<(), Broken> {
@@ -154,7 +191,7 @@ impl Exchange {
             self.socket.await_room().await?;
             let pids = rest.iter().copied().take(MAX_SHOWN).collect();
             let LegacyAnswer::Shown { count, known: last } =
-                self.ask(LegacyCall::ShowTasks { pids, known }).await?
+                self.have_done(OnSocket::ShowTasks { pids, known }).await?
             else {
                 return Ok(());
             };
@@ -166,4 +203,9 @@ impl Exchange {
         }
         Ok(())
     }
+}
+
+/// The client has this long to name somebody.
+async fn within<E: Into<Broken>>(awaited: impl Future<Output = Result<(), E>>) -> Result<(), Broken> {
+    timeout(CREDENTIAL, awaited).await.map_err(|_| Broken::Silent)?.map_err(Into::into)
 }

@@ -163,7 +163,7 @@ impl Client<'_> {
         pins: Pins,
         slots: Vec<OwnedSemaphorePermit>,
     ) -> Option<Pins> {
-        match self.begin(pins) {
+        match self.begin(pins).await {
             Err((told, pins)) => {
                 self.reply(message, Err(Fault::InvalidArgs(told)), slots).await;
                 Some(pins)
@@ -179,14 +179,14 @@ impl Client<'_> {
     }
 
     /// Begins an exchange over what came with a call; else what the caller is told, and what came.
-    fn begin(&self, pins: Pins) -> Result<Exchange, (String, Pins)> {
+    async fn begin(&self, pins: Pins) -> Result<Exchange, (String, Pins)> {
         let core = &self.peers.core;
         let Ok(place) = self.peers.exchanges.of(self.account).try_acquire_owned() else {
             let told = format!("{INVALID}: {EXCHANGES} calls of the account wait for credentials");
             return Err((told, pins));
         };
         let connection = self.caller.connection;
-        Exchange::begin(Rc::clone(&core.engine), connection, pins, place).map_err(|(error, pins)| {
+        Exchange::begin(Rc::clone(&core.engine), connection, pins, place).await.map_err(|(error, pins)| {
             tracing::debug!(connection = connection.0, %error, "no exchange");
             (INVALID.to_owned(), pins)
         })

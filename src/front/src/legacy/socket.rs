@@ -5,33 +5,31 @@
 //! whose account means nothing to anybody, writes on it; the engine refuses that account as a requestor.
 //!
 //! Nothing is received here. Messages stay where they are for the engine, which takes credentials from no one else than the
-//! kernel. What has come is looked at from behind the first message on, by a thread that waits for nobody else: whoever has the same
-//! socket, and receives from it into memory of a file system of its own, holds up everybody that wants to look meanwhile
-//! (`unix_dgram_recvmsg` of `net/unix/af_unix.c`, under the socket's `iolock`), whether that would wait for messages or not.
+//! kernel.
+//!
+//! An attacker could want that everybody has to wait, too: this process has one thread. Whoever has the same socket can keep two
+//! locks of it for as long as it likes, with memory that is a file of a FUSE file system of its own: one by receiving into such memory,
+//! which all take who receive or look at what is there, the other by setting a socket filter out of it, which all take who set
+//! anything. So nothing of that kind is done here, whether it would wait for messages or not, but asked of the engine
+//! ([`cgrant_wire::legacy::OnSocket`]). What is left takes neither: sending, asking what is set and how much there is to be read
+//! (`net/unix/af_unix.c`, `sk_getsockopt` of `net/core/sock.c`).
 
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
-    sync::Arc,
 };
 
-use cgrant_sys::{
-    credentials,
-    socket::{is_end_of_pair, set_peek_offset},
-};
+use cgrant_sys::socket::is_end_of_pair;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::{Errno, ioctl_fionread},
     net::{SendFlags, SocketType, sockopt},
 };
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::{castoff::Pins, watched::Watched};
 
 /// What the daemon sends to ask for a credential.
 const KICK: &[u8] = b"1";
-/// Stack of a thread that looks, in bytes.
-const STACK: usize = 128 * 1024;
 
 /// Why there is no exchange over a socket, or it goes on no more.
 #[derive(Debug, thiserror::Error)]
@@ -62,25 +60,8 @@ pub struct ExchangeSocket {
     pins: Pins,
 }
 
-/// The room that a socket has to send. When this is dropped it has no more, whatever it was given meanwhile: whoever has the
-/// socket too could fill it with what nobody reads, and pass on to the next.
-#[derive(Debug)]
-pub struct Room<'a> {
-    socket: &'a Watched,
-    bytes: usize,
-}
-
-impl Drop for Room<'_> {
-    fn drop(&mut self) {
-        // The kernel doubles what it is told.
-        if let Err(error) = sockopt::set_socket_send_buffer_size(self.socket, self.bytes / 2) {
-            tracing::debug!(%error, "a socket keeps its room");
-        }
-    }
-}
-
 impl ExchangeSocket {
-    /// Takes what came with a call. Whoever sends over it shows who it is from now on.
+    /// Takes what came with a call.
     ///
     /// # Errors
     /// [`SocketError`], with what came: that is not to be closed before the message is.
@@ -105,27 +86,41 @@ impl ExchangeSocket {
         Ok(())
     }
 
-    /// Waits until so many messages (one or two) are there. `place` is taken for as long as the client makes anything of this
-    /// process wait, also beyond the end of the exchange.
+    /// Does whoever sends over it show who it is? CGManager's clients set that themselves.
+    ///
+    /// # Errors
+    /// Those of `getsockopt(2)`.
+    pub fn passes_credentials(&self) -> Result<bool, SocketError> {
+        Ok(sockopt::socket_passcred(&self.watched)?)
+    }
+
+    /// Waits until the first message is there.
     ///
     /// # Errors
     /// [`SocketError::Io`], `UnexpectedEof` if none can come any more.
-    pub async fn await_messages(
-        &self,
-        count: usize,
-        place: &Arc<OwnedSemaphorePermit>,
-    ) -> Result<(), SocketError> {
-        match (count, self.kind) {
-            (0, _) => return Ok(()),
-            (1, _) => self.watched.read(|| ready(&self.watched, PollFlags::IN)).await?,
-            (_, SocketType::STREAM) => self.watched.read(|| self.has_bytes(count)).await?,
-            _ => return self.await_second(place).await,
-        }
+    pub async fn await_first(&self) -> Result<(), SocketError> {
+        self.watched.read(|| ready(&self.watched, PollFlags::IN)).await?;
         // Nothing to be read means the end, or a message of nothing, which has no credentials.
-        if ioctl_fionread(&self.watched)? == 0 {
+        if self.readable()? == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
         Ok(())
+    }
+
+    /// Waits until there may be a second message behind the first: how many bytes that one has; `None` if the second is there for
+    /// sure.
+    ///
+    /// # Errors
+    /// [`SocketError::Io`], `UnexpectedEof` if none can come any more.
+    pub async fn await_second(&self) -> Result<Option<u32>, SocketError> {
+        if self.kind == SocketType::STREAM {
+            self.watched.read(|| self.has_two_bytes()).await?;
+            return Ok(None);
+        }
+        // Of datagrams, the kernel tells the length of the first.
+        let first = self.readable()?;
+        self.watched.news().await?;
+        Ok(Some(first.try_into().unwrap_or(u32::MAX)))
     }
 
     /// Another descriptor of it, for the engine. These are closed before the pins are.
@@ -136,13 +131,12 @@ impl ExchangeSocket {
         self.watched.as_fd().try_clone_to_owned()
     }
 
-    /// What room there is, to be given back.
+    /// What room there is to send, as getsockopt(2) says it.
     ///
     /// # Errors
     /// Those of `getsockopt(2)`.
-    pub fn room(&self) -> Result<Room<'_>, SocketError> {
-        let bytes = sockopt::socket_send_buffer_size(&self.watched)?;
-        Ok(Room { socket: &self.watched, bytes })
+    pub fn room(&self) -> Result<u32, SocketError> {
+        Ok(sockopt::socket_send_buffer_size(&self.watched)?.try_into().unwrap_or(u32::MAX))
     }
 
     /// Waits for room to send.
@@ -175,45 +169,17 @@ impl ExchangeSocket {
         Ok(rustix::net::send(&self.watched, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?)
     }
 
-    fn has_bytes(&self, count: usize) -> io::Result<()> {
-        if ioctl_fionread(&self.watched)? >= count as u64 {
+    fn readable(&self) -> io::Result<u64> {
+        Ok(ioctl_fionread(&self.watched)?)
+    }
+
+    fn has_two_bytes(&self) -> io::Result<()> {
+        if self.readable()? >= 2 {
             return Ok(());
         }
         ready(&self.watched, PollFlags::RDHUP)?;
         Err(io::ErrorKind::UnexpectedEof.into())
     }
-
-    async fn await_second(&self, place: &Arc<OwnedSemaphorePermit>) -> Result<(), SocketError> {
-        let first = ioctl_fionread(&self.watched)?;
-        loop {
-            // First, so that what comes after the look is looked at.
-            self.watched.news().await?;
-            let (socket, place) = (self.duplicate()?, Arc::clone(place));
-            let (tell, told) = oneshot::channel();
-            std::thread::Builder::new().name("look".to_owned()).stack_size(STACK).spawn(move || {
-                let found = is_behind(&socket, first);
-                // Here, where nobody waits, as it may be the last one.
-                drop(socket);
-                drop(place);
-                // The exchange may have ended meanwhile.
-                let _ = tell.send(found);
-            })?;
-            let found = told.await.unwrap_or_else(|_| Err(io::ErrorKind::UnexpectedEof.into()));
-            match found {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
-                found => return Ok(found?),
-            }
-        }
-    }
-}
-
-/// Is there a message behind so many bytes? `WouldBlock` if not.
-fn is_behind(socket: &OwnedFd, first: u64) -> io::Result<()> {
-    set_peek_offset(socket, Some(first))?;
-    let second = credentials::look(socket);
-    // The engine looks at nothing, but the client may.
-    set_peek_offset(socket, None)?;
-    second.map(drop)
 }
 
 impl SocketError {
@@ -232,7 +198,6 @@ fn open(pins: &Pins) -> Result<(Watched, SocketType), SocketError> {
     if !is_end_of_pair(socket)? {
         return Err(SocketError::Named);
     }
-    sockopt::set_socket_passcred(socket, true)?;
     Ok((Watched::new(socket.try_clone()?)?, kind))
 }
 

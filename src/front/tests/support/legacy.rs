@@ -11,6 +11,7 @@ use std::{
 
 use cgrant_wire::{
     Answer, ConnectionId, Legacy, LegacyAnswer, LegacyCall, LegacyKey, Refusal, RefusalCode, Surface,
+    legacy::OnSocket,
 };
 use rustix::{
     net::{
@@ -36,6 +37,8 @@ pub struct Played {
     pub tasks: Vec<u32>,
     /// Are numbers of processes meaningless?
     pub elsewhere: bool,
+    /// Is nothing done with sockets, as if clients made it wait?
+    pub held: bool,
     /// The credentials that were taken off sockets.
     pub credentials: Vec<UCred>,
 }
@@ -43,6 +46,9 @@ pub struct Played {
 impl Played {
     pub fn answer(&mut self, request: &Legacy, fds: &[OwnedFd]) -> Result<Answer, Refusal> {
         let refused = || Refusal::new(RefusalCode::InvalidDescriptor, "no credentials");
+        if self.held && matches!(request.call, LegacyCall::Socket(_)) {
+            return Err(refused());
+        }
         if request.exchange.is_some() {
             for _ in 0..request.call.credentials() {
                 self.credentials.push(take_credential(fds[0].as_fd()).ok_or_else(refused)?);
@@ -64,16 +70,33 @@ impl Played {
                 LegacyAnswer::Names(vec!["cpu,cpuacct".to_owned(), "memory".to_owned()])
             }
             LegacyCall::Keys(_) => LegacyAnswer::Keys(vec![key("tasks", 2), key("k", u32::MAX)]),
-            LegacyCall::ShowTasks { pids, .. } => {
-                LegacyAnswer::Shown { count: show(fds[0].as_fd(), pids), known: None }
-            }
-            LegacyCall::SendRoom { bytes } => {
-                sockopt::set_socket_send_buffer_size_force(&fds[0], *bytes as usize).unwrap();
-                LegacyAnswer::Done
-            }
+            LegacyCall::Socket(wanted) => act_on(&fds[0], wanted),
             _ => LegacyAnswer::Done,
         }))
     }
+}
+
+/// What the engine has done with a client's socket.
+fn act_on(socket: &OwnedFd, wanted: &OnSocket) -> LegacyAnswer {
+    match wanted {
+        OnSocket::PassCredentials => sockopt::set_socket_passcred(socket, true).unwrap(),
+        OnSocket::Look { behind } => {
+            cgrant_sys::socket::set_peek_offset(socket, Some((*behind).into())).unwrap();
+            let there = cgrant_sys::credentials::look(socket).is_ok();
+            cgrant_sys::socket::set_peek_offset(socket, None).unwrap();
+            return LegacyAnswer::Existed(there);
+        }
+        OnSocket::ShowTasks { pids, .. } => {
+            return LegacyAnswer::Shown { count: show(socket.as_fd(), pids), known: None };
+        }
+        OnSocket::SendRoom { bytes } => {
+            sockopt::set_socket_send_buffer_size_force(socket, *bytes as usize).unwrap();
+        }
+        OnSocket::NoMoreRoom { bytes } => {
+            sockopt::set_socket_send_buffer_size(socket, *bytes as usize / 2).unwrap();
+        }
+    }
+    LegacyAnswer::Done
 }
 
 /// One message's credentials, as the engine takes them.
