@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// A client of a user's in a cgroup that root gave to it, as root does it over the interface: its limits are root's.
-fn confined(manager: &Manager, user: &User, jail: &Jail) -> Peer {
+pub fn confined(manager: &Manager, user: &User, jail: &Jail) -> Peer {
     let root = manager.own_client();
     furnish(jail.dir.parent().unwrap(), &jail.dir);
     if user.uid != 0 {
@@ -377,7 +377,8 @@ fn limits(dirs: &[PathBuf]) -> BTreeMap<PathBuf, String> {
         let name = file.file_name().into_string().unwrap();
         let is_limit = meta.mode() & 0o200 != 0 && meta.uid() == 0;
         let changes = [
-            "usage", "stat", "events", "pressure", "procs", "tasks", "threads", "failcnt", "time", "current",
+            "usage", "peak", "stat", "events", "pressure", "procs", "tasks", "threads", "failcnt", "time",
+            "current",
         ];
         if is_limit && !changes.iter().any(|part| name.contains(part)) {
             all.insert(file.path(), fs::read_to_string(file.path()).unwrap_or_default());
