@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     os::fd::BorrowedFd,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU8, AtomicU64, Ordering},
     },
 };
@@ -18,6 +18,8 @@ use cgrant_sys::{
     socket::{self, PeerPidfd},
 };
 use cgrant_wire::{BusClient, ConnectionId, Surface, boot::FrontKind};
+
+use crate::legacy::Known;
 
 /// A caller, as the kernel or the bus daemon describes it.
 #[derive(Debug)]
@@ -43,6 +45,8 @@ pub struct Caller {
     pub inside: Option<HostUid>,
     /// The grant whose payload its process lay in when it connected.
     pub born_in: Option<GrantPath>,
+    /// What its process is known by for calls of CGManager's interface, from the first one on.
+    pub known: OnceLock<Known>,
     ended: AtomicU8,
     /// Id of a cgroup2 cgroup outside of all payloads in which its process was seen; 0, which none has, before.
     outside: AtomicU64,
@@ -226,6 +230,7 @@ impl Connections {
             process: peer.process,
             inside,
             born_in,
+            known: OnceLock::new(),
             ended: AtomicU8::new(0),
             outside: AtomicU64::new(0),
         })

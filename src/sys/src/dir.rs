@@ -12,13 +12,16 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, ResolveFlags, Uid, chmodat, chownat, flock,
-    fstat, fsync, mkdirat, openat, openat2, renameat, statat, unlinkat,
+    AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, RawDir, ResolveFlags, Uid, chmodat, chownat,
+    flock, fstat, fsync, mkdirat, openat, openat2, renameat, statat, unlinkat,
 };
 use rustix::io::{Errno, read, retry_on_intr, write};
 
 /// Most entries that a directory may have to be listed.
 pub const MAX_ENTRIES: usize = 1 << 20;
+
+/// How much of a directory's entries is read at once, in bytes; room for many of the longest names.
+const LISTED_AT_ONCE: usize = 32 * 1024;
 
 /// How a step from a directory to one of its entries is resolved.
 const STEP: ResolveFlags = ResolveFlags::BENEATH
@@ -396,8 +399,14 @@ impl Dir {
     /// # Errors
     /// As [`Dir::names`].
     pub fn dirs(&self) -> io::Result<Vec<String>> {
-        let entries = self.entries()?.into_iter();
-        entries.filter(|entry| entry.kind == EntryKind::Directory).map(|entry| utf8(entry.name)).collect()
+        let mut dirs = Vec::new();
+        self.each_entry(|name, kind| {
+            if kind == EntryKind::Directory {
+                dirs.push(name.to_str().ok_or(io::ErrorKind::InvalidData)?.to_owned());
+            }
+            Ok(())
+        })?;
+        Ok(dirs)
     }
 
     /// All entries with what they are, in no order, without `.` and `..`.
@@ -406,22 +415,34 @@ impl Dir {
     /// Those of `openat(2)` and `getdents64(2)`; `EFBIG` past [`MAX_ENTRIES`].
     pub fn entries(&self) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
-        for entry in rustix::fs::Dir::read_from(&self.0)? {
+        self.each_entry(|name, kind| {
+            entries.push(Entry { name: name.to_owned(), kind });
+            Ok(())
+        })?;
+        Ok(entries)
+    }
+
+    fn each_entry(&self, mut take: impl FnMut(&OsStr, EntryKind) -> io::Result<()>) -> io::Result<()> {
+        let (mut buffer, mut count) = (Vec::with_capacity(LISTED_AT_ONCE), 0);
+        let mut entries =
+            RawDir::new(openat(&self.0, ".", OPEN_DIR, Mode::empty())?, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
             let entry = entry?;
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
             if name == "." || name == ".." {
                 continue;
             }
-            if entries.len() == MAX_ENTRIES {
+            if count == MAX_ENTRIES {
                 return Err(Errno::FBIG.into());
             }
+            count += 1;
             let kind = match entry.file_type() {
                 FileType::Unknown => self.kind_of_entry(name)?,
                 known => EntryKind::from(known),
             };
-            entries.push(Entry { name: name.to_owned(), kind });
+            take(name, kind)?;
         }
-        Ok(entries)
+        Ok(())
     }
 
     /// Locks a file (made if there is none) for this alone; waits for whoever has it.

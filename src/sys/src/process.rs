@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, openat, openat2, statat};
-use rustix::io::Errno;
+use rustix::io::{Errno, pread, retry_on_intr};
 
 use crate::dir::{Dir, read_bounded};
 use crate::mount::{PROC_MAGIC, statfs_magic};
@@ -20,9 +20,31 @@ const MAX_FILE: usize = 1024 * 1024;
 /// Flag of a thread that is ending (include/linux/sched.h), in field 9 of `/proc/PID/stat`.
 const PF_EXITING: u64 = 0x4;
 
+/// As much of a process's list of cgroups is read at once, in bytes.
+const CGROUPS_AT_ONCE: usize = 16 * 1024;
+
 /// A mounted proc.
 #[derive(Debug)]
 pub struct ProcFs(Dir);
+
+/// The list of a process's cgroups, kept open. It never becomes another process's, whose number is the same later
+/// (`get_proc_task` of `fs/proc/base.c`).
+#[derive(Debug)]
+pub struct CgroupList(OwnedFd);
+
+impl CgroupList {
+    /// As [`ProcFs::cgroups`], at the moment of this call.
+    ///
+    /// # Errors
+    /// `ESRCH` if the process was reaped; `EFBIG` for a list of more than 16 KiB, which [`ProcFs::cgroups`] reads.
+    pub fn read(&self) -> io::Result<Vec<(String, String)>> {
+        let mut bytes = [0; CGROUPS_AT_ONCE];
+        // The kernel makes the whole list for one call.
+        let count = retry_on_intr(|| pread(&self.0, &mut bytes, 0))?;
+        let text = bytes.get(..count).filter(|_| count < CGROUPS_AT_ONCE).ok_or(Errno::FBIG)?;
+        parse_cgroups(&String::from_utf8_lossy(text))
+    }
+}
 
 /// Part of `/proc/PID/stat`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,8 +115,15 @@ impl ProcFs {
     /// # Errors
     /// `ENOENT` or `ESRCH` if there is no such process.
     pub fn cgroups(&self, pid: u32) -> io::Result<Vec<(String, String)>> {
-        let text = self.read(&format!("{pid}/cgroup"))?;
-        text.lines().map(|line| parse_cgroup(line).ok_or_else(malformed)).collect()
+        parse_cgroups(&self.read(&format!("{pid}/cgroup"))?)
+    }
+
+    /// The list of a process's cgroups, to be read often.
+    ///
+    /// # Errors
+    /// `ENOENT` or `ESRCH` if there is no such process.
+    pub fn open_cgroups(&self, pid: u32) -> io::Result<CgroupList> {
+        self.step(&format!("{pid}/cgroup"), OFlags::RDONLY).map(CgroupList)
     }
 
     /// The ids that the user namespace of a process has, in no more than 340 lines; in the initial one all of them, as
@@ -256,6 +285,10 @@ fn malformed() -> io::Error {
     io::ErrorKind::InvalidData.into()
 }
 
+fn parse_cgroups(text: &str) -> io::Result<Vec<(String, String)>> {
+    text.lines().map(|line| parse_cgroup(line).ok_or_else(malformed)).collect()
+}
+
 /// `ID:CONTROLLERS:PATH`; the path may have colons.
 fn parse_cgroup(line: &str) -> Option<(String, String)> {
     let mut fields = line.splitn(3, ':');
@@ -375,6 +408,19 @@ mod tests {
         assert!(proc.children(parent).unwrap().contains(&own));
         assert!(proc.cgroups(own).unwrap().iter().all(|(_, path)| path.starts_with('/')));
         assert!(!proc.cgroups(own).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_list_of_cgroups_is_its_process_s_to_the_end() {
+        let proc = ProcFs::open().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let list = proc.open_cgroups(child.id()).unwrap();
+        for _ in 0..2 {
+            assert_eq!(list.read().unwrap(), proc.cgroups(child.id()).unwrap());
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(list.read().unwrap_err().raw_os_error(), Some(libc::ESRCH));
     }
 
     #[test]

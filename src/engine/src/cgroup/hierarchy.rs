@@ -88,12 +88,28 @@ impl Hierarchy {
     /// `ENOENT` if there is none, or it lies outside of what is mounted.
     pub fn open(&self, path: &str) -> io::Result<Dir> {
         let below = strip(path, &self.mount_path).ok_or(io::ErrorKind::NotFound)?;
-        let mut dir = self.mount.try_clone()?;
-        for name in below.split('/').filter(|name| !name.is_empty()) {
-            dir = dir.open_dir(name)?;
-        }
-        Ok(dir)
+        let names: Vec<&str> = below.split('/').filter(|name| !name.is_empty()).collect();
+        let mut pieces = pieces(&names).into_iter();
+        let Some(first) = pieces.next() else { return self.mount.try_clone() };
+        pieces.try_fold(self.mount.open_below(first)?, |dir, piece| dir.open_below(piece))
     }
+}
+
+/// The names on a way, as many together as the kernel takes in one path.
+fn pieces<'n, 'p>(names: &'n [&'p str]) -> Vec<&'n [&'p str]> {
+    const MAX_PATH: usize = 4095;
+    let (mut pieces, mut rest) = (Vec::new(), names);
+    while !rest.is_empty() {
+        let mut length = 0;
+        let fits = rest.iter().take_while(|name| {
+            length += name.len() + 1;
+            length <= MAX_PATH
+        });
+        let (piece, later) = rest.split_at(fits.count().max(1));
+        pieces.push(piece);
+        rest = later;
+    }
+    pieces
 }
 
 /// What comes after `above` in `path`; `None` if it is not below it.
@@ -227,6 +243,17 @@ fn delegated(mount: &Dir, mount_path: &str, placement: &Placement) -> Result<Dir
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_way_that_is_too_long_for_one_path_is_gone_in_pieces() {
+        let name = "x".repeat(255);
+        let names = vec![name.as_str(); 40];
+        let pieces = pieces(&names);
+        assert_eq!(pieces.iter().map(|piece| piece.len()).collect::<Vec<_>>(), [15, 15, 10]);
+        assert!(pieces.iter().all(|piece| piece.join("/").len() < 4096));
+        assert_eq!(pieces.concat(), names);
+        assert!(super::pieces(&[]).is_empty());
+    }
 
     #[test]
     fn paths_below_paths() {

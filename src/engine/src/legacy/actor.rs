@@ -1,10 +1,10 @@
 //! Who asks, who passes it on, and who it is about: what the kernel says of them, and what follows for cgroups and processes.
 
-use std::cell::OnceCell;
+use std::{borrow::Cow, cell::OnceCell, io, ops::Deref, sync::OnceLock};
 
 use cgrant_sys::{
     Pidfd, PidfdInfo, ProcFs, UsernsFd,
-    process::{IdExtent, IdKind},
+    process::{CgroupList, IdExtent, IdKind},
 };
 use rustix::fs::Stat;
 
@@ -30,18 +30,48 @@ pub enum Access {
     Search = 1,
 }
 
+/// What is known of a connection's process for as long as it lives, and is looked up once.
+#[derive(Debug)]
+pub struct Known {
+    /// Its pid, which is nobody else's while its pidfd says that it lives.
+    pid: u32,
+    cgroups: CgroupList,
+    /// Is its pid namespace ours? It never gets into another one itself.
+    shares_pid_namespace: OnceLock<bool>,
+}
+
+/// A process's pidfd, the actor's own or that of the connection.
+enum Held<'p> {
+    Own(Pidfd),
+    Connection(&'p Pidfd),
+}
+
+impl Deref for Held<'_> {
+    type Target = Pidfd;
+
+    fn deref(&self) -> &Pidfd {
+        match self {
+            Self::Own(process) => process,
+            Self::Connection(process) => process,
+        }
+    }
+}
+
 /// A process that a call comes from or is about.
 pub struct Actor<'p> {
     proc: &'p ProcFs,
-    process: Pidfd,
+    process: Held<'p>,
     pid: u32,
     /// Its uid, as the kernel told with the connection or the message; not what the process has become.
     pub uid: u32,
     /// Its gid, likewise.
     pub gid: u32,
     /// Its supplementary groups, if they were told.
-    groups: Vec<u32>,
+    groups: Cow<'p, [u32]>,
     cgroups: Vec<(String, String)>,
+    known: Option<&'p Known>,
+    /// What its pidfd told, of one whose ids are its own.
+    info: Option<PidfdInfo>,
     map: OnceCell<Vec<IdExtent>>,
 }
 
@@ -60,13 +90,79 @@ impl<'p> Actor<'p> {
         gid: u32,
         groups: Vec<u32>,
     ) -> Result<Self, Fault> {
-        let gone = |_| Fault::Gone;
         let pid = process.pid().map_err(gone)?;
         let cgroups = proc.cgroups(pid).map_err(gone)?;
-        if !process.is_alive().map_err(gone)? {
-            return Err(Fault::Gone);
-        }
-        Ok(Self { proc, process, pid, uid, gid, groups, cgroups, map: OnceCell::new() })
+        Self::alive(Self {
+            proc,
+            process: Held::Own(process),
+            pid,
+            uid,
+            gid,
+            groups: Cow::Owned(groups),
+            cgroups,
+            known: None,
+            info: None,
+            map: OnceCell::new(),
+        })
+    }
+
+    /// A process with the real ids that it has now.
+    ///
+    /// # Errors
+    /// [`Fault::Gone`].
+    pub fn of_process(proc: &'p ProcFs, process: Pidfd) -> Result<Self, Fault> {
+        let info = process.info().map_err(gone)?;
+        let cgroups = proc.cgroups(info.pid).map_err(gone)?;
+        Self::alive(Self {
+            proc,
+            process: Held::Own(process),
+            pid: info.pid,
+            uid: info.ruid,
+            gid: info.rgid,
+            groups: Cow::Borrowed(&[]),
+            cgroups,
+            known: None,
+            info: Some(info),
+            map: OnceCell::new(),
+        })
+    }
+
+    /// A connection's process, with the ids that it connected with. What is known of it is looked up for its first call.
+    ///
+    /// # Errors
+    /// [`Fault::Gone`].
+    pub fn of_peer(
+        proc: &'p ProcFs,
+        process: &'p Pidfd,
+        known: &'p OnceLock<Known>,
+        (uid, gid): (u32, u32),
+        groups: &'p [u32],
+    ) -> Result<Self, Fault> {
+        let known = match known.get() {
+            Some(known) => known,
+            None => {
+                let looked_up = Known::look_up(proc, process).map_err(gone)?;
+                known.get_or_init(|| looked_up)
+            }
+        };
+        let cgroups = known.cgroups(proc).map_err(gone)?;
+        Self::alive(Self {
+            proc,
+            process: Held::Connection(process),
+            pid: known.pid,
+            uid,
+            gid,
+            groups: Cow::Borrowed(groups),
+            cgroups,
+            known: Some(known),
+            info: None,
+            map: OnceCell::new(),
+        })
+    }
+
+    /// The actor, if it lives when all that was asked of `/proc` was told.
+    fn alive(actor: Self) -> Result<Self, Fault> {
+        if actor.process.is_alive().map_err(gone)? { Ok(actor) } else { Err(Fault::Gone) }
     }
 
     /// Where it was looked up.
@@ -84,10 +180,19 @@ impl<'p> Actor<'p> {
     /// # Errors
     /// [`Fault::Gone`].
     pub fn shares_pid_namespace(&self) -> Result<bool, Fault> {
-        let gone = |_| Fault::Gone;
+        if let Some(shares) = self.known.and_then(|known| known.shares_pid_namespace.get()) {
+            return Ok(*shares);
+        }
         let own = self.proc.pid_namespace(std::process::id()).map_err(gone)?;
         let its = self.proc.pid_namespace(self.pid).map_err(gone)?;
-        Ok(self.process.is_alive().map_err(gone)? && own == its)
+        if !self.process.is_alive().map_err(gone)? {
+            return Ok(false);
+        }
+        if let Some(known) = self.known {
+            // Who comes first says the same.
+            let _ = known.shares_pid_namespace.set(own == its);
+        }
+        Ok(own == its)
     }
 
     /// What processes and threads have as their numbers in its pid namespace, those that are seen there; `None` if the kernel
@@ -115,6 +220,17 @@ impl<'p> Actor<'p> {
     /// Its process.
     pub fn process(&self) -> &Pidfd {
         &self.process
+    }
+
+    /// Who it is by its pidfd.
+    ///
+    /// # Errors
+    /// [`Fault::Gone`].
+    pub fn info(&self) -> Result<PidfdInfo, Fault> {
+        match &self.info {
+            Some(info) => Ok(*info),
+            None => self.process.info().map_err(gone),
+        }
     }
 
     /// The names on the way to its cgroup in a hierarchy, from the root of our cgroup namespace; of a leaf on cgroup2 that which
@@ -147,7 +263,6 @@ impl<'p> Actor<'p> {
     /// # Errors
     /// [`Fault::Gone`].
     pub fn shares_cgroup_namespace(&self) -> Result<bool, Fault> {
-        let gone = |_| Fault::Gone;
         let own = self.proc.cgroup_namespace(std::process::id()).map_err(gone)?;
         let its = self.proc.cgroup_namespace(self.pid).map_err(gone)?;
         Ok(self.process.is_alive().map_err(gone)? && own == its)
@@ -248,4 +363,27 @@ impl<'p> Actor<'p> {
             || uids.iter().all(|uid| *uid == self.uid)
             || uids.iter().all(|uid| self.is_root_over(*uid))
     }
+}
+
+impl Known {
+    fn look_up(proc: &ProcFs, process: &Pidfd) -> io::Result<Self> {
+        let pid = process.pid()?;
+        let cgroups = proc.open_cgroups(pid)?;
+        // Only of one that lives was this the number.
+        if !process.is_alive()? {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(Self { pid, cgroups, shares_pid_namespace: OnceLock::new() })
+    }
+
+    fn cgroups(&self, proc: &ProcFs) -> io::Result<Vec<(String, String)>> {
+        match self.cgroups.read() {
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => proc.cgroups(self.pid),
+            read => read,
+        }
+    }
+}
+
+fn gone(_: io::Error) -> Fault {
+    Fault::Gone
 }

@@ -73,6 +73,9 @@ impl<'a> Call<'a> {
     /// # Errors
     /// [`Fault::Controllers`].
     pub fn one(&self, wanted: &str) -> Result<&'a Hierarchy, Fault> {
+        if let Some(hierarchy) = controllers::v1_of(wanted, self.hierarchies) {
+            return Ok(hierarchy);
+        }
         let known = controllers::known(self.hierarchies);
         let place = controllers::one(wanted, &known)?;
         known.get(place).map(|(_, hierarchy)| *hierarchy).ok_or(Fault::NoCgroup)
@@ -83,6 +86,9 @@ impl<'a> Call<'a> {
     /// # Errors
     /// [`Fault::Controllers`].
     pub fn many(&self, wanted: &str) -> Result<Vec<&'a Hierarchy>, Fault> {
+        if let Some(hierarchy) = controllers::v1_of(wanted, self.hierarchies) {
+            return Ok(vec![hierarchy]);
+        }
         let known = controllers::known(self.hierarchies);
         let places = controllers::many(wanted, &known)?;
         Ok(places.into_iter().filter_map(|place| known.get(place).map(|(_, hierarchy)| *hierarchy)).collect())

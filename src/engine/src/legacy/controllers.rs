@@ -57,6 +57,12 @@ pub fn known(hierarchies: &Hierarchies) -> Vec<(Names, &Hierarchy)> {
     known
 }
 
+/// The v1 hierarchy that a single name stands for, which is the first of [`known`] that has it; without making that.
+pub fn v1_of<'h>(wanted: &str, hierarchies: &'h Hierarchies) -> Option<&'h Hierarchy> {
+    let is_it = |name: &str| name == wanted || name.strip_prefix("name=") == Some(wanted);
+    hierarchies.v1.iter().find(|hierarchy| hierarchy.name.split(',').any(is_it))
+}
+
 /// What cgroup2 with these controllers is called, but for what another hierarchy is called; `None` if nothing is left.
 fn v2_names(offered: &[String], taken: impl Fn(&str) -> bool) -> Option<Names> {
     let offered = offered.iter().map(|name| v1_name(name));

@@ -10,7 +10,8 @@
 use std::{
     collections::{BTreeSet, HashMap},
     io,
-    sync::{Mutex, MutexGuard, PoisonError},
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use cgrant_policy::HostUid;
@@ -51,6 +52,8 @@ impl Default for Account {
 pub struct Ledger {
     directory: Dir,
     accounts: Mutex<HashMap<HostUid, Account>>,
+    /// The file of the account that has made one last: who makes one often makes many.
+    last: Mutex<Option<(HostUid, Arc<OwnedFd>)>>,
 }
 
 impl Ledger {
@@ -72,7 +75,7 @@ impl Ledger {
             let made = text.lines().filter_map(parse).collect();
             accounts.insert(HostUid(uid), Account { made, due: 0 });
         }
-        Ok(Self { directory, accounts: Mutex::new(accounts) })
+        Ok(Self { directory, accounts: Mutex::new(accounts), last: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<HostUid, Account>> {
@@ -99,14 +102,31 @@ impl Ledger {
         if is_known {
             return Ok(());
         }
-        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE;
-        let file = self.directory.open_file(account.to_string(), flags)?;
+        let file = self.file(account)?;
         let line = line(&made);
-        if retry_on_intr(|| write(&file, line.as_bytes()))? != line.len() {
+        if retry_on_intr(|| write(&*file, line.as_bytes()))? != line.len() {
             return Err(io::ErrorKind::WriteZero.into());
         }
         self.lock().entry(account).or_default().made.insert(made);
         Ok(())
+    }
+
+    /// The account's file, to append to. Only the account's own operations put another one in its place, which come one after the
+    /// other.
+    fn file(&self, account: HostUid) -> io::Result<Arc<OwnedFd>> {
+        if let Some((of, file)) = &*self.lock_last()
+            && *of == account
+        {
+            return Ok(Arc::clone(file));
+        }
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE;
+        let file = Arc::new(self.directory.open_file(account.to_string(), flags)?);
+        *self.lock_last() = Some((account, Arc::clone(&file)));
+        Ok(file)
+    }
+
+    fn lock_last(&self) -> MutexGuard<'_, Option<(HostUid, Arc<OwnedFd>)>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets those that are gone. The account's operations come one after the other, so that none is made meanwhile.
@@ -114,6 +134,8 @@ impl Ledger {
     /// # Errors
     /// If what is left can't be written; nothing is forgotten then.
     pub fn sweep(&self, account: HostUid, is_there: impl Fn(&str, &[String]) -> bool) -> io::Result<()> {
+        // What is written from here on is in another file.
+        self.lock_last().take_if(|(of, _)| *of == account);
         let made = self.lock().get(&account).map(|account| account.made.clone()).unwrap_or_default();
         let left: BTreeSet<Made> =
             made.into_iter().filter(|(hierarchy, names)| is_there(hierarchy, names)).collect();
@@ -175,6 +197,14 @@ mod tests {
             |hierarchy: &str, path: &[String]| hierarchy == "memory" && path.ends_with(&["b".to_owned()]);
         ledger.sweep(ACCOUNT, is_b).unwrap();
         assert_eq!((ledger.count(ACCOUNT), again(&run).count(ACCOUNT)), (1, 1));
+        ledger.note(HostUid(8), "memory", names("d")).unwrap();
+        ledger.note(ACCOUNT, "memory", names("c")).unwrap();
+        assert_eq!(
+            (ledger.count(ACCOUNT), again(&run).count(ACCOUNT)),
+            (2, 2),
+            "noted in the file that is there now"
+        );
+        ledger.sweep(HostUid(8), |_, _| false).unwrap();
         ledger.sweep(ACCOUNT, |_, _| false).unwrap();
         assert_eq!((ledger.count(ACCOUNT), again(&run).count(ACCOUNT)), (0, 0));
         assert_eq!(run.path().join(DIRECTORY).read_dir().unwrap().count(), 0);

@@ -66,6 +66,7 @@ use crate::{
     show::Shown,
 };
 
+pub use actor::Known;
 pub use empty::Wishes;
 pub use ledger::Ledger;
 
@@ -246,10 +247,10 @@ fn plain(engine: &Engine, caller: &Caller, call: &LegacyCall) -> Result<LegacyAn
 }
 
 /// The connection's peer.
-fn peer<'e>(engine: &'e Engine, caller: &Caller) -> Result<Actor<'e>, Fault> {
+fn peer<'e>(engine: &'e Engine, caller: &'e Caller) -> Result<Actor<'e>, Fault> {
     let process = caller.process.as_ref().ok_or(Fault::Gone)?;
-    let process = process.try_clone().map_err(|_| Fault::Gone)?;
-    Actor::new(engine.tree.proc(), process, caller.uid.0, caller.gid.0, caller.groups.clone())
+    let (ids, groups) = ((caller.uid.0, caller.gid.0), &caller.groups);
+    Actor::of_peer(engine.tree.proc(), process, &caller.known, ids, groups)
 }
 
 /// What the host's hierarchies are called, sorted.
@@ -497,6 +498,5 @@ fn victim<'e>(
         }
         _ => return Err(Fault::Gone.into()),
     };
-    let info = process.info().map_err(|_| Fault::Gone)?;
-    Ok(Some(Actor::new(engine.tree.proc(), process, info.ruid, info.rgid, Vec::new())?))
+    Ok(Some(Actor::of_process(engine.tree.proc(), process)?))
 }

@@ -3,11 +3,14 @@
 use std::{io, os::fd::AsFd};
 
 use cgrant_sys::Dir;
-use rustix::{fs::OFlags, io::Errno};
+use rustix::{
+    fs::{AtFlags, OFlags, statat},
+    io::Errno,
+};
 
 use super::{
     actor::{Access, Actor},
-    call::{Call, stat, target},
+    call::{Call, target},
     fault::Fault,
     path::{self, Wanted, components},
     v2::{behind, entrance},
@@ -71,7 +74,7 @@ impl Call<'_> {
             return Err(Fault::Path);
         }
         self.may_hand_over(hierarchy)?;
-        let info = victim.process().info().map_err(|_| Fault::Gone)?;
+        let info = victim.info()?;
         let itself = info.pid == self.requestor.pid();
         if !itself && !self.requestor.may_move(&info) {
             return Err(Fault::Denied);
@@ -90,8 +93,8 @@ impl Call<'_> {
         self.need(&target.stat, Access::Read)?;
         let refused = Fault::kernel("to move a process");
         let entered_by = if hierarchy.kind == Kind::V1 { TASKS } else { PROCS };
-        let tasks = target.dir.open_file(entered_by, OFlags::PATH).map_err(&refused)?;
-        self.need(&stat(tasks.as_fd())?, Access::Write)?;
+        let tasks = statat(&target.dir, entered_by, AtFlags::SYMLINK_NOFOLLOW);
+        self.need(&tasks.map_err(|errno| refused(errno.into()))?, Access::Write)?;
         if !victim.process().is_alive().map_err(&refused)? {
             return Err(Fault::Gone);
         }

@@ -21,7 +21,9 @@ use crate::cgroup::{Hierarchy, Kind};
 
 /// Longest value that is read, in bytes.
 const MAX_READ: usize = 4 * 1024 * 1024;
-/// How much is read at once.
+/// How much is read at first: most files have a line or a few.
+const FIRST: usize = 4096;
+/// How much is read at once of a longer one.
 const CHUNK: usize = 64 * 1024;
 
 impl Call<'_> {
@@ -167,7 +169,7 @@ pub fn write_all(file: std::os::fd::BorrowedFd<'_>, value: &str) -> Result<(), F
 /// Those of `read(2)`; `EFBIG` past that.
 pub fn read_all(file: std::os::fd::BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let mut chunk = vec![0; CHUNK];
+    let mut chunk = vec![0; FIRST];
     loop {
         let count = retry_on_intr(|| read(file, &mut *chunk))?;
         if count == 0 {
@@ -176,6 +178,9 @@ pub fn read_all(file: std::os::fd::BorrowedFd<'_>) -> io::Result<Vec<u8>> {
         bytes.extend_from_slice(chunk.get(..count).unwrap_or_default());
         if bytes.len() > MAX_READ {
             return Err(Errno::FBIG.into());
+        }
+        if bytes.len() >= FIRST {
+            chunk.resize(CHUNK, 0);
         }
     }
 }
