@@ -4,7 +4,7 @@
 //! It runs as root in sshd, login and su, so it does as little as can be: it asks the broker over the socket of CGManager's
 //! interface and touches no cgroupfs itself. Nothing in it panics past the call, no call waits longer than was said, and no
 //! descriptor is left open. A broker that is not there is no reason to keep anybody out, unless the administrator says so
-//! (`--required`).
+//! (`--required`); a user who has as many sessions as may be is.
 //!
 //! | module | idea |
 //! |---|---|
@@ -64,6 +64,13 @@ pub enum Fault {
     Panicked,
 }
 
+impl Fault {
+    /// Could whoever it is about have brought it about? Then to be let in without a cgroup would be a way out of its limits.
+    const fn is_users_doing(&self) -> bool {
+        matches!(self, Self::Session(SessionError::NoNumber(_)))
+    }
+}
+
 /// The module.
 #[derive(Debug)]
 pub struct Module;
@@ -97,7 +104,7 @@ fn guarded(act: impl FnOnce() -> Result<(), Fault>) -> Result<(), Fault> {
 fn verdict(handle: &Handle, outcome: Result<(), Fault>, required: bool) -> Verdict {
     let Err(fault) = outcome else { return Verdict::Success };
     handle.log(Priority::Error, &fault);
-    if required { Verdict::SessionError } else { Verdict::Success }
+    if required || fault.is_users_doing() { Verdict::SessionError } else { Verdict::Success }
 }
 
 fn open(handle: &mut Handle, arguments: &[OsString]) -> Result<(), Fault> {

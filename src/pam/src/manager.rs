@@ -4,13 +4,19 @@
 //! socket is the only descriptor, closed with the connection and by exec.
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, Read},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
+use rustix::{
+    io::retry_on_intr,
+    net::{
+        AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with,
+        sockopt,
+    },
+};
 
 use crate::message::{FIXED, Malformed, Reply, Value, call, rest_of};
 
@@ -104,10 +110,10 @@ impl Manager {
     fn write(&mut self, mut bytes: &[u8]) -> Result<(), ManagerError> {
         while !bytes.is_empty() {
             self.stream.set_write_timeout(Some(self.left()?))?;
-            match self.stream.write(bytes) {
+            // The program may be one that a signal of a broken connection ends.
+            match retry_on_intr(|| send(&self.stream, bytes, SendFlags::NOSIGNAL)) {
                 Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
-                Err(error) => return Err(error.into()),
+                Err(errno) => return Err(io::Error::from(errno).into()),
             }
         }
         Ok(())
