@@ -5,7 +5,8 @@ use cgrant_sys::privilege::Capability as C;
 use nix::libc;
 
 /// What the engine calls beside what every program does ([`seccomp::RUNTIME`]). It can open no network socket,
-/// execute nothing, mount nothing, enter no namespace, trace nobody and change none of its ids.
+/// execute nothing, mount nothing, enter no namespace and trace nobody. Of its ids it can change those for file systems, a
+/// thread's own, and no others.
 const CALLS: &[i64] = &[
     libc::SYS_accept4,
     libc::SYS_capget,
@@ -61,6 +62,8 @@ const CALLS: &[i64] = &[
     libc::SYS_renameat2,
     libc::SYS_sendmsg,
     libc::SYS_sendto,
+    libc::SYS_setfsgid,
+    libc::SYS_setfsuid,
     libc::SYS_setpriority,
     libc::SYS_setsockopt,
     libc::SYS_shutdown,
@@ -81,13 +84,22 @@ const CALLS: &[i64] = &[
 /// | `CHOWN`, `FOWNER` | delegating a payload, and taking it back |
 /// | `DAC_OVERRIDE` | writing in cgroups that were delegated |
 /// | `KILL` | killing and stopping processes of a grant |
+/// | `SETGID`, `SETUID` | making a cgroup as whoever it is for (ids for file systems; the filter refuses all other ids) |
 /// | `SYS_NICE` | moving a process of another account into a v1 cpuset, whose CPUs it gets; going before a fork bomb while it is attached |
 /// | `SYS_PTRACE` | reading `/proc/PID/ns` and `fd` of callers |
 ///
 /// # Errors
 /// [`SandboxError`].
 pub fn confine() -> Result<(), SandboxError> {
-    let kept =
-        [C::CAP_CHOWN, C::CAP_FOWNER, C::CAP_DAC_OVERRIDE, C::CAP_KILL, C::CAP_SYS_NICE, C::CAP_SYS_PTRACE];
+    let kept = [
+        C::CAP_CHOWN,
+        C::CAP_FOWNER,
+        C::CAP_DAC_OVERRIDE,
+        C::CAP_KILL,
+        C::CAP_SETGID,
+        C::CAP_SETUID,
+        C::CAP_SYS_NICE,
+        C::CAP_SYS_PTRACE,
+    ];
     sandbox::confine(&kept, CALLS)
 }

@@ -25,7 +25,7 @@ const MAX_LIST: usize = 16 * 1024;
 pub(super) type Masks = HashMap<u64, CpuList>;
 
 /// Is this a v1 hierarchy with the cpuset controller?
-pub(super) fn is_v1_cpuset(hierarchy: &Hierarchy) -> bool {
+pub(crate) fn is_v1_cpuset(hierarchy: &Hierarchy) -> bool {
     hierarchy.kind == Kind::V1 && hierarchy.controllers.iter().any(|controller| controller == "cpuset")
 }
 

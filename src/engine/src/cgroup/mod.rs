@@ -44,7 +44,7 @@ mod tests;
 
 pub use attach::Attached;
 pub(crate) use attach::is_orphan;
-pub(crate) use cpuset::inherit as inherit_cpuset;
+pub(crate) use cpuset::{inherit as inherit_cpuset, is_v1_cpuset};
 pub use error::CgroupError;
 pub use events::OomWatch;
 pub(crate) use hierarchy::{Hierarchies, Hierarchy};

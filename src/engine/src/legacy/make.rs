@@ -9,13 +9,14 @@ use super::{
     actor::{Access, Actor},
     call::{Call, Target, target},
     fault::Fault,
+    maker::as_owner,
     path::{self, LEAF, Wanted, components},
     v2::Asked,
 };
-use crate::cgroup::{Hierarchy, Kind, Node, Visit, inherit_cpuset, walk};
+use crate::cgroup::{Hierarchy, Kind, Node, Visit, inherit_cpuset, is_v1_cpuset, walk};
 
-/// Files of a new cgroup that stay root's: the kernel would start root's program by them.
-const KEPT: [&str; 2] = ["notify_on_release", "release_agent"];
+/// The file of a new v1 cgroup that stays root's: the kernel would start root's program by it.
+const KEPT: &str = "notify_on_release";
 /// The mode of a new cgroup.
 const MODE: u32 = 0o755;
 
@@ -44,7 +45,7 @@ impl Call<'_> {
         self.may_hand_over(hierarchy)?;
         let own = self.requestor.cgroup(hierarchy)?;
         self.not_granted(hierarchy, &[own.as_slice(), &wanted.names].concat())?;
-        let first = own.len() + 1;
+        let (first, last) = (own.len() + 1, own.len() + wanted.names.len());
         let mut place = target(hierarchy, own)?;
         let asked = Asked::new(controllers, &hierarchy.offered);
         let mut existed = true;
@@ -58,7 +59,11 @@ impl Call<'_> {
                 Err(error) if Errno::from_io_error(&error) == Some(Errno::NOENT) => {
                     self.need(&place.stat, Access::Change)?;
                     more(depth)?;
-                    make(&place.dir, name)?
+                    match make(hierarchy, &place.dir, name, self.requestor)? {
+                        Made::Theirs if depth == last => return Ok(false),
+                        Made::Theirs | Made::Handed => None,
+                        Made::There(dir) => Some(dir),
+                    }
                 }
                 Err(error) => return Err(Fault::kernel("to open a cgroup")(error)),
             };
@@ -71,8 +76,6 @@ impl Call<'_> {
                 }
                 None => {
                     let dir = place.dir.open_dir(name).map_err(Fault::kernel("to open a new cgroup"))?;
-                    set_up(hierarchy, &place.dir, &dir)?;
-                    hand_over(&dir, self.requestor)?;
                     place.inner(dir, name)?
                 }
             };
@@ -102,22 +105,38 @@ impl Call<'_> {
             Err(Fault::NoCgroup) => return Ok(false),
             other => other?,
         };
+        let refused = Fault::kernel("to remove a cgroup");
+        if self.may_remove(hierarchy, &above, name).is_ok() {
+            match above.dir.remove_dir(name) {
+                Ok(()) => return Ok(true),
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::NOENT) => return Ok(false),
+                // There is something in it: cgroups that may go with it, its leaf.
+                Err(error) if is_in_the_way(&error) => (),
+                Err(error) => return Err(refused(error)),
+            }
+        }
         let dir = match above.dir.open_dir(name) {
             Err(error) if Errno::from_io_error(&error) == Some(Errno::NOENT) => return Ok(false),
             other => other.map_err(Fault::kernel("to open a cgroup"))?,
         };
-        self.need(&above.stat, Access::Write)?;
-        let inner = above.inner(dir, name)?;
-        self.not_granted(hierarchy, &inner.names)?;
-        if path::below(&components(&hierarchy.base_path), &inner.names).is_some() {
-            return Err(Fault::Granted);
-        }
-        let refused = Fault::kernel("to remove a cgroup");
+        self.may_remove(hierarchy, &above, name)?;
         if recursive {
-            remove_below(&inner.dir).map_err(&refused)?;
+            remove_below(&dir).map_err(&refused)?;
         }
-        drop(inner);
+        drop(dir);
         remove_one(hierarchy, &above.dir, name).map(|()| true).map_err(refused)
+    }
+
+    /// Refuses to remove what is not the requestor's to remove, or grants'.
+    fn may_remove(&self, hierarchy: &Hierarchy, above: &Target, name: &str) -> Result<(), Fault> {
+        self.need(&above.stat, Access::Write)?;
+        let names: Vec<String> =
+            above.names.iter().map(String::as_str).chain([name]).map(str::to_owned).collect();
+        self.not_granted(hierarchy, &names)?;
+        match path::below(&components(&hierarchy.base_path), &names) {
+            Some(_) => Err(Fault::Granted),
+            None => Ok(()),
+        }
     }
 }
 
@@ -150,19 +169,57 @@ fn remove_leaf(dir: &Dir) -> io::Result<()> {
     }
 }
 
-/// Makes a cgroup; if somebody else was quicker, that one is opened.
-fn make(above: &Dir, name: &str) -> Result<Option<Dir>, Fault> {
-    match above.make_dir(name, MODE) {
-        Ok(()) => Ok(None),
+/// How a cgroup came to be there.
+enum Made {
+    /// Made as its owner's.
+    Theirs,
+    /// Made, and handed over.
+    Handed,
+    /// Somebody else was quicker.
+    There(Dir),
+}
+
+/// Makes a cgroup that is its owner's with its files.
+///
+/// Where the owner may do so by the kernel's own rules too it is made as the owner. Nobody gets the file that stays root's who
+/// could not have made the cgroup without us, before that is taken back. Where the kernel does not let the owner (root of a user
+/// namespace in what belongs to another uid of it, say) it is made, and given away, by root.
+fn make(hierarchy: &Hierarchy, above: &Dir, name: &str, to: &Actor<'_>) -> Result<Made, Fault> {
+    let refused = Fault::kernel("to make a cgroup");
+    let is_refused = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    let ids = (to.uid, to.gid);
+    let is_roots = ids == (0, 0);
+    let make = || above.make_dir(name, MODE);
+    let as_theirs = if is_roots { (make(), true) } else { as_owner(ids, make) };
+    let (made, theirs) = match as_theirs {
+        (Err(error), _) if is_refused(&error) => (make(), is_roots),
+        made => made,
+    };
+    match made {
         Err(error) if Errno::from_io_error(&error) == Some(Errno::EXIST) => {
-            above.open_dir(name).map(Some).map_err(Fault::kernel("to open a cgroup"))
+            return above.open_dir(name).map(Made::There).map_err(Fault::kernel("to open a cgroup"));
         }
-        Err(error) => Err(Fault::kernel("to make a cgroup")(error)),
+        made => made.map_err(&refused)?,
     }
+    if is_v1_cpuset(hierarchy) || !theirs {
+        let dir = above.open_dir(name).map_err(Fault::kernel("to open a new cgroup"))?;
+        set_up(hierarchy, above, &dir)?;
+        if !theirs {
+            hand_over(&dir, to)?;
+            return Ok(Made::Handed);
+        }
+    }
+    if !is_roots && hierarchy.kind == Kind::V1 {
+        above.chown_below(&[name, KEPT], 0, 0).map_err(Fault::kernel("to keep a file of a new cgroup"))?;
+    }
+    Ok(Made::Theirs)
 }
 
 /// Gives a new v1 cpuset the CPUs and nodes of the one that it is in: the kernel gives it none, and it would take no process.
 fn set_up(hierarchy: &Hierarchy, above: &Dir, new: &Dir) -> Result<(), Fault> {
+    if !is_v1_cpuset(hierarchy) {
+        return Ok(());
+    }
     let refused = Fault::kernel("to set up a new cgroup");
     let above = Node::new(above.try_clone().map_err(&refused)?, String::new());
     let new = Node::new(new.try_clone().map_err(&refused)?, String::new());
@@ -174,12 +231,9 @@ fn set_up(hierarchy: &Hierarchy, above: &Dir, new: &Dir) -> Result<(), Fault> {
 /// Whoever owns the directory that it is in could have put another one of it in its place: that one already lies under limits
 /// that are the requestor's own to set.
 fn hand_over(dir: &Dir, to: &Actor<'_>) -> Result<(), Fault> {
-    if (to.uid, to.gid) == (0, 0) {
-        return Ok(());
-    }
     let refused = Fault::kernel("to hand a new cgroup over");
     for entry in dir.entries().map_err(&refused)? {
-        if entry.kind == EntryKind::File && !KEPT.iter().any(|kept| entry.name == *kept) {
+        if entry.kind == EntryKind::File && entry.name != KEPT {
             dir.chown(&entry.name, to.uid, to.gid).map_err(&refused)?;
         }
     }

@@ -10,6 +10,7 @@
 //! | [`exchange`] | whom the messages of an Scm call name |
 //! | [`call`] | hierarchies and cgroups of one call |
 //! | [`make`], [`own`], [`procs`], [`values`] | the methods |
+//! | [`maker`] | making something as whoever it is for |
 //! | [`translate`], [`v2`] | files of v1's on cgroup2; what else is otherwise there |
 //! | [`ledger`] | what an account has made |
 //! | [`empty`] | cgroups that are removed when they are empty |
@@ -25,6 +26,7 @@ mod fault;
 mod key;
 mod ledger;
 mod make;
+mod maker;
 mod own;
 mod path;
 mod procs;
