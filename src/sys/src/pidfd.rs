@@ -143,12 +143,20 @@ impl Pidfd {
     /// # Errors
     /// `ESRCH` if it has ended or is not visible from here; those of reading `/proc`.
     pub fn info(&self) -> io::Result<PidfdInfo> {
-        let info = match self.kernel_info()? {
-            Some(info) => info,
-            None => self.info_from_proc()?,
-        };
+        let info = self.told()?;
         self.ensure_alive()?;
         Ok(info)
+    }
+
+    /// As [`Pidfd::info`], for who looks itself whether it is alive when the answer is there; without that it may be another one's.
+    ///
+    /// # Errors
+    /// As [`Pidfd::info`].
+    pub fn told(&self) -> io::Result<PidfdInfo> {
+        match self.kernel_info()? {
+            Some(info) => Ok(info),
+            None => self.info_from_proc(),
+        }
     }
 
     /// A number of this process that is never used again while the host runs; `None` where pidfds share

@@ -111,7 +111,7 @@ impl<'p> Actor<'p> {
     /// # Errors
     /// [`Fault::Gone`].
     pub fn of_process(proc: &'p ProcFs, process: Pidfd) -> Result<Self, Fault> {
-        let info = process.info().map_err(gone)?;
+        let info = process.told().map_err(gone)?;
         let cgroups = proc.cgroups(info.pid).map_err(gone)?;
         Self::alive(Self {
             proc,
