@@ -166,7 +166,8 @@ fn open_at(directory: &OwnedFd, name: &str) -> String {
     }
 }
 
-/// Connects as often as is said; what is open stays so until the test has heard of it and closes its socket.
+/// Connects as often as is said, and authenticates, so that what is let in stays however long it takes; what is open stays so until
+/// the test has heard of it and closes its socket.
 fn flood(path: &str, number: usize, socket: &UnixStream) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let maximum = getrlimit(Resource::Nofile).maximum;
@@ -179,7 +180,11 @@ fn flood(path: &str, number: usize, socket: &UnixStream) {
             tell(socket, "more", &[]);
         }
         match UnixStream::connect(path) {
-            Ok(stream) => open.push_back(stream),
+            Ok(mut stream) => {
+                // Whoever is not let in is told by the end of the connection.
+                let _ = stream.write_all(b"\0AUTH ANONYMOUS\r\nBEGIN\r\n");
+                open.push_back(stream);
+            }
             // No descriptor is left: the oldest is given up.
             Err(_) => drop(open.pop_front()),
         }

@@ -174,6 +174,7 @@ fn abused_exchanges_make_nobody_somebody_else(lab: &Lab) {
     }
     // One who has ended.
     let mut gone = alice.sleeper();
+    jail.put(gone.pid);
     let scm = peer.begin("CreateScm", arguments!["memory", "x"]).unwrap();
     scm.identify(Credential::of(gone.pid, alice.uid));
     gone.kill();
@@ -313,14 +314,24 @@ fn nobody_sets_what_the_kernel_starts(lab: &Lab) {
     let (manager, alice, jail) = (Manager::start(lab), lab.user(), Jail::new(lab, "memory", "a"));
     let peer = confined(&manager, &alice, &jail);
     assert_eq!(peer.get::<i32>("Create", arguments!["memory", "own"]), -1);
-    let root = manager.own_client();
-    let keys =
-        ["release_agent", "notify_on_release", "release-agent", "cgroup.event_control", "cgroup.procs"];
-    for key in keys {
-        refused(&peer, "SetValue", arguments!["memory", "own", key, "1"]);
-        refused(&root, "SetValue", arguments!["memory", &jail.path, key, "1"]);
-        refused(&root, "SetValue", arguments!["memory", "/", key, "1"]);
+    // Root in a cgroup of its own, and in the root of the hierarchy.
+    let (root, top) = (confined(&manager, &lab.root(), &jail), manager.client(&lab.root()));
+    manager.own_client().does("MovePidAbs", arguments!["memory", "/", top.pid()]);
+    // Values that the kernel would take, and that do no harm should it be asked.
+    let own = peer.pid().to_string();
+    for (key, value) in [
+        ("release_agent", "/none"),
+        ("notify_on_release", "1"),
+        ("release-agent", "1"),
+        ("cgroup.event_control", "1"),
+        ("cgroup.procs", own.as_str()),
+    ] {
+        refused(&peer, "SetValue", arguments!["memory", "own", key, value]);
+        refused(&root, "SetValue", arguments!["memory", "", key, value]);
+        refused(&root, "SetValue", arguments!["memory", &jail.path, key, value]);
+        refused(&top, "SetValue", arguments!["memory", "/", key, ""]);
     }
+    assert_eq!(top.get::<String>("GetPidCgroup", arguments!["memory", root.pid()]), jail.path[1..]);
     let (files, _, _) = alice.agent(&["files"]);
     for key in ["notify_on_release", "release_agent"].map(|key| jail.dir.join("own").join(key)) {
         if key.exists() {
@@ -414,16 +425,21 @@ fn nobody_gets_past_what_root_owns(lab: &Lab) {
     ] {
         keeper.does("SetValue", arguments![controller, "home", key, value]);
     }
-    for controllers in listed.iter().filter(|names| !names.split(',').any(|name| name == "devices")) {
-        keeper.does("Chown", arguments![controllers, "home", alice.uid, alice.gid]);
-    }
-    let peer = manager.client(&alice);
-    root.does("MovePidAbs", arguments!["all", &format!("{top}/home"), peer.pid()]);
     let dirs: Vec<PathBuf> = jails
         .iter()
         .flat_map(|(root, jail)| [root.clone(), jail.dir.clone(), jail.dir.join("home")])
         .filter(|dir| dir.exists())
         .collect();
+    let roots = limits(&dirs);
+    for controllers in listed.iter().filter(|names| !names.split(',').any(|name| name == "devices")) {
+        keeper.does("Chown", arguments![controllers, "home", alice.uid, alice.gid]);
+    }
+    // No limit is given away with the cgroup.
+    for path in roots.keys().filter(|path| fs::metadata(path).unwrap().uid() != 0) {
+        assert!(path.ends_with("home/cgroup.subtree_control"), "{path:?}");
+    }
+    let peer = manager.client(&alice);
+    root.does("MovePidAbs", arguments!["all", &format!("{top}/home"), peer.pid()]);
     let before = limits(&dirs);
     assert!(before.keys().any(|path| path.ends_with("home/pids.max")), "{before:?}");
     let (files, _, _) = alice.agent(&["files"]);

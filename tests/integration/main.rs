@@ -17,6 +17,7 @@ mod busses;
 mod cgmanager;
 mod cgmanager_attacks;
 mod cgmanager_proxy;
+mod cgmanager_sockets;
 mod cgmanager_table;
 mod cli;
 mod contract;
@@ -67,6 +68,7 @@ fn main() -> std::process::ExitCode {
         cgmanager::TESTS,
         cgmanager_attacks::TESTS,
         cgmanager_proxy::TESTS,
+        cgmanager_sockets::TESTS,
         cgmanager_table::TESTS,
         cli::TESTS,
         differential::TESTS,
