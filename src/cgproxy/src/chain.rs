@@ -39,6 +39,16 @@ impl Passed {
         Self { calls: vec![call], hidden: None }
     }
 
+    /// Does a part of a list not count that fails? The broker hands the devices hierarchy to nobody but the host's root, and passes
+    /// it over in a list; a part alone is refused.
+    pub fn is_passed_over(&self, call: &LegacyCall) -> bool {
+        let names = match call {
+            LegacyCall::MovePid { place, .. } => place.controllers.as_str(),
+            _ => "",
+        };
+        self.calls.len() > 1 && names.split(',').any(|name| name == DEVICES)
+    }
+
     /// The answer as the inner proxy sees it; `None` if that is nothing for it.
     pub fn answer(&self, answer: LegacyAnswer) -> Option<LegacyAnswer> {
         match (&self.hidden, answer) {
@@ -86,7 +96,7 @@ pub fn pass(
             Some(Passed { calls: vec![call], hidden: Some(hidden) })
         }
         LegacyCall::MovePid { place, absolute: true, pid } => {
-            let each = without_devices(each(&place.controllers, all)).into_iter().map(|controllers| {
+            let each = each(&place.controllers, all).into_iter().map(|controllers| {
                 let between = places(first(&controllers))?.between(true)?;
                 let path = [between.join("/"), place.path.trim_start_matches('/').to_owned()];
                 let path = path.iter().filter(|part| !part.is_empty()).cloned().collect::<Vec<_>>().join("/");
@@ -126,14 +136,6 @@ fn each(controllers: &str, all: &[String]) -> Vec<String> {
         return all.to_vec();
     }
     controllers.split(',').map(str::to_owned).collect()
-}
-
-/// Without the hierarchy that is handed to nobody, which a list passes over outside; alone it is refused there.
-fn without_devices(mut each: Vec<String>) -> Vec<String> {
-    if each.len() > 1 {
-        each.retain(|controllers| !controllers.split(',').any(|name| name == DEVICES));
-    }
-    each
 }
 
 /// Of those that share a hierarchy any will do.
@@ -215,11 +217,21 @@ mod tests {
         let one = |controller: &str, path: &str| (controller.to_owned(), path.to_owned());
         assert_eq!(moved("memory", "/x"), Some(vec![one("memory", "lxc/c2/x")]));
         assert_eq!(moved("memory", "/"), Some(vec![one("memory", "lxc/c2")]));
-        let both = Some(vec![one("memory", "lxc/c2/x"), one("pids", "b/x")]);
+        let both = Some(vec![one("devices", "x"), one("memory", "lxc/c2/x"), one("pids", "b/x")]);
         assert_eq!(moved("all", "x"), both, "each from its place in its hierarchy, without systemd's ends");
-        assert_eq!(moved("devices", "x"), Some(vec![one("devices", "x")]), "it is refused outside");
         assert_eq!(moved("elsewhere", "x"), None, "/c10 is not below /c1");
         assert_eq!(moved("memory,none", "x"), None);
+    }
+
+    #[test]
+    fn devices_that_nobody_is_given_do_not_count_in_a_list() {
+        let of = |controllers| {
+            let call = LegacyCall::MovePid { place: place(controllers, "x"), absolute: true, pid: None };
+            let passed = passed(call).unwrap();
+            passed.calls.iter().map(|call| passed.is_passed_over(call)).collect::<Vec<_>>()
+        };
+        assert_eq!(of("all"), [true, false, false]);
+        assert_eq!((of("devices"), of("memory")), (vec![false], vec![false]));
     }
 
     #[test]
