@@ -81,7 +81,7 @@ fn ours(bench: &Bench, peers: &Peers, socket: &str) -> Vec<Peer> {
     for user in [false, true] {
         let who = if user { "user" } else { "root" };
         for (root, name) in [(true, ""), (false, ", host root")] {
-            let mut command = vec![program.clone(), "--socket".into(), socket.into(), "run".into()];
+            let mut command = vec![program.clone(), "run".into(), "--socket".into(), socket.into()];
             if root {
                 command.extend(["--root".into(), peers.root().display().to_string()]);
             }

@@ -45,6 +45,16 @@ pub(crate) enum Format {
     after_long_help = format!("{EXAMPLES}\n\n{}", exit::TABLE),
     disable_help_subcommand = true, arg_required_else_help = true, max_term_width = 100)]
 pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What can be said to each verb.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
     /// Where the broker is: its socket's path, "system" for the system bus, "bus:ADDRESS" for another bus
     ///
     /// Otherwise $CGRANT_SOCKET says it; otherwise it is /run/cgrant/public/bus if that is there, and the system
@@ -55,9 +65,6 @@ pub(crate) struct Cli {
     /// How results are written
     #[arg(long, global = true, value_enum, default_value_t = Format::Table, help_heading = "Global options")]
     pub(crate) format: Format,
-
-    #[command(subcommand)]
-    pub(crate) command: Command,
 }
 
 const EXAMPLES: &str = "\
@@ -762,8 +769,8 @@ mod tests {
 
     #[test]
     fn global_options_stand_anywhere_before_the_command_of_run() {
-        assert_eq!(parse(&["grant", "list", "--format", "json"]).unwrap().format, Format::Json);
-        assert_eq!(parse(&["--socket", "/x", "usage"]).unwrap().socket, Some("/x".into()));
+        assert_eq!(parse(&["grant", "list", "--format", "json"]).unwrap().global.format, Format::Json);
+        assert_eq!(parse(&["--socket", "/x", "usage"]).unwrap().global.socket, Some("/x".into()));
     }
 
     #[test]

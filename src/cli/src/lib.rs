@@ -24,7 +24,7 @@ use std::{
     process::ExitCode,
 };
 
-use args::{Cli, Command};
+use args::{Cli, Command, Global};
 use cgrant_container::Session;
 use cgrant_proto::{Endpoint, names::SOCKET_VARIABLE};
 use clap::error::ErrorKind;
@@ -75,7 +75,7 @@ fn usage_line(text: &str) -> String {
 }
 
 fn carry_out(cli: Cli) -> Result<u8, Failure> {
-    let Cli { socket, format, command } = cli;
+    let Cli { global: Global { socket, format }, command } = cli;
     let endpoint = endpoint(socket)?;
     let client = Client { endpoint, format };
     match command {

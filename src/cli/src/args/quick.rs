@@ -1,73 +1,45 @@
-//! The command line, read. The command that programs use many times a second is read by itself first: to build the tree of commands
-//! takes longer than all that it then does. What is not written plainly is for the tree, which also says what is wrong.
+//! The command line, read. Of the verbs that programs use many times a second the own tree of arguments is tried first: to build the
+//! tree of all commands takes longer than what they then do. That one reads the rest, and also says what is wrong.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 
-use clap::{Error, Parser};
+use clap::{Args, Error, Parser};
 
-use super::{Cli, Command, ContainerCommand, ExecArgs, Format, container::Name};
+use super::{Cli, Command, ContainerCommand, Global};
 
 /// Reads the command line, the program's name first.
 ///
 /// # Errors
 /// Those of clap, with what is to be told; help and version are among them.
 pub(crate) fn parse(words: Vec<OsString>) -> Result<Cli, Error> {
-    match exec(&words) {
+    match quickly(&words) {
         Some(cli) => Ok(cli),
         None => Cli::try_parse_from(words),
     }
 }
 
-/// `cgrant exec [--option VALUE]… NAME [--] COMMAND…`, if that is all there is: options before the name, each in words of its own.
-fn exec(words: &[OsString]) -> Option<Cli> {
-    let mut words = words.iter().skip(1).peekable();
-    words.next_if(|word| *word == "exec")?;
-    let mut socket = None;
-    let mut args = ExecArgs {
-        container: Name { name: String::new() },
-        user: None,
-        workdir: None,
-        env: Vec::new(),
-        terminal: false,
-        no_terminal: false,
-        command: Vec::new(),
-    };
-    while let Some(option) = words.next_if(|word| !is_plain(word)) {
-        match option.to_str()? {
-            "-t" | "--terminal" if !args.terminal => args.terminal = true,
-            "-T" | "--no-terminal" if !args.no_terminal => args.no_terminal = true,
-            option => {
-                let value = words.next().filter(|word| is_plain(word))?;
-                match option {
-                    "--socket" => once(&mut socket, value.clone())?,
-                    "-u" | "--user" => once(&mut args.user, value.to_str()?.to_owned())?,
-                    "-w" | "--workdir" => once(&mut args.workdir, value.into())?,
-                    "-e" | "--env" => args.env.push(value.clone()),
-                    _ => return None,
-                }
-            }
-        }
-    }
-    args.container.name = words.next()?.to_str()?.to_owned();
-    if words.next_if(|word| *word == "--").is_none() && !words.peek().is_some_and(|word| is_plain(word)) {
-        return None;
-    }
-    args.command = words.cloned().collect();
-    if args.command.is_empty() || args.terminal && args.no_terminal {
-        return None;
-    }
-    let command = Command::Container(ContainerCommand::Exec(Box::new(args)));
-    Some(Cli { socket, format: Format::Table, command })
+/// A verb with what can be said to each.
+#[derive(Parser)]
+struct Alone<A: Args> {
+    #[command(flatten)]
+    global: Global,
+    #[command(flatten)]
+    args: A,
 }
 
-/// Neither an option nor nothing.
-fn is_plain(word: &OsStr) -> bool {
-    !matches!(word.as_encoded_bytes().first(), None | Some(b'-'))
+/// `cgrant exec …` and `cgrant run …`, if nothing is wrong with them.
+fn quickly(words: &[OsString]) -> Option<Cli> {
+    let words = words.get(1..)?;
+    match words.first()?.to_str()? {
+        "exec" => alone(words, |args| Command::Container(ContainerCommand::Exec(Box::new(args)))),
+        "run" => alone(words, |args| Command::Run(Box::new(args))),
+        _ => None,
+    }
 }
 
-/// What is given twice is for the tree of commands to refuse.
-fn once<T>(place: &mut Option<T>, value: T) -> Option<()> {
-    place.replace(value).is_none().then_some(())
+fn alone<A: Args>(words: &[OsString], command: impl FnOnce(A) -> Command) -> Option<Cli> {
+    let Alone { global, args } = Alone::try_parse_from(words).ok()?;
+    Some(Cli { global, command: command(args) })
 }
 
 #[cfg(test)]
@@ -95,18 +67,17 @@ mod tests {
             &["cgrant", "exec", "--socket", "/x/bus", "--format", "json", "web", "ls"],
             &["cgrant", "exec", "--", "web", "--help"],
             &["cgrant", "exec", "--user=ann", "-eA", "web", "-t", "--", "ls"],
+            &["cgrant", "run", "true"],
+            &["cgrant", "run", "--", "--help"],
+            &[
+                "cgrant", "run", "--socket", "/x/bus", "--memory", "512M", "-e", "A", "--root", "/r",
+                "--link", "-p", "8080:80", "sh", "-c", "x",
+            ],
         ] {
             let words = read(words);
             let whole = Cli::try_parse_from(&words).unwrap();
-            assert_eq!(format!("{:?}", parse(words).unwrap()), format!("{whole:?}"));
+            assert_eq!(format!("{:?}", quickly(&words).unwrap()), format!("{whole:?}"));
         }
-    }
-
-    #[test]
-    fn the_short_way_is_taken() {
-        let words = ["cgrant", "exec", "--socket", "/x/bus", "web", "--", "ls", "-l"];
-        assert!(exec(&read(&words)).is_some());
-        assert!(exec(&read(&["cgrant", "exec", "-t", "-u", "ann", "web", "ls"])).is_some());
     }
 
     #[test]
@@ -114,6 +85,11 @@ mod tests {
         for words in [
             &["cgrant", "exec"] as &[&str],
             &["cgrant", "exec", "--help"],
+            &["cgrant", "run"],
+            &["cgrant", "run", "-h"],
+            &["cgrant", "run", "--version"],
+            &["cgrant", "run", "--memory", "-1", "x"],
+            &["cgrant", "run", "--read-only", "x"],
             &["cgrant", "exec", "web", "--terminl"],
             &["cgrant", "exec", "web"],
             &["cgrant", "exec", "web", "--"],
