@@ -121,7 +121,7 @@ fn processes_are_moved_found_and_listed(lab: &Lab) {
 }
 
 fn cgroups_go_when_nobody_is_in_them(lab: &Lab) {
-    let (manager, user, jail) = (Manager::start(lab), lab.user(), Jail::new(lab, "memory", "a"));
+    let (mut manager, user, jail) = (Manager::start(lab), lab.user(), Jail::new(lab, "memory", "a"));
     let peer = confined(&manager, &user, &jail);
     let mut sleeper = user.sleeper();
     jail.put(sleeper.pid);
@@ -138,6 +138,17 @@ fn cgroups_go_when_nobody_is_in_them(lab: &Lab) {
     peer.does("Prune", arguments!["memory", "z"]);
     wait_until("all of them are gone", || !jail.has("z"));
     assert_eq!(peer.fails("RemoveOnEmpty", arguments!["memory", "none"]).text, "invalid request");
+    // What was wished is done by the next broker too.
+    let mut sleeper = user.sleeper();
+    jail.put(sleeper.pid);
+    peer.get::<i32>("Create", arguments!["memory", "w"]);
+    peer.does("MovePid", arguments!["memory", "w", sleeper.pid]);
+    peer.does("RemoveOnEmpty", arguments!["memory", "w"]);
+    manager.broker.stop();
+    manager.broker.start_again();
+    assert!(jail.has("w"), "somebody is in it");
+    sleeper.kill();
+    wait_until("it is gone", || !jail.has("w"));
 }
 
 fn a_cgroup_is_given_away_by_root_and_not_its_limits(lab: &Lab) {

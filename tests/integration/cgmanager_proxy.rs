@@ -206,7 +206,14 @@ fn proxies_may_be_chained(lab: &Lab) {
     let said = inner.says(&inner_jail, &above);
     assert_eq!(said.iter().filter(|line| line.ends_with("failed: invalid request")).count(), 4, "{said:?}");
     assert_eq!(said.iter().filter(|line| *line == "own").count(), 1, "{said:?}");
-    drop(inner);
+    // And once more.
+    let root = 1000;
+    inner.says(&inner_jail, &format!("cgm create memory in; cgm chown memory in {root} {root}"));
+    let innermost_jail = Jail { dir: inner_jail.dir.join("in"), path: format!("{}/in", inner_jail.path) };
+    let innermost = Container::inside(lab, Some(&inner), root, 3000, "/sys/fs/cgroup/cgmanager");
+    innermost.start_proxy(lab, &innermost_jail, &["--account", "2000"]);
+    check(&innermost.says(&innermost_jail, SCRIPT));
+    drop((innermost, inner));
 }
 
 crate::tests![a_container_has_cgmanager_through_its_proxy, proxies_may_be_chained];
