@@ -40,7 +40,9 @@ fn contract() -> BTreeMap<String, Interface> {
     let mut interfaces = BTreeMap::new();
     for file in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../../dbus")).unwrap() {
         let path = file.unwrap().path();
-        if path.extension().is_none_or(|extension| extension != "xml") {
+        // CGManager's interface is none of these proxies'.
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if !name.starts_with("org.cgrant.") || !name.ends_with(".xml") {
             continue;
         }
         let node = Node::from_reader(File::open(path).unwrap()).unwrap();
