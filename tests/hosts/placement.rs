@@ -138,11 +138,18 @@ fn the_packaged_broker_serves_the_system_bus(lab: &Lab) {
         );
         return;
     }
-    let by_hand = (!lab.host.systemd).then(|| Command::new("cgrantd").arg("--foreground").spawn().unwrap());
+    let options = ["--foreground", "--cgmanager-socket", "auto"];
+    let by_hand = (!lab.host.systemd).then(|| Command::new("cgrantd").args(options).spawn().unwrap());
     if lab.host.systemd {
         systemctl(&["start", "cgrantd.service"]);
     } else {
         wait_until("the packaged broker listens", || Path::new(PACKAGED).exists());
+    }
+    // Programs of CGManager's find it where they look: in the tmpfs of v1 hierarchies, too.
+    let own = (lab.host.kind != Kind::V2).then_some("/sys/fs/cgroup/cgmanager/sock");
+    for place in own.into_iter().chain(["/run/cgmanager/sock"]) {
+        let answer = Command::new("cgm").arg("ping").env("CGRANT_CGMANAGER_SOCKET", place).output().unwrap();
+        assert!(answer.status.success(), "{place}: {answer:?}");
     }
     // The system bus lets nobody in whom /etc/passwd does not know.
     let user = User::new(5, &[], &lab.scratch, &lab.programs);
