@@ -7,7 +7,7 @@
 use std::{io, sync::Arc};
 
 use cgrant_policy::{GrantPath, HostUid};
-use cgrant_sys::{Pidfd, PidfdInfo, ProcFs};
+use cgrant_sys::{Pidfd, PidfdInfo, ProcFs, process::Stat};
 use cgrant_wire::AttachTarget;
 use rustix::io::Errno;
 
@@ -21,6 +21,8 @@ use super::{
 };
 
 pub(super) const PROCS: &str = "cgroup.procs";
+/// The first process of all, which takes orphans in.
+const INIT: u32 = 1;
 /// How `/proc/PID/cgroup` marks a cgroup that was removed under a zombie.
 const DELETED: &str = " (deleted)";
 
@@ -226,7 +228,7 @@ impl Tree {
     ///
     /// The process that has the number now is in our cgroup then, while the one that forked it is not: nobody but us put it
     /// there, and where it would be is where its parent is. A process that was forked inside has its parent inside too, and
-    /// stays.
+    /// stays; also if that has ended ([`is_orphan`]).
     pub(super) fn put_right(&self, grant: &GrantPath, hierarchy: &Hierarchy, pid: u32) {
         let Ok(process) = Pidfd::open(pid) else { return };
         // Of a process that is ending, its v1 paths are not told.
@@ -241,7 +243,10 @@ impl Tree {
             super::tree::below_base(grant).join("/")
         );
         let inside = |path: &str| super::hierarchy::strip(path, &above).is_some();
-        let Ok(stat) = self.proc.stat(pid) else { return };
+        let (Ok(stat), Ok(info)) = (self.proc.stat(pid), process.info()) else { return };
+        if is_orphan(&stat, &info) {
+            return;
+        }
         let (Some(own), Some(parents)) = (path(pid), path(stat.ppid)) else { return };
         // What was read is about this process only if it is still there.
         if !inside(&own) || inside(&parents) || !process.is_alive().unwrap_or(false) {
@@ -256,6 +261,14 @@ impl Tree {
             tracing::error!(pid, hierarchy = hierarchy.name, %error, "it could not be put right");
         }
     }
+}
+
+/// May the first process of all be the parent of this one for no other reason than that the one that forked it has ended?
+///
+/// An attacker wants out of what bounds it, to where that first process is: it forks inside, and its forker ends. What init itself
+/// starts begins as root's.
+fn is_orphan(stat: &Stat, info: &PidfdInfo) -> bool {
+    stat.ppid == INIT && [info.ruid, info.euid, info.suid] != [0; 3]
 }
 
 /// Moves a process into a cgroup, and asks its pidfd whether it was the one.

@@ -695,6 +695,25 @@ fn a_recycled_pid_is_put_right() {
     }
     assert_eq!(fs::read_to_string(format!("/proc/{id}/cgroup")).unwrap(), before);
     until("parent and child are left", || place.tree.processes(&grant).unwrap().len() == 2);
+    // So does one whose forker has ended, though its parent is the machine's first process then, which nothing limits.
+    let go = place.dir("cgroup2").join("go");
+    let script = format!("until [ -e {} ]; do sleep 0.01; done; sleep 1002 & exit", go.display());
+    let mut forker = Running::new(RANGE, &script);
+    let _ = place.tree.attach(&grant, AttachTarget::Payload, &forker.pidfd(), false, &anybody).unwrap();
+    fs::create_dir(&go).unwrap();
+    forker.0.wait().unwrap();
+    fs::remove_dir(&go).unwrap();
+    let proc = cgrant_sys::ProcFs::open().unwrap();
+    let mut orphan = 0;
+    until("it is taken in", || {
+        let all = place.tree.processes(&grant).unwrap();
+        orphan = all.into_iter().find(|pid| proc.stat(*pid).is_ok_and(|stat| stat.ppid == 1)).unwrap_or(0);
+        orphan != 0
+    });
+    for hierarchy in place.tree.hierarchies.all() {
+        place.tree.put_right(&grant, hierarchy, orphan);
+    }
+    assert!(place.tree.processes(&grant).unwrap().contains(&orphan), "it got out of its limits");
 }
 
 /// Runs a bomb of at least `size` processes, attaches its tree, and looks whether anybody of its uid is left outside.
