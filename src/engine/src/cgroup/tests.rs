@@ -1014,8 +1014,11 @@ fn a_holder_that_keeps_making_and_forking_does_not_keep_its_grant() {
     let delegation = Delegation { account: (HostUid(uid), HostGid(uid)), root: None };
     place.tree.make(&grant, &delegation).unwrap();
     let payload = place.grant("cgroup2", &grant).join("payload").display().to_string();
-    let inside =
-        Running::new(uid, &format!("n=0; while :; do n=$((n+1)); mkdir {payload}/i$n; sleep 1000 & done"));
+    // Both go on forking, with few that stay: a shell that may not fork ends.
+    let forks = format!(
+        "n=0; while :; do n=$((n+1)); mkdir {payload}/i$n; if [ $n -lt 40 ]; then sleep 1000 & fi; done"
+    );
+    let inside = Running::new(uid, &forks);
     let _ = place.tree.attach(&grant, AttachTarget::Payload, &inside.pidfd(), false, &anybody).unwrap();
     // The account itself, outside, makes cgroups in its bare payload as fast as it can.
     let outside =
