@@ -29,6 +29,7 @@ use cgrant_wire::{AttachTarget, Refusal, RefusalCode, boot::Placement};
 
 use super::{
     CgroupError, Delegation, HostKind, OomWatch, Tree,
+    attach_tree::Catch,
     mounts::{Kind, Mount, mounts},
 };
 
@@ -790,6 +791,38 @@ fn a_fork_bomb_whose_parents_end_at_once_is_attached_whole() {
 fn a_spark_is_caught() {
     // Each forks the next and ends at once: there is never more than one or two of them.
     bomb(ACCOUNT + 3, 2, "unless (fork) { while (1) { exit if fork } } sleep 1 while 1");
+}
+
+#[test]
+fn a_new_process_is_a_members_by_a_line_of_new_parents() {
+    let place = Place::new();
+    let grant = place.make("web");
+    let entry = place.tree.need(place.tree.v2(), &grant).unwrap();
+    let root = Running::new(ACCOUNT, "sh -c 'sh -c \"sleep 1000 & wait\" & wait' & wait");
+    let proc = cgrant_sys::ProcFs::open().unwrap();
+    let child = |pid: u32| {
+        let mut child = None;
+        until("it forks", || {
+            let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+            child = text.split_ascii_whitespace().next().map(|pid| pid.parse::<u32>().unwrap());
+            child.is_some()
+        });
+        child.unwrap()
+    };
+    let first = child(root.0.id());
+    let last = child(child(first));
+    let mut catch = Catch::new(&place.tree, &grant, AttachTarget::Payload, &anybody, &entry);
+    catch.sessions.insert(proc.stat(last).unwrap().session);
+    assert!(!catch.may_be_member(last), "nobody is caught yet");
+    catch.origins.insert(root.0.id(), "/".to_owned());
+    assert!(catch.may_be_member(last));
+    // A line over somebody who was there before and is no member leads nowhere.
+    catch.before.insert((first, proc.stat(first).unwrap().start_time));
+    assert!(!catch.may_be_member(last));
+    catch.before.clear();
+    // Nor does one from another session.
+    catch.sessions.clear();
+    assert!(!catch.may_be_member(last));
 }
 
 #[test]
