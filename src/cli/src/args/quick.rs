@@ -67,6 +67,8 @@ mod tests {
             &["cgrant", "exec", "--socket", "/x/bus", "--format", "json", "web", "ls"],
             &["cgrant", "exec", "--", "web", "--help"],
             &["cgrant", "exec", "--user=ann", "-eA", "web", "-t", "--", "ls"],
+            &["cgrant", "exec", "--socket", "/x/bus", "web", "--", "ls", "-l"],
+            &["cgrant", "exec", "-t", "-u", "ann", "web", "ls"],
             &["cgrant", "run", "true"],
             &["cgrant", "run", "--", "--help"],
             &[

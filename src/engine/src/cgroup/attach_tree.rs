@@ -35,6 +35,10 @@ use super::{
 const DEADLINE: Duration = Duration::from_secs(2);
 /// How long the newest pids are followed before it is believed that none of them is a member.
 const CHASE: Duration = Duration::from_millis(20);
+/// In how many looks at the newest pids, besides: a thread that did not run for [`CHASE`] has looked at nobody.
+const LOOKS: u32 = 500;
+/// How many parents of a new process may be new themselves, none of whom has been looked at.
+const GENERATIONS: u32 = 16;
 /// Most of the newest pids that are looked at in one step.
 const NEWEST: u32 = 64;
 /// Most processes in one tree.
@@ -44,18 +48,18 @@ const MOST: usize = 100_000;
 type Scan = HashMap<u32, Stat>;
 
 /// One attachment under way.
-struct Catch<'a> {
+pub(super) struct Catch<'a> {
     tree: &'a Tree,
     grant: &'a GrantPath,
     target: AttachTarget,
     may: &'a dyn Fn(&PidfdInfo) -> bool,
     entry: &'a Node,
     /// Everybody there was before it began, by pid and start time.
-    before: HashSet<(u32, u64)>,
+    pub(super) before: HashSet<(u32, u64)>,
     /// Who was caught and waits in `entry`, by pid.
     caught: HashMap<u32, Moved>,
     /// Where on cgroup2 everybody who was ever caught came from, by pid.
-    origins: HashMap<u32, String>,
+    pub(super) origins: HashMap<u32, String>,
     /// The same by the kernel's id of that cgroup.
     cgroups: HashMap<u64, String>,
     /// Members that were seen outside by `chase`, caught or not.
@@ -65,7 +69,7 @@ struct Catch<'a> {
     /// Its real uid.
     uid: u32,
     /// Their sessions.
-    sessions: HashSet<u32>,
+    pub(super) sessions: HashSet<u32>,
     deadline: Instant,
 }
 
@@ -81,22 +85,7 @@ impl Tree {
         let node = self.need(self.v2(), grant)?;
         let (entry, _) = node.ensure(ENTRY)?;
         let _hurry = Hurry::begin();
-        let mut catch = Catch {
-            tree: self,
-            grant,
-            target,
-            may,
-            entry: &entry,
-            before: HashSet::new(),
-            caught: HashMap::new(),
-            origins: HashMap::new(),
-            cgroups: HashMap::new(),
-            seen: HashSet::new(),
-            root: 0,
-            uid: 0,
-            sessions: HashSet::new(),
-            deadline: Instant::now() + DEADLINE,
-        };
+        let mut catch = Catch::new(self, grant, target, may, &entry);
         let mut placed = Vec::new();
         let result = set_frozen(&entry, true)
             .and_then(|()| catch.everybody(process))
@@ -142,7 +131,32 @@ impl Tree {
     }
 }
 
-impl Catch<'_> {
+impl<'a> Catch<'a> {
+    pub(super) fn new(
+        tree: &'a Tree,
+        grant: &'a GrantPath,
+        target: AttachTarget,
+        may: &'a dyn Fn(&PidfdInfo) -> bool,
+        entry: &'a Node,
+    ) -> Self {
+        Self {
+            tree,
+            grant,
+            target,
+            may,
+            entry,
+            before: HashSet::new(),
+            caught: HashMap::new(),
+            origins: HashMap::new(),
+            cgroups: HashMap::new(),
+            seen: HashSet::new(),
+            root: 0,
+            uid: 0,
+            sessions: HashSet::new(),
+            deadline: Instant::now() + DEADLINE,
+        }
+    }
+
     /// Catches the process and all its descendants: passes over all processes until one finds nobody outside.
     fn everybody(&mut self, process: &Pidfd) -> Result<(), CgroupError> {
         let scan = self.tree.scan_processes()?;
@@ -209,10 +223,12 @@ impl Catch<'_> {
         }
     }
 
-    /// Follows the pids given out after `from`, until for [`CHASE`] none of them was a member's. Was anybody caught?
+    /// Follows the pids given out after `from`, until for [`CHASE`] and [`LOOKS`] looks none of them was a member's. Was anybody
+    /// caught?
     fn chase(&mut self, from: u32) -> Result<bool, CgroupError> {
-        let (mut last, mut caught, mut end) = (from, false, Instant::now() + CHASE);
-        while Instant::now() < end {
+        let (mut last, mut caught) = (from, false);
+        let (mut end, mut looks) = (Instant::now() + CHASE, 0);
+        while looks < LOOKS || Instant::now() < end {
             self.in_time()?;
             let newest = newest_pid()?;
             // Pids start again at the bottom some day; then only the newest is looked at.
@@ -221,11 +237,12 @@ impl Catch<'_> {
             } else {
                 newest.saturating_sub(1)
             };
+            looks = looks.saturating_add(1);
             for pid in first.saturating_add(1)..=newest {
                 if self.may_be_member(pid) {
                     self.seen.insert(pid);
                     caught |= self.catch_fast(pid)?;
-                    end = Instant::now() + CHASE;
+                    (end, looks) = (Instant::now() + CHASE, 0);
                 }
             }
             last = newest;
@@ -233,18 +250,36 @@ impl Catch<'_> {
         Ok(caught)
     }
 
-    /// Is a process that has just been forked a member? It has a member's session, and its parent is one or has gone.
-    fn may_be_member(&self, pid: u32) -> bool {
+    /// Is a process that has just been forked a member? The line of its parents leads to one, over others that nobody has seen yet;
+    /// or the line ends with one of a member's session whose parent has gone.
+    pub(super) fn may_be_member(&self, pid: u32) -> bool {
         let Ok(stat) = self.tree.proc.stat(pid) else { return false };
-        if has_ended(&stat) || self.caught.contains_key(&pid) {
+        if has_ended(&stat) || self.is_caught(pid, &stat) {
             return false;
         }
-        let above = stat.ppid;
-        if self.seen.contains(&above) || self.origins.contains_key(&above) {
-            return true;
+        let (session, mut lowest, mut above) = (stat.session, pid, stat.ppid);
+        for _ in 0..GENERATIONS {
+            if self.seen.contains(&above) || self.origins.contains_key(&above) {
+                return true;
+            }
+            // The leader of a session has another one's parent from the start.
+            if lowest == session || !self.sessions.contains(&session) {
+                return false;
+            }
+            match self.tree.proc.stat(above) {
+                Ok(parent) if parent.session != session => return self.is_of_account(pid),
+                // Who was there before and is no member has only such children.
+                Ok(parent) if self.before.contains(&(above, parent.start_time)) => return false,
+                Ok(parent) => (lowest, above) = (above, parent.ppid),
+                Err(_) => return self.is_of_account(pid),
+            }
         }
-        let reaped = || self.tree.proc.stat(above).map_or(true, |parent| parent.session != stat.session);
-        stat.session != pid && self.sessions.contains(&stat.session) && reaped() && self.is_of_account(pid)
+        false
+    }
+
+    /// Is it the very process that was caught under this pid?
+    fn is_caught(&self, pid: u32, stat: &Stat) -> bool {
+        self.caught.get(&pid).is_some_and(|moved| moved.start_time == stat.start_time)
     }
 
     /// Has it the real uid of the process that was named? An orphan of somebody else's is nobody's descendant that we know of.
@@ -312,7 +347,7 @@ impl Catch<'_> {
         let wanted = |pid: u32, stat: &Stat| {
             !has_ended(stat)
                 && !inside.contains(&pid)
-                && self.caught.get(&pid).is_none_or(|moved| moved.start_time != stat.start_time)
+                && !self.is_caught(pid, stat)
                 && (descends(stat) || orphaned(pid, stat))
         };
         let found = scan.iter().filter(|(pid, stat)| wanted(**pid, stat)).map(|(pid, _)| *pid);

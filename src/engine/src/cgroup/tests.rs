@@ -29,6 +29,7 @@ use cgrant_wire::{AttachTarget, Refusal, RefusalCode, boot::Placement};
 
 use super::{
     CgroupError, Delegation, HostKind, OomWatch, Tree,
+    attach_tree::Catch,
     mounts::{Kind, Mount, mounts},
 };
 
@@ -695,6 +696,25 @@ fn a_recycled_pid_is_put_right() {
     }
     assert_eq!(fs::read_to_string(format!("/proc/{id}/cgroup")).unwrap(), before);
     until("parent and child are left", || place.tree.processes(&grant).unwrap().len() == 2);
+    // So does one whose forker has ended, though its parent is the machine's first process then, which nothing limits.
+    let go = place.dir("cgroup2").join("go");
+    let script = format!("until [ -e {} ]; do sleep 0.01; done; sleep 1002 & exit", go.display());
+    let mut forker = Running::new(RANGE, &script);
+    let _ = place.tree.attach(&grant, AttachTarget::Payload, &forker.pidfd(), false, &anybody).unwrap();
+    fs::create_dir(&go).unwrap();
+    forker.0.wait().unwrap();
+    fs::remove_dir(&go).unwrap();
+    let proc = cgrant_sys::ProcFs::open().unwrap();
+    let mut orphan = 0;
+    until("it is taken in", || {
+        let all = place.tree.processes(&grant).unwrap();
+        orphan = all.into_iter().find(|pid| proc.stat(*pid).is_ok_and(|stat| stat.ppid == 1)).unwrap_or(0);
+        orphan != 0
+    });
+    for hierarchy in place.tree.hierarchies.all() {
+        place.tree.put_right(&grant, hierarchy, orphan);
+    }
+    assert!(place.tree.processes(&grant).unwrap().contains(&orphan), "it got out of its limits");
 }
 
 /// Runs a bomb of at least `size` processes, attaches its tree, and looks whether anybody of its uid is left outside.
@@ -771,6 +791,38 @@ fn a_fork_bomb_whose_parents_end_at_once_is_attached_whole() {
 fn a_spark_is_caught() {
     // Each forks the next and ends at once: there is never more than one or two of them.
     bomb(ACCOUNT + 3, 2, "unless (fork) { while (1) { exit if fork } } sleep 1 while 1");
+}
+
+#[test]
+fn a_new_process_is_a_members_by_a_line_of_new_parents() {
+    let place = Place::new();
+    let grant = place.make("web");
+    let entry = place.tree.need(place.tree.v2(), &grant).unwrap();
+    let root = Running::new(ACCOUNT, "sh -c 'sh -c \"sleep 1000 & wait\" & wait' & wait");
+    let proc = cgrant_sys::ProcFs::open().unwrap();
+    let child = |pid: u32| {
+        let mut child = None;
+        until("it forks", || {
+            let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+            child = text.split_ascii_whitespace().next().map(|pid| pid.parse::<u32>().unwrap());
+            child.is_some()
+        });
+        child.unwrap()
+    };
+    let first = child(root.0.id());
+    let last = child(child(first));
+    let mut catch = Catch::new(&place.tree, &grant, AttachTarget::Payload, &anybody, &entry);
+    catch.sessions.insert(proc.stat(last).unwrap().session);
+    assert!(!catch.may_be_member(last), "nobody is caught yet");
+    catch.origins.insert(root.0.id(), "/".to_owned());
+    assert!(catch.may_be_member(last));
+    // A line over somebody who was there before and is no member leads nowhere.
+    catch.before.insert((first, proc.stat(first).unwrap().start_time));
+    assert!(!catch.may_be_member(last));
+    catch.before.clear();
+    // Nor does one from another session.
+    catch.sessions.clear();
+    assert!(!catch.may_be_member(last));
 }
 
 #[test]
@@ -995,8 +1047,11 @@ fn a_holder_that_keeps_making_and_forking_does_not_keep_its_grant() {
     let delegation = Delegation { account: (HostUid(uid), HostGid(uid)), root: None };
     place.tree.make(&grant, &delegation).unwrap();
     let payload = place.grant("cgroup2", &grant).join("payload").display().to_string();
-    let inside =
-        Running::new(uid, &format!("n=0; while :; do n=$((n+1)); mkdir {payload}/i$n; sleep 1000 & done"));
+    // Both go on forking, with few that stay: a shell that may not fork ends.
+    let forks = format!(
+        "n=0; while :; do n=$((n+1)); mkdir {payload}/i$n; if [ $n -lt 40 ]; then sleep 1000 & fi; done"
+    );
+    let inside = Running::new(uid, &forks);
     let _ = place.tree.attach(&grant, AttachTarget::Payload, &inside.pidfd(), false, &anybody).unwrap();
     // The account itself, outside, makes cgroups in its bare payload as fast as it can.
     let outside =
