@@ -42,19 +42,24 @@ pub fn main_without(tests: &[&[Test]], left_out: &[&str]) -> ExitCode {
     main(&[&kept])
 }
 
-/// As [`main_without`], also without `modules`, whose tests are reported as those of `host`.
-pub fn main_without_modules(tests: &[&[Test]], left_out: &[&str], modules: &[&str], host: &str) -> ExitCode {
+/// As [`main_without`], also without the modules of `others`, whose tests are reported as those of the host beside them.
+pub fn main_without_modules(tests: &[&[Test]], left_out: &[&str], others: &[(&[&str], String)]) -> ExitCode {
     let short = |name: &'static str| name.split_once("::").map_or(name, |(_, rest)| rest);
-    let is_elsewhere = |name: &'static str| modules.iter().any(|module| short(name).starts_with(module));
+    let host_of = |name: &'static str| {
+        let tried_there = |modules: &[&str]| modules.iter().any(|module| short(name).starts_with(module));
+        others.iter().find(|(modules, _)| tried_there(modules)).map(|(_, host)| host)
+    };
     let (elsewhere, here): (Vec<Test>, Vec<Test>) =
-        tests.concat().into_iter().partition(|(name, _)| is_elsewhere(name));
+        tests.concat().into_iter().partition(|(name, _)| host_of(name).is_some());
     let kept_out: Vec<&str> =
         left_out.iter().copied().filter(|name| here.iter().any(|(known, _)| short(known) == *name)).collect();
     if let Some(end) = agent::requested() {
         return end;
     }
     for (name, _) in elsewhere.iter().filter(|(name, _)| !left_out.contains(&short(name))) {
-        append_to_report(&format!("same {} {host}\n", short(name)));
+        if let Some(host) = host_of(name) {
+            append_to_report(&format!("same {} {host}\n", short(name)));
+        }
     }
     main_without(&[&here], &kept_out)
 }
