@@ -82,29 +82,23 @@ pub struct Manager {
 }
 
 impl Manager {
-    /// Connects to the socket, or to the first of the usual ones that is there. All is over after `time`.
+    /// Connects to the socket, or to the first of the usual ones where somebody listens. All is over after `time`.
     ///
     /// # Errors
     /// [`ManagerError`].
     pub fn connect(path: Option<&Path>, time: Duration) -> Result<Self, ManagerError> {
         let end = Instant::now() + time;
-        let path = path.unwrap_or_else(|| {
-            let mut places = PLACES.iter().map(Path::new);
-            let [first, _] = PLACES;
-            places.find(|place| place.exists()).unwrap_or(Path::new(first))
-        });
-        let stream = reach(path, time).map_err(|source| match source.kind() {
-            io::ErrorKind::WouldBlock => ManagerError::Late,
-            _ => ManagerError::Connect { path: path.to_owned(), source },
-        })?;
+        let stream = match path {
+            Some(path) => reach(path, end)?,
+            None => reach_one(&PLACES.map(Path::new), end)?,
+        };
         let mut manager = Self { stream, end, serial: 0 };
         manager.introduce()?;
         Ok(manager)
     }
 
     fn left(&self) -> Result<Duration, ManagerError> {
-        let left = self.end.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(ManagerError::Late) } else { Ok(left) }
+        left_until(self.end)
     }
 
     fn write(&mut self, mut bytes: &[u8]) -> Result<(), ManagerError> {
@@ -263,12 +257,41 @@ impl Manager {
     }
 }
 
+fn left_until(end: Instant) -> Result<Duration, ManagerError> {
+    let left = end.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(ManagerError::Late) } else { Ok(left) }
+}
+
+/// Connects to the first of the sockets where somebody listens: a broker that has ended leaves its socket behind. Of those where
+/// nobody does, the error is that of the last one that is there.
+fn reach_one(places: &[&Path; 2], end: Instant) -> Result<UnixStream, ManagerError> {
+    let [first, second] = *places;
+    match reach(first, end) {
+        Err(ManagerError::Connect { path, source }) => match reach(second, end) {
+            Err(ManagerError::Connect { source: missing, .. })
+                if missing.kind() == io::ErrorKind::NotFound =>
+            {
+                Err(ManagerError::Connect { path, source })
+            }
+            other => other,
+        },
+        other => other,
+    }
+}
+
 /// Connects. A socket whose queue is full keeps whoever connects waiting, so that has an end too.
-fn reach(path: &Path, time: Duration) -> io::Result<UnixStream> {
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(time))?;
-    connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(socket.into())
+fn reach(path: &Path, end: Instant) -> Result<UnixStream, ManagerError> {
+    let time = left_until(end)?;
+    let connected = || {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(time))?;
+        connect(&socket, &SocketAddrUnix::new(path)?)?;
+        Ok(socket.into())
+    };
+    connected().map_err(|source: io::Error| match source.kind() {
+        io::ErrorKind::WouldBlock => ManagerError::Late,
+        _ => ManagerError::Connect { path: path.to_owned(), source },
+    })
 }
 
 fn shown(values: &[Value<'_>]) -> String {
@@ -277,4 +300,33 @@ fn shown(values: &[Value<'_>]) -> String {
         Value::Number(number) => number.to_string(),
     });
     values.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
+
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    #[test]
+    fn a_socket_where_nobody_listens_is_passed_over() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (left, served) = (scratch.path().join("left"), scratch.path().join("served"));
+        drop(UnixListener::bind(&left).unwrap());
+        let _listener = UnixListener::bind(&served).unwrap();
+        reach_one(&[&left, &served], soon()).unwrap();
+        reach_one(&[&served, &left], soon()).unwrap();
+        let missing = scratch.path().join("missing");
+        reach_one(&[&missing, &served], soon()).unwrap();
+        for places in [[&*missing, &*left], [&*left, &*missing]] {
+            let Err(ManagerError::Connect { path, .. }) = reach_one(&places, soon()) else { panic!() };
+            assert_eq!(path, left, "what is there is named");
+        }
+    }
 }
