@@ -415,13 +415,17 @@ fn judge_cgroup(engine: &Engine, caller: &Caller, depth: usize) -> Result<(), Re
     if !engine.ledger.is_due(account) && engine.judge(caller, &request).is_ok() {
         return Ok(());
     }
-    let hierarchies = engine.tree.host();
-    let is_there = |name: &str, names: &[String]| {
-        let hierarchy = hierarchies.all().find(|hierarchy| hierarchy.name == name);
-        hierarchy.is_some_and(|hierarchy| call::open(hierarchy, names).is_ok())
-    };
+    let is_there = |name: &str, names: &[String]| is_there(engine.tree.host(), name, names);
     engine.ledger.sweep(account, is_there).map_err(unnoted)?;
     engine.judge(caller, &request)
+}
+
+/// Is a cgroup that was made still there?
+///
+/// One that can't be opened for another reason is: an attacker wants its cgroups not counted, and has descriptors run out just then.
+fn is_there(hierarchies: &Hierarchies, name: &str, names: &[String]) -> bool {
+    let hierarchy = hierarchies.all().find(|hierarchy| hierarchy.name == name);
+    hierarchy.is_some_and(|hierarchy| !matches!(call::open(hierarchy, names), Err(Fault::NoCgroup)))
 }
 
 /// The refusal for a note of a cgroup that can't be written.

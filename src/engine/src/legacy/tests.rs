@@ -247,6 +247,20 @@ fn nothing_is_made_where_the_bits_do_not_let() {
 }
 
 #[test]
+fn only_what_is_gone_does_not_count() {
+    let place = Place::new();
+    let names = |last: &[&str]| -> Vec<String> {
+        [&place.name].into_iter().cloned().chain(last.iter().map(|name| (*name).to_owned())).collect()
+    };
+    fs::create_dir(place.dir("memory").join("made")).unwrap();
+    assert!(super::is_there(place.tree.host(), "memory", &names(&["made"])));
+    assert!(!super::is_there(place.tree.host(), "memory", &names(&["gone"])));
+    assert!(!super::is_there(place.tree.host(), "none", &names(&["made"])));
+    // A name that no cgroup has stands for all that may keep the kernel from saying whether it is there.
+    assert!(super::is_there(place.tree.host(), "memory", &names(&["a\0b"])));
+}
+
+#[test]
 fn a_quota_is_asked_for_each_new_cgroup() {
     let place = Place::new();
     let process = place.process(0, "");
