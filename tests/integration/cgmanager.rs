@@ -410,6 +410,10 @@ fn dbus_send_gdbus_and_busctl_work_on_both_sides_of_a_namespace(lab: &Lab) {
             "Error org.freedesktop.DBus.Error.InvalidArgs: GetPidCgroup called from non-init namespace";
         let expected = ["Error org.freedesktop.DBus.Error.InvalidArgs: invalid request", elsewhere][nth];
         assert_eq!(said, expected);
+        let keys = well(busctl("ListKeys", &["ss", "memory", ""]));
+        let (hers, roots) = [(user.uid, 0), (0, u32::MAX)][nth];
+        assert!(keys.contains(&format!("\"cgroup.procs\" {hers} ")), "{keys}");
+        assert!(keys.contains(&format!("\"memory.limit_in_bytes\" {roots} {roots} ")), "{keys}");
         let ids = ["string:memory", string.as_str(), "int32:0", "int32:0"];
         let (said, _) = says(dbus_send("Chown", &ids));
         let elsewhere =

@@ -157,6 +157,22 @@ in alice memory gate/in/x
 alice<root MovePidAbs memory /in @alice          => ok
 in alice memory gate/in
 alice<root MovePidAbs memory /../home @alice     => refused
+# Where systemd puts a gate, or the first process of a container, is no part of the paths of moves.
+make gate/init.scope
+at root gate/init.scope
+alice<root MovePidAbs memory /in/x @alice        => ok
+in alice memory gate/in/x
+make gate/system.slice
+make gate/system.slice/cgproxy.service
+at root gate/system.slice/cgproxy.service
+alice<root MovePidAbs memory /in @alice          => ok
+in alice memory gate/in
+make gate/in/init.scope
+at alice gate/in/init.scope
+alice<root MovePid memory x @alice               => ok
+in alice memory gate/in/x
+at alice gate/in
+at root gate
 # Who asks has to be somebody whom the gate answers for.
 root<alice Create memory y                       => refused
 bob<alice  Create memory y                       => refused
