@@ -268,9 +268,9 @@ impl Tree {
 
     /// How many cgroups the account's payloads have below them. Costs the same however many there are.
     pub fn count_cgroups(&self, account: HostUid) -> u64 {
+        let Some((_, grants)) = self.account_node(account) else { return 0 };
         let names = [account_name(account), "cgroup.stat".to_owned()];
         let all = self.v2().base.keyed_below(&names, "nr_descendants").ok().flatten().flatten().unwrap_or(0);
-        let grants = self.account_node(account).map_or(0, |(_, grants)| grants);
         all.saturating_sub(grants.saturating_mul(PARTS))
     }
 
