@@ -1,13 +1,13 @@
-//! CGManager's operations: over one connection, over eight, by one process a call, and the same work by hand in cgroupfs; beside
-//! what CGManager itself took.
+//! CGManager's operations: over one connection, over eight, by one process a call, and the same work by hand in cgroupfs. Beside
+//! CGManager itself, in turns and by the same client, where it is installed; else beside what it took on another day.
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Barrier,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use zbus::Message;
@@ -20,24 +20,28 @@ use crate::{
         raw::Raw,
         wait_until,
     },
+    original::Original,
     sample, size,
 };
 
-/// Calls over one connection, and over each of the eight.
+/// Calls over one connection, and over the eight together.
 const CALLS: usize = 3000;
 const TOGETHER: usize = 8;
+/// Turns in which all of these are made. What is told is the median one: what else the machine does is not to decide.
+const ROUNDS: usize = 20;
 /// Processes that make one call each.
-const PROCESSES: usize = 150;
+const PROCESSES: usize = 160;
 /// Calls while the broker's system calls are counted.
 const COUNTED: usize = 200;
 /// Children of the cgroup that is listed.
 const CHILDREN: usize = 2002;
 const LIMIT: &str = "memory.limit_in_bytes";
 
-/// What CGManager 0.42 took, with 2 processors, on another day: rate and 99th percentile in microseconds over one connection,
+/// What CGManager 0.42 took, with 2 processors, on another day: rate, median and 99th percentile in microseconds over one connection,
 /// its processor time in microseconds and its system calls for one; rate over eight; by one process a call; by hand.
-struct Original {
+struct AnotherDay {
     rate: u32,
+    median: u32,
     p99: u32,
     processor: u32,
     calls: u32,
@@ -49,12 +53,14 @@ struct Original {
 /// An operation: the n-th call of the w-th caller; that of the command; and the same by hand.
 struct Operation {
     name: &'static str,
-    original: Original,
+    another_day: AnotherDay,
     call: fn(usize, usize, &Movable) -> Message,
     command: &'static str,
-    by_hand: Option<fn(&Path, usize, &Movable)>,
+    by_hand: Option<ByHand>,
     calls: usize,
 }
+
+type ByHand = fn(&Path, usize, &Movable);
 
 /// Whom a call moves: one process of each caller.
 struct Movable(Vec<u32>);
@@ -63,17 +69,17 @@ fn call<B: serde::Serialize + zbus::DynamicType>(method: &str, body: &B) -> Mess
     Message::method_call(PATH, method).interface(INTERFACE).build(body).unwrap()
 }
 
-const fn original(rate: u32, p99: u32, processor: u32, calls: u32) -> Original {
-    Original { rate, p99, processor, calls, eight: None, processes: None, by_hand: None }
+const fn took(rate: u32, [median, p99]: [u32; 2], processor: u32, calls: u32) -> AnotherDay {
+    AnotherDay { rate, median, p99, processor, calls, eight: None, processes: None, by_hand: None }
 }
 
 /// In an order in which each finds what it needs.
 fn operations() -> [Operation; 8] {
-    let with = |of: Original, eight, processes, by_hand| Original { eight, processes, by_hand, ..of };
+    let with = |of: AnotherDay, eight, processes, by_hand| AnotherDay { eight, processes, by_hand, ..of };
     [
         Operation {
             name: "Ping",
-            original: with(original(39_535, 98, 10, 8), Some(33_315), Some(435), None),
+            another_day: with(took(39_535, [18, 98], 10, 8), Some(33_315), Some(435), None),
             call: |_, _, _| call("Ping", &0),
             command: "ping",
             by_hand: None,
@@ -81,7 +87,7 @@ fn operations() -> [Operation; 8] {
         },
         Operation {
             name: "Create",
-            original: with(original(3244, 1298, 230, 100), Some(3334), Some(359), Some(20_005)),
+            another_day: with(took(3244, [250, 1298], 230, 100), Some(3334), Some(359), Some(20_005)),
             call: |of, nth, _| call("Create", &("memory", format!("x/c{of}-{nth}"))),
             command: "create memory x/p$i",
             by_hand: Some(|top, nth, _| fs::create_dir(top.join(format!("h{nth}"))).unwrap()),
@@ -89,7 +95,7 @@ fn operations() -> [Operation; 8] {
         },
         Operation {
             name: "GetValue",
-            original: with(original(11_857, 360, 50, 32), Some(17_979), Some(392), Some(258_087)),
+            another_day: with(took(11_857, [55, 360], 50, 32), Some(17_979), Some(392), Some(258_087)),
             call: |_, _, _| call("GetValue", &("memory", "x", LIMIT)),
             command: "getvalue memory x memory.limit_in_bytes",
             by_hand: Some(|top, _, _| drop(fs::read(top.join(limit(top))).unwrap())),
@@ -97,7 +103,7 @@ fn operations() -> [Operation; 8] {
         },
         Operation {
             name: "SetValue",
-            original: with(original(7312, 737, 70, 33), Some(15_740), Some(375), Some(204_963)),
+            another_day: with(took(7312, [113, 737], 70, 33), Some(15_740), Some(375), Some(204_963)),
             call: |_, _, _| call("SetValue", &("memory", "x", LIMIT, "1073741824")),
             command: "setvalue memory x memory.limit_in_bytes 1073741824",
             by_hand: Some(|top, _, _| fs::write(top.join(limit(top)), "1073741824").unwrap()),
@@ -105,7 +111,7 @@ fn operations() -> [Operation; 8] {
         },
         Operation {
             name: "MovePid",
-            original: with(original(8516, 566, 70, 42), Some(12_689), Some(389), Some(88_066)),
+            another_day: with(took(8516, [70, 566], 70, 42), Some(12_689), Some(389), Some(88_066)),
             call: |of, nth, movable| {
                 let to = if nth % 2 == 0 { "x/one" } else { "x/two" };
                 call("MovePid", &("memory", to, movable.0[of].cast_signed()))
@@ -119,7 +125,7 @@ fn operations() -> [Operation; 8] {
         },
         Operation {
             name: "GetTasks",
-            original: with(original(9296, 403, 50, 33), Some(17_849), None, None),
+            another_day: with(took(9296, [53, 403], 50, 33), Some(17_849), None, None),
             call: |_, _, _| call("GetTasks", &("memory", "single")),
             command: "gettasks memory single",
             by_hand: None,
@@ -127,15 +133,15 @@ fn operations() -> [Operation; 8] {
         },
         Operation {
             name: "ListChildren",
-            original: original(971, 3565, 800, 0),
+            another_day: took(971, [882, 3565], 800, 0),
             call: |_, _, _| call("ListChildren", &("memory", "many")),
             command: "listchildren memory many",
             by_hand: None,
-            calls: CALLS / 10,
+            calls: CALLS / 5,
         },
         Operation {
             name: "Remove",
-            original: with(original(3519, 2536, 155, 0), Some(4976), Some(344), Some(21_734)),
+            another_day: with(took(3519, [181, 2536], 155, 0), Some(4976), Some(344), Some(21_734)),
             call: |of, nth, _| call("Remove", &("memory", format!("x/c{of}-{nth}"), 1)),
             command: "remove memory x/p$i",
             by_hand: Some(|top, nth, _| fs::remove_dir(top.join(format!("h{nth}"))).unwrap()),
@@ -156,8 +162,8 @@ struct Line {
 }
 
 impl Line {
-    fn new(bench: &Bench, manager: &Manager, jail: &Jail) -> Self {
-        let (process, stream) = bench.user.connect(&manager.socket);
+    fn new(bench: &Bench, socket: &Path, jail: &Jail) -> Self {
+        let (process, stream) = bench.user.connect(socket);
         jail.put(process.pid);
         let mut raw = Raw::new(stream);
         raw.authenticate(bench.user.uid);
@@ -176,28 +182,152 @@ impl Line {
     }
 }
 
+/// Who is asked.
+enum Server {
+    Ours(Manager),
+    Theirs(Original),
+}
+
+impl Server {
+    fn socket(&self) -> &PathBuf {
+        match self {
+            Self::Ours(manager) => &manager.socket,
+            Self::Theirs(original) => &original.socket,
+        }
+    }
+
+    fn processes(&self) -> Vec<(u32, String)> {
+        match self {
+            Self::Ours(manager) => manager.broker.processes(),
+            Self::Theirs(original) => original.processes(),
+        }
+    }
+}
+
+/// One that is asked, with callers of its own in a cgroup of their own.
+struct Side {
+    lines: Vec<Line>,
+    movable: Movable,
+    _sleepers: Vec<Process>,
+    jail: Jail,
+    server: Server,
+}
+
+impl Side {
+    fn new(bench: &Bench, server: Server, name: &str) -> Self {
+        let jail = Jail::new(&bench.lab, "memory", name);
+        jail.give_to(&bench.user);
+        let mut lines: Vec<Line> = (0..TOGETHER).map(|_| Line::new(bench, server.socket(), &jail)).collect();
+        let sleepers: Vec<Process> = (0..=TOGETHER).map(|_| bench.user.sleeper()).collect();
+        for sleeper in &sleepers {
+            jail.put(sleeper.pid);
+        }
+        let movable = Movable(sleepers.iter().map(|sleeper| sleeper.pid).collect());
+        prepare(&mut lines[0], &movable);
+        Self { lines, movable, _sleepers: sleepers, jail, server }
+    }
+
+    /// The calls of an operation by a caller, laid out.
+    fn messages(&self, operation: &Operation, of: usize, from: usize, count: usize) -> Vec<Message> {
+        (from..from + count).map(|nth| (operation.call)(of, nth, &self.movable)).collect()
+    }
+
+    /// One turn.
+    fn act(&mut self, bench: &Bench, operation: &Operation, round: usize, figures: &mut Figures) {
+        let count = operation.calls / ROUNDS;
+        let messages = self.messages(operation, 0, round * count, count);
+        let before = size::activity(self.server.processes());
+        let (elapsed, times) = sample::time(|| self.lines[0].make(&messages));
+        figures.processor.push(processor_time(&before, &size::activity(self.server.processes())));
+        figures.one.push(elapsed);
+        figures.times.extend(times);
+        let (first, count) = (operation.calls + COUNTED, together(operation));
+        let all: Vec<Vec<Message>> =
+            (0..TOGETHER).map(|of| self.messages(operation, of, first + round * count, count)).collect();
+        figures.eight.push(make_together(&mut self.lines, &all));
+        figures.processes.push(self.commands(bench, operation.command, round));
+    }
+
+    /// The same by hand.
+    fn act_by_hand(&self, operation: &Operation, round: usize, by_hand: ByHand) -> Duration {
+        let (top, count) = (self.jail.dir.join("x"), operation.calls / ROUNDS);
+        let numbers = round * count..(round + 1) * count;
+        sample::time(|| numbers.for_each(|nth| by_hand(&top, nth, &self.movable))).0
+    }
+
+    /// How long it takes a shell in the cgroup to run the command as often as it is a turn's, each in a process of its own.
+    fn commands(&self, bench: &Bench, verb: &str, round: usize) -> Duration {
+        let line = if verb == "true" { "/bin/true".to_owned() } else { format!("\"$2\" {verb} >/dev/null") };
+        let (first, end) = (round * PROCESSES / ROUNDS, (round + 1) * PROCESSES / ROUNDS);
+        let script = format!("i={first}; p=$1; while [ $i -lt {end} ]; do {line}; i=$((i+1)); done");
+        let mut command = bench.user.command("sh");
+        command.args(["-c", &script, "sh", &self.movable.0[TOGETHER].to_string()]);
+        command.arg(bench.lab.programs.join("cgm")).env("CGRANT_CGMANAGER_SOCKET", self.server.socket());
+        let (time, output) = sample::time(|| self.jail.command(&command).output().unwrap());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && said.is_empty(), "{verb}: {said}");
+        time
+    }
+}
+
+/// How long each turn took, and each call over one connection.
+#[derive(Default)]
+struct Figures {
+    one: Vec<Duration>,
+    times: Vec<Duration>,
+    processor: Vec<Duration>,
+    system_calls: Option<u64>,
+    eight: Vec<Duration>,
+    processes: Vec<Duration>,
+}
+
+impl Figures {
+    /// As they are told: all but what is done by hand.
+    fn cells(&self, operation: &Operation) -> [Option<u64>; 7] {
+        let microseconds = |time: Duration| u64::try_from(time.as_micros()).unwrap();
+        let calls = operation.calls / ROUNDS;
+        let processor = sample::quantile(&self.processor, 0.5).map(microseconds);
+        [
+            rate(calls, &self.one),
+            sample::quantile(&self.times, 0.5).map(microseconds),
+            sample::quantile(&self.times, 0.99).map(microseconds),
+            processor.map(|time| time / u64::try_from(calls).unwrap()),
+            self.system_calls,
+            rate(together(operation) * TOGETHER, &self.eight),
+            rate(PROCESSES / ROUNDS, &self.processes),
+        ]
+    }
+}
+
 /// The part `cgmanager`.
 pub fn measure(bench: &Bench) {
-    let manager = Manager::start(&bench.lab);
-    let jail = Jail::new(&bench.lab, "memory", "bench");
-    jail.give_to(&bench.user);
-    let mut lines: Vec<Line> = (0..TOGETHER).map(|_| Line::new(bench, &manager, &jail)).collect();
-    let sleepers: Vec<Process> = (0..=TOGETHER).map(|_| bench.user.sleeper()).collect();
-    for sleeper in &sleepers {
-        jail.put(sleeper.pid);
+    let mut sides = vec![Side::new(bench, Server::Ours(Manager::start(&bench.lab)), "bench")];
+    match Original::start(bench) {
+        Ok(original) => {
+            sides.push(Side::new(bench, Server::Theirs(original), "original"));
+            println!("\nCGManager's operations (calls a second): the broker / CGManager, in turns");
+        }
+        Err(absent) => {
+            println!("\nabsent: {absent}");
+            println!("CGManager's operations (calls a second); in brackets: CGManager 0.42 on another day");
+        }
     }
-    let movable = Movable(sleepers.iter().map(|sleeper| sleeper.pid).collect());
-    prepare(&mut lines[0], &movable);
-    println!("\nCGManager's operations (calls a second); in brackets: CGManager 0.42 on another day");
-    println!(
-        "{:14}|{:^16}|{:^16}|{:^16}|{:^16}|{:^16}|{:^16}|{:^18}",
-        "", "one connection", "p99, us", "processor, us", "system calls", "eight", "processes", "by hand"
-    );
+    let columns = [
+        "one connection",
+        "median, us",
+        "p99, us",
+        "processor, us",
+        "system calls",
+        "eight",
+        "processes",
+        "by hand",
+    ];
+    println!("{:14}{}", "", columns.map(|column| format!("|{column:^16}")).concat());
     for operation in operations() {
-        row(bench, &manager, &jail, &mut lines, &movable, &operation);
+        row(bench, &mut sides, &operation);
     }
-    let plain = rate(PROCESSES, commands(bench, &manager, &jail, "true", movable.0[TOGETHER]));
-    println!("processes that do nothing: {plain} a second");
+    let plain: Vec<Duration> = (0..ROUNDS).map(|round| sides[0].commands(bench, "true", round)).collect();
+    println!("processes that do nothing: {} a second", rate(PROCESSES / ROUNDS, &plain).unwrap());
 }
 
 /// The cgroups that the operations are about.
@@ -210,64 +340,65 @@ fn prepare(line: &mut Line, movable: &Movable) {
     line.ask(&call("MovePid", &("memory", "single", movable.0[TOGETHER].cast_signed())));
 }
 
-fn row(
-    bench: &Bench,
-    manager: &Manager,
-    jail: &Jail,
-    lines: &mut [Line],
-    movable: &Movable,
-    operation: &Operation,
-) {
-    let messages = |of: usize, from: usize, count: usize| -> Vec<Message> {
-        (from..from + count).map(|nth| (operation.call)(of, nth, movable)).collect()
+fn row(bench: &Bench, sides: &mut [Side], operation: &Operation) {
+    let mut figures: Vec<Figures> = sides.iter().map(|_| Figures::default()).collect();
+    let mut by_hand = Vec::new();
+    for round in 0..ROUNDS {
+        let mut turns: Vec<_> = sides.iter_mut().zip(&mut figures).collect();
+        // To and fro, as with all samples.
+        if round % 2 == 1 {
+            turns.reverse();
+        }
+        for (side, figures) in turns {
+            side.act(bench, operation, round, figures);
+        }
+        by_hand.extend(operation.by_hand.map(|act| sides[0].act_by_hand(operation, round, act)));
+    }
+    for (side, figures) in sides.iter_mut().zip(&mut figures) {
+        let messages = side.messages(operation, 0, operation.calls, COUNTED);
+        let (lines, server) = (&mut side.lines, &side.server);
+        figures.system_calls = count_system_calls(server, || drop(lines[0].make(&messages)));
+    }
+    let by_hand = rate(operation.calls / ROUNDS, &by_hand);
+    println!("{:14}{}", operation.name, cells(operation, &figures, by_hand).concat());
+}
+
+/// What is told of an operation, each beside the original's.
+fn cells(operation: &Operation, figures: &[Figures], by_hand: Option<u64>) -> Vec<String> {
+    let text = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
+    let told: Vec<_> = figures.iter().map(|figures| figures.cells(operation)).collect();
+    let of = &operation.another_day;
+    let calls = (of.calls > 0).then_some(of.calls);
+    let before =
+        [Some(of.rate), Some(of.median), Some(of.p99), Some(of.processor), calls, of.eight, of.processes];
+    let cell = |nth: usize| match &told[..] {
+        [ours, theirs] => format!("{} / {}", text(ours[nth]), text(theirs[nth])),
+        _ => format!("{} [{}]", text(told[0][nth]), text(before[nth].map(u64::from))),
     };
-    let calls = operation.calls;
-    let one = messages(0, 0, calls);
-    let before = size::activity(&manager.broker);
-    let start = Instant::now();
-    let times = lines[0].make(&one);
-    let (elapsed, after) = (start.elapsed(), size::activity(&manager.broker));
-    let counted = messages(0, calls, COUNTED);
-    let system_calls = count_system_calls(manager, || drop(lines[0].make(&counted)));
-    let all: Vec<Vec<Message>> =
-        (0..TOGETHER).map(|of| messages(of, calls + COUNTED, calls / TOGETHER)).collect();
-    let together = make_together(lines, &all);
-    let processes = commands(bench, manager, jail, operation.command, movable.0[TOGETHER]);
-    let by_hand = operation.by_hand.map(|by_hand| {
-        let top = jail.dir.join("x");
-        sample::time(|| (0..calls).for_each(|nth| by_hand(&top, nth, movable))).0
-    });
-    let of = &operation.original;
-    let p99 = sample::quantile(&times, 0.99).map_or(0, |time| time.as_micros());
-    let cells = [
-        cell(rate(calls, elapsed), Some(of.rate)),
-        cell(p99, Some(of.p99)),
-        cell(processor_time(&before, &after, calls).as_micros(), Some(of.processor)),
-        system_calls.map_or_else(|| "-".to_owned(), |calls| cell(calls, (of.calls > 0).then_some(of.calls))),
-        cell(rate(calls / TOGETHER * TOGETHER, together), of.eight),
-        cell(rate(PROCESSES, processes), of.processes),
-        by_hand.map_or_else(|| "-".to_owned(), |time| cell(rate(calls, time), of.by_hand)),
-    ];
-    let cells: Vec<String> = cells.iter().map(|cell| format!("|{cell:>16}")).collect();
-    println!("{:14}{}", operation.name, cells.concat());
+    let by_hand = match (by_hand, told.len()) {
+        (Some(rate), 1) => format!("{rate} [{}]", text(of.by_hand.map(u64::from))),
+        (rate, _) => text(rate),
+    };
+    (0..before.len()).map(cell).chain([by_hand]).map(|cell| format!("|{cell:>16}")).collect()
 }
 
-fn cell(ours: impl std::fmt::Display, original: Option<u32>) -> String {
-    let original = original.map_or_else(|| "-".to_owned(), |number| number.to_string());
-    format!("{ours} [{original}]")
+/// The calls of each of the eight in a turn.
+const fn together(operation: &Operation) -> usize {
+    operation.calls / TOGETHER / ROUNDS
 }
 
-fn rate(count: usize, time: Duration) -> u64 {
-    let nanoseconds = u64::try_from(time.as_nanos()).unwrap().max(1);
-    u64::try_from(count).unwrap() * 1_000_000_000 / nanoseconds
+/// So many in the median turn: how many a second.
+fn rate(count: usize, turns: &[Duration]) -> Option<u64> {
+    let nanoseconds = u64::try_from(sample::quantile(turns, 0.5)?.as_nanos()).unwrap().max(1);
+    Some(u64::try_from(count).unwrap() * 1_000_000_000 / nanoseconds)
 }
 
-fn processor_time(before: &[size::Activity], after: &[size::Activity], calls: usize) -> Duration {
+fn processor_time(before: &[size::Activity], after: &[size::Activity]) -> Duration {
     let used = after.iter().filter_map(|after| {
         let before = before.iter().find(|before| before.pid == after.pid)?;
         Some(after.nanoseconds.saturating_sub(before.nanoseconds))
     });
-    Duration::from_nanos(used.sum()) / u32::try_from(calls).unwrap()
+    Duration::from_nanos(used.sum())
 }
 
 /// Calls over all connections at once; from the first one's start to the last one's end.
@@ -287,25 +418,12 @@ fn make_together(lines: &mut [Line], messages: &[Vec<Message>]) -> Duration {
     })
 }
 
-/// How long it takes a shell in the cgroup to run the command so many times, each in a process of its own.
-fn commands(bench: &Bench, manager: &Manager, jail: &Jail, verb: &str, pid: u32) -> Duration {
-    let line = if verb == "true" { "/bin/true".to_owned() } else { format!("\"$2\" {verb} >/dev/null") };
-    let script = format!("i=0; p=$1; while [ $i -lt {PROCESSES} ]; do {line}; i=$((i+1)); done");
-    let mut command = bench.user.command("sh");
-    command.args(["-c", &script, "sh", &pid.to_string()]).arg(bench.lab.programs.join("cgm"));
-    command.env("CGRANT_CGMANAGER_SOCKET", &manager.socket);
-    let (time, output) = sample::time(|| jail.command(&command).output().unwrap());
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && said.is_empty(), "{verb}: {said}");
-    time
-}
-
-/// How many system calls one call costs the broker's processes, as strace sees them; `None` without it.
-fn count_system_calls(manager: &Manager, calls: impl FnOnce()) -> Option<u64> {
-    let counts = manager.socket.with_file_name("strace");
+/// How many system calls one call costs the processes that serve it, as strace sees them; `None` without it.
+fn count_system_calls(server: &Server, calls: impl FnOnce()) -> Option<u64> {
+    let counts = server.socket().with_file_name("strace");
     let mut strace = Command::new("strace");
     strace.args(["-f", "-c", "-o"]).arg(&counts);
-    let pids: Vec<u32> = manager.broker.processes().into_iter().map(|(pid, _)| pid).collect();
+    let pids: Vec<u32> = server.processes().into_iter().map(|(pid, _)| pid).collect();
     for pid in &pids {
         strace.args(["-p", &pid.to_string()]);
     }
@@ -314,7 +432,7 @@ fn count_system_calls(manager: &Manager, calls: impl FnOnce()) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         status.lines().any(|line| line.strip_prefix("TracerPid:").is_some_and(|pid| pid.trim() != "0"))
     };
-    wait_until("the broker is traced", || pids.iter().all(is_traced));
+    wait_until("they are traced", || pids.iter().all(is_traced));
     calls();
     Command::new("kill").args(["-INT", &strace.id().to_string()]).status().unwrap();
     strace.wait().unwrap();

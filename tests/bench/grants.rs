@@ -56,7 +56,7 @@ fn beside_the_floor(bench: &Bench, broker: &Broker) {
         floor
     };
     let namespaces = Namespaces::new(&bench.user);
-    let before = size::activity(broker);
+    let before = size::activity(broker.processes());
     let mut cases = [
         Case::new("bare system calls", || by_hand(&floor, &namespaces)),
         Case::new("broker", || by_broker(&caller, &namespaces)),
@@ -67,7 +67,7 @@ fn beside_the_floor(bench: &Bench, broker: &Broker) {
     });
     sample::print("Grant of a cgroup in every hierarchy and 65536 ids, mapped; one open connection", &rows);
     println!("bare system calls: {}", floor.describe());
-    print_processor_time(&before, &size::activity(broker), 2 * (bench.runs + 1));
+    print_processor_time(&before, &size::activity(broker.processes()), 2 * (bench.runs + 1));
     let median = |row: usize, idle: bool| {
         let samples = if idle { &rows[row].idle } else { &rows[row].hot };
         sample::quantile(samples, 0.5).map_or(0.0, sample::milliseconds)

@@ -20,6 +20,7 @@ mod floor;
 mod grants;
 mod launch;
 mod links;
+mod original;
 mod peers;
 mod runner;
 mod sample;

@@ -262,7 +262,8 @@ pub fn remove_cgroups(cgroup: &Path) {
     let _ = fs::remove_dir(cgroup);
 }
 
-fn is_installed(program: &str) -> bool {
+/// Is there such a program in `PATH`?
+pub fn is_installed(program: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
     program.starts_with('/') || path.split(':').any(|directory| Path::new(directory).join(program).exists())
 }

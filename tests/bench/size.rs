@@ -164,9 +164,9 @@ pub fn measure_wakeups(bench: &Bench) {
     let (_, grant) = caller.create(Options::new());
     // Threads that were started for the call end first.
     std::thread::sleep(Duration::from_secs(6));
-    let before = activity(&broker);
+    let before = activity(broker.processes());
     std::thread::sleep(WATCHED);
-    let after = activity(&broker);
+    let after = activity(broker.processes());
     println!("\nAn idle broker with one client and one grant, watched for {} s", WATCHED.as_secs());
     println!("{:52}|{:>10} {:>14}", "", "wake-ups", "processor, us");
     for (before, after) in before.iter().zip(&after) {
@@ -187,7 +187,7 @@ pub struct Activity {
 }
 
 /// The third and first number of schedstat: turns on a processor, and time there. No system call goes without a turn.
-pub fn activity(broker: &Broker) -> Vec<Activity> {
+pub fn activity(processes: Vec<(u32, String)>) -> Vec<Activity> {
     let of = |(pid, name): (u32, String)| {
         let mut activity = Activity { pid, name, switches: 0, nanoseconds: 0 };
         for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
@@ -200,5 +200,5 @@ pub fn activity(broker: &Broker) -> Vec<Activity> {
         }
         activity
     };
-    broker.processes().into_iter().map(of).collect()
+    processes.into_iter().map(of).collect()
 }
