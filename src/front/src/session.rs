@@ -103,9 +103,7 @@ impl Session {
             if parcel.message_type() == Type::MethodCall {
                 take(parcel, slots).await;
             }
-            if self.reader.has_more() {
-                tokio::task::yield_now().await;
-            }
+            tokio::task::yield_now().await;
         }
         part(self.reader.stream(), &self.bin).await;
     }
