@@ -103,7 +103,9 @@ impl Session {
             if parcel.message_type() == Type::MethodCall {
                 take(parcel, slots).await;
             }
-            tokio::task::yield_now().await;
+            if self.reader.has_more() {
+                tokio::task::yield_now().await;
+            }
         }
         part(self.reader.stream(), &self.bin).await;
     }

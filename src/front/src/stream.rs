@@ -5,7 +5,7 @@
 //! work on it, so a peer that floods waits in its own socket buffer.
 
 use std::{
-    io::{self, IoSlice, IoSliceMut},
+    io::{self, Cursor, IoSlice, IoSliceMut, Read},
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
@@ -35,6 +35,8 @@ const CONTROL_SPACE: usize = rustix::cmsg_space!(ScmRights(KERNEL_FDS));
 const SHORT: usize = 4096;
 /// Most that is sent at once of them, in bytes.
 const TOGETHER: usize = 16 * 1024;
+/// Longest message that is received at once, header and all, in bytes.
+const WHOLE: usize = 4096;
 /// How much is read at once of what is thrown away.
 const SCRATCH: usize = 4096;
 
@@ -69,6 +71,14 @@ pub struct Reader {
     unix_fds: bool,
     header: [u8; FIXED],
     position: Position,
+    /// How long the next message is, if all of it is there.
+    whole: Option<usize>,
+    /// Was nothing seen behind it?
+    is_last: bool,
+    /// May there be something that was hidden by a message's descriptors?
+    hides: bool,
+    /// What was received of a message, as far as it is there.
+    ahead: Cursor<Vec<u8>>,
     fds: Vec<OwnedFd>,
     fds_of_message: usize,
     received: u64,
@@ -116,6 +126,10 @@ pub fn halves(stream: Watched, unix_fds: bool, too_long: TooLong, bin: Bin) -> (
         unix_fds,
         header: [0; FIXED],
         position: Position::Header(0),
+        whole: None,
+        is_last: false,
+        hides: false,
+        ahead: Cursor::default(),
         fds: Vec::new(),
         fds_of_message: 0,
         received: 0,
@@ -130,9 +144,29 @@ impl Reader {
     ///
     /// # Errors
     /// Those of `recv(2)`.
-    pub async fn readable(&self) -> io::Result<()> {
-        let stream = &self.stream;
-        stream.read(|| peek(stream, &mut [0])).await.map(drop)
+    pub async fn readable(&mut self) -> io::Result<()> {
+        let stream = Arc::clone(&self.stream);
+        let mut piece = [0; WHOLE];
+        let mut look = || {
+            let seen = peek(&stream, &mut piece)?;
+            let seen = piece.get(..seen).unwrap_or_default();
+            let whole = whole_message(seen);
+            io::Result::Ok((whole, seen.len() < WHOLE && whole == Some(seen.len())))
+        };
+        // Nobody sees past descriptors, and what was hidden behind them is no news.
+        self.hides |= self.fds_of_message > 0;
+        let hidden = if self.hides { look().ok() } else { None };
+        self.hides = hidden.is_some();
+        (self.whole, self.is_last) = match hidden {
+            Some((whole, _)) => (whole, false),
+            None => stream.look(look, |(_, is_last)| *is_last).await?,
+        };
+        Ok(())
+    }
+
+    /// Was something seen behind the message that [`readable`](Self::readable) waited for?
+    pub const fn has_more(&self) -> bool {
+        !self.is_last
     }
 
     /// The next message. Not to be dropped half-way: what was read of a message would be lost.
@@ -230,13 +264,46 @@ impl Reader {
     async fn receive(&mut self, buffer: &mut [u8], most: usize) -> io::Result<usize> {
         let length = buffer.len().min(most);
         let buffer = buffer.get_mut(..length).unwrap_or_default();
-        let stream = Arc::clone(&self.stream);
-        let bin = &self.bin;
-        if !bin.has_room() {
-            // Left in the socket until there is room for its closing.
-            return Err(io::ErrorKind::QuotaExceeded.into());
+        if let Some(whole) = self.whole.take() {
+            self.receive_whole(whole)?;
         }
-        let (count, kept) = stream.read(|| receive_once(stream.as_fd(), buffer, bin)).await?;
+        match self.ahead.read(buffer)? {
+            0 => {}
+            count => return Ok(count),
+        }
+        self.make_sure_of_room()?;
+        let stream = Arc::clone(&self.stream);
+        let mut attempt = || receive_once(stream.as_fd(), buffer, &self.bin);
+        let at_once = if self.hides { attempt() } else { Err(io::ErrorKind::WouldBlock.into()) };
+        let received = match at_once {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.read(attempt).await?,
+            received => received?,
+        };
+        self.keep(received)
+    }
+
+    /// Receives a message that is there to its end, without waiting.
+    fn receive_whole(&mut self, length: usize) -> io::Result<()> {
+        let mut bytes = std::mem::take(&mut self.ahead).into_inner();
+        bytes.clear();
+        bytes.resize(length, 0);
+        let mut rest = bytes.as_mut_slice();
+        while !rest.is_empty() {
+            self.make_sure_of_room()?;
+            let count = self.keep(receive_once(self.stream.as_fd(), rest, &self.bin)?)?;
+            rest = rest.get_mut(count..).unwrap_or_default();
+        }
+        self.ahead = Cursor::new(bytes);
+        Ok(())
+    }
+
+    fn make_sure_of_room(&self) -> io::Result<()> {
+        // What is not received is left in the socket until there is room for its closing.
+        if self.bin.has_room() { Ok(()) } else { Err(io::ErrorKind::QuotaExceeded.into()) }
+    }
+
+    /// Keeps what came with some bytes; how many bytes.
+    fn keep(&mut self, (count, kept): (usize, Vec<Kept>)) -> io::Result<usize> {
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -351,6 +418,13 @@ impl FramingError {
     pub fn into_io(self) -> io::Error {
         io::Error::new(io::ErrorKind::InvalidData, self)
     }
+}
+
+/// How long the message is that is at the beginning of this, if all of it is.
+fn whole_message(seen: &[u8]) -> Option<usize> {
+    let extent = Extent::of(seen.first_chunk()?).ok().filter(|extent| extent.fits())?;
+    let length = FIXED.checked_add(usize::try_from(extent.rest()).ok()?)?;
+    (length <= seen.len()).then_some(length)
 }
 
 /// Looks at what there is to read and leaves it there.
@@ -511,6 +585,39 @@ mod tests {
             writes.iter().map(|(count, _)| count).sum::<usize>(),
             40 * many.first().unwrap().data().len()
         );
+    }
+
+    #[test]
+    fn what_is_there_already_is_read_without_more_coming() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            theirs.set_nonblocking(true).unwrap();
+            let bin = Castoffs::default().of(0);
+            let watched = |stream: std::os::unix::net::UnixStream| Watched::new(stream).unwrap();
+            let (mut reader, _) = halves(watched(ours), true, TooLong::Fail, bin.clone());
+            let (_, mut writer) = halves(watched(theirs), true, TooLong::Fail, bin);
+            let plain = |length| Message::signal("/", "a.b", "C").build(&"x".repeat(length)).unwrap();
+            let null = std::fs::File::open("/dev/null").unwrap();
+            let with_fd = || Message::signal("/", "a.b", "C").build(&zbus::Fd::from(&null)).unwrap();
+            let (empty, long) = (plain(0).data().len(), plain(2 * WHOLE));
+            // One that is as long as what is looked at; one behind descriptors that shows others; and so once more.
+            let messages =
+                [plain(WHOLE - empty), with_fd(), with_fd(), plain(1), plain(2), long, with_fd(), plain(3)];
+            assert_eq!(messages.first().unwrap().data().len(), WHOLE);
+            for message in &messages {
+                writer.send(std::iter::once(message)).await.unwrap();
+            }
+            for message in &messages {
+                let next = async {
+                    reader.readable().await.unwrap();
+                    reader.next().await.unwrap().data().len()
+                };
+                let next = tokio::time::timeout(std::time::Duration::from_secs(20), next).await;
+                assert_eq!(next, Ok(message.data().len()), "it waits for what is there");
+            }
+        });
     }
 
     #[test]

@@ -38,6 +38,27 @@ impl Watched {
         self.0.async_io(Interest::READABLE, |_| attempt()).await
     }
 
+    /// As [`read`](Self::read), for an attempt that tells by what it found whether that `is_all` there is: the next one then waits
+    /// for more, without a try.
+    ///
+    /// # Errors
+    /// Those of `attempt`.
+    pub async fn look<R>(
+        &self,
+        mut attempt: impl FnMut() -> io::Result<R>,
+        is_all: impl Fn(&R) -> bool,
+    ) -> io::Result<R> {
+        loop {
+            let mut ready = self.0.readable().await?;
+            let Ok(found) = ready.try_io(|_| attempt()) else { continue };
+            if found.as_ref().is_ok_and(&is_all) {
+                // What has come since the attempt counts as news.
+                ready.clear_ready();
+            }
+            return found;
+        }
+    }
+
     /// Waits until there is something to read that has come since this was waited for last.
     ///
     /// # Errors
