@@ -17,10 +17,11 @@ use crate::{
     common::{
         Process,
         cgmanager::{INTERFACE, Jail, Manager, PATH},
+        original::Original,
         raw::Raw,
         wait_until,
     },
-    original::Original,
+    peers::is_installed,
     sample, size,
 };
 
@@ -299,10 +300,18 @@ impl Figures {
     }
 }
 
+/// CGManager itself, with the memory controller only; else why not.
+fn original(bench: &Bench) -> Result<Original, String> {
+    if !is_installed("cgmanager") {
+        return Err("cgmanager: not installed".to_owned());
+    }
+    Original::start(&bench.lab, "cgmanager", &["memory"])
+}
+
 /// The part `cgmanager`.
 pub fn measure(bench: &Bench) {
     let mut sides = vec![Side::new(bench, Server::Ours(Manager::start(&bench.lab)), "bench")];
-    match Original::start(bench) {
+    match original(bench) {
         Ok(original) => {
             sides.push(Side::new(bench, Server::Theirs(original), "original"));
             println!("\nCGManager's operations (calls a second): the broker / CGManager, in turns");

@@ -20,7 +20,6 @@ mod floor;
 mod grants;
 mod launch;
 mod links;
-mod original;
 mod peers;
 mod runner;
 mod sample;

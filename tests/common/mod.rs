@@ -19,6 +19,7 @@ pub mod host;
 pub mod lab;
 pub mod network;
 pub mod node;
+pub mod original;
 pub mod place;
 pub mod raw;
 pub mod systemd;
