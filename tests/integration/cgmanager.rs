@@ -163,9 +163,9 @@ fn a_cgroup_is_given_away_by_root_and_not_its_limits(lab: &Lab) {
     {
         assert_eq!(owner(&jail.dir.join("x").join(file)).1, uid, "{file}");
     }
-    for ids in [[-1, 0], [0, -1]] {
-        assert_eq!(root.fails("Chown", arguments!["memory", "x", ids[0], ids[1]]).text, "invalid request");
-    }
+    // -1 is what it is for chown(2).
+    root.does("Chown", arguments!["memory", "x", -1, -1]);
+    assert_eq!(owner(&jail.dir.join("x")).1, user.uid);
     // Who got it may give it to nobody.
     let peer = manager.client(&user);
     jail.put(peer.pid());
@@ -193,7 +193,7 @@ fn controllers_lists_and_what_is_told_of_the_interface(lab: &Lab) {
     assert!(memory.has("y"));
     assert_eq!(peer.fails("Create", arguments!["pids", "y"]).text, "invalid request");
     assert_eq!(peer.fails("Create", arguments!["pids,blkio", "y"]).text, "invalid request");
-    for wrong in ["", "nothing", "memory,nothing", ",", "memory,"] {
+    for wrong in ["", "nothing", "memory,nothing", ","] {
         assert_eq!(peer.fails("Create", arguments![wrong, "z"]).text, "invalid request", "{wrong:?}");
     }
     let value = arguments!["memory,freezer", "x", "tasks"];

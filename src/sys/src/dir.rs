@@ -320,12 +320,15 @@ impl Dir {
         Ok(())
     }
 
-    /// Gives an entry, or with the empty name the directory itself, to `uid` and `gid`. Never follows a link.
+    /// Gives an entry, or with the empty name the directory itself, to `uid` and `gid`; either stays what it is if that is
+    /// [`u32::MAX`], as in `chown(2)`. Never follows a link.
     ///
     /// # Errors
     /// `EINVAL` for a bad name; those of `fchownat(2)`.
     pub fn chown(&self, file: impl AsRef<OsStr>, uid: u32, gid: u32) -> io::Result<()> {
-        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        let is_given = |id: &u32| *id != u32::MAX;
+        let (uid, gid) = (Some(uid).filter(is_given), Some(gid).filter(is_given));
+        let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
         let file = file.as_ref();
         if file.is_empty() {
             return Ok(chownat(&self.0, "", uid, gid, AtFlags::EMPTY_PATH)?);

@@ -119,14 +119,15 @@ fn list<T>(wanted: &str, known: &[(Names, T)]) -> Result<Vec<usize>, Fault> {
         return Err(unknown(wanted));
     }
     let mut found = Vec::new();
-    for name in wanted.split(',') {
+    // Empty names in a list are none, as in CGManager; but it has to name something.
+    for name in wanted.split(',').filter(|name| !name.is_empty()) {
         let place = known.iter().position(|(names, _)| names.has(name));
         let place = place.ok_or_else(|| unknown(name))?;
         if !found.contains(&place) {
             found.push(place);
         }
     }
-    Ok(found)
+    if found.is_empty() { Err(unknown(wanted)) } else { Ok(found) }
 }
 
 fn unknown(wanted: &str) -> Fault {
@@ -152,13 +153,14 @@ mod tests {
             ("cpu", 0),
             ("cpuacct", 0),
             ("cpu,cpuacct", 0),
+            ("memory,", 1),
             ("memory", 1),
             ("name=systemd", 2),
             ("systemd", 2),
         ] {
             assert_eq!(one(wanted, &host()).unwrap(), place, "{wanted}");
         }
-        for wanted in ["", "all", "cpu,memory", "cpus", "mem", "name=memory", "memory,", "../memory"] {
+        for wanted in ["", "all", "cpu,memory", "cpus", "mem", "name=memory", ",", "../memory"] {
             assert!(matches!(one(wanted, &host()), Err(Fault::Controllers(_))), "{wanted}");
         }
     }
@@ -168,7 +170,8 @@ mod tests {
         assert_eq!(many("all", &host()).unwrap(), [0, 1, 2]);
         assert_eq!(many("systemd,cpuacct,cpu", &host()).unwrap(), [2, 0]);
         assert!(many("cpu,all", &host()).is_err());
-        assert!(many("cpu,,memory", &host()).is_err());
+        assert_eq!(many(",cpu,,memory", &host()).unwrap(), [0, 1]);
+        assert!(many(",", &host()).is_err() && many("", &host()).is_err());
     }
 
     #[test]

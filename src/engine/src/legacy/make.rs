@@ -39,11 +39,11 @@ impl Call<'_> {
         controllers: &str,
         more: &dyn Fn(usize) -> Result<(), Fault>,
     ) -> Result<bool, Fault> {
+        let own = self.requestor.cgroup(hierarchy)?;
         if wanted.names.is_empty() {
-            return Ok(false);
+            return self.need(&target(hierarchy, own)?.stat, Access::Read).map(|()| true);
         }
         self.may_hand_over(hierarchy)?;
-        let own = self.requestor.cgroup(hierarchy)?;
         self.not_granted(hierarchy, &[own.as_slice(), &wanted.names].concat())?;
         let (first, last) = (own.len() + 1, own.len() + wanted.names.len());
         let mut place = target(hierarchy, own)?;

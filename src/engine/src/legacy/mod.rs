@@ -331,22 +331,31 @@ fn carry_out(
     Ok(answer)
 }
 
-/// `GetTasks` has one hierarchy; `GetTasksRecursive` several, of which it gives all tasks together.
+/// `GetTasks` has one hierarchy; `GetTasksRecursive` several, of which it gives all tasks together. Where a list has no such
+/// cgroup it has no tasks.
 fn tasks(actors: &Call<'_>, place: &Place, recursive: bool) -> Result<Vec<u32>, Fault> {
     if !recursive {
         return actors.tasks(actors.one(&place.controllers)?, &place.path, false);
     }
-    let found = actors.each(&place.controllers, |hierarchy| actors.tasks(hierarchy, &place.path, true))?;
+    let is_list = !controllers::is_one(&place.controllers);
+    let found =
+        actors.each(&place.controllers, |hierarchy| match actors.tasks(hierarchy, &place.path, true) {
+            Err(Fault::NoCgroup) if is_list => Ok(Vec::new()),
+            other => other,
+        })?;
     let mut tasks = found.concat();
     tasks.sort_unstable();
     tasks.dedup();
     Ok(tasks)
 }
 
-/// Makes a cgroup in each hierarchy of a list; was it there in any?
+/// Makes a cgroup in each hierarchy of a list; was it there in any? No path at all is nothing to make, wherever that be.
 ///
 /// An attacker wants to fill the kernel's memory with cgroups: each one is judged by the account's quotas before it is made.
 fn create(engine: &Engine, caller: &Caller, actors: &Call<'_>, place: &Place) -> Result<bool, Refusal> {
+    if place.path.is_empty() {
+        return Ok(false);
+    }
     let wanted = Wanted::parse(&place.path)?;
     let account = caller.charged();
     let (refused, made) = (Cell::new(None), RefCell::new(Vec::new()));
@@ -450,10 +459,7 @@ fn chown(
             if namespace != engine.own_userns {
                 return Ok(LegacyAnswer::OtherNamespace);
             }
-            let (Ok(uid), Ok(gid)) = (u32::try_from(uid), u32::try_from(gid)) else {
-                return Err(Fault::Denied.into());
-            };
-            (uid, gid)
+            (uid.cast_unsigned(), gid.cast_unsigned())
         }
         _ => return Err(Fault::Denied.into()),
     };

@@ -19,12 +19,14 @@ const HANDED: [&str; 2] = ["tasks", "cgroup.procs"];
 /// What changes hands with a cgroup2 cgroup: that, and what its owner says with what is enabled below it ("Delegation",
 /// Documentation/admin-guide/cgroup-v2.rst).
 const HANDED_V2: [&str; 3] = ["cgroup.procs", "cgroup.threads", "cgroup.subtree_control"];
+/// The id of chown(2) that leaves it as it is.
+const STAYS: u32 = u32::MAX;
 /// The bits of a mode that a cgroup's files have.
 const MODE: i32 = 0o777;
 
 impl Call<'_> {
     /// Gives a cgroup to a uid and gid, as the host numbers them: the directory, `tasks` and `cgroup.procs`. Its limits stay
-    /// whose they are.
+    /// whose they are. Of the host's root, -1 for either is what it is for chown(2): that one stays.
     ///
     /// An attacker wants to be given what bounds it, or to give to others what makes them its tools. Only root of a user
     /// namespace gives, what it may write in, and to ids of that namespace; the files of limits stay with their owner. In the
@@ -34,10 +36,12 @@ impl Call<'_> {
     /// [`Fault::Denied`], [`Fault::Devices`], [`Fault::NoCgroup`], what the kernel refuses.
     pub fn chown(&self, hierarchy: &Hierarchy, wanted: &Wanted, ids: (u32, u32)) -> Result<(), Fault> {
         let (uid, gid) = ids;
-        let known = self.requestor.uid == 0
-            || (self.requestor.is_root_over(uid)
-                && self.requestor.gid_map().iter().any(|extent| extent.inside(gid).is_some()));
-        if !known || uid == u32::MAX || gid == u32::MAX {
+        let is_known = |uid, gid| {
+            self.requestor.is_root_over(uid)
+                && self.requestor.gid_map().iter().any(|extent| extent.inside(gid).is_some())
+        };
+        let may = self.requestor.uid == 0 || (uid != STAYS && gid != STAYS && is_known(uid, gid));
+        if !may {
             return Err(Fault::Denied);
         }
         self.may_hand_over(hierarchy)?;
