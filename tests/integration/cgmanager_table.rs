@@ -111,6 +111,40 @@ v1 gone memory only
 v1 root Create memory only                       => new
 v1 root Remove freezer,memory only 1             => removed
 v1 gone memory only
+# One hierarchy only.
+v1 root ListChildren memory,freezer ""           => refused
+v1 root ListKeys memory,freezer ""               => refused
+v1 root GetTasks memory,freezer ""               => refused
+v1 root GetPidCgroup memory,freezer @root        => refused
+v1 root SetValue memory,freezer z memory.limit_in_bytes 40960000 => refused
+root  ListChildren all ""                        => refused
+root  ListKeys all ""                            => refused
+root  GetPidCgroup all @root                     => refused
+root  GetPidCgroupAbs all @root                  => refused
+# Controllers that nobody knows, alone and in a list.
+root  GetTasksRecursive nothing z                => refused
+root  ListChildren nothing z                     => refused
+root  ListKeys nothing z                         => refused
+root  SetValue nothing z memory.limit_in_bytes 40960000 => refused
+root  GetPidCgroup nothing @root                 => refused
+root  MovePid nothing z @root                    => refused
+root  MovePidAbs nothing $J/z @root              => refused
+root  Chown nothing z 0 0                        => refused
+root  Chmod nothing z "" 755                     => refused
+root  RemoveOnEmpty nothing z                    => refused
+root  Prune nothing z                            => refused
+root  Remove nothing z 1                         => refused
+root  MovePid memory,nothing "" @root            => refused
+root  Chown memory,nothing z 0 0                 => refused
+root  Chmod memory,nothing z "" 755              => refused
+root  GetTasksRecursive memory,nothing z         => tasks
+root  RemoveOnEmpty memory,nothing x             => ok
+root  Prune memory,nothing z                     => ok
+gone memory z
+root  Prune memory,nothing z                     => ok
+root  Prune memory z                             => refused
+root  Create memory z                            => new
+root  Remove memory,nothing z 1                  => refused
 "#;
 
 /// What one may not touch in a list is passed over.
@@ -218,6 +252,21 @@ in alice memory gate/in/x
 alice<root MovePidAbs memory /in @alice          => ok
 in alice memory gate/in
 alice<root MovePidAbs memory /../home @alice     => refused
+alice<root GetTasks memory $J                    => refused
+alice<root GetTasks memory $J/gate/in            => tasks @alice
+alice<root GetTasksRecursive memory $J/gate      => tasks @alice @root
+alice<root ListKeys memory $J/gate/in/x          => keys cgroup.procs=$alice:644
+alice<root ListChildren memory $J/gate/in        => names x
+alice<root SetValue memory $J/gate/in/x memory.limit_in_bytes 40960000 => ok
+alice<root SetValue memory $J/home memory.limit_in_bytes 40960000 => refused
+alice<root Chown memory x $alice $alice          => refused
+alice<root Chmod memory x "" 700                 => ok
+alice<root Remove memory x 0                     => removed
+alice<root Create memory x                       => new
+alice<root GetPidCgroup memory @root             => refused
+alice<root GetPidCgroupAbs memory @root          => text /
+alice<root GetPidCgroup memory @bob              => refused
+root<root Chown memory in/x $alice $bob          => ok
 # Where systemd puts a gate, or the first process of a container, is no part of the paths of moves.
 make gate/init.scope
 at root gate/init.scope

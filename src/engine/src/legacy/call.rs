@@ -94,6 +94,11 @@ impl<'a> Call<'a> {
         Ok(places.into_iter().filter_map(|place| known.get(place).map(|(_, hierarchy)| *hierarchy)).collect())
     }
 
+    /// A list without the names that nobody knows, for the calls that CGManager carries out where it can.
+    pub fn without_unknown(&self, wanted: &str) -> String {
+        controllers::without_unknown(wanted, &controllers::known(self.hierarchies))
+    }
+
     /// Does something in each hierarchy of a list, until one fails. A cgroup that the requestor may not touch is passed over,
     /// as in CGManager; but if all were, that is the answer.
     ///

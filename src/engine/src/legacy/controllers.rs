@@ -91,6 +91,16 @@ pub fn is_one(wanted: &str) -> bool {
     wanted != ALL && !wanted.contains(',')
 }
 
+/// A list without the names that nobody knows; as it is if none would be left.
+pub fn without_unknown<T>(wanted: &str, known: &[(Names, T)]) -> String {
+    if is_one(wanted) || wanted.len() > cgrant_wire::legacy::MAX_TEXT {
+        return wanted.to_owned();
+    }
+    let is_known = |name: &&str| known.iter().any(|(names, _)| names.has(name));
+    let kept: Vec<&str> = wanted.split(',').filter(is_known).collect();
+    if kept.is_empty() { wanted.to_owned() } else { kept.join(",") }
+}
+
 /// The hierarchy (by its place in `known`) that all members of the list belong to.
 ///
 /// # Errors
@@ -172,6 +182,16 @@ mod tests {
         assert!(many("cpu,all", &host()).is_err());
         assert_eq!(many(",cpu,,memory", &host()).unwrap(), [0, 1]);
         assert!(many(",", &host()).is_err() && many("", &host()).is_err());
+    }
+
+    #[test]
+    fn names_that_nobody_knows_can_be_left_out_of_a_list() {
+        let without = |wanted| without_unknown(wanted, &host());
+        assert_eq!(without("memory,nothing,,systemd"), "memory,systemd");
+        assert_eq!(without("nothing,memory"), "memory");
+        for wanted in ["memory", "nothing", "all", "nothing,all", "nothing,", ",", ""] {
+            assert_eq!(without(wanted), wanted);
+        }
     }
 
     #[test]

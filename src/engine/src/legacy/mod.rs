@@ -321,7 +321,8 @@ fn carry_out(
             let (keeper, account) = (keeper(engine), caller.charged());
             let wanted = Wanted::parse(&place.path)?;
             let wish = |hierarchy| actors.remove_on_empty(&keeper, account, hierarchy, &wanted);
-            actors.each(&place.controllers, wish).map(|_| LegacyAnswer::Done)?
+            let controllers = actors.without_unknown(&place.controllers);
+            actors.each(&controllers, wish).map(|_| LegacyAnswer::Done)?
         }
         LegacyCall::Prune(place) => prune(engine, caller, actors, place).map(done)?,
         LegacyCall::Controllers | LegacyCall::Socket(_) => {
@@ -332,17 +333,18 @@ fn carry_out(
 }
 
 /// `GetTasks` has one hierarchy; `GetTasksRecursive` several, of which it gives all tasks together. Where a list has no such
-/// cgroup it has no tasks.
+/// cgroup, or no such controller, it has no tasks.
 fn tasks(actors: &Call<'_>, place: &Place, recursive: bool) -> Result<Vec<u32>, Fault> {
     if !recursive {
         return actors.tasks(actors.one(&place.controllers)?, &place.path, false);
     }
     let is_list = !controllers::is_one(&place.controllers);
-    let found =
-        actors.each(&place.controllers, |hierarchy| match actors.tasks(hierarchy, &place.path, true) {
+    let found = actors.each(&actors.without_unknown(&place.controllers), |hierarchy| {
+        match actors.tasks(hierarchy, &place.path, true) {
             Err(Fault::NoCgroup) if is_list => Ok(Vec::new()),
             other => other,
-        })?;
+        }
+    })?;
     let mut tasks = found.concat();
     tasks.sort_unstable();
     tasks.dedup();
@@ -396,7 +398,7 @@ fn prune(engine: &Engine, caller: &Caller, actors: &Call<'_>, place: &Place) -> 
         Err(fault) if is_single || fault.is_passed_over() => Err(fault),
         _ => Ok(()),
     };
-    actors.each(&place.controllers, prune).map(|_| ())
+    actors.each(&actors.without_unknown(&place.controllers), prune).map(|_| ())
 }
 
 /// What cgroups that are to be removed when they are empty are looked after with.
