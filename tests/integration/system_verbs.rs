@@ -310,6 +310,22 @@ impl Drop for Events {
     }
 }
 
+// What its monitor says and what the broker says are asked one after the other.
+fn a_container_that_ends_while_it_is_shown_has_ended(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let shell = Shell::new(lab, &user, &broker);
+    shell.import(lab, &busybox(lab), "box");
+    shell.done(&["create", "box", "one"]);
+    for _ in 0..5 {
+        shell.done(&["start", "one"]);
+        let mut kill = shell.command(&["kill", "one"]).spawn().unwrap();
+        while shell.json(&["info", "one"])["state"] != "stopped" {}
+        assert!(kill.wait().unwrap().success());
+    }
+    shell.done(&["delete", "one"]);
+}
+
 fn what_happens_to_containers_is_told(lab: &Lab) {
     let broker = lab.broker();
     let user = lab.user();
@@ -622,6 +638,7 @@ crate::tests![
     lists_can_be_narrowed,
     what_is_used_is_shown_until_a_key_is_pressed,
     a_wait_has_an_end,
+    a_container_that_ends_while_it_is_shown_has_ended,
     what_happens_to_containers_is_told,
     the_console_is_the_log_of_a_container_without_a_journal,
     what_is_paused_executes_nothing_and_says_so,

@@ -40,17 +40,14 @@ impl Report for Sheet {
 
 pub(super) fn info(client: &Client, name: &str) -> Result<(), Failure> {
     let found = Found::new(name, "show")?;
-    let state = state(&found.store, name);
+    let (state, granted) = look(client, &found)?;
     let mut all = Map::new();
     all.insert("name".to_owned(), name.into());
     all.insert("state".to_owned(), phase(state.as_ref()).to_string().into());
     if let Some(state) = &state {
         all.extend(of_state(state));
     }
-    if phase(state.as_ref()) != Phase::Stopped {
-        let granted = client.connect(&found.doing).and_then(|session| of_grant(&session, &found));
-        all.extend(reachable(granted)?.unwrap_or_default());
-    }
+    all.extend(granted);
     if let Ok(Value::Object(config)) = serde_json::to_value(&found.config) {
         for (key, value) in config {
             if !matches!(key.as_str(), "format" | "started" | "news") {
@@ -63,6 +60,24 @@ pub(super) fn info(client: &Client, name: &str) -> Result<(), Failure> {
         Format::Json => Vec::new(),
     };
     output::print(client.format, &Sheet { all, rows })
+}
+
+/// What its monitor says, and the broker while it runs. If it ends between the two, it has ended.
+fn look(client: &Client, found: &Found) -> Result<(Option<State>, Map<String, Value>), Failure> {
+    let state_now = || state(&found.store, &found.name);
+    let has_ended = |state: &Option<State>| phase(state.as_ref()) == Phase::Stopped;
+    let state = state_now();
+    if has_ended(&state) {
+        return Ok((state, Map::new()));
+    }
+    let granted = client.connect(&found.doing).and_then(|session| of_grant(&session, found));
+    match reachable(granted) {
+        Ok(granted) => Ok((state, granted.unwrap_or_default())),
+        Err(failure) => match state_now() {
+            state if has_ended(&state) => Ok((state, Map::new())),
+            _ => Err(failure),
+        },
+    }
 }
 
 fn of_state(state: &State) -> Vec<(String, Value)> {
