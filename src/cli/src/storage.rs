@@ -23,11 +23,12 @@ use std::{
     marker::PhantomData,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
+    time::Duration,
 };
 
 use cgrant_container::{Pidfd, Session, SessionError};
 use cgrant_image::store::{Store, StoreError};
-use cgrant_proto::{AttachTo, Code, CreateGrant, Error, Lifetime, ReleaseGrant, Target};
+use cgrant_proto::{AttachTo, Code, CreateGrant, CreateResult, Error, Lifetime, ReleaseGrant, Target};
 use cgrant_sys::{Channel, Clone3, Dir, seqpacket};
 use futures_util::StreamExt;
 use nix::{
@@ -50,6 +51,8 @@ pub(crate) use worker::{ACCOUNT, Job, Worker, end_with};
 pub(crate) const IMAGES: &str = "cgrant-images";
 /// How many ids a range of files has.
 pub(crate) const IDS: u32 = 65_536;
+/// How long the grant of work on images that was killed may take to end.
+const SUCCESSION: Duration = Duration::from_secs(60);
 /// What ends a job before its time.
 const ENDS: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
 
@@ -146,7 +149,9 @@ impl<R: Serialize + DeserializeOwned> Storage<R> {
             .own_ids()
             .range_name(range)
             .range_count(IDS);
-        let grant = create(session, name, &options, lock.is_some()).doing(|| doing.clone())?;
+        // Who has the lock is alone.
+        let patience = lock.is_some().then_some(SUCCESSION);
+        let (grant, ..) = make_grant(session, name, &options, patience).doing(|| doing.clone())?;
         let signals = hold_signals()?;
         let running = Running { doing, session, grant, channel, keeper, signals, _lock: lock, result };
         running.attach(&job)?;
@@ -167,25 +172,25 @@ impl<R: Serialize + DeserializeOwned> Storage<R> {
     }
 }
 
-/// Makes the grant. Where nobody else of the account's is at work (`alone`), a grant of this name is that of somebody who died
-/// just now, and its end is waited for.
-fn create(
+/// Makes a grant. With `patience` one of this name that there is already is that of somebody who has just died, or is taken
+/// for that: its end is waited for, so long at most.
+///
+/// # Errors
+/// Those of the call.
+pub(crate) fn make_grant(
     session: &Session,
     name: &str,
     options: &CreateGrant<'_>,
-    alone: bool,
-) -> Result<OwnedObjectPath, SessionError> {
+    patience: Option<Duration>,
+) -> Result<(OwnedObjectPath, CreateResult, zbus::OwnedFd), SessionError> {
     // Before the first attempt, so that no end is missed.
-    let signals = alone.then(|| MessageStream::from(session.connection()));
-    let make = || {
-        let manager = session.manager()?;
-        session.call(manager.create_grant(name, options)).map(|(grant, _, _)| grant)
-    };
+    let signals = patience.map(|patience| (patience, MessageStream::from(session.connection())));
+    let make = || session.call(session.manager()?.create_grant(name, options));
     let refused = match make() {
         Err(SessionError::Broker(error)) if error.code() == Some(Code::GrantExists) => error,
         result => return result,
     };
-    match signals.map(|signals| session.call(removed(signals, name))) {
+    match signals.map(|(patience, signals)| session.call_within(patience, removed(signals, name))) {
         Some(Ok(())) => make(),
         _ => Err(refused.into()),
     }

@@ -47,7 +47,7 @@ impl Session {
             .enable_all()
             .build()
             .map_err(SessionError::Runtime)?;
-        let connection = within_deadline(&runtime, cgrant_proto::connect(endpoint))?;
+        let connection = within(&runtime, DEADLINE, cgrant_proto::connect(endpoint))?;
         Ok(Self { runtime, connection })
     }
 
@@ -56,7 +56,19 @@ impl Session {
     /// # Errors
     /// What the call says; [`SessionError::Silent`] if it takes longer than a minute.
     pub fn call<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, SessionError> {
-        within_deadline(&self.runtime, call)
+        self.call_within(DEADLINE, call)
+    }
+
+    /// As [`Session::call`], for at most this long.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub fn call_within<T>(
+        &self,
+        time: Duration,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, SessionError> {
+        within(&self.runtime, time, call)
     }
 
     /// Waits for something that may take any time, such as signals.
@@ -155,10 +167,11 @@ impl Session {
     }
 }
 
-fn within_deadline<T>(
+fn within<T>(
     runtime: &tokio::runtime::Runtime,
+    time: Duration,
     call: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, SessionError> {
-    let answer = runtime.block_on(async move { tokio::time::timeout(DEADLINE, call).await });
+    let answer = runtime.block_on(async move { tokio::time::timeout(time, call).await });
     Ok(answer.map_err(|_| SessionError::Silent)??)
 }

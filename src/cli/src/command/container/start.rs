@@ -7,6 +7,7 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
+    time::Duration,
 };
 
 use cgrant_container::{
@@ -30,6 +31,10 @@ use crate::{
     error::{Doing, Failure},
     storage,
 };
+
+/// How long the grant of a monitor that has ended may take to end, too. As long waits who has a grant of the name that is no
+/// container's, before it is refused.
+const SUCCESSION: Duration = Duration::from_secs(5);
 
 pub(super) fn launch(client: &Client, args: &LaunchArgs) -> Result<(), Failure> {
     create::make(client, &args.new)?;
@@ -132,8 +137,9 @@ fn grant(session: &Session, found: &Found, namespaces: &Namespaces) -> Result<Gr
         let link = link::options(wanted.bridge.as_deref(), &wanted.ports()?, &wanted.properties)?;
         options = options.links(vec![link.netns(namespaces.network())]);
     }
-    let create = || session.call(session.manager()?.create_grant(&found.name, &options));
-    let (path, result, payload) = create().doing(|| found.doing.clone())?;
+    // The monitor has the container's lock, so the one before it has ended; the broker may not have ended its grant yet.
+    let granted = storage::make_grant(session, &found.name, &options, Some(SUCCESSION));
+    let (path, result, payload) = granted.doing(|| found.doing.clone())?;
     let network = result.links.as_deref().map(run::network).map(|network| match &config.dns {
         Dns::Link => network,
         Dns::None => Network { dns: Vec::new(), ..network },
