@@ -183,17 +183,23 @@ pub(crate) fn make_grant(
     options: &CreateGrant<'_>,
     patience: Option<Duration>,
 ) -> Result<(OwnedObjectPath, CreateResult, zbus::OwnedFd), SessionError> {
-    // Before the first attempt, so that no end is missed.
-    let signals = patience.map(|patience| (patience, MessageStream::from(session.connection())));
-    let make = || session.call(session.manager()?.create_grant(name, options));
-    let refused = match make() {
-        Err(SessionError::Broker(error)) if error.code() == Some(Code::GrantExists) => error,
-        result => return result,
+    let make = || match session.call(session.manager()?.create_grant(name, options)) {
+        Err(SessionError::Broker(error)) if error.code() == Some(Code::GrantExists) => Ok(Err(error)),
+        made => made.map(Ok),
     };
-    match signals.map(|(patience, signals)| session.call_within(patience, removed(signals, name))) {
-        Some(Ok(())) => make(),
-        _ => Err(refused.into()),
+    let refused = match make()? {
+        Ok(made) => return Ok(made),
+        Err(refused) => refused,
+    };
+    let Some(patience) = patience else { return Err(refused.into()) };
+    // Before the next attempt, so that no end is missed; not before the first, which seldom fails: signals that nobody reads
+    // would hold up its answer.
+    let signals = MessageStream::from(session.connection());
+    if let Ok(made) = make()? {
+        return Ok(made);
     }
+    session.call_within(patience, removed(signals, name)).map_err(|_| refused)?;
+    make()?.map_err(SessionError::from)
 }
 
 /// The end of a grant of this name.
