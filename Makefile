@@ -74,6 +74,7 @@ deps-bench: deps-build
 
 demo: deps-demo
 	$(CARGO) build --locked
+	$(CARGO) build --locked -p cgrant-pam
 	@tests/demo/run $(TARGET_DIR)/debug $(TARGET_DIR)/demo
 
 # What the virtual machines need is made beside the other tests, which leave processors idle. If it fails, check-vm tries again and says why.
