@@ -230,11 +230,23 @@ impl Client {
 
     /// The names of the caller's grants.
     pub fn names(&self) -> Vec<String> {
+        self.names_or_refused().unwrap()
+    }
+
+    /// The same where it may be refused.
+    pub fn names_or_refused(&self) -> Result<Vec<String>, Refused> {
         let none: HashMap<String, Variant<'_>> = HashMap::new();
-        let rows: Vec<(OwnedObjectPath, String, u32)> = self.manager("ListGrants", &none).unwrap();
+        let rows: Vec<(OwnedObjectPath, String, u32)> = self.manager("ListGrants", &none)?;
         let mut names: Vec<String> = rows.into_iter().map(|(_, name, _)| name).collect();
         names.sort();
-        names
+        Ok(names)
+    }
+
+    /// What an account uses beside its quotas: resource, used, quota.
+    pub fn usage_of(&self, account: u32) -> Vec<(String, u64, u64)> {
+        let (_, _, rows): (u32, String, Vec<(String, u64, u64)>) =
+            self.manager("GetUsage", &Options::new().with("account", account).0).unwrap();
+        rows
     }
 
     /// A method of a grant's cgroup interface.

@@ -1,6 +1,10 @@
 //! Policy: quotas with their figures, rules by uid and group, files with mistakes.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use crate::common::{Lab, Options, checker, wait_until};
 
@@ -37,6 +41,56 @@ fn quotas_are_met_with_figures(lab: &Lab) {
     assert!(rows.contains(&("ids".into(), 131_072, 131_072)), "{rows:?}");
     client.release(&one.path, false).unwrap();
     checker::assert_empty(lab);
+}
+
+fn requests_that_come_too_fast_wait_and_hold_up_nobody_else(lab: &Lab) {
+    let (busy, quiet, barred, slow) = (lab.user(), lab.user(), lab.user(), lab.user());
+    lab.write_policy(&format!(
+        "[[rule]]\nname = \"busy\"\nuids = [{}]\nquota.requests-per-second = 20\n\
+         [[rule]]\nname = \"barred\"\nuids = [{}]\nquota.requests-per-second = 0\n\
+         [[rule]]\nname = \"slow\"\nuids = [{}]\nquota.requests-per-second = 1\n",
+        busy.uid, barred.uid, slow.uid
+    ));
+    let broker = lab.broker();
+    let refused = barred.client(broker.socket()).names_or_refused().unwrap_err();
+    refused.is("QuotaExceeded", "requests-per-second");
+    // Eight connections that ask without a pause, 20 at once and 80 at the rate: three seconds at least, however fast the host is.
+    let begun = Instant::now();
+    let flood: Vec<_> = (0..8)
+        .map(|_| {
+            let client = busy.client(broker.socket());
+            std::thread::spawn(move || (0..15).for_each(|_| assert!(client.names().is_empty())))
+        })
+        .collect();
+    let client = quiet.client(broker.socket());
+    wait_until("some wait", || {
+        let root = lab.root().client(broker.socket());
+        let usage = root.usage_of(busy.uid);
+        usage.iter().any(|(name, used, quota)| name == "requests-per-second" && used > quota)
+    });
+    for _ in 0..20 {
+        client.names();
+    }
+    assert!(flood.iter().any(|thread| !thread.is_finished()), "the quiet one was answered among the last");
+    flood.into_iter().for_each(|thread| thread.join().unwrap());
+    assert!(
+        begun.elapsed() >= Duration::from_secs(4),
+        "120 requests at 20 a second took {:?}",
+        begun.elapsed()
+    );
+    // Who would have to wait for longer than five seconds is told so instead.
+    let crowd: Vec<_> = (0..12)
+        .map(|_| {
+            let client = slow.client(broker.socket());
+            std::thread::spawn(move || client.names_or_refused().err())
+        })
+        .collect();
+    let refused: Vec<_> = crowd.into_iter().filter_map(|thread| thread.join().unwrap()).collect();
+    let refused = refused.first().expect("12 requests at once at 1 a second");
+    refused.is("QuotaExceeded", "requests-per-second");
+    assert_eq!(refused.number("quota"), Some(1), "{refused:?}");
+    assert!(refused.details.contains_key("hint") && refused.details.contains_key("rule"), "{refused:?}");
+    assert!(refused.number("usage").is_some_and(|usage| usage >= 6), "{refused:?}");
 }
 
 fn rules_by_uid_and_by_the_groups_of_the_connection(lab: &Lab) {
@@ -148,6 +202,7 @@ fn a_broker_does_not_start_on_a_broken_policy(lab: &Lab) {
 
 crate::tests![
     quotas_are_met_with_figures,
+    requests_that_come_too_fast_wait_and_hold_up_nobody_else,
     rules_by_uid_and_by_the_groups_of_the_connection,
     who_may_not_connect_is_not_served,
     ceilings_hold_for_every_grant,

@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cgrant_policy::{Denial, DenialCode, HostUid, Policy, Request, UsageNow, Verb, Verdict, judge};
@@ -26,6 +26,7 @@ use crate::{
     link::Link,
     mountmap::Mounter,
     net::Network,
+    pace::Paces,
     pool::Pool,
     record::{GrantRecord, Journal, JournalError},
     registry::{Grant, Registry},
@@ -77,6 +78,8 @@ pub struct Engine {
     pub wishes: Wishes,
     /// Runs operations.
     pub pool: Pool,
+    /// How fast requests begin.
+    pub paces: Paces,
     /// The directory of policy and settings.
     pub config: Dir,
     /// The user namespace that the engine itself is in.
@@ -164,6 +167,7 @@ impl Engine {
         UsageNow {
             connections,
             requests,
+            requests_per_second: self.paces.used(account, Instant::now()),
             grants: counts.grants,
             persistent_grants: counts.persistent,
             pressure_watches: counts.pressure,

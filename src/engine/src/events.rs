@@ -122,6 +122,7 @@ pub fn happened(engine: &Engine, id: GrantId, target: &Target) {
         | Target::Net
         | Target::Helper
         | Target::Vacant(_)
+        | Target::Pace(..)
         | Target::Accounts => (),
     }
 }

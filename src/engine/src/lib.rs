@@ -18,6 +18,7 @@ mod link;
 pub mod mountmap;
 mod net;
 mod ops;
+mod pace;
 mod pool;
 mod reconcile;
 mod record;

@@ -7,6 +7,7 @@ use std::{
     collections::HashSet,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use cgrant_policy::{HostUid, Request};
@@ -29,6 +30,7 @@ use crate::{
     link::{Incoming, Link},
     net::News,
     ops::{self, check::Descriptors},
+    pace::Admission,
     pool::{Full, Job, Lane, Mode},
     refused::Refused,
     watch::Target,
@@ -134,6 +136,10 @@ impl Server {
                 Target::Files => (),
                 Target::Wishes => self.engine.wishes.told().into_iter().for_each(|wish| self.wish(wish)),
                 Target::Wish(wish) => self.wish(wish),
+                Target::Pace(account, watch) => {
+                    self.engine.watches.remove(&[watch]);
+                    self.pace(account);
+                }
                 Target::Vacant(account) => {
                     let engine = Arc::clone(&self.engine);
                     self.submit_or_warn(account, Box::new(move || engine.vacate(account)));
@@ -295,29 +301,36 @@ impl Server {
                 .rule("built-in connections");
             return self.engine.answer(front, id, Err(refusal));
         };
-        if let Err(refusal) = self.engine.authorize_silently(&caller, &Request::Call) {
+        let account = caller.charged();
+        if let Err(refusal) = self.engine.judge(&caller, &Request::Call) {
+            if self.engine.paces.is_to_be_told(account, Instant::now()) {
+                self.engine.log_refusal(&caller, "call", "", &refusal);
+            }
             return self.engine.answer(front, id, Err(refusal));
         }
-        let account = ops::account_of(&self.engine, &caller, &op);
+        let rate = self.engine.policy().quotas(&caller.subject()).requests_per_second;
         let asked = Asked::new(&self.engine, front, id, caller);
-        match op {
-            // What a client can hold up waits by itself, and only then is the operation in the account's order.
-            Op::Legacy(legacy) if legacy.call.credentials() > 0 && legacy.exchange.is_some() => {
-                asked.queue(Lane::Held(account.0), Mode::Alone, move |asked| {
-                    let received = legacy::receive(&asked.engine, &asked.caller, &legacy, fds);
-                    asked.queue(account.0, legacy::mode(&legacy.call), move |asked| {
-                        asked.run(|engine, caller| ops::perform_exchange(engine, caller, &legacy, received));
-                    });
-                });
-            }
-            op => {
-                let mode = ops::mode(&op);
-                let is_held = matches!(&op, Op::Legacy(legacy) if legacy.exchange.is_some());
-                let lane = if is_held { Lane::Held(account.0) } else { Lane::Account(account.0) };
-                asked.queue(lane, mode, move |asked| {
-                    asked.run(|engine, caller| ops::perform(engine, caller, op, fds));
-                });
-            }
+        let turn = Box::new(move || asked.dispatch(op, fds));
+        match self.engine.paces.admit(account, rate, Instant::now(), turn) {
+            Admission::Now(turn) => turn(),
+            Admission::Waits => (),
+            Admission::WaitsFor(wait) => self.look_at_pace(account, wait),
+        }
+    }
+
+    /// Requests of the account's that waited begin.
+    fn pace(&self, account: HostUid) {
+        let (turns, again) = self.engine.paces.due(account, Instant::now());
+        turns.into_iter().for_each(|turn| turn());
+        if let Some(wait) = again {
+            self.look_at_pace(account, wait);
+        }
+    }
+
+    fn look_at_pace(&self, account: HostUid, wait: Duration) {
+        if let Err(error) = self.engine.watches.after(wait, |watch| Target::Pace(account, watch)) {
+            tracing::warn!(%error, "no timer for requests that come too fast; they begin at once");
+            self.engine.paces.give_up(account).into_iter().for_each(|turn| turn());
         }
     }
 
@@ -478,6 +491,30 @@ impl Asked {
     fn new(engine: &Arc<Engine>, front: FrontKind, id: RequestId, caller: Arc<Caller>) -> Self {
         engine.connections().request_begins(caller.charged());
         Self { engine: Arc::clone(engine), front, id, caller, answered: false }
+    }
+
+    /// Puts it where its operation waits for its turn.
+    fn dispatch(self, op: Op, fds: Descriptors) {
+        let account = ops::account_of(&self.engine, &self.caller, &op);
+        match op {
+            // What a client can hold up waits by itself, and only then is the operation in the account's order.
+            Op::Legacy(legacy) if legacy.call.credentials() > 0 && legacy.exchange.is_some() => {
+                self.queue(Lane::Held(account.0), Mode::Alone, move |asked| {
+                    let received = legacy::receive(&asked.engine, &asked.caller, &legacy, fds);
+                    asked.queue(account.0, legacy::mode(&legacy.call), move |asked| {
+                        asked.run(|engine, caller| ops::perform_exchange(engine, caller, &legacy, received));
+                    });
+                });
+            }
+            op => {
+                let mode = ops::mode(&op);
+                let is_held = matches!(&op, Op::Legacy(legacy) if legacy.exchange.is_some());
+                let lane = if is_held { Lane::Held(account.0) } else { Lane::Account(account.0) };
+                self.queue(lane, mode, move |asked| {
+                    asked.run(|engine, caller| ops::perform(engine, caller, op, fds));
+                });
+            }
+        }
     }
 
     /// Has it wait for its turn, or refuses it if too many wait.

@@ -52,6 +52,8 @@ pub enum Target {
     Deadline(GrantId, u64),
     /// The account's node may have been empty for a while.
     Vacant(HostUid),
+    /// Requests of the account's that waited for its pace may begin; the watch has said its one word.
+    Pace(HostUid, u64),
     /// The kernel told something of cgroups that are to be removed when they are empty.
     Wishes,
     /// The cgroup of this wish is to be looked at.

@@ -181,6 +181,8 @@ pub struct UsageNow {
     pub connections: u64,
     /// Requests under way.
     pub requests: u64,
+    /// Requests that are not worked off at the account's rate.
+    pub requests_per_second: u64,
     /// Grants.
     pub grants: u64,
     /// Grants among them that outlive their maker.
@@ -226,6 +228,9 @@ impl Action {
         }
     }
 }
+
+/// How many seconds a request may have to wait for its account's `requests-per-second`. Clients of D-Bus wait 25.
+pub const PACE_PATIENCE: u64 = 5;
 
 /// What policy says to a request. `rule` is the label of the rule that decided.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -285,7 +290,7 @@ pub fn judge(policy: &Policy, caller: &Caller, request: &Request<'_>, usage: &Us
     let rules = policy.ruling(caller);
     let outcome = match request {
         Request::Connect => connect(rules, usage),
-        Request::Call => within(rules, Resource::Requests, 1, usage),
+        Request::Call => within(rules, Resource::Requests, 1, usage).and_then(|_| pace(rules, usage)),
         Request::CreateGrant(grant) => create_grant(rules, caller, grant, usage),
         Request::UseGrant { owner, verb } => use_grant(rules, caller, *owner, *verb, usage),
         Request::CreateCgroup { owner, depth } => create_cgroup(rules, caller, *owner, *depth, usage),
@@ -317,6 +322,8 @@ pub enum Resource {
     Connections,
     /// Requests under way.
     Requests,
+    /// Requests in a second.
+    RequestsPerSecond,
     /// Grants.
     Grants,
     /// Grants that outlive their maker.
@@ -337,7 +344,7 @@ pub enum Resource {
 
 impl Resource {
     /// All of them, in the order in which usage is shown.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Grants,
         Self::PersistentGrants,
         Self::Cgroups,
@@ -348,6 +355,7 @@ impl Resource {
         Self::Addresses,
         Self::Connections,
         Self::Requests,
+        Self::RequestsPerSecond,
     ];
 
     /// Its name in policy files and in lists of usage.
@@ -355,6 +363,7 @@ impl Resource {
         match self {
             Self::Connections => "connections",
             Self::Requests => "requests",
+            Self::RequestsPerSecond => "requests-per-second",
             Self::Grants => "grants",
             Self::PersistentGrants => "persistent-grants",
             Self::Cgroups => "cgroups",
@@ -371,6 +380,7 @@ impl Resource {
         match self {
             Self::Connections => (quotas.connections, usage.connections),
             Self::Requests => (quotas.requests, usage.requests),
+            Self::RequestsPerSecond => (quotas.requests_per_second, usage.requests_per_second),
             Self::Grants => (quotas.grants, usage.grants),
             Self::PersistentGrants => (quotas.persistent_grants, usage.persistent_grants),
             Self::Cgroups => (quotas.cgroups, usage.cgroups),
@@ -386,6 +396,7 @@ impl Resource {
         match self {
             Self::Connections => "close connections that are not used any more",
             Self::Requests => "wait for the answers to earlier requests",
+            Self::RequestsPerSecond => "ask less often",
             Self::Grants => "release grants that are not needed; `cgrant grant list` shows them",
             Self::PersistentGrants => {
                 "release persistent grants that are not needed, or make one that ends with its process"
@@ -643,6 +654,18 @@ fn within(rules: &Ruling, resource: Resource, more: u64, usage: &UsageNow) -> Ou
     Err(exceeded(rules, message, quota, used).hinted(resource.hint()))
 }
 
+/// A request that comes too soon waits, unless that would take too long.
+fn pace(rules: &Ruling, usage: &UsageNow) -> Outcome {
+    let (quota, used) = Resource::RequestsPerSecond.figures(&rules.quotas, usage);
+    if used < quota.saturating_mul(PACE_PATIENCE + 1) {
+        return Ok(None);
+    }
+    let name = Resource::RequestsPerSecond.name();
+    let message =
+        format!("the account may make {quota} {name}, and would have to wait too long with this one");
+    Err(exceeded(rules, message, quota, used).hinted(Resource::RequestsPerSecond.hint()))
+}
+
 /// Is one thing small enough?
 fn at_most(rules: &Ruling, name: &str, quota: u64, asked: u64) -> Outcome {
     if asked <= quota {
@@ -869,16 +892,18 @@ vlans = ["100-199"]
     #[test]
     fn every_quota_is_held() {
         let policy = with(
-            "[rule.quota]\nconnections = 1\nrequests = 1\ngrants = 1\npersistent-grants = 0\ncgroups = 1\ncgroup-depth = 2\nids = 70000\nids-per-grant = 65536\npressure-watches = 2\nlinks = 2\npublished-ports = 2\naddresses = 1\n",
+            "[rule.quota]\nconnections = 1\nrequests = 1\nrequests-per-second = 2\ngrants = 1\npersistent-grants = 0\ncgroups = 1\ncgroup-depth = 2\nids = 70000\nids-per-grant = 65536\npressure-watches = 2\nlinks = 2\npublished-ports = 2\naddresses = 1\n",
         );
         let owner = HostUid(PERSON);
         let ports = [HostPort { address: None, port: 8080 }; 3];
         let (full, pair) = (UsageNow { links: 2, published_ports: 2, ..UsageNow::default() }, [LINK, LINK]);
         let one = UsageNow { connections: 1, requests: 1, grants: 1, cgroups: 1, ..UsageNow::default() };
         let none = UsageNow::default();
+        let soon = UsageNow { requests_per_second: 12, ..none };
         let requests = [
             (Request::Connect, one, "connections"),
             (Request::Call, one, "requests"),
+            (Request::Call, soon, "requests-per-second"),
             (Request::CreateGrant(plain()), one, "grants"),
             (Request::CreateGrant(plain()), UsageNow { cgroups: 1, ..none }, "cgroups"),
             (Request::CreateGrant(NewGrant { persistent: true, ..plain() }), none, "persistent-grants"),
@@ -898,6 +923,9 @@ vlans = ["100-199"]
             assert!(denial.message.contains(&format!(" {name}")), "{}", denial.message);
             assert!(denial.hint.is_some());
         }
+        let waits = UsageNow { requests_per_second: 11, ..none };
+        let verdict = judge(&policy, &caller(PERSON), &Request::Call, &waits);
+        assert!(matches!(verdict, Verdict::Allow { .. }), "{verdict:?}");
         let fits = [
             Request::CreateGrant(NewGrant { pressure: 2, ..plain() }),
             Request::CreateCgroup { owner, depth: 2 },

@@ -19,8 +19,8 @@ pub use device::{NodeName, NodeNameError, NodePattern};
 pub use diagnostic::FileError;
 pub use ids::{HostGid, HostUid, IdRange, IdSpan, NsGid, NsUid, SpanError};
 pub use judge::{
-    Action, Denial, DenialCode, HostPort, NewGrant, NewLink, Request, Resource, UsageNow, Verb, Verdict,
-    judge, usage_rows,
+    Action, Denial, DenialCode, HostPort, NewGrant, NewLink, PACE_PATIENCE, Request, Resource, UsageNow,
+    Verb, Verdict, judge, usage_rows,
 };
 pub use limit::{Bytes, CpuList, CpuQuota, HugePageSize, IoLimit, LimitError, LimitKey, LimitValue};
 pub use name::{CgroupName, CgroupPath, GrantName, GrantPath, NameError};

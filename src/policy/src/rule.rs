@@ -129,6 +129,8 @@ table! {
         connections: u64 = Bounded<65_536>,
         /// Requests under way.
         requests: u64 = Bounded<65_536>,
+        /// Requests that begin in a second, and at once when there were none for so long.
+        requests_per_second: u64 = Bounded<1_000_000>,
         /// Grants.
         grants: u64 = Bounded<65_536>,
         /// Grants that outlive their maker; they count among the grants too.
