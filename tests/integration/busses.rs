@@ -98,14 +98,37 @@ fn gdbus_and_busctl_speak_peer_to_peer(lab: &Lab) {
     assert_eq!(instance.trim(), format!("s \"{}\"", lab.instance));
 }
 
-// A bus daemon of the test's own.
-struct Daemon {
+fn changes_do_not_disturb_who_is_just_connecting(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let grant = client.create("restless", Options::new()).unwrap();
+    let address = address(&broker);
+    std::thread::scope(|scope| {
+        let connecting = scope.spawn(|| {
+            // sd-bus says Hello to what it takes for a bus, and gives up if it hears anything before the answer.
+            for _ in 0..60 {
+                let mut command = user.command("busctl");
+                command.arg(format!("--address={address}"));
+                output(command.args(["introspect", "org.cgrant.Broker1", MANAGER_PATH]));
+            }
+        });
+        let mut pids = 10..;
+        while !connecting.is_finished() {
+            let number = pids.next().unwrap().to_string();
+            client.set_limits(&grant.path, &[("pids.max", &number)]).unwrap();
+        }
+    });
+}
+
+/// A bus daemon of the test's own.
+pub struct Daemon {
     child: Child,
-    address: String,
+    pub address: String,
 }
 
 impl Daemon {
-    fn start(lab: &Lab) -> Self {
+    pub fn start(lab: &Lab) -> Self {
         let config = lab.scratch.join("bus.conf");
         let socket = lab.scratch.join("bus.socket");
         let text = format!(
@@ -143,9 +166,9 @@ impl Drop for Daemon {
     }
 }
 
-// dbus-daemon lets nobody in whom /etc/passwd does not know: the bus front has an account, and so have the callers.
-// These are in every Debian.
-fn accounts(lab: &Lab) -> [User; 2] {
+/// dbus-daemon lets nobody in whom /etc/passwd does not know: the bus front has an account, and so have the callers.
+/// These are in every Debian.
+pub fn accounts(lab: &Lab) -> [User; 2] {
     lab.write_config("[accounts]\nbus-front = \"backup\"\n");
     ["games", "news"].map(|name| {
         let passwd = fs::read_to_string("/etc/passwd").unwrap();
@@ -315,6 +338,7 @@ fn what_runs_is_what_the_contract_says(lab: &Lab) {
 crate::tests![
     dbus_send_speaks_peer_to_peer,
     gdbus_and_busctl_speak_peer_to_peer,
+    changes_do_not_disturb_who_is_just_connecting,
     a_real_bus_carries_the_same_objects,
     the_bus_may_go_and_come_back,
     what_runs_is_what_the_contract_says,

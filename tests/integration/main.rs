@@ -38,6 +38,7 @@ mod links_bridges;
 mod links_callers;
 mod links_failures;
 mod mounts;
+mod one_liners;
 mod pam;
 mod policy;
 mod system;
@@ -81,6 +82,7 @@ fn main() -> std::process::ExitCode {
         links_callers::TESTS,
         links_failures::TESTS,
         mounts::TESTS,
+        one_liners::TESTS,
         pam::TESTS,
         system::TESTS,
         system_attacks::TESTS,

@@ -227,7 +227,7 @@ impl Clients {
         }
         tracing::debug!(name, uid = caller.uid, connection = caller.connection.0, "client introduced");
         let outbox = self.bus.outbox().clone();
-        self.core.subscribers.add(caller.uid, caller.connection, outbox, Some(name.to_owned()));
+        self.core.subscribers.add_client(caller.uid, caller.connection, outbox, name.to_owned());
         self.clients.borrow_mut().insert(name.to_owned(), Client::Known { caller, slots, _place: place });
     }
 

@@ -1,8 +1,8 @@
 //! The connections of the broker's own socket: they call the broker's own interfaces, and hear its signals.
 
-use std::{os::fd::OwnedFd, rc::Rc};
+use std::{future::pending, os::fd::OwnedFd, rc::Rc, time::Duration};
 
-use tokio::task::spawn_local;
+use tokio::{sync::Notify, task::spawn_local, time::timeout};
 use zbus::Guid;
 
 use crate::{
@@ -12,6 +12,10 @@ use crate::{
     sasl::Claim,
     session::{Peer, Session},
 };
+
+/// How long a peer that calls nothing hears no signals: it might be about to say `Hello`, which is sent right behind the
+/// handshake, however late its process is given the time for it.
+const BEFORE_HELLO: Duration = Duration::from_secs(2);
 
 /// The connections of our own socket.
 #[derive(Debug)]
@@ -49,11 +53,28 @@ impl Peers {
             return;
         };
         let outbox = session.outbox.clone();
-        self.core.subscribers.add(uid, connection, outbox.clone(), None);
+        let subscribers = &self.core.subscribers;
+        subscribers.add_peer(uid, connection, outbox.clone());
         let caller = Caller { connection, uid, peer_to_peer: true, unix_fds: session.unix_fds };
         let places = self.core.calls.of(uid);
-        session
-            .serve(&places, async |parcel, slots| self.core.call(caller, &parcel, &outbox, slots).await)
-            .await;
+        let (mut is_first, called) = (true, Notify::new());
+        let calls = session.serve(&places, async |parcel, slots| {
+            self.core.call(caller, &parcel, &outbox, slots).await;
+            // `Hello` is answered by now: nobody but this process is asked for it.
+            if std::mem::take(&mut is_first) {
+                subscribers.begin(uid, connection);
+                called.notify_one();
+            }
+        });
+        let listening = async {
+            let _ = timeout(BEFORE_HELLO, called.notified()).await;
+            subscribers.begin(uid, connection);
+            pending().await
+        };
+        // Nothing waits for the time to pass when there was a call, or the connection has ended.
+        tokio::select! {
+            () = calls => {}
+            () = listening => {}
+        }
     }
 }

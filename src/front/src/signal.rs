@@ -2,6 +2,9 @@
 //!
 //! A signal is sent to the connections of the account that it is about and to root's, one by one. On a bus it is
 //! addressed to each client and never broadcast: a broadcast would tell everybody what everybody runs.
+//!
+//! A peer of our own socket that takes it for a bus begins with `Hello`, and sd-bus ends a connection on which anything comes
+//! before the answer. So what a new peer would hear is held back until it has called, or has not for a while.
 
 use std::{cell::RefCell, collections::BTreeMap};
 
@@ -14,8 +17,11 @@ use crate::{
     contract::{OBJECT_MANAGER, PROPERTIES},
     describe,
     object::path_of,
-    outbox::Outbox,
+    outbox::{Outbox, PEER_QUEUE},
 };
+
+/// Most signals that are held back for a peer. Its queue has room for all of them, and the answers beside them.
+const MAX_HELD: usize = PEER_QUEUE / 2;
 
 /// Who gets signals.
 #[derive(Debug)]
@@ -23,6 +29,8 @@ struct Subscriber {
     outbox: Outbox,
     /// Its name on the bus; `None` on our own socket.
     destination: Option<String>,
+    /// What is held back for it; `None` when it has begun to hear signals.
+    held: Option<Vec<Message>>,
 }
 
 /// Everybody who gets signals, by uid.
@@ -30,9 +38,25 @@ struct Subscriber {
 pub struct Subscribers(RefCell<BTreeMap<(u32, ConnectionId), Subscriber>>);
 
 impl Subscribers {
-    /// Adds a connection.
-    pub fn add(&self, uid: u32, connection: ConnectionId, outbox: Outbox, destination: Option<String>) {
-        self.0.borrow_mut().insert((uid, connection), Subscriber { outbox, destination });
+    /// Adds a client of a bus, which hears signals from now on.
+    pub fn add_client(&self, uid: u32, connection: ConnectionId, outbox: Outbox, name: String) {
+        let subscriber = Subscriber { outbox, destination: Some(name), held: None };
+        self.0.borrow_mut().insert((uid, connection), subscriber);
+    }
+
+    /// Adds a connection of our own socket, for which signals are held back until [`begin`](Self::begin).
+    pub fn add_peer(&self, uid: u32, connection: ConnectionId, outbox: Outbox) {
+        let subscriber = Subscriber { outbox, destination: None, held: Some(Vec::new()) };
+        self.0.borrow_mut().insert((uid, connection), subscriber);
+    }
+
+    /// Sends a peer what was held back for it, behind all that it was answered, and holds nothing back any more.
+    pub fn begin(&self, uid: u32, connection: ConnectionId) {
+        if let Some(subscriber) = self.0.borrow_mut().get_mut(&(uid, connection))
+            && let Some(held) = subscriber.held.take()
+        {
+            subscriber.send(&held);
+        }
     }
 
     /// Removes one.
@@ -43,30 +67,40 @@ impl Subscribers {
     /// Sends the signals of an event to those whom it concerns.
     pub fn publish(&self, event: &Event) {
         let account = account_of(event);
-        let subscribers = self.0.borrow();
-        let of = |uid: u32| subscribers.range((uid, ConnectionId(0))..=(uid, ConnectionId(u64::MAX)));
-        let root = if account == 0 { None } else { Some(of(0)) };
+        let mut subscribers = self.0.borrow_mut();
         let mut for_peers: Option<Vec<Message>> = None;
-        for (_, subscriber) in of(account).chain(root.into_iter().flatten()) {
-            let built = match &subscriber.destination {
-                Some(name) => signals(event, Some(name)),
-                // The same messages serve all peers: nothing in them is about who gets them.
-                None => for_peers.clone().map_or_else(|| signals(event, None), Ok),
-            };
-            match built {
-                Ok(messages) => {
-                    subscriber.send(&messages);
-                    if subscriber.destination.is_none() {
-                        for_peers = Some(messages);
+        for uid in std::iter::once(account).chain((account != 0).then_some(0)) {
+            let of_uid = (uid, ConnectionId(0))..=(uid, ConnectionId(u64::MAX));
+            for (_, subscriber) in subscribers.range_mut(of_uid) {
+                let built = match &subscriber.destination {
+                    Some(name) => signals(event, Some(name)),
+                    // The same messages serve all peers: nothing in them is about who gets them.
+                    None => for_peers.clone().map_or_else(|| signals(event, None), Ok),
+                };
+                match built {
+                    Ok(messages) => {
+                        subscriber.take(&messages);
+                        if subscriber.destination.is_none() {
+                            for_peers = Some(messages);
+                        }
                     }
+                    Err(error) => tracing::error!(%error, "cannot build a signal"),
                 }
-                Err(error) => tracing::error!(%error, "cannot build a signal"),
             }
         }
     }
 }
 
 impl Subscriber {
+    /// Sends signals, or holds them back.
+    fn take(&mut self, messages: &[Message]) {
+        match &mut self.held {
+            None => self.send(messages),
+            Some(held) if held.len() + messages.len() <= MAX_HELD => held.extend_from_slice(messages),
+            Some(_) => self.give_up(),
+        }
+    }
+
     fn send(&self, messages: &[Message]) {
         for message in messages {
             if self.outbox.try_send(message.clone()) {
@@ -75,11 +109,16 @@ impl Subscriber {
             if self.destination.is_some() {
                 tracing::warn!("the bus does not take messages; a signal is lost");
             } else {
-                tracing::info!("a peer that does not read its signals is disconnected");
-                self.outbox.disconnect();
+                self.give_up();
             }
             return;
         }
+    }
+
+    /// Ends a connection for which more waits than is kept for anybody.
+    fn give_up(&self) {
+        tracing::info!("a peer that does not read its signals is disconnected");
+        self.outbox.disconnect();
     }
 }
 

@@ -7,7 +7,7 @@ mod support;
 use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
-    io::Write,
+    io::{Read, Write},
     os::{fd::AsFd, unix::net::UnixListener},
     process::Command,
     thread,
@@ -699,6 +699,98 @@ fn signals_go_to_the_account_and_to_root() {
         }
         assert_eq!(oom.next().await.unwrap().args().unwrap().kills, 3, "a proxy hears it too");
     });
+}
+
+/// The members of the signals, and "reply" for replies, in the order in which they came.
+fn kinds(bytes: &[u8]) -> Vec<String> {
+    let mut rest = bytes;
+    let mut kinds = Vec::new();
+    while rest.len() >= 16 {
+        let number = |at: usize| u32::from_ne_bytes(rest[at..at + 4].try_into().unwrap()) as usize;
+        let length = 16 + number(12).next_multiple_of(8) + number(4);
+        if rest.len() < length {
+            return Vec::new();
+        }
+        let text = String::from_utf8_lossy(&rest[..length]).into_owned();
+        let signals = ["Oom", "GrantAdded", "InterfacesAdded"];
+        let signal = signals.iter().find(|name| text.contains(&format!("\0{name}\0")));
+        kinds.push(match rest[1] {
+            2 => "reply".to_owned(),
+            4 => (*signal.unwrap()).to_owned(),
+            other => panic!("a message of type {other}"),
+        });
+        rest = &rest[length..];
+    }
+    kinds
+}
+
+/// What comes up to the last of this kind.
+fn heard_next(stream: &mut std::os::unix::net::UnixStream, last: &str) -> Vec<String> {
+    stream.set_read_timeout(Some(support::PATIENCE)).unwrap();
+    let (mut all, mut piece) = (Vec::new(), [0; 4096]);
+    loop {
+        let kinds = kinds(&all);
+        if kinds.last().is_some_and(|kind| kind == last) {
+            return kinds;
+        }
+        let count = stream.read(&mut piece).unwrap();
+        assert!(count > 0, "closed after {}", all.escape_ascii());
+        all.extend_from_slice(&piece[..count]);
+    }
+}
+
+#[test]
+fn nothing_comes_before_the_answer_to_hello() {
+    const BEGUN: &[u8] = b"\0AUTH EXTERNAL 31303030\r\nBEGIN\r\n";
+    let front = Front::socket();
+    let oom = || front.event(Event::Oom { grant: GRANT, account: 1000, kills: 1 });
+    let passed_on = || {
+        // Events are taken in their order: this one's has been when the other connection hears it.
+        block_on(async {
+            let (other, _) = client(&front, 1001).await;
+            let mut stream = MessageStream::from(&other);
+            call(&other, "/", None, "Ping", &()).await.unwrap();
+            front.event(Event::Oom { grant: GRANT, account: 1001, kills: 1 });
+            while stream.next().await.unwrap().unwrap().message_type() != zbus::message::Type::Signal {}
+        });
+    };
+    let hello = Message::method_call("/org/freedesktop/DBus", "Hello")
+        .destination("org.freedesktop.DBus")
+        .interface("org.freedesktop.DBus")
+        .build(&())
+        .unwrap();
+    let list = Message::method_call(MANAGER_PATH, "ListRanges").build(&()).unwrap();
+    for first in [&hello, &list] {
+        let (mut stream, _) = front.connect(1000);
+        stream.write_all(BEGUN).unwrap();
+        read_until(&mut stream, "OK ");
+        // It is served from now on: signals are for it.
+        thread::sleep(Duration::from_millis(50));
+        front.event(Event::Added { grant: grant() });
+        passed_on();
+        stream.write_all(first.data()).unwrap();
+        let mut all = Vec::new();
+        if std::ptr::eq(first, &raw const hello) {
+            all.extend(heard_next(&mut stream, "InterfacesAdded"));
+            assert_eq!(all, ["reply", "GrantAdded", "InterfacesAdded"]);
+        } else {
+            all.extend(heard_next(&mut stream, "reply"));
+            assert_eq!(
+                all,
+                ["GrantAdded", "InterfacesAdded", "reply"],
+                "what was before the answer comes before it"
+            );
+        }
+        oom();
+        assert_eq!(heard_next(&mut stream, "Oom"), ["Oom"], "and nothing is held back from then on");
+    }
+    // Who only listens hears what was held back, a little later.
+    let (mut listener, _) = front.connect(1000);
+    listener.write_all(BEGUN).unwrap();
+    read_until(&mut listener, "OK ");
+    thread::sleep(Duration::from_millis(50));
+    oom();
+    assert_eq!(heard_next(&mut listener, "Oom"), ["Oom"]);
 }
 
 #[test]
