@@ -4,6 +4,7 @@
 # make lint     style: rustfmt, clippy, cargo-deny if it is there
 # make bench    as root: speed and size, beside the peers that are installed
 # make install  DESTDIR= PREFIX=/usr/local
+# make deb      Debian packages in target/deb, of the release build or of the programs in BIN_DIR
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -41,14 +42,15 @@ dbusconfdir := $(SYSCONFDIR)/dbus-1/system.d
 endif
 
 DEPS_BUILD := gcc libc6-dev libpam0g ca-certificates
+DEPS_DEB := debhelper dpkg-dev lintian
 DEPS_DEMO := busybox-static dnsmasq-base iproute2 mmdebstrap nftables procps util-linux
-DEPS_CHECK := bsdutils busybox-static dbus dnsmasq-base e2fsprogs groff-base iproute2 libdbus-1-dev libglib2.0-bin mmdebstrap nftables openssl pkg-config procps qemu-system-x86 \
+DEPS_CHECK := $(DEPS_DEB) bsdutils busybox-static dbus dnsmasq-base e2fsprogs groff-base iproute2 libdbus-1-dev libglib2.0-bin mmdebstrap nftables openssl pkg-config procps qemu-system-x86 \
 	strace systemd uidmap util-linux xz-utils zstd
 DEPS_BENCH := bubblewrap busybox-static crun dbus dnsmasq-base iperf3 iproute2 lxc mmdebstrap nftables passt podman runc slirp4netns strace \
 	systemd-container uidmap util-linux
 
-.PHONY: all rust demo check check-unit check-integration check-vm bench lint install install-files clean
-.PHONY: deps-build deps-demo deps-check deps-bench
+.PHONY: all rust demo check check-unit check-integration check-vm bench lint install install-files deb deb-unchecked clean
+.PHONY: deps-build deps-deb deps-demo deps-check deps-bench
 
 # The module apart: what libpam is needed for is compiled into nothing else.
 all: rust
@@ -62,6 +64,9 @@ rust:
 deps-build:
 	@tests/demo/packages $(DEPS_BUILD)
 	@tests/demo/rust $(CARGO) install
+
+deps-deb: deps-build
+	@tests/demo/packages $(DEPS_DEB)
 
 deps-demo: deps-build
 	@tests/demo/packages $(DEPS_DEMO)
@@ -147,6 +152,21 @@ install-files:
 	install -m 644 policy/strict.toml $(DESTDIR)$(docdir)/policy-strict.toml
 	install -m 644 examples/*.toml $(DESTDIR)$(docdir)/examples/
 	install -m 644 examples/policy.d/*.toml $(DESTDIR)$(docdir)/examples/policy.d/
+
+# Of programs that are there already, so that nothing is compiled; `dpkg-buildpackage` compiles. Nothing is written outside the target directory.
+deb: deb-unchecked
+	cd $(TARGET_DIR)/deb && lintian --fail-on error,warning *.deb
+
+ifeq ($(BIN_DIR),$(TARGET_DIR)/release)
+deb-unchecked: all
+endif
+deb-unchecked: deps-deb
+	@rm -rf $(TARGET_DIR)/deb
+	@install -d $(TARGET_DIR)/deb/source
+	@cp -r debian $(TARGET_DIR)/deb/source/
+	cd $(TARGET_DIR)/deb/source && CGRANT_SOURCE=$(CURDIR) CGRANT_BIN=$(abspath $(BIN_DIR)) DEB_BUILD_PROFILES=pkg.cgrant.built \
+		dpkg-buildpackage --build=binary --no-sign
+	@rm -rf $(TARGET_DIR)/deb/source
 
 clean:
 	$(CARGO) clean

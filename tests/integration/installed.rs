@@ -1,6 +1,7 @@
-//! What a package brings beside the programs: manual pages, completions, units.
+//! What a package brings beside the programs: manual pages, completions, units; and the packages themselves.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -30,6 +31,74 @@ fn silent(command: &mut Command) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let said = text(&output.stderr);
     assert!(output.status.success() && said.is_empty(), "{command:?}: {} {said}", output.status);
+}
+
+/// What the targets would run, a line each.
+fn recipe(targets: &[&str]) -> Vec<String> {
+    let mut make = Command::new("make");
+    make.args(["--no-print-directory", "--dry-run", "CARGO=cargo", "BIN_DIR=BUILT"]).args(targets);
+    let output = make.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    assert!(output.status.success(), "{make:?}: {}", text(&output.stderr));
+    text(&output.stdout).replace("\\\n", " ").lines().map(str::to_owned).collect()
+}
+
+/// The files that `cargo build` and `cargo build -p` of these lines make.
+fn built(lines: &[String]) -> BTreeSet<String> {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["metadata", "--no-deps", "--offline", "--format-version=1"]);
+    let output = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut made = BTreeSet::new();
+    for line in lines.iter().filter(|line| line.starts_with("cargo build")) {
+        let package = line.split_once(" -p ").map_or("cgrant", |(_, name)| name);
+        let found = metadata["packages"].as_array().unwrap().iter().find(|found| found["name"] == package);
+        for target in
+            found.unwrap_or_else(|| panic!("no package {package}: {line}"))["targets"].as_array().unwrap()
+        {
+            let name = target["name"].as_str().unwrap();
+            for kind in target["crate_types"].as_array().unwrap() {
+                made.extend(match kind.as_str().unwrap() {
+                    "bin" => Some(name.to_owned()),
+                    "cdylib" => Some(format!("lib{name}.so")),
+                    _ => None,
+                });
+            }
+        }
+    }
+    made
+}
+
+fn what_is_installed_is_built(_: &Lab) {
+    let lines = recipe(&["install-files"]);
+    let words = lines.iter().flat_map(|line| line.split_whitespace());
+    let installed: BTreeSet<String> =
+        words.filter_map(|word| Some(word.strip_prefix("BUILT/")?.to_owned())).collect();
+    assert!(installed.len() > 6, "{installed:?}");
+    // Those who install what they have built, and the demo, which does so without saying it here.
+    for target in ["all", "demo"] {
+        let built = built(&recipe(&[target]));
+        let lacking: Vec<_> = installed.difference(&built).collect();
+        assert!(lacking.is_empty(), "`make {target}` does not build {lacking:?}, which are installed");
+    }
+}
+
+fn the_packages_are_good(lab: &Lab) {
+    let mut make = Command::new("make");
+    make.args(["--no-print-directory", "deb"])
+        .arg(format!("TARGET_DIR={}", lab.scratch.display()))
+        .arg(format!("BIN_DIR={}", lab.programs.display()))
+        // Quicker than what packages are made with otherwise.
+        .env("DPKG_DEB_COMPRESSOR_TYPE", "gzip")
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    let output = make.output().unwrap();
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    for package in ["cgrant", "cgrant-cgmanager", "libpam-cgrant"] {
+        let version = env!("CARGO_PKG_VERSION");
+        let named = format!("{package}_{version}_");
+        let files = pages(&lab.scratch.join("deb"));
+        let is_there = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with(&named);
+        assert!(files.iter().any(is_there), "debian/changelog is not of version {version}: {files:?}");
+    }
 }
 
 fn pages(directory: &Path) -> Vec<PathBuf> {
@@ -150,4 +219,10 @@ fn a_shell_completes_verbs_options_and_names(lab: &Lab) {
     shell.done(&["delete", "web", "wiki"]);
 }
 
-crate::tests![manual_pages_are_good_roff, units_are_good, a_shell_completes_verbs_options_and_names,];
+crate::tests![
+    manual_pages_are_good_roff,
+    units_are_good,
+    what_is_installed_is_built,
+    the_packages_are_good,
+    a_shell_completes_verbs_options_and_names,
+];
