@@ -13,13 +13,14 @@ use zbus_xml::Node;
 
 use crate::common::{Broker, Client, Lab, Options, User, bus::MANAGER_PATH, checker, wait_until};
 
-const CONTRACT: [&str; 6] = [
+const CONTRACT: [&str; 7] = [
     include_str!("../../dbus/org.cgrant.Broker1.Manager.xml"),
     include_str!("../../dbus/org.cgrant.Broker1.Grant.xml"),
     include_str!("../../dbus/org.cgrant.Broker1.Cgroup.xml"),
     include_str!("../../dbus/org.cgrant.Broker1.Links.xml"),
     include_str!("../../dbus/org.cgrant.Broker1.Ids.xml"),
     include_str!("../../dbus/org.cgrant.Broker1.Mounts.xml"),
+    include_str!("../../dbus/org.cgrant.Broker1.Account.xml"),
 ];
 
 fn output(command: &mut Command) -> String {
@@ -307,15 +308,17 @@ fn shape(xml: &str) -> Shape {
 
 fn what_runs_is_what_the_contract_says(lab: &Lab) {
     let broker = lab.broker();
-    let client = lab.user().client(broker.socket());
+    let user = lab.user();
+    let client = user.client(broker.socket());
     let grant = client.create("seen", Options::new()).unwrap();
     let mut running = shape(&client.introspect(MANAGER_PATH));
     running.extend(shape(&client.introspect(&grant.path)));
+    running.extend(shape(&client.introspect(&format!("/org/cgrant/Broker1/account/{}", user.uid))));
     let mut promised = Shape::new();
     for xml in CONTRACT {
         promised.extend(shape(xml));
     }
-    assert_eq!(promised.len(), 6);
+    assert_eq!(promised.len(), 7);
     running.retain(|name, _| name.starts_with("org.cgrant."));
     for (name, lines) in &promised {
         assert_eq!(running.get(name), Some(lines), "{name}: what runs and the contract differ");

@@ -1,12 +1,28 @@
 //! Policy: quotas with their figures, rules by uid and group, files with mistakes.
 
 use std::{
+    collections::HashMap,
     fs,
     process::Command,
     time::{Duration, Instant},
 };
 
-use crate::common::{Lab, Options, checker, wait_until};
+use zbus::OwnedVariant;
+
+use crate::common::{
+    Client, Lab, Options, PATIENCE, User,
+    bus::{PROPERTIES, Watch},
+    checker, wait_until,
+};
+
+const ACCOUNT: &str = "org.cgrant.Broker1.Account";
+const INTROSPECTABLE: &str = "org.freedesktop.DBus.Introspectable";
+
+type Changed = (String, HashMap<String, OwnedVariant>, Vec<String>);
+
+fn account_path(uid: u32) -> String {
+    format!("/org/cgrant/Broker1/account/{uid}")
+}
 
 fn quotas_are_met_with_figures(lab: &Lab) {
     let broker = {
@@ -91,6 +107,105 @@ fn requests_that_come_too_fast_wait_and_hold_up_nobody_else(lab: &Lab) {
     assert_eq!(refused.number("quota"), Some(1), "{refused:?}");
     assert!(refused.details.contains_key("hint") && refused.details.contains_key("rule"), "{refused:?}");
     assert!(refused.number("usage").is_some_and(|usage| usage >= 6), "{refused:?}");
+}
+
+fn an_account_has_its_usage_as_properties_that_change(lab: &Lab) {
+    let (user, other) = (lab.user(), lab.user());
+    lab.write_policy("[[rule]]\nname = \"few\"\n[rule.quota]\ngrants = 7\n");
+    let broker = lab.broker();
+    let client = user.client(broker.socket());
+    let (stranger, root) = (other.client(broker.socket()), lab.root().client(broker.socket()));
+    client.names();
+    let path = account_path(user.uid);
+    let figure = |client: &Client, property: &str, resource: &str| {
+        let all: HashMap<String, u64> = client.property(&path, ACCOUNT, property);
+        all.get(resource).copied()
+    };
+    assert_eq!((figure(&client, "Usage", "grants"), figure(&client, "Quotas", "grants")), (Some(0), Some(7)));
+    assert_eq!(client.property::<u32>(&path, ACCOUNT, "Uid"), user.uid);
+    assert!(client.property::<String>(&path, ACCOUNT, "Rule").contains("few"));
+    assert!(client.introspect(&path).contains(ACCOUNT));
+    let children = |client: &Client| client.introspect("/org/cgrant/Broker1/account");
+    let node = |uid: u32| format!("<node name=\"{uid}\"/>");
+    assert!(children(&client).contains(&node(user.uid)) && !children(&client).contains(&node(other.uid)));
+    assert!(children(&root).contains(&node(user.uid)) && children(&root).contains(&node(other.uid)));
+    // Nobody learns of another's, and not whether there is such an account.
+    for uid in [user.uid, 4_000_000_000, 0] {
+        let path = account_path(uid);
+        let get = (ACCOUNT, "Usage");
+        let refused = stranger.call::<_, OwnedVariant>(&path, PROPERTIES, "Get", &get).unwrap_err();
+        refused.is("NotAuthorized", "usage of other accounts");
+        let refused = stranger.call::<_, String>(&path, INTROSPECTABLE, "Introspect", &()).unwrap_err();
+        refused.is("NotAuthorized", "usage of other accounts");
+    }
+    let all = Options::new().with("all", true);
+    stranger.manager::<_, Vec<u32>>("ListAccounts", &all.0).unwrap_err().is("NotAuthorized", "");
+    assert_eq!(stranger.manager::<_, Vec<u32>>("ListAccounts", &Options::new().0).unwrap(), [other.uid]);
+    let (mut own, mut roots, mut strangers) = (client.watch(), root.watch(), stranger.watch());
+    let grants: Vec<_> = (0..5).map(|n| client.create(&format!("g{n}"), Options::new()).unwrap()).collect();
+    // What is told of the account: its grants, and what is to be asked for again.
+    let told = |client: &Client, watch: &mut Watch| {
+        // Those of the grants themselves come too.
+        loop {
+            let (path, (_, mut changed, again)) =
+                client.signal::<Changed>(watch, "PropertiesChanged", PATIENCE)?;
+            if path == account_path(user.uid) {
+                let usage =
+                    changed.remove("Usage").map(|usage| HashMap::<String, u64>::try_from(usage).unwrap());
+                return Some((usage.and_then(|usage| usage.get("grants").copied()), again));
+            }
+        }
+    };
+    let mut news = 0;
+    loop {
+        let (grants, _) = told(&client, &mut own).expect("no signal of five grants");
+        news += 1;
+        if grants == Some(5) {
+            break;
+        }
+    }
+    assert!(news <= 5, "as many signals as grants");
+    assert!(told(&root, &mut roots).is_some());
+    drop(grants);
+    client.release(&client.find("g0").unwrap(), false).unwrap();
+    while told(&client, &mut own).expect("no signal of a release").0 != Some(4) {}
+    // Another policy: what may be had can be another, and everybody is told for his own account.
+    lab.write_policy("[[rule]]\nname = \"more\"\n[rule.quota]\ngrants = 9\n");
+    broker.reload();
+    while told(&client, &mut own).expect("no signal of a policy").1 != ["Quotas", "Rule"] {}
+    wait_until("the quota is another", || figure(&client, "Quotas", "grants") == Some(9));
+    // The stranger has heard of its own account only, for which the policy was changed as well.
+    loop {
+        let (path, _) = stranger.signal::<Changed>(&mut strangers, "PropertiesChanged", PATIENCE).unwrap();
+        assert_eq!(path, account_path(other.uid));
+        if stranger.property::<HashMap<String, u64>>(&path, ACCOUNT, "Quotas").get("grants") == Some(&9) {
+            break;
+        }
+    }
+}
+
+fn usage_on_the_command_line(lab: &Lab) {
+    let (user, other) = (lab.user(), lab.user());
+    let broker = lab.broker();
+    let client = user.client(broker.socket());
+    client.create("one", Options::new()).unwrap();
+    let run = |user: &User, arguments: &[&str]| {
+        let output = user.cgrant(broker.socket(), arguments);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, said, _) = run(&user, &["usage"]);
+    assert!(code == Some(0) && said.contains("requests-per-second"), "{said}");
+    let (code, said, _) = run(&lab.root(), &["usage", "--all"]);
+    let row = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        words.starts_with(&[user.uid.to_string().as_str(), "grants", "1"])
+    };
+    assert!(code == Some(0) && said.lines().any(row), "{said}");
+    let (code, said, _) = run(&lab.root(), &["usage", "--all", "--format", "json"]);
+    assert!(code == Some(0) && said.contains(&format!("\"account\":{}", user.uid)), "{said}");
+    let (code, said, why) = run(&other, &["usage", "--all"]);
+    assert!(code != Some(0) && said.is_empty() && why.contains("other accounts"), "{said} {why}");
 }
 
 fn rules_by_uid_and_by_the_groups_of_the_connection(lab: &Lab) {
@@ -203,6 +318,8 @@ fn a_broker_does_not_start_on_a_broken_policy(lab: &Lab) {
 crate::tests![
     quotas_are_met_with_figures,
     requests_that_come_too_fast_wait_and_hold_up_nobody_else,
+    an_account_has_its_usage_as_properties_that_change,
+    usage_on_the_command_line,
     rules_by_uid_and_by_the_groups_of_the_connection,
     who_may_not_connect_is_not_served,
     ceilings_hold_for_every_grant,

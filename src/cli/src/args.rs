@@ -99,8 +99,9 @@ pub(crate) enum Command {
     #[command(after_help = "\
 Examples:
   cgrant usage
-  cgrant usage --account 1000 --format json     as root: somebody else's")]
-    Usage(AccountArgs),
+  cgrant usage --account 1000 --format json     as root: somebody else's
+  cgrant usage --all                            as root: everybody's")]
+    Usage(UsageArgs),
     /// Runs a command in a container: a grant of its own, all namespaces, gone when it ends
     Run(Box<RunArgs>),
     /// Says what this machine can and cannot do, and how to mend it
@@ -450,10 +451,14 @@ pub(crate) struct GrantName {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct AccountArgs {
+#[group(multiple = false)]
+pub(crate) struct UsageArgs {
     /// Whose (root only)
     #[arg(long, value_name = "UID")]
     pub(crate) account: Option<u32>,
+    /// Of every account that has something here (root only)
+    #[arg(long)]
+    pub(crate) all: bool,
 }
 
 #[derive(Debug, Args)]

@@ -113,6 +113,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
         wishes: step("record of cgroups", Wishes::open(&run))?,
         pool: crate::pool::Pool::default(),
         paces: crate::pace::Paces::default(),
+        usages: crate::usage::Usages::default(),
         config,
         own_userns: step("user namespace", UsernsFd::own().and_then(|own| own.id()))?,
         own_netns: step("network namespace", NetnsFd::own().and_then(|own| own.id()))?,

@@ -199,6 +199,11 @@ impl Connections {
         (count(&self.connections), count(&self.requests))
     }
 
+    /// The accounts that have connections.
+    pub fn accounts(&self) -> impl Iterator<Item = HostUid> {
+        self.connections.keys().copied()
+    }
+
     /// A request that is counted to the account begins.
     pub fn request_begins(&mut self, account: HostUid) {
         *self.requests.entry(account).or_default() += 1;

@@ -12,7 +12,8 @@ use std::{
 use cgrant_policy::{Denial, DenialCode, HostUid, Policy, Request, UsageNow, Verb, Verdict, judge};
 use cgrant_sys::{dir::Dir, namespace::NsId};
 use cgrant_wire::{
-    Answer, EndReason, Event, FromEngine, GrantId, Refusal, RefusalCode, RequestId, boot::FrontKind,
+    Answer, EndReason, Event, FromEngine, GrantChange, GrantId, Refusal, RefusalCode, RequestId,
+    boot::FrontKind,
 };
 use nix::sys::{epoll::EpollFlags, inotify::AddWatchFlags};
 
@@ -31,6 +32,7 @@ use crate::{
     record::{GrantRecord, Journal, JournalError},
     registry::{Grant, Registry},
     show::Shower,
+    usage::Usages,
     watch::{Target, Watches},
 };
 
@@ -80,6 +82,8 @@ pub struct Engine {
     pub pool: Pool,
     /// How fast requests begin.
     pub paces: Paces,
+    /// What was told of what accounts use.
+    pub usages: Usages,
     /// The directory of policy and settings.
     pub config: Dir,
     /// The user namespace that the engine itself is in.
@@ -332,6 +336,9 @@ impl Engine {
 
     fn tell_now(&self, event: Event) {
         log(&event);
+        if let Some(account) = whose_usage(&event) {
+            self.touch(account);
+        }
         let message = FromEngine::Event(event);
         for front in [FrontKind::Socket, FrontKind::Bus] {
             self.send(front, &message, Vec::new());
@@ -346,6 +353,20 @@ impl Engine {
             account: grant.account.0,
             reason,
         });
+    }
+}
+
+/// The account whose usage is another one after what the event is about.
+fn whose_usage(event: &Event) -> Option<HostUid> {
+    match event {
+        Event::Added { grant } => Some(HostUid(grant.account)),
+        Event::Ended { account, .. }
+        | Event::LinkAdded { account, .. }
+        | Event::LinkRemoved { account, .. }
+        | Event::Changed { account, change: GrantChange::Links(_) | GrantChange::Lifetime(_), .. } => {
+            Some(HostUid(*account))
+        }
+        _ => None,
     }
 }
 
@@ -401,6 +422,7 @@ fn verb(request: &Request<'_>) -> &'static str {
         Request::ReadRaw { .. } => "read raw",
         Request::WriteRaw { .. } => "write raw",
         Request::ListAll => "list all",
+        Request::ListAccounts => "list accounts",
         Request::Legacy => "legacy",
         Request::LegacyCgroup { .. } => "legacy cgroup",
         Request::UsageOf { .. } => "usage",
@@ -425,6 +447,7 @@ fn owner(caller: &Caller, request: &Request<'_>) -> HostUid {
         | Request::ListBridges
         | Request::ExamineNetwork
         | Request::ListAll
+        | Request::ListAccounts
         | Request::Legacy
         | Request::LegacyCgroup { .. } => caller.charged(),
     }

@@ -123,6 +123,7 @@ pub fn happened(engine: &Engine, id: GrantId, target: &Target) {
         | Target::Helper
         | Target::Vacant(_)
         | Target::Pace(..)
+        | Target::Usage(..)
         | Target::Accounts => (),
     }
 }

@@ -28,6 +28,7 @@ mod sandbox;
 mod server;
 mod settings;
 pub mod show;
+mod usage;
 mod watch;
 
 use std::process::ExitCode;

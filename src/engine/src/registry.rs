@@ -199,6 +199,11 @@ impl Registry {
         self.by_id.remove(&grant.id);
     }
 
+    /// The accounts that have grants.
+    pub fn accounts(&self) -> impl Iterator<Item = HostUid> {
+        self.accounts.keys().copied()
+    }
+
     /// The grant of this id.
     pub fn get(&self, id: GrantId) -> Option<Arc<Grant>> {
         self.by_id.get(&id).cloned()

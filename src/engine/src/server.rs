@@ -17,8 +17,8 @@ use cgrant_sys::{
     socket,
 };
 use cgrant_wire::{
-    Answer, BusClient, ConnectionId, FdIndex, FromEngine, Op, Refusal, RefusalCode, RequestId, Surface,
-    ToEngine,
+    Answer, BusClient, ConnectionId, Event, FdIndex, FromEngine, Op, Refusal, RefusalCode, RequestId,
+    Surface, ToEngine,
     boot::{FromChild, FrontKind, ToChild},
 };
 use nix::sys::epoll::EpollFlags;
@@ -139,6 +139,11 @@ impl Server {
                 Target::Pace(account, watch) => {
                     self.engine.watches.remove(&[watch]);
                     self.pace(account);
+                }
+                Target::Usage(account, watch) => {
+                    self.engine.watches.remove(&[watch]);
+                    let engine = Arc::clone(&self.engine);
+                    self.submit_or_warn(account, Box::new(move || engine.look_at_usage(account)));
                 }
                 Target::Vacant(account) => {
                     let engine = Arc::clone(&self.engine);
@@ -361,6 +366,7 @@ impl Server {
             self.engine.authorize_silently(&caller, &Request::Legacy)?;
         }
         self.engine.connections().open(&caller);
+        self.engine.touch(caller.charged());
         Ok(caller)
     }
 
@@ -406,6 +412,7 @@ impl Server {
 
     fn connection_ended(&self, caller: &Caller, how: Ended) {
         caller.set_ended(how);
+        self.engine.touch(caller.charged());
         let held = self.engine.registry().take_held(caller.connection);
         for grant in held {
             let (engine, account, connection) = (Arc::clone(&self.engine), grant.account, caller.connection);
@@ -465,6 +472,7 @@ impl Server {
         let message = match outcome {
             Ok(policy) => {
                 self.engine.set_policy(policy);
+                self.engine.tell(Event::Policy);
                 tracing::info!("the policy was read again");
                 FromChild::Reloaded(Ok(()))
             }

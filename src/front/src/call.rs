@@ -236,8 +236,12 @@ impl Request<'_> {
         let children = match self.object {
             Object::Grants => return Ok(ask(self.all_visible(), View::GrantsXml)),
             Object::Grant(grant) => return Ok(ask(Op::Describe { grant }, View::GrantXml)),
+            Object::Accounts => {
+                return Ok(ask(Op::ListAccounts { all: self.caller.uid == 0 }, View::AccountsXml));
+            }
+            Object::Account(uid) => return Ok(ask(Op::Usage { account: Some(uid) }, View::AccountXml)),
             Object::Above(children) => children,
-            Object::Manager => &["grant"],
+            Object::Manager => &["account", "grant"],
             Object::Driver => &[],
         };
         let interfaces = Contract::interfaces_of(self.object, false);
@@ -291,6 +295,7 @@ impl Request<'_> {
     fn ask_about(&self, view: View) -> Result<Action, Fault> {
         match self.object {
             Object::Grant(grant) => Ok(ask(Op::Describe { grant }, view)),
+            Object::Account(uid) => Ok(ask(Op::Usage { account: Some(uid) }, view)),
             _ => Ok(ask(Op::BrokerInfo, view)),
         }
     }
@@ -323,6 +328,12 @@ impl Request<'_> {
                 let account = options.number("account")?;
                 options.finish()?;
                 Ok(ask(Op::Usage { account }, View::Usage))
+            }
+            "ListAccounts" => {
+                let mut options: Options = self.body()?;
+                let all = options.flag("all")?.unwrap_or(false);
+                options.finish()?;
+                Ok(ask(Op::ListAccounts { all }, View::Accounts))
             }
             "ListBridges" => Ok(ask(Op::ListBridges, View::Bridges)),
             "ExamineNetwork" => Ok(ask(Op::ExamineNetwork, View::Findings)),

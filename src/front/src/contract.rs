@@ -8,13 +8,14 @@ use crate::object::Object;
 /// Introspection, properties, and what else is in no file of ours.
 const STANDARD: &str = include_str!("standard.xml");
 /// The broker's own interfaces.
-pub const OWN: [&str; 6] = [
+pub const OWN: [&str; 7] = [
     include_str!("../../../dbus/org.cgrant.Broker1.Manager.xml"),
     include_str!("../../../dbus/org.cgrant.Broker1.Grant.xml"),
     include_str!("../../../dbus/org.cgrant.Broker1.Cgroup.xml"),
     include_str!("../../../dbus/org.cgrant.Broker1.Links.xml"),
     include_str!("../../../dbus/org.cgrant.Broker1.Ids.xml"),
     include_str!("../../../dbus/org.cgrant.Broker1.Mounts.xml"),
+    include_str!("../../../dbus/org.cgrant.Broker1.Account.xml"),
 ];
 /// CGManager's interface.
 const LEGACY_XML: &str = include_str!("../../../dbus/org.linuxcontainers.cgmanager0_0.xml");
@@ -96,9 +97,10 @@ impl Contract {
 
     /// Names of the interfaces of an object; `ids` if it is a grant that has some.
     pub fn interfaces_of(object: Object, ids: bool) -> &'static [&'static str] {
-        use cgrant_proto::names::{CGROUP, GRANT, IDS, LINKS, MANAGER, MOUNTS};
+        use cgrant_proto::names::{ACCOUNT, CGROUP, GRANT, IDS, LINKS, MANAGER, MOUNTS};
         match object {
-            Object::Above(_) | Object::Grants => &[INTROSPECTABLE, PEER],
+            Object::Above(_) | Object::Grants | Object::Accounts => &[INTROSPECTABLE, PEER],
+            Object::Account(_) => &[ACCOUNT, PROPERTIES, INTROSPECTABLE, PEER],
             Object::Driver => &[DRIVER, INTROSPECTABLE, PEER],
             Object::Manager => &[MANAGER, OBJECT_MANAGER, PROPERTIES, INTROSPECTABLE, PEER],
             Object::Grant(_) if ids => &[GRANT, CGROUP, LINKS, IDS, MOUNTS, PROPERTIES, INTROSPECTABLE, PEER],
@@ -200,7 +202,9 @@ mod tests {
     #[test]
     fn introspection_is_what_the_files_say() {
         let contract = Contract::load().unwrap();
-        for (object, ids) in [(Object::Manager, false), (Object::Grant(GrantId(1)), true)] {
+        for (object, ids) in
+            [(Object::Manager, false), (Object::Account(1), false), (Object::Grant(GrantId(1)), true)]
+        {
             let names = Contract::interfaces_of(object, ids);
             let xml = contract.introspect(names, ["child".to_owned()].into_iter());
             let node = Node::from_reader(xml.as_bytes()).unwrap();

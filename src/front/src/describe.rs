@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use cgrant_proto::{
     Port, Transport,
-    names::{CGROUP, GRANT, IDS, LINKS, MANAGER, MOUNTS},
+    names::{ACCOUNT, CGROUP, GRANT, IDS, LINKS, MANAGER, MOUNTS},
 };
 use cgrant_wire::{
     Address, BridgeInfo, BrokerInfo, EndReason, GrantInfo, Lifetime, LinkEnd, LinkInfo, LinkKind,
-    PublishedPort, Stat,
+    PublishedPort, Stat, Usage, UsageRow,
 };
 use zbus::Variant;
 
@@ -59,6 +59,22 @@ pub fn whole_grant(info: &GrantInfo) -> BTreeMap<&'static str, Properties<'_>> {
         .into_iter()
         .filter_map(|name| Some((name, grant(info, name)?)))
         .collect()
+}
+
+/// The properties of an account, of its interface `interface`; `None` if it does not have that one.
+pub fn account<'a>(usage: &'a Usage, interface: &str) -> Option<Properties<'a>> {
+    (interface == ACCOUNT).then(|| {
+        let figures = |figure: fn(&UsageRow) -> u64| {
+            let figures = usage.rows.iter().map(|row| (row.resource.as_str(), figure(row)));
+            Variant::from(figures.collect::<BTreeMap<_, _>>())
+        };
+        BTreeMap::from([
+            ("Uid", Variant::from(usage.account)),
+            ("Usage", figures(|row| row.used)),
+            ("Quotas", figures(|row| row.quota)),
+            ("Rule", Variant::from(usage.rule.as_str())),
+        ])
+    })
 }
 
 /// The properties of the broker, of its interface `interface`; `None` if that has none.
@@ -313,6 +329,12 @@ pub mod tests {
         info.range = None;
         assert!(grant(&info, IDS).is_none());
         assert_eq!(whole_grant(&info).len(), 3);
+        let usage = Usage {
+            account: 1000,
+            rule: String::new(),
+            rows: vec![UsageRow { resource: "grants".to_owned(), used: 1, quota: 2 }],
+        };
+        assert_eq!(served(&account(&usage, ACCOUNT).unwrap()), contract(ACCOUNT));
         let info = BrokerInfo {
             version: String::new(),
             instance: String::new(),

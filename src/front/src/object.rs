@@ -1,6 +1,6 @@
 //! The objects there are, by their paths. Whether a grant exists is the engine's to say.
 
-use cgrant_proto::names::{GRANT_DIRECTORY, MANAGER_PATH, grant_path};
+use cgrant_proto::names::{ACCOUNT_DIRECTORY, GRANT_DIRECTORY, MANAGER_PATH, account_uid, grant_path};
 use cgrant_wire::GrantId;
 
 /// Path of the bus driver's object, which our socket has too, for clients that take it for a bus.
@@ -17,6 +17,10 @@ pub enum Object {
     Grants,
     /// A grant.
     Grant(GrantId),
+    /// The directory of the accounts.
+    Accounts,
+    /// An account.
+    Account(u32),
     /// What a bus has at this place; only on our own socket.
     Driver,
 }
@@ -32,7 +36,10 @@ pub fn find(path: &str, peer_to_peer: bool) -> Option<Object> {
         DRIVER_PATH if peer_to_peer => Some(Object::Driver),
         MANAGER_PATH => Some(Object::Manager),
         GRANT_DIRECTORY => Some(Object::Grants),
-        _ => cgrant_proto::names::grant_id(path)?.parse().ok().map(Object::Grant),
+        ACCOUNT_DIRECTORY => Some(Object::Accounts),
+        _ => account_uid(path)
+            .map(Object::Account)
+            .or_else(|| cgrant_proto::names::grant_id(path)?.parse().ok().map(Object::Grant)),
     }
 }
 
@@ -48,6 +55,7 @@ mod tests {
     #[test]
     fn every_object_is_found_from_the_top() {
         assert_eq!(find(&path_of(GrantId(0xab)), false), Some(Object::Grant(GrantId(0xab))));
+        assert_eq!(find("/org/cgrant/Broker1/account/1000", false), Some(Object::Account(1000)));
         for peer_to_peer in [true, false] {
             let mut paths = vec!["/".to_owned()];
             while let Some(path) = paths.pop() {

@@ -8,7 +8,7 @@
 
 use std::{cell::RefCell, collections::BTreeMap};
 
-use cgrant_proto::names::{CGROUP, GRANT, IDS, LINKS, MANAGER, MANAGER_PATH, MOUNTS};
+use cgrant_proto::names::{ACCOUNT, CGROUP, GRANT, IDS, LINKS, MANAGER, MANAGER_PATH, MOUNTS, account_path};
 use cgrant_wire::{ConnectionId, Event, GrantChange};
 use serde::Serialize;
 use zbus::{DynamicType, Message, ObjectPath, Variant};
@@ -66,7 +66,7 @@ impl Subscribers {
 
     /// Sends the signals of an event to those whom it concerns.
     pub fn publish(&self, event: &Event) {
-        let account = account_of(event);
+        let Some(account) = account_of(event) else { return self.publish_policy() };
         let mut subscribers = self.0.borrow_mut();
         let mut for_peers: Option<Vec<Message>> = None;
         for uid in std::iter::once(account).chain((account != 0).then_some(0)) {
@@ -86,6 +86,18 @@ impl Subscribers {
                     }
                     Err(error) => tracing::error!(%error, "cannot build a signal"),
                 }
+            }
+        }
+    }
+}
+
+impl Subscribers {
+    /// Tells everybody that another policy is in force: what the own account may have can be another by now.
+    fn publish_policy(&self) {
+        for ((uid, _), subscriber) in self.0.borrow_mut().iter_mut() {
+            match Destination(subscriber.destination.as_deref()).quotas_changed(*uid) {
+                Ok(message) => subscriber.take(&[message]),
+                Err(error) => tracing::error!(%error, "cannot build a signal"),
             }
         }
     }
@@ -122,16 +134,19 @@ impl Subscriber {
     }
 }
 
-const fn account_of(event: &Event) -> u32 {
-    match event {
+/// Whom an event is about; `None` if everybody.
+const fn account_of(event: &Event) -> Option<u32> {
+    Some(match event {
+        Event::Policy => return None,
         Event::Added { grant } => grant.account,
         Event::Ended { account, .. }
         | Event::Changed { account, .. }
         | Event::LinkAdded { account, .. }
         | Event::LinkRemoved { account, .. }
         | Event::Oom { account, .. }
+        | Event::Usage { account, .. }
         | Event::Pressure { account, .. } => *account,
-    }
+    })
 }
 
 /// The signals of an event, in the order in which they are sent.
@@ -191,6 +206,14 @@ fn signals(event: &Event, destination: Option<&str>) -> zbus::Result<Vec<Message
             Ok(vec![to.signal(&path_of(*grant), LINKS, "LinkRemoved", &body)?])
         }
         Event::Oom { grant, kills, .. } => Ok(vec![to.signal(&path_of(*grant), CGROUP, "Oom", kills)?]),
+        Event::Usage { account, usage } => {
+            let figures: BTreeMap<_, _> = usage.iter().map(|(name, used)| (name.as_str(), *used)).collect();
+            let changed = BTreeMap::from([("Usage", Variant::from(figures))]);
+            let body = (ACCOUNT, changed, [].as_slice() as &[&str]);
+            Ok(vec![to.signal(&account_path(*account), PROPERTIES, "PropertiesChanged", &body)?])
+        }
+        // Is about the account of whoever gets it.
+        Event::Policy => Ok(Vec::new()),
         Event::Pressure { grant, resource, .. } => {
             Ok(vec![to.signal(&path_of(*grant), CGROUP, "Pressure", resource)?])
         }
@@ -210,6 +233,12 @@ fn property(change: &GrantChange) -> (&'static str, &'static str, Variant<'_>) {
 struct Destination<'a>(Option<&'a str>);
 
 impl Destination<'_> {
+    fn quotas_changed(&self, uid: u32) -> zbus::Result<Message> {
+        let changed: BTreeMap<&str, Variant<'_>> = BTreeMap::new();
+        let body = (ACCOUNT, changed, ["Quotas", "Rule"].as_slice());
+        self.signal(&account_path(uid), PROPERTIES, "PropertiesChanged", &body)
+    }
+
     fn signal<B: Serialize + DynamicType>(
         &self,
         path: &str,

@@ -26,6 +26,8 @@ pub enum View {
     GrantPath,
     /// `GetUsage`.
     Usage,
+    /// `ListAccounts`.
+    Accounts,
     /// `ListRanges`.
     Ranges,
     /// `ListBridges`.
@@ -66,6 +68,10 @@ pub enum View {
     GrantsXml,
     /// Introspection of a grant.
     GrantXml,
+    /// Introspection of the directory of the accounts.
+    AccountsXml,
+    /// Introspection of an account.
+    AccountXml,
 }
 
 impl View {
@@ -94,6 +100,7 @@ impl View {
             ),
             (Self::GrantPath, Answer::Grant(info)) => reply.build(&path(info)?),
             (Self::Usage, Answer::Usage(usage)) => reply.build(&usage_body(usage)),
+            (Self::Accounts, Answer::Accounts(accounts)) => reply.build(accounts),
             (Self::Ranges, Answer::Ranges(ranges)) => reply.build(
                 &ranges
                     .iter()
@@ -144,6 +151,14 @@ impl View {
             }
             (Self::GrantXml, Answer::Grant(info)) => {
                 let interfaces = Contract::interfaces_of(Object::Grant(info.id), info.range.is_some());
+                reply.build(&contract.introspect(interfaces, std::iter::empty()))
+            }
+            (Self::AccountsXml, Answer::Accounts(accounts)) => {
+                let interfaces = Contract::interfaces_of(Object::Accounts, false);
+                reply.build(&contract.introspect(interfaces, accounts.iter().map(ToString::to_string)))
+            }
+            (Self::AccountXml, Answer::Usage(usage)) => {
+                let interfaces = Contract::interfaces_of(Object::Account(usage.account), false);
                 reply.build(&contract.introspect(interfaces, std::iter::empty()))
             }
             _ => return Err(unexpected()),
@@ -210,6 +225,7 @@ fn interface_of<'a>(answer: &'a Answer, interface: &str) -> Result<Option<descri
     match answer {
         Answer::Grant(info) => Ok(describe::grant(info, interface)),
         Answer::BrokerInfo(info) => Ok(describe::broker(info, interface)),
+        Answer::Usage(usage) => Ok(describe::account(usage, interface)),
         _ => Err(unexpected()),
     }
 }
@@ -227,9 +243,9 @@ fn properties_of<'a>(answer: &'a Answer, interface: &str) -> Result<describe::Pr
             properties => Ok(properties.unwrap_or_default()),
         };
     }
-    use cgrant_proto::names::{CGROUP, GRANT, LINKS, MANAGER};
+    use cgrant_proto::names::{ACCOUNT, CGROUP, GRANT, LINKS, MANAGER};
     let mut all = describe::Properties::new();
-    for name in [MANAGER, GRANT, CGROUP, LINKS, IDS] {
+    for name in [MANAGER, ACCOUNT, GRANT, CGROUP, LINKS, IDS] {
         all.extend(interface_of(answer, name)?.unwrap_or_default());
     }
     Ok(all)

@@ -15,8 +15,9 @@ use std::{
 };
 
 use cgrant_proto::{
-    Account, AddLink, AdoptGrant, AttachTo, CgroupProxy, Code, CreateGrant, Error, GrantProxy, IdsProxy,
-    Lifetime, LinksProxy, ListGrants, ManagerProxy, MapDirectory, MountsProxy, ReleaseGrant, Target,
+    Account, AccountProxy, AddLink, AdoptGrant, AttachTo, CgroupProxy, Code, CreateGrant, Error, GrantProxy,
+    IdsProxy, Lifetime, LinksProxy, ListGrants, ManagerProxy, MapDirectory, MountsProxy, ReleaseGrant,
+    Target,
 };
 use cgrant_wire::{
     Attach, AttachTarget, CreateGrant as CreateOp, EndReason, Event, FdIndex, GrantChange, GrantId, Holder,
@@ -124,6 +125,8 @@ fn every_method_of_the_manager_is_its_operation() {
         assert_eq!(manager.get_grant("web", &Account::new().account(7)).await.unwrap().as_str(), GRANT_PATH);
         let usage = manager.get_usage(&Account::new()).await.unwrap();
         assert_eq!(usage, (1000, "built-in any-user".to_owned(), vec![("grants".to_owned(), 1, 16)]));
+        assert_eq!(manager.list_accounts(&ListGrants::new().all()).await.unwrap(), [1000]);
+        let account = AccountProxy::new(&connection, "/org/cgrant/Broker1/account/1000").await.unwrap();
         let ranges = manager.list_ranges().await.unwrap();
         assert_eq!(ranges, [(1, 2, 3, "web".to_owned(), "00c0ffee00c0ffee".to_owned())]);
         manager.forget_range("web").await.unwrap();
@@ -142,12 +145,16 @@ fn every_method_of_the_manager_is_its_operation() {
                 Op::ListGrants { all: true },
                 Op::FindGrant { name: "web".to_owned(), account: Some(7) },
                 Op::Usage { account: None },
+                Op::ListAccounts { all: true },
                 Op::ListRanges,
                 Op::ForgetRange { name: "web".to_owned() },
                 Op::ListBridges,
                 Op::ExamineNetwork,
             ]
         );
+        assert_eq!((account.uid().await.unwrap(), account.usage().await.unwrap()["grants"]), (1000, 1));
+        assert_eq!(account.quotas().await.unwrap()["grants"], 16);
+        assert_eq!(account.rule().await.unwrap(), "built-in any-user");
         assert_eq!(manager.version().await.unwrap(), "1.2.3");
         assert_eq!(manager.controllers().await.unwrap(), ["cpu", "memory"]);
         assert_eq!(
@@ -493,6 +500,15 @@ fn what_there_is_not_is_said_as_the_specification_names_it() {
     });
 }
 
+/// An object that has this interface.
+fn object_of(interface: &str) -> &'static str {
+    match interface {
+        "org.cgrant.Broker1.Manager" => MANAGER_PATH,
+        "org.cgrant.Broker1.Account" => "/org/cgrant/Broker1/account/1000",
+        _ => GRANT_PATH,
+    }
+}
+
 #[test]
 fn introspection_and_properties_are_the_contract() {
     let front = Front::socket();
@@ -515,13 +531,16 @@ fn introspection_and_properties_are_the_contract() {
             );
             found.extend(node.interfaces().iter().map(|found| (found.name().to_string(), found.to_owned())));
         }
-        assert_eq!(visited, 8, "/, org, cgrant, Broker1, grant, one grant, freedesktop, DBus");
+        assert_eq!(
+            visited, 10,
+            "/, org, cgrant, Broker1, account, one account, grant, one grant, freedesktop, DBus"
+        );
         for path in contract() {
             let node = zbus_xml::Node::from_reader(File::open(&path).unwrap()).unwrap();
             for interface in node.interfaces() {
                 let name = interface.name().to_string();
                 assert_eq!(found.get(&name), Some(interface), "{}", path.display());
-                let object = if name.ends_with(".Manager") { MANAGER_PATH } else { GRANT_PATH };
+                let object = object_of(&name);
                 let reply = call(&connection, object, Some(PROPERTIES), "GetAll", &name).await.unwrap();
                 let all: BTreeMap<String, OwnedVariant> = reply.body().deserialize().unwrap();
                 let types: BTreeMap<_, _> = all
@@ -573,7 +592,7 @@ fn every_method_of_the_contract_is_there() {
             let node = zbus_xml::Node::from_reader(File::open(&path).unwrap()).unwrap();
             for interface in node.interfaces() {
                 let name = interface.name().to_string();
-                let object = if name.ends_with(".Manager") { MANAGER_PATH } else { GRANT_PATH };
+                let object = object_of(&name);
                 for method in interface.methods() {
                     let inputs: Vec<_> = method
                         .args()
@@ -609,8 +628,8 @@ fn every_method_of_the_contract_is_there() {
                 }
             }
         }
-        assert_eq!(calls, 28);
-        assert!(front.seen_count() >= 28);
+        assert_eq!(calls, 29);
+        assert!(front.seen_count() >= 29);
     });
 }
 

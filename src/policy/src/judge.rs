@@ -91,6 +91,8 @@ pub enum Request<'a> {
     },
     /// The list of everybody's grants.
     ListAll,
+    /// The list of the accounts that have something.
+    ListAccounts,
     /// An account's usage, quotas and ranges.
     UsageOf {
         /// Whose.
@@ -304,6 +306,7 @@ pub fn judge(policy: &Policy, caller: &Caller, request: &Request<'_>, usage: &Us
         Request::Legacy => legacy(rules),
         Request::LegacyCgroup { depth } => legacy(rules).and_then(|_| cgroup(rules, *depth, usage)),
         Request::ListAll => root_only(rules, caller, "list the grants of other accounts"),
+        Request::ListAccounts => root_only(rules, caller, "list other accounts"),
         Request::UsageOf { account } if *account == caller.uid => Ok(None),
         Request::UsageOf { .. } => root_only(rules, caller, "see the usage of other accounts"),
     };
@@ -377,18 +380,36 @@ impl Resource {
 
     /// The quota of it and the use of it.
     pub fn figures(self, quotas: &Quotas, usage: &UsageNow) -> (u64, u64) {
+        let quota = match self {
+            Self::Connections => quotas.connections,
+            Self::Requests => quotas.requests,
+            Self::RequestsPerSecond => quotas.requests_per_second,
+            Self::Grants => quotas.grants,
+            Self::PersistentGrants => quotas.persistent_grants,
+            Self::Cgroups => quotas.cgroups,
+            Self::Ids => quotas.ids,
+            Self::PressureWatches => quotas.pressure_watches,
+            Self::Links => quotas.links,
+            Self::PublishedPorts => quotas.published_ports,
+            Self::Addresses => quotas.addresses,
+        };
+        (quota, self.used(usage))
+    }
+
+    /// The use of it.
+    pub fn used(self, usage: &UsageNow) -> u64 {
         match self {
-            Self::Connections => (quotas.connections, usage.connections),
-            Self::Requests => (quotas.requests, usage.requests),
-            Self::RequestsPerSecond => (quotas.requests_per_second, usage.requests_per_second),
-            Self::Grants => (quotas.grants, usage.grants),
-            Self::PersistentGrants => (quotas.persistent_grants, usage.persistent_grants),
-            Self::Cgroups => (quotas.cgroups, usage.cgroups),
-            Self::Ids => (quotas.ids, usage.ids),
-            Self::PressureWatches => (quotas.pressure_watches, usage.pressure_watches),
-            Self::Links => (quotas.links, usage.links),
-            Self::PublishedPorts => (quotas.published_ports, usage.published_ports),
-            Self::Addresses => (quotas.addresses, usage.addresses),
+            Self::Connections => usage.connections,
+            Self::Requests => usage.requests,
+            Self::RequestsPerSecond => usage.requests_per_second,
+            Self::Grants => usage.grants,
+            Self::PersistentGrants => usage.persistent_grants,
+            Self::Cgroups => usage.cgroups,
+            Self::Ids => usage.ids,
+            Self::PressureWatches => usage.pressure_watches,
+            Self::Links => usage.links,
+            Self::PublishedPorts => usage.published_ports,
+            Self::Addresses => usage.addresses,
         }
     }
 
@@ -871,7 +892,8 @@ vlans = ["100-199"]
             assert!(!denial.message.contains("1001"));
             assert!(allowed(&policy, ROOT, &request), "{request:?}");
         }
-        for request in [Request::ListAll, Request::UsageOf { account: HostUid(1001) }] {
+        for request in [Request::ListAll, Request::ListAccounts, Request::UsageOf { account: HostUid(1001) }]
+        {
             let denial = denial(&policy, PERSON, &request, &UsageNow::default());
             assert_eq!(denial.code, DenialCode::NotAuthorized);
             assert!(allowed(&policy, ROOT, &request));

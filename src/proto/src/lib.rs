@@ -20,4 +20,6 @@ pub use options::{
     Target,
 };
 pub use port::{BadPort, Port, Transport};
-pub use proxy::{CgroupProxy, CreateResult, GrantProxy, IdsProxy, LinksProxy, ManagerProxy, MountsProxy};
+pub use proxy::{
+    AccountProxy, CgroupProxy, CreateResult, GrantProxy, IdsProxy, LinksProxy, ManagerProxy, MountsProxy,
+};

@@ -53,6 +53,9 @@ pub trait Manager {
     /// Account, rule, and rows of resource, used, quota.
     fn get_usage(&self, options: &Account<'_>) -> Result<(u32, String, Vec<(String, u64, u64)>), Error>;
 
+    /// The caller's account, or all that have something.
+    fn list_accounts(&self, options: &ListGrants<'_>) -> Result<Vec<u32>, Error>;
+
     /// The bridges that the caller may have links on.
     fn list_bridges(&self) -> Result<Vec<Description>, Error>;
 
@@ -283,4 +286,28 @@ pub trait Mounts {
 
     /// A node of one of the host's devices that belongs to the grant's root, as a mount attached nowhere.
     fn make_device(&self, name: &str) -> Result<OwnedFd, Error>;
+}
+
+/// An account.
+#[proxy(
+    interface = "org.cgrant.Broker1.Account",
+    default_service = "org.cgrant.Broker1",
+    assume_defaults = false
+)]
+pub trait Account {
+    /// Its uid on the host.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn uid(&self) -> Result<u32, Error>;
+
+    /// What it has now, by resource.
+    #[zbus(property)]
+    fn usage(&self) -> Result<HashMap<String, u64>, Error>;
+
+    /// What it may have, by resource, as policy says to this caller.
+    #[zbus(property(emits_changed_signal = "invalidates"))]
+    fn quotas(&self) -> Result<HashMap<String, u64>, Error>;
+
+    /// The rule that says so.
+    #[zbus(property(emits_changed_signal = "invalidates"))]
+    fn rule(&self) -> Result<String, Error>;
 }

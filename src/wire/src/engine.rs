@@ -133,6 +133,15 @@ pub enum Event {
         /// How many so far.
         kills: u64,
     },
+    /// An account uses something else than what was told last.
+    Usage {
+        /// Which.
+        account: u32,
+        /// What it uses, by resource.
+        usage: Vec<(String, u64)>,
+    },
+    /// Another policy is in force. Concerns everybody.
+    Policy,
     /// A grant waits for a resource more than the threshold allows.
     Pressure {
         /// Which.

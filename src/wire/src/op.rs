@@ -127,6 +127,11 @@ pub enum Op {
         /// Whose; the caller's own if `None`.
         account: Option<u32>,
     },
+    /// The caller's account; every account that has something for root with `all`.
+    ListAccounts {
+        /// Everybody's?
+        all: bool,
+    },
     /// Makes a grant.
     CreateGrant(CreateGrant),
     /// The caller's grants; all accounts' for root with `all`.
@@ -365,6 +370,8 @@ pub enum Answer {
     Grant(GrantInfo),
     /// To [`Op::GetValues`].
     Values(Vec<(String, String)>),
+    /// To [`Op::ListAccounts`].
+    Accounts(Vec<u32>),
     /// To [`Op::Stat`].
     Stat(Stat),
     /// To [`Op::ListProcesses`].

@@ -1,25 +1,26 @@
 //! `cgrant usage` and `cgrant range …`: what belongs to the account.
 
-use cgrant_proto::Account;
+use cgrant_container::Session;
+use cgrant_proto::{Account, ListGrants};
 use serde_json::{Value, json};
 
 use crate::{
     Client,
-    args::{AccountArgs, Format, RangeCommand},
+    args::{Format, RangeCommand, UsageArgs},
     error::{Doing, Failure},
     exit,
     output::{self, List},
 };
 
-pub(crate) fn usage(client: &Client, args: &AccountArgs) -> Result<u8, Failure> {
-    const DOING: &str = "read the usage";
-    let session = client.connect(DOING)?;
-    let options = args.account.map_or_else(Account::new, |uid| Account::new().account(uid));
-    let ask = || session.call(session.manager()?.get_usage(&options));
-    let (account, rule, rows) = ask().doing(|| DOING.to_owned())?;
-    let rows = rows
-        .into_iter()
-        .map(|(resource, used, quota)| json!({ "resource": resource, "used": used, "quota": quota }));
+const READ_USAGE: &str = "read the usage";
+
+pub(crate) fn usage(client: &Client, args: &UsageArgs) -> Result<u8, Failure> {
+    let session = client.connect(READ_USAGE)?;
+    if args.all {
+        return usage_of_all(client, &session);
+    }
+    let (account, rule, rows) = usage_of(&session, args.account)?;
+    let rows = rows.into_iter().map(|(resource, used, quota)| row(&resource, used, quota));
     match client.format {
         Format::Json => {
             let rows: Vec<Value> = rows.collect();
@@ -29,6 +30,44 @@ pub(crate) fn usage(client: &Client, args: &AccountArgs) -> Result<u8, Failure> 
         Format::Table => {
             output::write(format!("account {account}, quotas of {}\n", output::printable(&rule)).as_bytes())?;
             output::print(client.format, &List::new(&["RESOURCE", "USED", "QUOTA"], rows))?;
+        }
+    }
+    Ok(exit::DONE)
+}
+
+type Rows = Vec<(String, u64, u64)>;
+
+fn usage_of(session: &Session, account: Option<u32>) -> Result<(u32, String, Rows), Failure> {
+    let options = account.map_or_else(Account::new, |uid| Account::new().account(uid));
+    let ask = || session.call(session.manager()?.get_usage(&options));
+    ask().doing(|| READ_USAGE.to_owned())
+}
+
+fn row(resource: &str, used: u64, quota: u64) -> Value {
+    json!({ "resource": resource, "used": used, "quota": quota })
+}
+
+/// Everybody's: all of it for programs, what is used for people.
+fn usage_of_all(client: &Client, session: &Session) -> Result<u8, Failure> {
+    let ask = || session.call(session.manager()?.list_accounts(&ListGrants::new().all()));
+    let accounts = ask().doing(|| READ_USAGE.to_owned())?;
+    let all = accounts.into_iter().map(|account| usage_of(session, Some(account)));
+    let all = all.collect::<Result<Vec<_>, _>>()?;
+    match client.format {
+        Format::Json => {
+            let accounts = all.into_iter().map(|(account, rule, rows)| {
+                let rows = rows.into_iter().map(|(resource, used, quota)| row(&resource, used, quota));
+                json!({ "account": account, "rule": rule, "rows": rows.collect::<Vec<_>>() })
+            });
+            output::write(output::json(&accounts.collect::<Vec<_>>())?.as_bytes())?;
+        }
+        Format::Table => {
+            let used = all.into_iter().flat_map(|(account, _, rows)| {
+                rows.into_iter().filter(|(_, used, _)| *used > 0).map(move |(resource, used, quota)| {
+                    json!({ "account": account, "resource": resource, "used": used, "quota": quota })
+                })
+            });
+            output::print(client.format, &List::new(&["ACCOUNT", "RESOURCE", "USED", "QUOTA"], used))?;
         }
     }
     Ok(exit::DONE)

@@ -80,6 +80,11 @@ impl Index {
         self.accounts.get(&account).map_or(0, |account| account.ids)
     }
 
+    /// The accounts that have ids.
+    pub fn accounts(&self) -> impl Iterator<Item = HostUid> {
+        self.accounts.iter().filter(|(_, account)| account.ids > 0).map(|(uid, _)| *uid)
+    }
+
     /// The range in use by a grant.
     pub fn mark(&self, grant: GrantId) -> Option<&Mark> {
         self.marks.get(&grant)

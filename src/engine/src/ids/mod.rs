@@ -230,6 +230,11 @@ impl IdRecord {
         self.lock_inner().index.used(account)
     }
 
+    /// The accounts that have ids by name or in use, as far as this instance has looked.
+    pub fn accounts(&self) -> Vec<HostUid> {
+        self.lock_inner().index.accounts().collect()
+    }
+
     /// The ranges in use by grants of this instance.
     ///
     /// # Errors

@@ -87,6 +87,11 @@ impl Ledger {
         self.lock().get(&account).map_or(0, |account| u64::try_from(account.made.len()).unwrap_or(u64::MAX))
     }
 
+    /// The accounts that have some.
+    pub fn accounts(&self) -> Vec<HostUid> {
+        self.lock().keys().copied().collect()
+    }
+
     /// Is it time to look which of the account's are left?
     pub fn is_due(&self, account: HostUid) -> bool {
         self.lock().get(&account).is_some_and(|account| account.made.len() >= account.due)

@@ -56,6 +56,7 @@ fn grant_of(op: &Op) -> Option<GrantId> {
         | Op::Release { grant, .. } => Some(*grant),
         Op::BrokerInfo
         | Op::Usage { .. }
+        | Op::ListAccounts { .. }
         | Op::CreateGrant(_)
         | Op::ListGrants { .. }
         | Op::FindGrant { .. }
@@ -80,6 +81,7 @@ fn words(engine: &Engine, op: &Op) -> (&'static str, String) {
     let asked = match op {
         Op::BrokerInfo => "broker info",
         Op::Usage { .. } => "usage",
+        Op::ListAccounts { .. } => "list accounts",
         Op::CreateGrant(_) => "create grant",
         Op::ListGrants { .. } => "list grants",
         Op::FindGrant { .. } => "find grant",
@@ -191,6 +193,7 @@ fn without_descriptors(engine: &Engine, caller: &Arc<Caller>, op: Op) -> Outcome
     match op {
         Op::BrokerInfo => query::broker_info(engine, caller),
         Op::Usage { account } => query::usage(engine, caller, account),
+        Op::ListAccounts { all } => query::list_accounts(engine, caller, all),
         Op::ListGrants { all } => query::list_grants(engine, caller, all),
         Op::FindGrant { name, account } => query::find_grant(engine, caller, &name, account),
         Op::Describe { grant } => query::describe(engine, caller, grant),

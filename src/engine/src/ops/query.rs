@@ -66,6 +66,18 @@ pub fn usage(engine: &Engine, caller: &Caller, account: Option<u32>) -> Outcome 
     }))
 }
 
+/// The caller's account, or all that have something for root.
+///
+/// # Errors
+/// If the caller asks for all and may not.
+pub fn list_accounts(engine: &Engine, caller: &Caller, all: bool) -> Outcome {
+    if !all {
+        return plain(Answer::Accounts(vec![caller.uid.0]));
+    }
+    engine.authorize(caller, "", &Request::ListAccounts)?;
+    plain(Answer::Accounts(engine.accounts().into_iter().map(|account| account.0).collect()))
+}
+
 /// The caller's grants, or everybody's for root.
 ///
 /// # Errors
