@@ -3,6 +3,7 @@
 # make check    as root: runs every test; the last line is `N passed, N failed`
 # make lint     style: rustfmt, clippy, cargo-deny if it is there
 # make bench    as root: speed and size, beside the peers that are installed
+# make reference  writes docs/reference.md and the manual page cgrant-dbus(7) anew, of dbus/*.xml
 # make install  DESTDIR= PREFIX=/usr/local
 # make deb      Debian packages in target/deb, of the release build or of the programs in BIN_DIR
 
@@ -49,7 +50,7 @@ DEPS_CHECK := $(DEPS_DEB) bsdutils busybox-static dbus dnsmasq-base e2fsprogs gr
 DEPS_BENCH := bubblewrap busybox-static crun dbus dnsmasq-base iperf3 iproute2 lxc mmdebstrap nftables passt podman runc slirp4netns strace \
 	systemd-container uidmap util-linux
 
-.PHONY: all rust demo check check-unit check-integration check-vm bench lint install install-files deb deb-unchecked clean
+.PHONY: all rust demo reference check check-unit check-integration check-vm bench lint install install-files deb deb-unchecked clean
 .PHONY: deps-build deps-deb deps-demo deps-check deps-bench
 
 # The module apart: what libpam is needed for is compiled into nothing else.
@@ -100,6 +101,10 @@ check-integration:
 check-vm:
 	tests/vm/run
 
+# The reference of the D-Bus interface, of dbus/*.xml.
+reference:
+	CGRANT_WRITE_REFERENCE=1 $(CARGO) test -p cgrant-proto --locked --test reference
+
 lint: rust
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --features fault-injection --locked -- -D warnings
@@ -140,11 +145,12 @@ install-files:
 	$(CGRANT) completions zsh >$(DESTDIR)$(zshdir)/_cgrant
 	$(CGRANT) completions fish >$(DESTDIR)$(fishdir)/cgrant.fish
 	chmod 644 $(DESTDIR)$(bashdir)/cgrant $(DESTDIR)$(zshdir)/_cgrant $(DESTDIR)$(fishdir)/cgrant.fish
-	install -d -m 755 $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man5 $(DESTDIR)$(mandir)/man8
+	install -d -m 755 $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man5 $(DESTDIR)$(mandir)/man7 $(DESTDIR)$(mandir)/man8
 	$(CGRANT) manual $(DESTDIR)$(mandir)/man1
 	mv $(DESTDIR)$(mandir)/man1/cgrant*.5 $(DESTDIR)$(mandir)/man5/
 	chmod 644 $(DESTDIR)$(mandir)/man1/cgrant*.1 $(DESTDIR)$(mandir)/man5/cgrant*.5
 	install -m 644 docs/man/*.1 $(DESTDIR)$(mandir)/man1/
+	install -m 644 docs/man/*.7 $(DESTDIR)$(mandir)/man7/
 	install -m 644 docs/man/*.8 $(DESTDIR)$(mandir)/man8/
 	install -d -m 755 $(DESTDIR)$(SYSCONFDIR)/cgrant/policy.d $(DESTDIR)$(docdir)/examples/policy.d
 	install -m 644 README.md SECURITY.md LICENSE docs/*.md $(DESTDIR)$(docdir)/

@@ -110,8 +110,8 @@ fn manual_pages_are_good_roff(lab: &Lab) {
     let of = |section: &str| pages(&man.join(section));
     let verbs = of("man1");
     assert!(verbs.len() > 60, "{verbs:?}");
-    assert_eq!((of("man5").len(), of("man8").len()), (2, 2));
-    for page in [verbs, of("man5"), of("man8")].concat() {
+    assert_eq!((of("man5").len(), of("man7").len(), of("man8").len()), (2, 1, 2));
+    for page in [verbs, of("man5"), of("man7"), of("man8")].concat() {
         silent(Command::new("groff").args(["-K", "utf8", "-man", "-ww", "-T", "utf8", "-z"]).arg(&page));
         let name = page.file_stem().unwrap().to_str().unwrap();
         let whole = fs::read_to_string(&page).unwrap().replace("\\-", "-");

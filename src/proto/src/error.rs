@@ -7,12 +7,12 @@ use zbus::{OwnedVariant, Variant};
 use crate::names::ERROR_PREFIX;
 
 macro_rules! codes {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
+    ($(#[doc = $meaning:literal] $name:ident,)*) => {
         /// The kind of a refusal; each is one D-Bus error name, `org.cgrant.Error.` and the variant's name.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum Code {
-            $($(#[$doc])* $name,)*
+            $(#[doc = $meaning] $name,)*
             /// A kind that a later broker has and this library does not know.
             Unknown,
         }
@@ -26,6 +26,14 @@ macro_rules! codes {
                 match self {
                     $(Self::$name => stringify!($name),)*
                     Self::Unknown => "Unknown",
+                }
+            }
+
+            /// What it stands for: one sentence.
+            pub fn meaning(self) -> &'static str {
+                match self {
+                    $(Self::$name => $meaning.trim_start(),)*
+                    Self::Unknown => "A kind that a later broker has and this library does not know.",
                 }
             }
         }
