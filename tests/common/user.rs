@@ -165,6 +165,20 @@ impl User {
         client.unwrap()
     }
 
+    /// Runs the command-line client as this user, in this cgroup from before it connects.
+    pub fn cgrant_in(&self, place: &Path, socket: &Path, arguments: &[&str]) -> Output {
+        let mut command = self.command("sh");
+        command
+            .args(["-c", "read -r _; exec \"$0\" \"$@\""])
+            .arg(self.programs.join("cgrant"))
+            .args(arguments);
+        command.env("CGRANT_SOCKET", socket).stdin(Stdio::piped());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::fs::write(place.join("cgroup.procs"), child.id().to_string()).unwrap();
+        child.stdin.take().unwrap().write_all(b"\n").unwrap();
+        child.wait_with_output().unwrap()
+    }
+
     /// Runs the command-line client as this user.
     pub fn cgrant(&self, socket: &Path, arguments: &[&str]) -> Output {
         let mut command = self.command(self.programs.join("cgrant"));

@@ -277,7 +277,8 @@ fn descriptors_prove_nothing_about_the_caller(lab: &Lab) {
 fn only_the_bus_front_introduces_clients_of_the_bus(lab: &Lab) {
     let mut engine = LoneEngine::start(lab);
     let victim = victim(lab, &mut engine);
-    let client = |uid: u32| BusClient { name: ":1.7".into(), uid, groups: vec![0], pid: Some(1) };
+    let client =
+        |uid: u32| BusClient { name: ":1.7".into(), uid, groups: vec![0], pid: Some(1), is_certain: false };
     engine.link(SOCKET).send(&ToEngine::BusClient { id: RequestId(900), client: client(0) }, &[]);
     let refusal = engine.answer(SOCKET, RequestId(900)).unwrap_err();
     assert_eq!(refusal.code, RefusalCode::NotAuthorized);

@@ -10,6 +10,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod applications;
 mod attach;
 mod attacks;
 mod badinput;
@@ -41,6 +42,7 @@ mod mounts;
 mod one_liners;
 mod pam;
 mod policy;
+mod policy_files;
 mod system;
 mod system_attacks;
 mod system_autostart;
@@ -60,6 +62,8 @@ fn main() -> std::process::ExitCode {
         holders::TESTS,
         events::TESTS,
         policy::TESTS,
+        policy_files::TESTS,
+        applications::TESTS,
         badinput::TESTS,
         forged::TESTS,
         failures::TESTS,

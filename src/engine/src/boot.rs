@@ -37,6 +37,7 @@ use crate::{
     reconcile,
     record::Journal,
     registry::Registry,
+    reload::{self, Reload},
     sandbox,
     server::{End, Server},
     settings,
@@ -90,7 +91,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
     let mounter = step("starting the helpers", Mounter::start())?;
     let shower =
         step("starting the helpers", Shower::start(&settings.ids.pool, boot.socket_front, show::LIMIT))?;
-    let policy = step("policy", read_policy(&config))?;
+    let policy = step("policy", reload::read(&config))?;
     let tree = step("cgroups", Tree::open(&boot.instance, &boot.placements))?;
     step("giving up privileges", sandbox::confine())?;
 
@@ -119,23 +120,19 @@ fn start(control: &Channel) -> Result<Server, BootError> {
         own_netns: step("network namespace", NetnsFd::own().and_then(|own| own.id()))?,
         front_uids: boot.front_uids.into_iter().map(HostUid).collect(),
         policy: RwLock::new(Arc::new(policy)),
+        reload: Reload::default(),
         lingering: Mutex::default(),
         registry: Mutex::new(Registry::default()),
         connections: Mutex::new(Connections::default()),
         links: RwLock::new(HashMap::new()),
     };
     engine.watch_accounts();
+    reload::watch(&engine);
+    // What changed since it was read.
+    reload::noticed(&engine);
     step("bringing record and kernel together", reconcile::reconcile(&engine))?;
     crate::ops::link::forget_departed(&engine);
     step("record of cgroups", legacy::take_over(&engine))?;
     let control = step("supervisor", control.try_clone())?;
     step("sockets", Server::new(Arc::new(engine), control, listeners))
-}
-
-/// Reads the policy with the groups of `/etc/group`.
-///
-/// # Errors
-/// See [`settings::policy`].
-pub fn read_policy(config: &Dir) -> Result<cgrant_policy::Policy, settings::SettingsError> {
-    settings::policy(config, &crate::ids::local_groups())
 }

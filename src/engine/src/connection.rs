@@ -12,14 +12,14 @@ use std::{
     },
 };
 
-use cgrant_policy::{Caller as Subject, GrantPath, HostGid, HostUid};
+use cgrant_policy::{Application, Caller as Subject, GrantPath, HostGid, HostUid};
 use cgrant_sys::{
     pidfd::Pidfd,
     socket::{self, PeerPidfd},
 };
 use cgrant_wire::{BusClient, ConnectionId, Surface, boot::FrontKind};
 
-use crate::legacy::Known;
+use crate::{legacy::Known, ops::inside::Around};
 
 /// A caller, as the kernel or the bus daemon describes it.
 #[derive(Debug)]
@@ -45,6 +45,8 @@ pub struct Caller {
     pub inside: Option<HostUid>,
     /// The grant whose payload its process lay in when it connected.
     pub born_in: Option<GrantPath>,
+    /// The application that its process was of when it connected.
+    pub application: Option<Application>,
     /// What its process is known by for calls of CGManager's interface, from the first one on.
     pub known: OnceLock<Known>,
     ended: AtomicU8,
@@ -95,7 +97,12 @@ impl Caller {
 
     /// The caller as policy sees it.
     pub fn subject(&self) -> Subject {
-        Subject { uid: self.uid, gid: self.gid, groups: self.groups.iter().copied().map(HostGid).collect() }
+        Subject {
+            uid: self.uid,
+            gid: self.gid,
+            groups: self.groups.iter().copied().map(HostGid).collect(),
+            application: self.application.clone().filter(|_| self.inside.is_none()),
+        }
     }
 }
 
@@ -118,6 +125,7 @@ pub struct Peer {
     groups: Vec<u32>,
     pid: Option<u32>,
     process: Option<Pidfd>,
+    is_certain: bool,
 }
 
 impl Peer {
@@ -131,7 +139,9 @@ impl Peer {
     /// [`NotServed`].
     pub fn of(socket: BorrowedFd<'_>) -> Result<Self, NotServed> {
         let credentials = socket::peer_credentials(socket)?;
-        let process = match socket::peer_pidfd(socket)? {
+        let told = socket::peer_pidfd(socket)?;
+        let is_certain = matches!(told, PeerPidfd::Some(_));
+        let process = match told {
             PeerPidfd::Some(pidfd) => Some(pidfd),
             PeerPidfd::Gone => return Err(NotServed::Gone),
             // Linux before 6.5: a pidfd by number. That of a peer which has ended may be another process's by now.
@@ -145,7 +155,13 @@ impl Peer {
             groups: socket::peer_groups(socket)?,
             pid: credentials.pid,
             process,
+            is_certain,
         })
+    }
+
+    /// Is its process the one that connected, by the kernel's word, and not just one that has its number?
+    pub fn is_certain(&self) -> bool {
+        self.is_certain
     }
 
     /// Its uid.
@@ -170,6 +186,7 @@ impl Peer {
             gid: HostGid(client.groups.first().copied().unwrap_or(u32::MAX)),
             groups: client.groups.clone(),
             pid: client.pid,
+            is_certain: client.is_certain && process.is_some(),
             process,
         }
     }
@@ -221,7 +238,7 @@ impl Connections {
         surface: Surface,
         peer: Peer,
         inside: Option<HostUid>,
-        born_in: Option<GrantPath>,
+        around: Around,
     ) -> Arc<Caller> {
         self.last += 1;
         Arc::new(Caller {
@@ -234,7 +251,8 @@ impl Connections {
             pid: peer.pid,
             process: peer.process,
             inside,
-            born_in,
+            born_in: around.grant,
+            application: around.application,
             known: OnceLock::new(),
             ended: AtomicU8::new(0),
             outside: AtomicU64::new(0),

@@ -31,6 +31,7 @@ use crate::{
     pool::Pool,
     record::{GrantRecord, Journal, JournalError},
     registry::{Grant, Registry},
+    reload::Reload,
     show::Shower,
     usage::Usages,
     watch::{Target, Watches},
@@ -93,6 +94,7 @@ pub struct Engine {
     /// Uids that are never served.
     pub front_uids: Vec<HostUid>,
     pub(crate) policy: RwLock<Arc<Policy>>,
+    pub(crate) reload: Reload,
     /// Accounts whose node is looked at soon, and the watch that says when.
     pub(crate) lingering: Mutex<HashMap<HostUid, u64>>,
     pub(crate) registry: Mutex<Registry>,

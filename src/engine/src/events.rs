@@ -124,7 +124,9 @@ pub fn happened(engine: &Engine, id: GrantId, target: &Target) {
         | Target::Vacant(_)
         | Target::Pace(..)
         | Target::Usage(..)
-        | Target::Accounts => (),
+        | Target::Accounts
+        | Target::Policy
+        | Target::PolicyDue => (),
     }
 }
 

@@ -5,6 +5,7 @@
 //! name service, a helper without rights asks (`idmap`); devices, addresses and firewall are the network helper's, which gets orders (`net`).
 
 mod addresses;
+mod application;
 mod boot;
 pub mod cgroup;
 mod connection;
@@ -24,6 +25,7 @@ mod reconcile;
 mod record;
 mod refused;
 mod registry;
+mod reload;
 mod sandbox;
 mod server;
 mod settings;

@@ -10,15 +10,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cgrant_policy::{HostUid, Request};
+use cgrant_policy::{Application, HostUid, Request};
 use cgrant_sys::{
     pidfd::Pidfd,
     seqpacket::{Channel, ChannelError},
     socket,
 };
 use cgrant_wire::{
-    Answer, BusClient, ConnectionId, Event, FdIndex, FromEngine, Op, Refusal, RefusalCode, RequestId,
-    Surface, ToEngine,
+    Answer, BusClient, ConnectionId, FdIndex, FromEngine, Op, Refusal, RefusalCode, RequestId, Surface,
+    ToEngine,
     boot::{FromChild, FrontKind, ToChild},
 };
 use nix::sys::epoll::EpollFlags;
@@ -33,6 +33,7 @@ use crate::{
     pace::Admission,
     pool::{Full, Job, Lane, Mode},
     refused::Refused,
+    reload,
     watch::Target,
 };
 
@@ -133,6 +134,8 @@ impl Server {
                     self.engine.pool.stop();
                     return Ok(Some(End::HelperDied));
                 }
+                Target::Policy => reload::noticed(&self.engine),
+                Target::PolicyDue => reload::due(&self.engine),
                 Target::Files => (),
                 Target::Wishes => self.engine.wishes.told().into_iter().for_each(|wish| self.wish(wish)),
                 Target::Wish(wish) => self.wish(wish),
@@ -357,10 +360,13 @@ impl Server {
         let uid = peer.uid();
         // A peer that ends at this very moment is refused: where it was, and whose, could not be told any more.
         let around = peer.process().map(|process| ops::inside::look_around(&self.engine, process, uid));
-        let (born_in, maker) =
-            around.transpose().map_err(|error| ops::check::gone(&error))?.unwrap_or_default();
-        let inside = self.engine.ids.owner_of(uid).or(maker);
-        let caller = self.engine.connections().number(front, surface, peer, inside, born_in);
+        let mut around = around.transpose().map_err(|error| ops::check::gone(&error))?.unwrap_or_default();
+        // A process that is known by its number alone may be another one of the account's by now.
+        if !peer.is_certain() {
+            around.application = around.application.map(Application::doubted);
+        }
+        let inside = self.engine.ids.owner_of(uid).or(around.maker);
+        let caller = self.engine.connections().number(front, surface, peer, inside, around);
         self.engine.authorize_silently(&caller, &Request::Connect)?;
         if surface == Surface::Legacy {
             self.engine.authorize_silently(&caller, &Request::Legacy)?;
@@ -459,6 +465,10 @@ impl Server {
     }
 
     fn accounts_changed(&self) {
+        // Groups that policy names may have other members' gids now.
+        if !self.engine.policy().group_names().is_empty() {
+            reload::noticed(&self.engine);
+        }
         let engine = Arc::clone(&self.engine);
         let job = move || {
             engine.accounts_changed();
@@ -468,20 +478,7 @@ impl Server {
     }
 
     fn reload(&self) {
-        let outcome = crate::boot::read_policy(&self.engine.config);
-        let message = match outcome {
-            Ok(policy) => {
-                self.engine.set_policy(policy);
-                self.engine.tell(Event::Policy);
-                tracing::info!("the policy was read again");
-                FromChild::Reloaded(Ok(()))
-            }
-            Err(error) => {
-                tracing::error!(%error, "the policy has errors; the previous one stays");
-                FromChild::Reloaded(Err(error.to_string()))
-            }
-        };
-        self.tell_supervisor(&message);
+        self.tell_supervisor(&FromChild::Reloaded(reload::now(&self.engine)));
     }
 }
 

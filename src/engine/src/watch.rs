@@ -46,6 +46,10 @@ pub enum Target {
     Helper,
     /// `/etc` changed.
     Accounts,
+    /// A policy file, or the directory of them, may have changed.
+    Policy,
+    /// The policy is to be read again.
+    PolicyDue,
     /// A cgroup that is watched has been removed.
     Vanished(GrantId),
     /// The time that the grant had without a holder, once or now, is over; the watch says which.

@@ -247,9 +247,15 @@ impl Clients {
             0 => None,
             _ => Some(self.places.of(uid).try_acquire_owned().map_err(|_| too_many())?),
         };
+        let is_certain = process.is_some();
         let pidfd = self.pidfd(name, &credentials, process).await;
-        let client =
-            BusClient { name: name.to_owned(), uid, groups: credentials.groups, pid: credentials.pid };
+        let client = BusClient {
+            name: name.to_owned(),
+            uid,
+            groups: credentials.groups,
+            pid: credentials.pid,
+            is_certain,
+        };
         let pending = self.core.engine.introduce(client, pidfd).await.map_err(Fault::from)?;
         let reply = pending.await.map_err(|_| Fault::internal())?;
         match reply.result? {

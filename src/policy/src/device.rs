@@ -76,6 +76,13 @@ impl NodePattern {
     }
 }
 
+/// As in a policy file.
+impl std::fmt::Display for NodePattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "/dev/{}{}", self.text, if self.is_whole { "" } else { "*" })
+    }
+}
+
 impl<'de> Deserialize<'de> for NodePattern {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         text(from, "the path of a device node", Self::parse)

@@ -290,7 +290,22 @@ pub struct Denial {
 /// per account, so that nobody uses up anybody else's.
 pub fn judge(policy: &Policy, caller: &Caller, request: &Request<'_>, usage: &UsageNow) -> Verdict {
     let rules = policy.ruling(caller);
-    let outcome = match request {
+    let outcome = decide(&rules, caller, request, usage).and_then(|ask| {
+        // The caller's application is a name that its account could have made: what it gives, the account has to have anyway.
+        let again =
+            policy.doubted(caller).map(|account| decide(account, caller, request, usage)).transpose()?;
+        Ok(ask.or(again.flatten()))
+    });
+    let rule = rules.label.clone();
+    match outcome {
+        Ok(None) => Verdict::Allow { rule },
+        Ok(Some(action)) => Verdict::Ask { action, rule },
+        Err(denial) => Verdict::Deny(*denial),
+    }
+}
+
+fn decide(rules: &Ruling, caller: &Caller, request: &Request<'_>, usage: &UsageNow) -> Outcome {
+    match request {
         Request::Connect => connect(rules, usage),
         Request::Call => within(rules, Resource::Requests, 1, usage).and_then(|_| pace(rules, usage)),
         Request::CreateGrant(grant) => create_grant(rules, caller, grant, usage),
@@ -309,12 +324,6 @@ pub fn judge(policy: &Policy, caller: &Caller, request: &Request<'_>, usage: &Us
         Request::ListAccounts => root_only(rules, caller, "list other accounts"),
         Request::UsageOf { account } if *account == caller.uid => Ok(None),
         Request::UsageOf { .. } => root_only(rules, caller, "see the usage of other accounts"),
-    };
-    let rule = rules.label.clone();
-    match outcome {
-        Ok(None) => Verdict::Allow { rule },
-        Ok(Some(action)) => Verdict::Ask { action, rule },
-        Err(denial) => Verdict::Deny(*denial),
     }
 }
 
@@ -737,13 +746,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{ids::HostGid, policy::Source};
+    use crate::{application::Application, ids::HostGid, policy::Source};
 
     const ROOT: u32 = 0;
     const PERSON: u32 = 1000;
 
     fn caller(uid: u32) -> Caller {
-        Caller { uid: HostUid(uid), gid: HostGid(uid), groups: vec![] }
+        Caller { uid: HostUid(uid), gid: HostGid(uid), groups: vec![], application: None }
     }
 
     fn with(text: &str) -> Policy {
@@ -880,6 +889,57 @@ vlans = ["100-199"]
         let local = with("network.port-addresses = [\"127.0.0.0/8\", \"::1/128\"]\n");
         assert!(allowed(&local, Some("127.0.0.5"), 8080) && allowed(&local, Some("::1"), 8080));
         assert!(!allowed(&local, None, 8080) && !allowed(&local, Some("192.0.2.1"), 8080));
+    }
+
+    #[test]
+    fn by_a_name_that_the_account_can_make_nothing_more_is_had() {
+        let text = r#"
+[[rule]]
+name = "app"
+applications = ["desktop:org.example.Ci", "unit:ci.service"]
+network = { bridges = ["default", "lan"], ports = ["1-65535"] }
+raw.write = ["memory.swap.high", "cpu.idle"]
+access.devices = ["/dev/kvm"]
+access.mounts = "deny"
+
+[[rule]]
+name = "account"
+access.persistent = "ask"
+raw.write = ["memory.swap.high"]
+"#;
+        let policy = Policy::parse(&[Source { name: "s.toml", text }]).unwrap();
+        let owner = HostUid(PERSON);
+        let at = |path: &str| Caller {
+            application: Application::at(path, owner).map(|place| place.application),
+            ..caller(PERSON)
+        };
+        let manager = "/user.slice/user-1000.slice/user@1000.service/app.slice/app-org.example.Ci-1.scope";
+        let (unit, user_unit, none) = (at("/system.slice/ci.service"), at(manager), caller(PERSON));
+        let (kvm, idle) = (NodeName::new("kvm").unwrap(), "cpu.idle".to_owned().try_into().unwrap());
+        let ports = [HostPort { address: None, port: 80 }];
+        let only_by_unit = [
+            Request::AddLink { owner, link: NewLink { bridge: "lan", ..LINK } },
+            Request::Publish { owner, ports: &ports },
+            Request::WriteRaw { owner, key: &idle },
+            Request::UseDevice { owner, node: &kvm, by_group: false },
+        ];
+        for request in only_by_unit {
+            let says = |caller| judge(&policy, caller, &request, &UsageNow::default());
+            assert!(matches!(says(&unit), Verdict::Allow { .. }), "{request:?}");
+            for caller in [&user_unit, &none] {
+                assert!(
+                    matches!(says(caller), Verdict::Deny(denial) if denial.rule == "s.toml:10 account"),
+                    "{request:?}"
+                );
+            }
+        }
+        // It takes away where it says so, and what the account is asked about it is asked about too.
+        let map = Request::UseGrant { owner, verb: Verb::MapDirectory };
+        assert!(matches!(judge(&policy, &user_unit, &map, &UsageNow::default()), Verdict::Deny(_)));
+        assert!(matches!(judge(&policy, &none, &map, &UsageNow::default()), Verdict::Allow { .. }));
+        let lasting = Request::CreateGrant(NewGrant { persistent: true, ..plain() });
+        assert!(matches!(judge(&policy, &user_unit, &lasting, &UsageNow::default()), Verdict::Ask { .. }));
+        assert!(matches!(judge(&policy, &unit, &lasting, &UsageNow::default()), Verdict::Allow { .. }));
     }
 
     #[test]
@@ -1072,7 +1132,7 @@ vlans = ["100-199"]
             prop_assume!(uid != owner);
             let policy = Policy::built_in().unwrap();
             let groups = groups.into_iter().map(HostGid).collect();
-            let caller = Caller { uid: HostUid(uid), gid: HostGid(0), groups };
+            let caller = Caller { uid: HostUid(uid), gid: HostGid(0), groups, application: None };
             let request = Request::UseGrant { owner: HostUid(owner), verb };
             let verdict = judge(&policy, &caller, &request, &UsageNow::default());
             let hidden = matches!(&verdict, Verdict::Deny(denial) if denial.code == DenialCode::NotVisible);

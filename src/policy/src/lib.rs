@@ -2,6 +2,7 @@
 //!
 //! Pure: no I/O, no clock, no kernel objects. Everything here can be tested by calling it.
 
+mod application;
 pub mod config;
 mod device;
 mod diagnostic;
@@ -14,6 +15,7 @@ mod policy;
 pub mod raw;
 mod rule;
 
+pub use application::{Application, Maker, Place};
 pub use config::{BLOCK, Config, Pool, PoolError};
 pub use device::{NodeName, NodeNameError, NodePattern};
 pub use diagnostic::FileError;

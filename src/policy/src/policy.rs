@@ -1,12 +1,13 @@
 //! The policy in force: every rule there is, in order, and which of them is for a caller.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use crate::{
+    application::{Application, ApplicationPattern, Maker},
     diagnostic::FileError,
     ids::{HostGid, HostUid},
     limit::{LimitKey, LimitValue},
-    rule::{AccessRules, Ceilings, NetworkRules, PolicyFile, Quotas, RawRules, Rule},
+    rule::{AccessRules, Ceilings, Ids, NetworkRules, PolicyFile, Quotas, RawRules, Rule},
 };
 
 /// The text of the built-in policy.
@@ -24,6 +25,8 @@ pub struct Caller {
     pub gid: HostGid,
     /// Its supplementary groups.
     pub groups: Vec<HostGid>,
+    /// The application that its process is of, by the kernel's word on its cgroup.
+    pub application: Option<Application>,
 }
 
 /// A policy file: its name, and what is in it.
@@ -83,8 +86,17 @@ impl Policy {
         let mut rules = Vec::new();
         for file in sorted {
             for rule in PolicyFile::parse(file.name, file.text)?.rule {
-                let place = FileError::at(file.name, file.text, &rule.span(), "").line;
+                let span = rule.span();
+                let place = FileError::at(file.name, file.text, &span, "").line;
                 let rule = rule.into_inner();
+                if rule.applications.is_some() && rule.says_of_the_account() {
+                    return Err(FileError::at(
+                        file.name,
+                        file.text,
+                        &(span.start..span.start),
+                        "account-ceiling, quota.cgroups and quota.cgroup-depth bound all of an account together; a rule with `applications` can't have them",
+                    ));
+                }
                 let label = format!("{}:{place} {}", file.name, rule.name.0);
                 rules.push(Entry::new(rule, label, &base)?);
             }
@@ -126,19 +138,59 @@ impl Policy {
     }
 
     /// The rule for this caller: the first that is for it.
-    pub fn ruling(&self, caller: &Caller) -> &Ruling {
+    ///
+    /// A rule for an application says nothing about what bounds all of the account together; that is as the account's own rule
+    /// says ([`account_ruling`](Self::account_ruling)). Where the account itself could have made the application's name,
+    /// every number is the lower one of both rules, and [`judge`](crate::judge()) asks the account's own rule too.
+    pub fn ruling(&self, caller: &Caller) -> Cow<'_, Ruling> {
         let found = self.rules.iter().find(|entry| entry.is_for(caller));
-        &found.unwrap_or(&self.everybody).ruling
+        let Some(found) = found.filter(|entry| entry.matches.applications.is_some()) else {
+            return Cow::Borrowed(&found.unwrap_or(&self.everybody).ruling);
+        };
+        let account = self.account_ruling(caller);
+        let mut ruling = found.ruling.clone();
+        ruling.quotas.cgroups = account.quotas.cgroups;
+        ruling.quotas.cgroup_depth = account.quotas.cgroup_depth;
+        ruling.account_ceilings = account.account_ceilings.clone();
+        if self.doubted(caller).is_some() {
+            ruling.lower_to(account);
+        }
+        Cow::Owned(ruling)
     }
 
-    /// How much the caller's account may have.
-    pub fn quotas(&self, caller: &Caller) -> &Quotas {
-        &self.ruling(caller).quotas
+    /// The rule for the caller's account, whatever application it is.
+    pub fn account_ruling(&self, caller: &Caller) -> &Ruling {
+        let is_for = |entry: &&Entry| entry.matches.applications.is_none() && entry.is_for(caller);
+        &self.rules.iter().find(is_for).unwrap_or(&self.everybody).ruling
+    }
+
+    /// The account's own rule, if the caller's is one for an application whose name the account itself could have made. What
+    /// that gives, this one has to give too: nobody has more than the account by a name of its own making.
+    pub fn doubted(&self, caller: &Caller) -> Option<&Ruling> {
+        let found = self.rules.iter().find(|entry| entry.is_for(caller))?;
+        let made_by_account =
+            caller.application.as_ref().is_some_and(|application| application.maker() == Maker::Account);
+        (found.matches.applications.is_some() && made_by_account).then(|| self.account_ruling(caller))
+    }
+
+    /// Does any rule ask which application a caller is?
+    pub fn tells_applications_apart(&self) -> bool {
+        self.rules.iter().any(|entry| entry.matches.applications.is_some())
+    }
+
+    /// How much the caller may have.
+    pub fn quotas(&self, caller: &Caller) -> Quotas {
+        self.ruling(caller).quotas.clone()
     }
 
     /// Limits to set on the cgroup above all grants of the caller's account.
     pub fn account_ceilings(&self, caller: &Caller) -> Vec<(LimitKey, LimitValue)> {
-        self.ruling(caller).account_ceilings.limits().to_vec()
+        self.account_ruling(caller).account_ceilings.limits().to_vec()
+    }
+
+    /// Every rule, in the order in which they are tried: what it says, and whom it is for in the words of its file.
+    pub fn rules(&self) -> impl Iterator<Item = (&Ruling, String)> {
+        self.rules.iter().chain([&self.everybody]).map(|entry| (&entry.ruling, entry.whom()))
     }
 
     /// The limits that a new grant of the caller's gets: those asked for, and every ceiling that they don't name.
@@ -148,7 +200,9 @@ impl Policy {
         asked: &[(LimitKey, LimitValue)],
     ) -> Vec<(LimitKey, LimitValue)> {
         let unnamed = |(key, _): &&(LimitKey, LimitValue)| !asked.iter().any(|(named, _)| named == key);
-        let ceilings = self.ruling(caller).grant_ceilings.limits();
+        let ruling = self.ruling(caller);
+        let both = self.doubted(caller).map(|account| ruling.grant_ceilings.lower(&account.grant_ceilings));
+        let ceilings = both.as_ref().unwrap_or(&ruling.grant_ceilings).limits();
         asked.iter().chain(ceilings.iter().filter(unnamed)).cloned().collect()
     }
 }
@@ -160,6 +214,43 @@ fn incomplete() -> FileError {
         &(0..0),
         "the last rule of the built-in policy does not say everything",
     )
+}
+
+impl Ruling {
+    /// All that it says: key and value, as they would stand in a file.
+    pub fn settings(&self) -> Vec<(String, String)> {
+        let part = |name: &str, rows: Vec<(String, String)>| {
+            let name = name.to_owned();
+            rows.into_iter().map(move |(key, value)| (format!("{name}.{key}"), value))
+        };
+        part("access", self.access.rows())
+            .chain(part("quota", self.quotas.rows()))
+            .chain(part("grant-ceiling", self.grant_ceilings.rows()))
+            .chain(part("account-ceiling", self.account_ceilings.rows()))
+            .chain(part("network", self.network.rows()))
+            .chain(part("raw", self.raw.rows()))
+            .collect()
+    }
+}
+
+impl Rule {
+    /// Does it bound what an account has together?
+    fn says_of_the_account(&self) -> bool {
+        self.account_ceiling.is_some() || self.quota.bounds_the_account()
+    }
+}
+
+impl Ruling {
+    /// No number above the other's, no yes where the other says no. Lists stay: what one of theirs names, the other has to be
+    /// asked about too.
+    fn lower_to(&mut self, other: &Self) {
+        self.quotas = self.quotas.least(&other.quotas);
+        let rate =
+            |own: u64, other: u64| if own == 0 || other == 0 { own.max(other) } else { own.min(other) };
+        self.network.max_upload = rate(self.network.max_upload, other.network.max_upload);
+        self.network.max_download = rate(self.network.max_download, other.network.max_download);
+        self.network.open &= other.network.open;
+    }
 }
 
 impl Entry {
@@ -177,6 +268,44 @@ impl Entry {
     }
 
     fn is_for(&self, caller: &Caller) -> bool {
+        let is_one_of = |patterns: &Vec<ApplicationPattern>| {
+            caller
+                .application
+                .as_ref()
+                .is_some_and(|application| patterns.iter().any(|pattern| pattern.names(application)))
+        };
+        self.matches.applications.as_ref().is_none_or(is_one_of) && self.is_for_account(caller)
+    }
+
+    /// Whom the rule is for, as its file says it.
+    fn whom(&self) -> String {
+        let rule = &self.matches;
+        let listed = |key: &str, values: Option<Vec<String>>| {
+            values.map(|values| {
+                format!("{key} {}", if values.is_empty() { "none".to_owned() } else { values.join(", ") })
+            })
+        };
+        let ids =
+            |ids: &Option<Vec<Ids>>| ids.as_ref().map(|ids| ids.iter().map(ToString::to_string).collect());
+        let texts = [
+            listed("uids", ids(&rule.uids)),
+            listed("gids", ids(&rule.gids)),
+            listed(
+                "groups",
+                rule.groups.as_ref().map(|names| names.iter().map(|name| name.0.clone()).collect()),
+            ),
+        ];
+        let mut words: Vec<String> = texts.into_iter().flatten().collect();
+        if words.is_empty() {
+            words.push("everybody but root".to_owned());
+        }
+        let accounts = words.join("; ");
+        let applications = rule.applications.as_ref();
+        listed("of applications", applications.map(|all| all.iter().map(ToString::to_string).collect()))
+            .map_or(accounts.clone(), |applications| format!("{accounts}; only {applications}"))
+    }
+
+    fn is_for_account(&self, caller: &Caller) -> bool {
         let rule = &self.matches;
         if rule.uids.is_none() && rule.gids.is_none() && rule.groups.is_none() {
             return !caller.uid.is_root();
@@ -199,7 +328,12 @@ mod tests {
     use super::*;
 
     fn caller(uid: u32, groups: &[u32]) -> Caller {
-        Caller { uid: HostUid(uid), gid: HostGid(uid), groups: groups.iter().copied().map(HostGid).collect() }
+        Caller {
+            uid: HostUid(uid),
+            gid: HostGid(uid),
+            groups: groups.iter().copied().map(HostGid).collect(),
+            application: None,
+        }
     }
 
     fn policy(text: &str) -> Policy {
@@ -256,6 +390,96 @@ quota.grants = 5
             let ruling = policy.ruling(&caller);
             assert_eq!((ruling.label.as_str(), ruling.quotas.grants), (label, grants));
             assert_eq!(ruling.quotas.cgroups, 4096);
+        }
+    }
+
+    fn of(uid: u32, path: &str) -> Caller {
+        let application = Application::at(path, HostUid(uid)).map(|place| place.application);
+        Caller { application, ..caller(uid, &[]) }
+    }
+
+    const APPLICATIONS: &str = r#"
+[[rule]]
+name = "ci"
+uids = [1000]
+applications = ["unit:ci@*.service", "flatpak:org.example.Ci"]
+quota = { grants = 500, ids-per-grant = 7 }
+network = { max-upload = "1G" }
+grant-ceiling = { "memory.max" = "8G", "pids.max" = 10 }
+
+[[rule]]
+name = "account"
+quota = { grants = 5, cgroups = 100 }
+network = { max-upload = "1M", max-download = "1M" }
+grant-ceiling = { "memory.max" = "1G", "cpu.max" = "100%" }
+account-ceiling = { "memory.max" = "2G" }
+"#;
+
+    #[test]
+    fn an_application_that_root_made_has_its_own_rule() {
+        let policy = policy(APPLICATIONS);
+        let ci = of(1000, "/system.slice/ci@3.service");
+        let ruling = policy.ruling(&ci);
+        assert_eq!(
+            (ruling.label.as_str(), ruling.quotas.grants, ruling.network.max_upload),
+            ("a.toml:2 ci", 500, 1_000_000_000)
+        );
+        // What bounds all of the account is the account's.
+        assert_eq!(ruling.quotas.cgroups, 100);
+        assert_eq!(policy.account_ceilings(&ci), [(LimitKey::MemoryMax, LimitValue::Bytes(Some(2 << 30)))]);
+        assert_eq!(policy.doubted(&ci), None);
+        for other in
+            [caller(1000, &[]), of(1000, "/system.slice/x.service"), of(1001, "/system.slice/ci@3.service")]
+        {
+            assert_eq!(policy.ruling(&other).label, "a.toml:10 account", "{other:?}");
+        }
+    }
+
+    #[test]
+    fn an_application_that_the_account_could_have_made_gives_nothing_more() {
+        let policy = policy(APPLICATIONS);
+        let unit =
+            "/user.slice/user-1000.slice/user@1000.service/app.slice/app-flatpak-org.example.Ci-1.scope";
+        let ci = of(1000, unit);
+        let ruling = policy.ruling(&ci);
+        assert_eq!(
+            (ruling.label.as_str(), ruling.quotas.grants, ruling.quotas.ids_per_grant),
+            ("a.toml:2 ci", 5, 7)
+        );
+        assert_eq!((ruling.network.max_upload, ruling.network.max_download), (1_000_000, 1_000_000));
+        assert_eq!(policy.doubted(&ci).unwrap().label, "a.toml:10 account");
+        let given = policy.limits_of_new(&ci, &[]);
+        for (key, text) in
+            [(LimitKey::MemoryMax, "1G"), (LimitKey::PidsMax, "10"), (LimitKey::CpuMax, "100%")]
+        {
+            assert!(given.contains(&(key, LimitValue::parse(&key, text).unwrap())), "{key} {given:?}");
+        }
+    }
+
+    #[test]
+    fn every_rule_is_shown_as_it_stands() {
+        let policy = policy(APPLICATIONS);
+        let rules: Vec<_> = policy.rules().map(|(ruling, whom)| (ruling.label.as_str(), whom)).collect();
+        assert_eq!(
+            rules[0],
+            (
+                "a.toml:2 ci",
+                "uids 1000; only of applications unit:ci@*.service, flatpak:org.example.Ci".into()
+            )
+        );
+        assert_eq!(rules[1].1, "everybody but root");
+        assert_eq!(rules.last().unwrap().0, "built-in everybody");
+        // What is shown can be put into a file again, and means the same.
+        let built_in = Policy::built_in().unwrap();
+        for (ruling, _) in built_in.rules().chain(policy.rules().skip(1)) {
+            let text: String =
+                ruling.settings().iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
+            let again =
+                Policy::parse(&[Source { name: "x", text: &format!("[[rule]]\nname = \"x\"\n{text}") }])
+                    .unwrap();
+            let mut shown = again.rules().next().unwrap().0.clone();
+            shown.label.clone_from(&ruling.label);
+            assert_eq!(shown, *ruling);
         }
     }
 
@@ -321,6 +545,17 @@ quota.grants = 5
             ("[[rule]]\nname = \"x\"\nnetwork.bridges = [\"A\"]\n", (3, 20), "lower-case"),
             ("[[rule]]\nname = \"x\"\nnetwork.fixed-addresses = [\"10.0.0.1/8\"]\n", (3, 28), "begins at"),
             ("[[rule]]\nname = \"x\"\nname = \"y\"\n", (3, 1), "duplicate"),
+            ("[[rule]]\nname = \"x\"\napplications = [\"exe:/bin/sh\"]\n", (3, 17), "unit:NAME.service"),
+            (
+                "\n[[rule]]\nname = \"x\"\napplications = [\"snap:a\"]\nquota.cgroups = 9\n",
+                (2, 1),
+                "all of an account",
+            ),
+            (
+                "[[rule]]\nname = \"x\"\napplications = [\"snap:a\"]\naccount-ceiling = { \"pids.max\" = 9 }\n",
+                (1, 1),
+                "all of an account",
+            ),
             ("[[rules]]\nname = \"x\"\n", (1, 3), "unknown field `rules`"),
         ] {
             let error = Policy::parse(&[Source { name: "p.toml", text }]).unwrap_err();

@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 
 use crate::{
+    application::ApplicationPattern,
     device::{NodeName, NodePattern},
     diagnostic::{FileError, read, text},
     ids::{HostGid, IdSpan},
@@ -36,6 +37,7 @@ pub(crate) struct Rule {
     pub(crate) uids: Option<Vec<Ids>>,
     pub(crate) gids: Option<Vec<Ids>>,
     pub(crate) groups: Option<Vec<GroupName>>,
+    pub(crate) applications: Option<Vec<ApplicationPattern>>,
     #[serde(default)]
     pub(crate) access: AccessText,
     #[serde(default)]
@@ -85,6 +87,13 @@ macro_rules! table {
         #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
         pub(crate) struct $text {
             $($field: Option<$written>,)*
+        }
+
+        impl $whole {
+            /// Key and value of each, as they would stand in a file.
+            pub(crate) fn rows(&self) -> Vec<(String, String)> {
+                vec![$((stringify!($field).replace('_', "-"), self.$field.shown())),*]
+            }
         }
 
         impl $text {
@@ -183,6 +192,35 @@ table! {
         open: bool = bool,
         /// VLANs that links on an administrator's bridge may be in.
         vlans: Vec<VlanSpan> = Vec<VlanSpan>,
+    }
+}
+
+impl QuotaText {
+    /// Does it name what is set on the account's own cgroup?
+    pub(crate) fn bounds_the_account(&self) -> bool {
+        self.cgroups.is_some() || self.cgroup_depth.is_some()
+    }
+}
+
+impl Quotas {
+    /// Each quota as it is lower.
+    #[must_use]
+    pub fn least(&self, other: &Self) -> Self {
+        Self {
+            connections: self.connections.min(other.connections),
+            requests: self.requests.min(other.requests),
+            requests_per_second: self.requests_per_second.min(other.requests_per_second),
+            grants: self.grants.min(other.grants),
+            persistent_grants: self.persistent_grants.min(other.persistent_grants),
+            cgroups: self.cgroups.min(other.cgroups),
+            cgroup_depth: self.cgroup_depth.min(other.cgroup_depth),
+            ids: self.ids.min(other.ids),
+            ids_per_grant: self.ids_per_grant.min(other.ids_per_grant),
+            pressure_watches: self.pressure_watches.min(other.pressure_watches),
+            links: self.links.min(other.links),
+            published_ports: self.published_ports.min(other.published_ports),
+            addresses: self.addresses.min(other.addresses),
+        }
     }
 }
 
@@ -320,10 +358,117 @@ impl Ceilings {
         &self.0
     }
 
+    /// Key and value of each, as they would stand in a file.
+    pub(crate) fn rows(&self) -> Vec<(String, String)> {
+        self.0.iter().map(|(key, value)| (quoted(key), quoted(value))).collect()
+    }
+
+    /// The lower one of each that either has.
+    #[must_use]
+    pub(crate) fn lower(&self, other: &Self) -> Self {
+        let own = self.0.iter().map(|(key, value)| {
+            let lower = other.of(*key).filter(|most| value.exceeds(most)).unwrap_or(value);
+            (*key, lower.clone())
+        });
+        let more = other.0.iter().filter(|(key, _)| self.of(*key).is_none()).cloned();
+        let mut all: Vec<_> = own.chain(more).collect();
+        all.sort_unstable_by_key(|(key, _)| *key);
+        Self(all)
+    }
+
     /// The ceiling of this key.
     pub fn of(&self, key: LimitKey) -> Option<&LimitValue> {
         self.0.iter().find(|(known, _)| *known == key).map(|(_, value)| value)
     }
+}
+
+/// A value as it would stand in a file.
+trait Shown {
+    fn shown(&self) -> String;
+}
+
+impl Shown for u64 {
+    fn shown(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Shown for bool {
+    fn shown(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Shown for Access {
+    fn shown(&self) -> String {
+        let word = match self {
+            Self::Allow => "allow",
+            Self::Ask => "ask",
+            Self::Deny => "deny",
+        };
+        quoted(word)
+    }
+}
+
+impl Shown for Door {
+    fn shown(&self) -> String {
+        quoted(if *self == Self::Allow { "allow" } else { "deny" })
+    }
+}
+
+impl Shown for NodePattern {
+    fn shown(&self) -> String {
+        quoted(self)
+    }
+}
+
+impl Shown for RawKey {
+    fn shown(&self) -> String {
+        quoted(self)
+    }
+}
+
+impl Shown for BridgeName {
+    fn shown(&self) -> String {
+        quoted(self.as_str())
+    }
+}
+
+impl Shown for Net {
+    fn shown(&self) -> String {
+        quoted(self.0)
+    }
+}
+
+impl<const LAST: u16> Shown for Span<LAST> {
+    fn shown(&self) -> String {
+        if self.first == self.last {
+            self.first.to_string()
+        } else {
+            quoted(format!("{}-{}", self.first, self.last))
+        }
+    }
+}
+
+impl<T: Shown> Shown for Vec<T> {
+    fn shown(&self) -> String {
+        listed(self)
+    }
+}
+
+impl<T: Shown> Shown for BTreeSet<T> {
+    fn shown(&self) -> String {
+        listed(self)
+    }
+}
+
+fn listed<'a, T: Shown + 'a>(values: impl IntoIterator<Item = &'a T>) -> String {
+    format!("[{}]", values.into_iter().map(Shown::shown).collect::<Vec<_>>().join(", "))
+}
+
+/// None of the texts of a policy has a character that TOML wants escaped.
+fn quoted(text: impl fmt::Display) -> String {
+    format!("\"{text}\"")
 }
 
 /// A whole number from 0 to `MAX`.
@@ -339,6 +484,16 @@ impl<const MAX: u64> From<Bounded<MAX>> for u64 {
 /// `1000`, `"1000"` or `"1000-1999"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ids(pub(crate) IdSpan);
+
+/// As in a policy file.
+impl fmt::Display for Ids {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.count() {
+            1 => write!(f, "{}", self.0.first()),
+            _ => write!(f, "{}", self.0),
+        }
+    }
+}
 
 /// What a rule is called in answers and logs.
 #[derive(Debug, Clone, PartialEq, Eq)]

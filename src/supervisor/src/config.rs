@@ -1,17 +1,15 @@
 //! Reading the configuration: `cgrantd.toml` for this process, and all of it once for `--check-config`.
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
 };
 
 use cgrant_policy::{Config, FileError, Policy, Source};
-
-/// Longest configuration file, in bytes.
-const MAX_FILE: u64 = 1024 * 1024;
-/// Most policy files.
-const MAX_FILES: usize = 1000;
+use cgrant_sys::{
+    dir::Dir,
+    dropin::{DropInError, read_all, read_file},
+};
 
 /// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -19,17 +17,22 @@ pub enum ConfigError {
     /// A mistake in a file.
     #[error("{0}")]
     Mistake(FileError),
-    /// A file or directory cannot be read.
-    #[error("{path}: {source}")]
+    /// A file can't be read, or must not be.
+    #[error("{}/{source}", directory.display())]
     Unreadable {
+        /// The directory of the configuration.
+        directory: PathBuf,
+        /// Which file, and why.
+        source: DropInError,
+    },
+    /// The directory can't be opened.
+    #[error("{}: {source}", directory.display())]
+    Unopened {
         /// Which.
-        path: PathBuf,
+        directory: PathBuf,
         /// What the kernel said.
         source: io::Error,
     },
-    /// A file is too long, or there are too many.
-    #[error("{0}: more than the broker reads (files of 1 MiB, 1000 policy files)")]
-    TooMuch(PathBuf),
     /// A directory was named that is not there.
     #[error("--config-dir {0}: there is no such directory")]
     Missing(PathBuf),
@@ -40,9 +43,12 @@ pub enum ConfigError {
 /// # Errors
 /// [`ConfigError`].
 pub fn host_config(directory: &Path) -> Result<Config, ConfigError> {
-    let path = directory.join("cgrantd.toml");
-    match read(&path)? {
-        Some(text) => Config::parse(&path.to_string_lossy(), &text).map_err(ConfigError::Mistake),
+    let Some(open) = open(directory)? else { return Ok(Config::default()) };
+    match read_file(&open, "cgrantd.toml").map_err(|source| unreadable(directory, source))? {
+        Some(text) => {
+            let path = directory.join("cgrantd.toml");
+            Config::parse(&path.to_string_lossy(), &text).map_err(ConfigError::Mistake)
+        }
         None => Ok(Config::default()),
     }
 }
@@ -50,60 +56,41 @@ pub fn host_config(directory: &Path) -> Result<Config, ConfigError> {
 /// The policy files in `directory`, in the order in which they are read.
 ///
 /// # Errors
-/// [`ConfigError::Unreadable`], [`ConfigError::TooMuch`].
+/// [`ConfigError`].
 pub fn policy_files(directory: &Path) -> Result<Vec<PathBuf>, ConfigError> {
-    let directory = directory.join("policy.d");
-    let unreadable = |source| ConfigError::Unreadable { path: directory.clone(), source };
-    let entries = match std::fs::read_dir(&directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(unreadable(error)),
-    };
-    let mut files = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(unreadable)?.path();
-        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        if path.extension().is_some_and(|extension| extension == "toml") && !hidden {
-            files.push(path);
-        }
-        if files.len() > MAX_FILES {
-            return Err(ConfigError::TooMuch(directory));
-        }
-    }
-    files.sort();
-    Ok(files)
+    Ok(policy_texts(directory)?.into_iter().map(|(file, _)| file).collect())
 }
 
-/// Reads everything that the broker would read, and says what is wrong with it.
+/// Reads everything that the broker would read, as the broker does, and says what is wrong with it.
 ///
 /// # Errors
 /// [`ConfigError`].
 pub fn check(directory: &Path) -> Result<(), ConfigError> {
     host_config(directory)?;
-    let mut texts = Vec::new();
-    for path in policy_files(directory)? {
-        if let Some(text) = read(&path)? {
-            texts.push((path.to_string_lossy().into_owned(), text));
-        }
-    }
-    let sources: Vec<_> = texts.iter().map(|(file, text)| Source { name: file, text }).collect();
+    let files = policy_texts(directory)?;
+    let names: Vec<_> = files.iter().map(|(file, _)| file.to_string_lossy()).collect();
+    let texts = names.iter().zip(&files);
+    let sources: Vec<_> = texts.map(|(name, (_, text))| Source { name, text }).collect();
     Policy::parse(&sources).map(|_| ()).map_err(ConfigError::Mistake)
 }
 
-/// The text of a file; nothing if it is not there.
-fn read(path: &Path) -> Result<Option<String>, ConfigError> {
-    let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unreadable(error)),
-    };
-    let mut text = String::new();
-    file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(unreadable)?;
-    if text.len() as u64 > MAX_FILE {
-        return Err(ConfigError::TooMuch(path.to_owned()));
+fn policy_texts(directory: &Path) -> Result<Vec<(PathBuf, String)>, ConfigError> {
+    let Some(open) = open(directory)? else { return Ok(Vec::new()) };
+    let files = read_all(&open, "policy.d", ".toml").map_err(|source| unreadable(directory, source))?;
+    Ok(files.into_iter().map(|(name, text)| (directory.join("policy.d").join(name), text)).collect())
+}
+
+/// The directory, if it is there.
+fn open(directory: &Path) -> Result<Option<Dir>, ConfigError> {
+    match std::path::absolute(directory).and_then(|path| Dir::open(&path)) {
+        Ok(open) => Ok(Some(open)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ConfigError::Unopened { directory: directory.to_owned(), source }),
     }
-    Ok(Some(text))
+}
+
+fn unreadable(directory: &Path, source: DropInError) -> ConfigError {
+    ConfigError::Unreadable { directory: directory.to_owned(), source }
 }
 
 #[cfg(test)]
@@ -127,32 +114,37 @@ mod tests {
     }
 
     #[test]
-    fn policy_files_are_read_in_order_and_others_are_not() {
+    fn policy_files_are_read_as_the_broker_reads_them() {
         let scratch = tempfile::tempdir().unwrap();
         let directory = scratch.path().join("policy.d");
         std::fs::create_dir(&directory).unwrap();
-        for name in ["20-b.toml", "10-a.toml", "notes.txt", ".hidden.toml", "30-c.toml~"] {
-            std::fs::write(directory.join(name), "").unwrap();
+        for name in ["notes.txt", ".hidden.toml", "30-c.toml~"] {
+            std::fs::write(directory.join(name), "nonsense here").unwrap();
         }
-        let files = policy_files(scratch.path()).unwrap();
-        assert_eq!(files, [directory.join("10-a.toml"), directory.join("20-b.toml")]);
+        check(scratch.path()).unwrap();
         std::fs::write(directory.join("20-b.toml"), "nonsense here").unwrap();
         let text = check(scratch.path()).unwrap_err().to_string();
-        assert!(text.contains("20-b.toml:1:"), "{text}");
+        assert!(text.contains("policy.d/20-b.toml:1:") && text.contains('^'), "{text}");
+        std::fs::remove_file(directory.join("20-b.toml")).unwrap();
+        std::os::unix::fs::symlink("/dev/null", directory.join("20-b.toml")).unwrap();
+        let text = check(scratch.path()).unwrap_err().to_string();
+        assert!(text.contains("policy.d/20-b.toml: not a regular file"), "{text}");
     }
 
     #[test]
     fn a_file_that_is_too_long_is_refused() {
         let scratch = tempfile::tempdir().unwrap();
         std::fs::write(scratch.path().join("cgrantd.toml"), vec![b'#'; 1024 * 1024 + 1]).unwrap();
-        assert!(matches!(check(scratch.path()), Err(ConfigError::TooMuch(_))));
+        assert!(matches!(
+            check(scratch.path()),
+            Err(ConfigError::Unreadable { source: DropInError::TooLong(_), .. })
+        ));
     }
 
     #[test]
     fn the_examples_are_good_and_say_the_defaults() {
         let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
         check(&examples).unwrap();
-        assert_eq!(policy_files(&examples).unwrap().len(), 3);
         assert_eq!(host_config(&examples).unwrap(), Config::default());
     }
 }

@@ -12,8 +12,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, RawDir, ResolveFlags, Uid, chmodat, chownat,
-    flock, fstat, fsync, mkdirat, openat, openat2, renameat, statat, unlinkat,
+    AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, RawDir, ResolveFlags, Stat, Uid, chmodat,
+    chownat, flock, fstat, fsync, mkdirat, openat, openat2, renameat, statat, unlinkat,
 };
 use rustix::io::{Errno, read, retry_on_intr, write};
 
@@ -380,6 +380,14 @@ impl Dir {
         Ok((stat.st_uid, stat.st_gid))
     }
 
+    /// Can nobody but root make anything in it, by its owner and mode?
+    ///
+    /// # Errors
+    /// Those of `fstat(2)`.
+    pub fn is_roots(&self) -> io::Result<bool> {
+        Ok(only_root_writes(&fstat(&self.0)?))
+    }
+
     /// Opens an entry. Links are refused, `O_CLOEXEC` and `O_NOCTTY` are added; with `O_CREAT` the mode is 0600.
     ///
     /// # Errors
@@ -561,6 +569,12 @@ fn utf8(name: OsString) -> io::Result<String> {
 }
 
 /// Everything that `file` gives from its position on, at most `max` bytes.
+/// Is it root's, and can neither others nor a group but root's write to it?
+pub(crate) fn only_root_writes(stat: &Stat) -> bool {
+    let dangerous = if stat.st_gid == 0 { Mode::WOTH } else { Mode::WOTH | Mode::WGRP };
+    stat.st_uid == 0 && !Mode::from_raw_mode(stat.st_mode).intersects(dangerous)
+}
+
 pub(crate) fn read_bounded(file: &OwnedFd, max: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut chunk = [0; 4096];

@@ -10,6 +10,7 @@ pub mod code;
 pub mod credentials;
 pub mod deny;
 pub mod dir;
+pub mod dropin;
 pub mod heap;
 pub mod inherited;
 pub mod keyring;

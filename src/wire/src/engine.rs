@@ -33,6 +33,8 @@ pub struct BusClient {
     pub groups: Vec<u32>,
     /// Its pid, if the bus daemon told. A pidfd may come beside the message.
     pub pid: Option<u32>,
+    /// Is the pidfd the bus daemon's own, which had it from the kernel when the client connected?
+    pub is_certain: bool,
 }
 
 /// From a front to the engine.

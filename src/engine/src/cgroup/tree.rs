@@ -35,6 +35,8 @@ pub(super) const LEAF: &str = ".cgrant";
 /// Below the account's node: processes of grants that were never finished and that nobody took back. No grant's name
 /// begins like this.
 pub(super) const EVICTED: &str = "_evicted";
+/// What lists of cgroups call systemd's own hierarchy of v1.
+const SYSTEMD: &str = "name=systemd";
 /// Longest name of an instance.
 const MAX_INSTANCE: usize = 32;
 
@@ -204,6 +206,27 @@ impl Tree {
     pub fn payload_around(&self, hierarchy: &str, path: &str) -> Option<GrantPath> {
         let (grant, part) = self.place_of(hierarchy, path)?;
         (part == PAYLOAD).then_some(grant)
+    }
+
+    /// The hierarchies in which a service manager may say what processes are, by the names that lists of cgroups have, the better
+    /// one first.
+    pub fn unit_hierarchies(&self) -> [&'static str; 2] {
+        [CGROUP2, SYSTEMD]
+    }
+
+    /// Is this cgroup one that nobody but root could have made, and on v1, where whoever may write its files moves processes into
+    /// it from anywhere, root's itself?
+    pub fn only_root_could_make(&self, hierarchy: &str, above: &[String], name: &str) -> bool {
+        let Some(hierarchy) = self.hierarchies.all().find(|known| known.name == hierarchy) else {
+            return false;
+        };
+        let is_roots = |names: &[String]| {
+            let dir = hierarchy.open(&format!("/{}", names.join("/")));
+            dir.and_then(|dir| dir.is_roots()).unwrap_or(false)
+        };
+        let ways = (0..=above.len()).all(|length| above.get(..length).is_some_and(is_roots));
+        let itself = [above, &[name.to_owned()]].concat();
+        ways && (hierarchy.kind == Kind::V2 || is_roots(&itself))
     }
 
     /// The kernel's id of a cgroup2 cgroup, by a line of a process's `/proc/PID/cgroup`; `None` for other hierarchies, and if it

@@ -54,7 +54,9 @@ pub fn make_device(engine: &Engine, caller: &Arc<Caller>, grant: GrantId, name: 
     let (host, found) = look(&node)?;
     let group = Some(found.st_gid).filter(|gid| is_for_its_group(&found) && caller.groups.contains(gid));
     // What policy names needs no group.
-    let is_named = engine.policy().ruling(&caller.subject()).access.may_have(&node);
+    let (policy, subject) = (engine.policy(), caller.subject());
+    let doubted = policy.doubted(&subject).is_none_or(|account| account.access.may_have(&node));
+    let is_named = doubted && policy.ruling(&subject).access.may_have(&node);
     let by_group = group.filter(|_| !is_named);
     let request = Request::UseDevice { owner: grant.account, node: &node, by_group: by_group.is_some() };
     engine.authorize(caller, node.as_str(), &request)?;

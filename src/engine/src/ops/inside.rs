@@ -5,7 +5,7 @@
 
 use std::io;
 
-use cgrant_policy::{GrantPath, HostUid};
+use cgrant_policy::{Application, GrantPath, HostUid};
 use cgrant_sys::{namespace::UsernsFd, pidfd::Pidfd};
 use cgrant_wire::{Refusal, RefusalCode};
 
@@ -56,17 +56,31 @@ fn grant_around_caller(engine: &Engine, caller: &Caller, process: &Pidfd) -> io:
     Ok(around)
 }
 
-/// The grant around a process that connects, and who made the user namespace around it if that matters
-/// ([`maker_around`]).
+/// Where a process is that connects.
+#[derive(Debug, Default)]
+pub struct Around {
+    /// The grant around it.
+    pub grant: Option<GrantPath>,
+    /// Who made the user namespace around it, if that matters ([`maker_around`]).
+    pub maker: Option<HostUid>,
+    /// The application that it is of; none in a grant, and none of a process that has another uid by now.
+    pub application: Option<Application>,
+}
+
+/// Where a process of `uid` is that connects.
 ///
 /// # Errors
-/// Those of both.
-pub fn look_around(
-    engine: &Engine,
-    process: &Pidfd,
-    uid: HostUid,
-) -> io::Result<(Option<GrantPath>, Option<HostUid>)> {
-    Ok((grant_around(engine, process)?, maker_around(engine, process, uid)?))
+/// `ESRCH` if the process has ended; those of reading `/proc` and of asking for namespaces.
+pub fn look_around(engine: &Engine, process: &Pidfd, uid: HostUid) -> io::Result<Around> {
+    let info = process.info()?;
+    let cgroups = engine.tree.proc().cgroups(info.pid)?;
+    must_be_alive(engine, process, info.pid)?;
+    let grant = payload_around(engine, &cgroups);
+    let maker = maker_around(engine, process, uid)?;
+    let tells = grant.is_none() && maker.is_none() && [info.ruid, info.euid, info.suid].contains(&uid.0);
+    // Looked for whatever policy says now: it may say something else when the caller asks.
+    let application = tells.then(|| crate::application::of(&engine.tree, &cgroups, uid)).flatten();
+    Ok(Around { grant, maker, application })
 }
 
 /// Who made the outermost user namespace around the process, if that is neither its own uid nor root: the account

@@ -53,7 +53,12 @@ pub fn usage(engine: &Engine, caller: &Caller, account: Option<u32>) -> Outcome 
     engine.authorize(caller, &account.to_string(), &Request::UsageOf { account })?;
     let policy = engine.policy();
     // Groups of another account are known only from its connections, so its quotas are those by uid.
-    let stranger = cgrant_policy::Caller { uid: account, gid: HostGid(account.0), groups: Vec::new() };
+    let stranger = cgrant_policy::Caller {
+        uid: account,
+        gid: HostGid(account.0),
+        groups: Vec::new(),
+        application: None,
+    };
     let subject = if account == caller.uid { caller.subject() } else { stranger };
     let ruling = policy.ruling(&subject);
     let rows = usage_rows(&ruling.quotas, &engine.usage(account));
