@@ -45,7 +45,7 @@ endif
 DEPS_BUILD := gcc libc6-dev libpam0g ca-certificates
 DEPS_DEB := debhelper dpkg-dev lintian
 DEPS_DEMO := busybox-static dnsmasq-base iproute2 mmdebstrap nftables procps util-linux
-DEPS_CHECK := $(DEPS_DEB) bsdutils busybox-static dbus dnsmasq-base e2fsprogs groff-base iproute2 libdbus-1-dev libglib2.0-bin mmdebstrap nftables openssl pkg-config procps qemu-system-x86 \
+DEPS_CHECK := $(DEPS_DEB) bsdutils busybox-static dbus dnsmasq-base e2fsprogs groff-base iproute2 libdbus-1-dev libglib2.0-bin mmdebstrap nftables openssl pkg-config procps python3-gi qemu-system-x86 \
 	strace systemd uidmap util-linux xz-utils zstd
 DEPS_BENCH := bubblewrap busybox-static crun dbus dnsmasq-base iperf3 iproute2 lxc mmdebstrap nftables passt podman runc slirp4netns strace \
 	systemd-container uidmap util-linux
@@ -158,6 +158,8 @@ install-files:
 	install -m 644 policy/strict.toml $(DESTDIR)$(docdir)/policy-strict.toml
 	install -m 644 examples/*.toml $(DESTDIR)$(docdir)/examples/
 	install -m 644 examples/policy.d/*.toml $(DESTDIR)$(docdir)/examples/policy.d/
+	install -d -m 755 $(DESTDIR)$(docdir)/examples/python
+	install -m 755 examples/python/limited.py $(DESTDIR)$(docdir)/examples/python/
 
 # Of programs that are there already, so that nothing is compiled; `dpkg-buildpackage` compiles. Nothing is written outside the target directory.
 deb: deb-unchecked

@@ -25,6 +25,7 @@ mod contract;
 mod crashes;
 mod differential;
 mod events;
+mod examples;
 mod failures;
 mod forged;
 mod grants;
@@ -54,6 +55,9 @@ mod system_shutdown;
 mod system_verbs;
 
 fn main() -> std::process::ExitCode {
+    if let Some(end) = examples::requested() {
+        return end;
+    }
     common::harness::main(&[
         grants::TESTS,
         limits::TESTS,
@@ -61,6 +65,7 @@ fn main() -> std::process::ExitCode {
         attacks::TESTS,
         holders::TESTS,
         events::TESTS,
+        examples::TESTS,
         policy::TESTS,
         policy_files::TESTS,
         applications::TESTS,
