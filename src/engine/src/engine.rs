@@ -15,7 +15,7 @@ use cgrant_wire::{
     Answer, EndReason, Event, FromEngine, GrantChange, GrantId, Refusal, RefusalCode, RequestId,
     boot::FrontKind,
 };
-use nix::sys::{epoll::EpollFlags, inotify::AddWatchFlags};
+use nix::sys::inotify::AddWatchFlags;
 
 use crate::{
     cgroup::Tree,
@@ -306,10 +306,17 @@ impl Engine {
         let linked = self.links.read().unwrap_or_else(PoisonError::into_inner).get(&front).cloned();
         let Some(linked) = linked else { return };
         if linked.link.send(message, fds) {
-            let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT;
-            if let Err(error) = self.watches.modify(linked.link.descriptor(), flags, linked.watch) {
-                tracing::error!(%error, ?front, "a front's link can't be watched");
-            }
+            self.watch_link(&linked);
+        }
+    }
+
+    /// Has epoll tell of a front's link anew: of what is there to be read now, too, and of room if messages wait for that.
+    pub fn watch_link(&self, linked: &Linked) {
+        let watched = linked
+            .link
+            .while_waiting(|awaited| self.watches.modify(linked.link.descriptor(), awaited, linked.watch));
+        if let Err(error) = watched {
+            tracing::error!(%error, "a front's link can't be watched");
         }
     }
 

@@ -126,7 +126,8 @@ pub fn happened(engine: &Engine, id: GrantId, target: &Target) {
         | Target::Usage(..)
         | Target::Accounts
         | Target::Policy
-        | Target::PolicyDue => (),
+        | Target::PolicyDue
+        | Target::Over => (),
     }
 }
 

@@ -15,6 +15,7 @@ use std::{
 
 use cgrant_sys::seqpacket::{Channel, ChannelError};
 use cgrant_wire::{FromEngine, Refusal, RefusalCode, ToEngine, boot::FrontKind};
+use nix::sys::epoll::EpollFlags;
 
 /// Most messages that wait for a front to read.
 const MAX_OUTBOX: usize = 8192;
@@ -81,6 +82,10 @@ pub enum Incoming {
 }
 
 impl Link {
+    /// What epoll is to tell of a link: each message that comes, once, so that one alone of the threads that wait is woken for it.
+    /// Who is told therefore reads until nothing is left, or asks to be told anew.
+    pub const AWAITED: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLET);
+
     /// A link to a front of `kind`. The channel is owned, and made non-blocking.
     ///
     /// # Errors
@@ -131,9 +136,17 @@ impl Link {
         self.drain(&mut outbox)
     }
 
-    /// Sends what waits. True if something still does.
-    pub fn flush(&self) -> bool {
-        self.drain(&mut self.outbox.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Sends what waits, as far as there is room.
+    pub fn flush(&self) {
+        self.drain(&mut self.outbox.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Calls `watch` with what epoll is to tell of the link now. Nothing is sent meanwhile, so that of two calls the one
+    /// that knows less can't be the last.
+    pub fn while_waiting<T>(&self, watch: impl FnOnce(EpollFlags) -> T) -> T {
+        let outbox = self.outbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = if outbox.queue.is_empty() { EpollFlags::empty() } else { EpollFlags::EPOLLOUT };
+        watch(Self::AWAITED | room)
     }
 
     fn drain(&self, outbox: &mut Outbox) -> bool {

@@ -5,21 +5,25 @@
 //! asked for later. A kernel call that is slow holds up its own account only, as long as
 //! fewer than [`MAX_THREADS`] accounts are stuck at once. Waiting threads make no system calls.
 //!
-//! One thread at a time, the leader, looks for what happens and queues it. If another thread waits for work that one becomes
-//! the leader, and the one that took a request runs it, without a wakeup between. If none waits, it goes on looking: there
-//! always is a leader, and it never runs a job.
+//! Two threads wait for what happens. Which of them sees something queues what is to be done about it, one at a time so that the
+//! order stays, and runs the first of it itself, without a wakeup between: the other one looks on meanwhile. One that would be
+//! the last to look leaves that to another thread, or goes on looking if there is none: there always is one that looks, and
+//! it is never in a job.
 
 use std::{
     collections::{HashMap, VecDeque},
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, ThreadId},
     time::Duration,
 };
 
-/// Threads that stay when there is nothing to do: the leader and the next one.
-const KEPT_THREADS: usize = 2;
-/// Most threads at once, with the leader.
+/// Threads that wait for what happens.
+const LOOKERS: usize = 2;
+/// Threads that stay when there is nothing to do.
+const KEPT_THREADS: usize = LOOKERS;
+/// Most threads at once, with those that look.
 const MAX_THREADS: usize = 33;
 /// Most jobs that wait for one account.
 const MAX_WAITING: usize = 256;
@@ -59,8 +63,17 @@ pub enum Mode {
 /// Something to be done.
 pub type Job = Box<dyn FnOnce() + Send>;
 
-/// Waits until something happens, and queues what is to be done about it. False when that was the last time.
-pub type Look = Arc<dyn Fn() -> bool + Send + Sync>;
+/// How it is looked for what happens.
+pub trait Look: Send + Sync {
+    /// Waits until something happens. Several threads wait at once, and what happens once should wake one of them.
+    fn wait(&self) -> Found;
+
+    /// From now on nobody waits any more.
+    fn wake(&self);
+}
+
+/// Queues what is to be done about what happened; one at a time is called. False when that was the last time.
+pub type Found = Box<dyn FnOnce() -> bool>;
 
 /// The account's queue is full.
 #[derive(Debug, thiserror::Error)]
@@ -126,13 +139,21 @@ struct State {
     threads: usize,
     stopping: bool,
     /// How it is looked for what happens, while the pool serves.
-    look: Option<Look>,
-    leader: Option<ThreadId>,
+    look: Option<Arc<dyn Look>>,
+    /// How many look, or queue what they found.
+    lookers: usize,
+    /// Which of them queues.
+    taker: Option<ThreadId>,
     over: bool,
     panicked: bool,
 }
 
 impl State {
+    /// Is one more to look for what happens? Work that is there comes first, as long as anybody looks.
+    fn wants_looker(&self) -> bool {
+        self.look.is_some() && (self.lookers == 0 || (self.lookers < LOOKERS && self.ready.is_empty()))
+    }
+
     /// A job of a lane has ended: what waited for that is ready now. How many jobs?
     fn go_on(&mut self, lane: Lane) -> usize {
         if !matches!(lane, Lane::Held(_)) {
@@ -161,15 +182,18 @@ impl State {
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
+    /// Held by who queues what was found; taken before the state's.
+    taking: Mutex<()>,
     work: Condvar,
     quiet: Condvar,
 }
 
 impl Shared {
-    /// Sees to it that somebody comes for each of the `jobs` last in the queue: starts threads, and says how many to wake.
-    fn provide(self: &Arc<Self>, state: &mut State, jobs: usize) -> usize {
+    /// Sees to it that somebody comes for each of these places in the queue, the first of which is 0: starts threads, and says how
+    /// many to wake.
+    fn provide(self: &Arc<Self>, state: &mut State, places: Range<usize>) -> usize {
         let mut sleepers = 0;
-        for place in state.ready.len().saturating_sub(jobs)..state.ready.len() {
+        for place in places {
             if state.idle > place {
                 sleepers += 1;
             } else if state.threads < MAX_THREADS {
@@ -205,29 +229,61 @@ impl Shared {
         }
     }
 
-    /// Looks for what happens until there is a job and somebody who looks on.
-    fn lead<'s>(self: &'s Arc<Self>, mut state: MutexGuard<'s, State>, look: &Look) -> MutexGuard<'s, State> {
-        state.leader = Some(thread::current().id());
-        loop {
+    /// Looks for what happens until there is a job, and somebody else who looks. Gives the lane of that job, if it is not over.
+    fn look_on<'s>(
+        self: &'s Arc<Self>,
+        mut state: MutexGuard<'s, State>,
+        look: &dyn Look,
+    ) -> (MutexGuard<'s, State>, Option<Lane>) {
+        state.lookers += 1;
+        let lane = loop {
             drop(state);
-            let looked = catch_unwind(AssertUnwindSafe(|| look()));
+            let found = catch_unwind(AssertUnwindSafe(|| look.wait()));
+            let taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
             state = self.lock();
-            if !matches!(looked, Ok(true)) {
-                state.panicked = looked.is_err();
-                (state.look, state.leader) = (None, None);
+            if state.over {
+                break None;
+            }
+            state.taker = Some(thread::current().id());
+            drop(state);
+            let taken = found.and_then(|found| catch_unwind(AssertUnwindSafe(found)));
+            state = self.lock();
+            state.taker = None;
+            drop(taking);
+            if !matches!(taken, Ok(true)) {
+                state.panicked = taken.is_err();
+                state.look = None;
                 (state.stopping, state.over) = (true, true);
+                look.wake();
                 self.work.notify_all();
-                return state;
+                break None;
+            }
+            if self.may_leave(&mut state)
+                && let Some(lane) = state.ready.pop_front()
+            {
+                break Some(lane);
             }
             let jobs = state.ready.len();
-            let sleepers = self.provide(&mut state, jobs);
-            // Whoever is idle sees first of all that nobody leads.
-            if jobs > 0 && state.idle > 0 {
-                state.leader = None;
-                self.wake(state, sleepers);
-                return self.lock();
-            }
+            let sleepers = self.provide(&mut state, 0..jobs);
+            self.wake(state, sleepers);
+            state = self.lock();
+        };
+        state.lookers -= 1;
+        let wanted = state.ready.len() + usize::from(lane.is_some() && state.lookers == 0);
+        let sleepers = self.provide(&mut state, 0..wanted);
+        if sleepers > 0 {
+            self.wake(state, sleepers);
+            state = self.lock();
         }
+        (state, lane)
+    }
+
+    /// May one that looks stop looking? Does another one, or is there one that will?
+    fn may_leave(self: &Arc<Self>, state: &mut State) -> bool {
+        if state.lookers == 1 && state.idle == 0 && !state.ready.is_empty() && state.threads < MAX_THREADS {
+            self.start_thread(state);
+        }
+        state.lookers > 1 || state.idle > 0
     }
 
     /// Runs the lane's next job.
@@ -259,7 +315,8 @@ impl Shared {
             self.quiet.notify_all();
         }
         if others > 0 {
-            let sleepers = self.provide(&mut state, others);
+            let places = state.ready.len().saturating_sub(others)..state.ready.len();
+            let sleepers = self.provide(&mut state, places);
             self.wake(state, sleepers);
             state = self.lock();
         }
@@ -320,39 +377,44 @@ impl Pool {
             return Err(Full);
         }
         queue.jobs.push_back((mode, job));
-        // The first of those that a leader queues is for itself, when it has queued all.
-        if state.offer(lane) > 0 && (state.ready.len() > 1 || state.leader != Some(thread::current().id())) {
-            let sleepers = self.shared.provide(&mut state, 1);
+        // The first that one queues who looks is for itself, when it has queued all.
+        if state.offer(lane) > 0 && (state.ready.len() > 1 || state.taker != Some(thread::current().id())) {
+            let last = state.ready.len();
+            let sleepers = self.shared.provide(&mut state, last - 1..last);
             self.shared.wake(state, sleepers);
         }
         Ok(())
     }
 
-    /// Serves: looks for what happens until `look` says that it is over, and runs what it queues. The thread that calls
+    /// Serves: looks for what happens until that says that it is over, and runs what it queues. The thread that calls
     /// this is one of the pool's meanwhile.
     ///
     /// # Errors
     /// [`Panicked`].
-    pub fn serve(&self, look: Look) -> Result<(), Panicked> {
+    pub fn serve(&self, look: Arc<dyn Look>) -> Result<(), Panicked> {
         let mut state = self.shared.lock();
         state.look = Some(look);
         state.threads += 1;
-        // Who leads when the first request comes.
+        // Who looks on when the first request comes.
         self.shared.start_thread(&mut state);
         work(&self.shared, state, Role::Owner);
         if self.shared.lock().panicked { Err(Panicked) } else { Ok(()) }
     }
 
-    /// Takes no more jobs and waits until those that were taken are done.
+    /// Takes no more jobs and waits until those that were taken are done. Those that nobody has begun it runs itself, so that it
+    /// needs no other thread.
     pub fn stop(&self) {
         let mut state = self.shared.lock();
         state.stopping = true;
         let ready = state.ready.len();
-        let sleepers = self.shared.provide(&mut state, ready);
+        let sleepers = self.shared.provide(&mut state, 0..ready);
         self.shared.wake(state, sleepers);
         let mut state = self.shared.lock();
         while !state.waiting.is_empty() {
-            state = self.shared.quiet.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = match state.ready.pop_front() {
+                Some(lane) => self.shared.run_next(state, lane),
+                None => self.shared.quiet.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
         }
         self.shared.work.notify_all();
     }
@@ -369,24 +431,25 @@ enum Role {
 
 fn work<'s>(shared: &'s Arc<Shared>, mut state: MutexGuard<'s, State>, role: Role) {
     loop {
-        if state.leader.is_none()
+        let mut next = None;
+        if state.wants_looker()
             && let Some(look) = state.look.clone()
         {
-            state = shared.lead(state, &look);
+            (state, next) = shared.look_on(state, look.as_ref());
         }
         if role == Role::Owner && state.over {
             return;
         }
-        if let Some(lane) = state.ready.pop_front() {
+        if let Some(lane) = next.or_else(|| state.ready.pop_front()) {
             state = shared.run_next(state, lane);
         } else if role == Role::Member && state.stopping {
             state.threads -= 1;
             return;
-        } else {
+        } else if !state.wants_looker() {
             let was_idle;
             (state, was_idle) = shared.wait(state, role);
-            let leads = state.leader.is_some() || state.look.is_none();
-            if was_idle && state.ready.is_empty() && leads && state.threads > KEPT_THREADS {
+            let spare = state.threads > KEPT_THREADS && !state.wants_looker();
+            if was_idle && state.ready.is_empty() && spare {
                 state.threads -= 1;
                 return;
             }
@@ -536,23 +599,39 @@ mod tests {
         assert!(pool.submit(2, Mode::Alone, Box::new(|| ())).is_err());
     }
 
-    /// A look that hands on what comes over a channel, until that is closed.
-    fn looking(pool: &Pool, jobs: mpsc::Receiver<(u32, Job)>) -> Look {
-        let (pool, jobs) = (pool.clone(), Mutex::new(jobs));
-        Arc::new(move || match jobs.try_lock().expect("two leaders").recv() {
-            Ok((account, job)) => {
-                pool.submit(account, Mode::Alone, job).unwrap();
+    /// Hands on what comes over a channel, until that is closed.
+    struct Looking {
+        pool: Pool,
+        jobs: Mutex<mpsc::Receiver<(u32, Job)>>,
+        taking: Arc<Mutex<()>>,
+    }
+
+    impl Look for Looking {
+        fn wait(&self) -> Found {
+            let (pool, taking) = (self.pool.clone(), Arc::clone(&self.taking));
+            let job = self.jobs.lock().unwrap().recv();
+            Box::new(move || {
+                let _alone = taking.try_lock().expect("two take at once");
+                match job {
+                    Ok((account, job)) => pool.submit(account, Mode::Alone, job).unwrap(),
+                    Err(_) => {
+                        pool.stop();
+                        return false;
+                    }
+                }
                 true
-            }
-            Err(_) => {
-                pool.stop();
-                false
-            }
-        })
+            })
+        }
+
+        fn wake(&self) {}
+    }
+
+    fn looking(pool: &Pool, jobs: mpsc::Receiver<(u32, Job)>) -> Arc<Looking> {
+        Arc::new(Looking { pool: pool.clone(), jobs: Mutex::new(jobs), taking: Arc::default() })
     }
 
     #[test]
-    fn while_operations_are_stuck_somebody_leads() {
+    fn while_operations_are_stuck_somebody_looks() {
         let (pool, (queue, jobs), (send, receive)) = (Pool::default(), mpsc::channel(), mpsc::channel());
         let look = looking(&pool, jobs);
         let serving = thread::spawn(move || pool.serve(look));
@@ -603,10 +682,50 @@ mod tests {
         assert_eq!(*done.lock().unwrap(), accounts);
     }
 
+    struct Faulty;
+
+    impl Look for Faulty {
+        fn wait(&self) -> Found {
+            Box::new(|| std::panic::resume_unwind(Box::new("look")))
+        }
+
+        fn wake(&self) {}
+    }
+
     #[test]
-    fn a_panic_of_the_leaders_is_an_end_that_is_told() {
-        let pool = Pool::default();
-        let look: Look = Arc::new(|| std::panic::resume_unwind(Box::new("look")));
-        assert!(pool.serve(look).is_err());
+    fn a_panic_of_who_looks_is_an_end_that_is_told() {
+        assert!(Pool::default().serve(Arc::new(Faulty)).is_err());
+    }
+
+    #[test]
+    fn what_comes_one_after_the_other_needs_no_third_thread() {
+        let (pool, (queue, jobs), (send, receive)) = (Pool::default(), mpsc::channel(), mpsc::channel());
+        let (look, counting) = (looking(&pool, jobs), pool.clone());
+        let serving = thread::spawn(move || pool.serve(look));
+        for _ in 0..100 {
+            let send = send.clone();
+            queue.send((7, Box::new(move || send.send(()).unwrap()) as Job)).unwrap();
+            receive.recv_timeout(Duration::from_secs(10)).unwrap();
+            // Who ran it looks again before the next one comes.
+            while counting.shared.lock().lookers < LOOKERS {
+                thread::yield_now();
+            }
+        }
+        assert_eq!(counting.shared.lock().threads, KEPT_THREADS);
+        drop(queue);
+        serving.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn what_nobody_began_is_done_by_who_stops() {
+        let (pool, (send, receive)) = (Pool::default(), mpsc::channel());
+        // As many threads as there may be, none of which comes.
+        pool.shared.lock().threads = MAX_THREADS;
+        for n in 0..3 {
+            let send = send.clone();
+            pool.submit(7, Mode::Alone, Box::new(move || send.send(n).unwrap())).unwrap();
+        }
+        pool.stop();
+        assert_eq!(receive.try_iter().collect::<Vec<_>>(), [0, 1, 2]);
     }
 }

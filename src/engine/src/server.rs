@@ -1,7 +1,7 @@
 //! The engine's main loop: accepts, hands sockets to the socket front, takes requests, gives them to the pool.
 //!
-//! It never runs an operation itself and never waits for anything but epoll. The pool's threads go through it in turns, one
-//! at a time.
+//! It never runs an operation itself and never waits for anything but epoll. Threads of the pool wait for what happens, two at
+//! once, and take it one at a time.
 
 use std::{
     collections::HashSet,
@@ -22,6 +22,7 @@ use cgrant_wire::{
     boot::{FromChild, FrontKind, ToChild},
 };
 use nix::sys::epoll::EpollFlags;
+use rustix::event::{EventfdFlags, eventfd};
 
 use crate::{
     connection::{Caller, Ended, Peer},
@@ -31,7 +32,7 @@ use crate::{
     net::News,
     ops::{self, check::Descriptors},
     pace::Admission,
-    pool::{Full, Job, Lane, Mode},
+    pool::{Found, Full, Job, Lane, Look, Mode},
     refused::Refused,
     reload,
     watch::Target,
@@ -100,24 +101,17 @@ impl Server {
     /// # Errors
     /// If epoll fails.
     pub fn run(self: &Arc<Self>) -> std::io::Result<End> {
-        let end = Arc::new(Mutex::new(None));
-        let look = {
-            let (server, end) = (Arc::clone(self), Arc::clone(&end));
-            move || {
-                let ended = server.turn().transpose();
-                let goes_on = ended.is_none();
-                *end.lock().unwrap_or_else(PoisonError::into_inner) = ended;
-                goes_on
-            }
-        };
-        self.engine.pool.serve(Arc::new(look)).map_err(std::io::Error::other)?;
-        let ended = end.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let over = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        self.engine.watches.borrow(over.as_fd(), EpollFlags::EPOLLIN, Target::Over)?;
+        let turns = Turns { server: Arc::clone(self), over, end: Arc::default() };
+        self.engine.pool.serve(Arc::new(turns.clone())).map_err(std::io::Error::other)?;
+        let ended = turns.end.lock().unwrap_or_else(PoisonError::into_inner).take();
         ended.unwrap_or(Ok(End::Stopped))
     }
 
-    /// Waits until something happens, and takes all that has.
-    fn turn(&self) -> std::io::Result<Option<End>> {
-        for (target, flags) in self.engine.watches.wait()? {
+    /// Takes all that has happened.
+    fn turn(&self, happened: Vec<(Target, EpollFlags)>) -> std::io::Result<Option<End>> {
+        for (target, flags) in happened {
             match target {
                 Target::Control => {
                     if let Some(end) = self.control()? {
@@ -136,7 +130,7 @@ impl Server {
                 }
                 Target::Policy => reload::noticed(&self.engine),
                 Target::PolicyDue => reload::due(&self.engine),
-                Target::Files => (),
+                Target::Files | Target::Over => (),
                 Target::Wishes => self.engine.wishes.told().into_iter().for_each(|wish| self.wish(wish)),
                 Target::Wish(wish) => self.wish(wish),
                 Target::Pace(account, watch) => {
@@ -198,7 +192,7 @@ impl Server {
     fn front_started(&self, kind: FrontKind, channel: Channel) -> std::io::Result<()> {
         self.front_ended(kind);
         let link = Link::new(kind, channel)?;
-        let watch = self.engine.watches.borrow(link.descriptor(), EpollFlags::EPOLLIN, Target::Link(kind))?;
+        let watch = self.engine.watches.borrow(link.descriptor(), Link::AWAITED, Target::Link(kind))?;
         let mut links = self.engine.links.write().unwrap_or_else(PoisonError::into_inner);
         links.insert(kind, Arc::new(Linked { link, watch }));
         Ok(())
@@ -262,12 +256,9 @@ impl Server {
     fn link(&self, kind: FrontKind, flags: EpollFlags) {
         let linked = self.engine.links.read().unwrap_or_else(PoisonError::into_inner).get(&kind).cloned();
         let Some(linked) = linked else { return };
-        if flags.contains(EpollFlags::EPOLLOUT)
-            && !linked.link.flush()
-            && let Err(error) =
-                self.engine.watches.modify(linked.link.descriptor(), EpollFlags::EPOLLIN, linked.watch)
-        {
-            tracing::error!(%error, front = ?kind, "a front's link can't be watched");
+        if flags.contains(EpollFlags::EPOLLOUT) {
+            linked.link.flush();
+            self.engine.watch_link(&linked);
         }
         for _ in 0..TURN {
             match linked.link.receive() {
@@ -276,6 +267,8 @@ impl Server {
                 Incoming::Gone => return self.front_ended(kind),
             }
         }
+        // What is left is told of again.
+        self.engine.watch_link(&linked);
     }
 
     fn message(&self, front: FrontKind, message: ToEngine, fds: Vec<OwnedFd>) {
@@ -479,6 +472,34 @@ impl Server {
 
     fn reload(&self) {
         self.tell_supervisor(&FromChild::Reloaded(reload::now(&self.engine)));
+    }
+}
+
+/// How the pool's threads look for what happens.
+#[derive(Clone)]
+struct Turns {
+    server: Arc<Server>,
+    /// Readable when it is over.
+    over: Arc<OwnedFd>,
+    /// How it ended.
+    end: Arc<Mutex<Option<std::io::Result<End>>>>,
+}
+
+impl Look for Turns {
+    fn wait(&self) -> Found {
+        let (turns, happened) = (self.clone(), self.server.engine.watches.wait());
+        Box::new(move || {
+            let ended = happened.and_then(|happened| turns.server.turn(happened)).transpose();
+            let goes_on = ended.is_none();
+            *turns.end.lock().unwrap_or_else(PoisonError::into_inner) = ended;
+            goes_on
+        })
+    }
+
+    fn wake(&self) {
+        if let Err(error) = rustix::io::write(&self.over, &1_u64.to_ne_bytes()) {
+            tracing::error!(%error, "the engine's threads can't be told that it ends");
+        }
     }
 }
 

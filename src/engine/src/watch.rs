@@ -1,4 +1,5 @@
-//! What the engine waits for: one epoll, one inotify, one timer. An idle engine makes no system call.
+//! What the engine waits for: one epoll, one inotify, one timer. An idle engine makes no system call. Several threads may wait
+//! at once; what is level-triggered may then be told to more than one of them.
 //!
 //! Descriptors of grants (holders' pidfds, pressure triggers, the v1 out-of-memory eventfd) are owned here, so
 //! that whoever removes a watch closes it. Files are watched by inotify, one watch descriptor each.
@@ -32,6 +33,8 @@ pub enum Target {
     Link(FrontKind),
     /// Files changed.
     Files,
+    /// The engine ends.
+    Over,
     /// The process that this watch is for, a holder of the grant's now or once, has ended.
     Holder(GrantId, u64),
     /// The grant's `cgroup.events` changed.
