@@ -377,8 +377,8 @@ impl Pool {
             return Err(Full);
         }
         queue.jobs.push_back((mode, job));
-        // The first that one queues who looks is for itself, when it has queued all.
-        if state.offer(lane) > 0 && (state.ready.len() > 1 || state.taker != Some(thread::current().id())) {
+        // Who looks sees to it that somebody comes when it has queued all, and comes for the first itself.
+        if state.offer(lane) > 0 && state.taker != Some(thread::current().id()) {
             let last = state.ready.len();
             let sleepers = self.shared.provide(&mut state, last - 1..last);
             self.shared.wake(state, sleepers);
