@@ -182,6 +182,7 @@ impl Server {
                     }
                 }
                 Ok(ToChild::NetStuck) => self.engine.network.helper.stuck(),
+                Ok(ToChild::AreYouAlive) => self.tell_supervisor(&FromChild::Alive),
                 Ok(ToChild::Engine(_) | ToChild::Front(_) | ToChild::Net(_)) | Err(_) => {
                     tracing::error!("the supervisor sent a message that has no place here");
                 }

@@ -157,7 +157,11 @@ fn ended(error: LinkError) -> Result<(), BootError> {
 }
 
 async fn ready(control: &AsyncChannel) -> Result<(), LinkError> {
-    control.send(&cgrant_wire::encode(&FromChild::Ready)?, &[]).await
+    say(control, &FromChild::Ready).await
+}
+
+async fn say(control: &AsyncChannel, message: &FromChild) -> Result<(), LinkError> {
+    control.send(&cgrant_wire::encode(message)?, &[]).await
 }
 
 /// The interfaces that connections come to, each by a listener of the engine's.
@@ -194,16 +198,20 @@ async fn receive(channel: &AsyncChannel, core: &Core, doors: &Doors) -> Result<(
 /// Does what the supervisor says; its end is ours.
 async fn obey(control: &AsyncChannel, engine: &Engine) -> Result<(), BootError> {
     while let Some(received) = control.receive().await? {
-        if matches!(cgrant_wire::decode(&received.bytes), Ok(ToChild::Stop)) {
-            let answered = async {
-                while engine.waiting() > 0 {
+        match cgrant_wire::decode(&received.bytes) {
+            Ok(ToChild::AreYouAlive) => say(control, &FromChild::Alive).await?,
+            Ok(ToChild::Stop) => {
+                let answered = async {
+                    while engine.waiting() > 0 {
+                        sleep(Duration::from_millis(10)).await;
+                    }
+                    // What was answered is being written.
                     sleep(Duration::from_millis(10)).await;
-                }
-                // What was answered is being written.
-                sleep(Duration::from_millis(10)).await;
-            };
-            let _ = timeout(LAST_ANSWERS, answered).await;
-            return Ok(());
+                };
+                let _ = timeout(LAST_ANSWERS, answered).await;
+                return Ok(());
+            }
+            _ => {}
         }
     }
     Ok(())

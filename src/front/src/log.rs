@@ -16,7 +16,10 @@ pub fn start(target: LogTarget) {
         .and_then(|level| level.parse::<LevelFilter>().ok())
         .unwrap_or(LevelFilter::INFO);
     let journal = match target {
-        LogTarget::Journal => tracing_journald::layer().ok(),
+        // CGRANT_ACCOUNT, CGRANT_RULE and so on, to be asked for by name.
+        LogTarget::Journal => {
+            tracing_journald::layer().ok().map(|layer| layer.with_field_prefix(Some("CGRANT".to_owned())))
+        }
         LogTarget::Terminal => None,
     };
     let layer = match journal {

@@ -6,7 +6,10 @@ use tracing_subscriber::{Layer, filter::LevelFilter, layer::SubscriberExt, util:
 /// Starts logging as `program`. Without a journal that answers, the log goes to standard error.
 pub fn start(target: LogTarget, program: &str) {
     let journal = match target {
-        LogTarget::Journal => tracing_journald::layer().ok(),
+        // CGRANT_ACCOUNT, CGRANT_RULE and so on, to be asked for by name.
+        LogTarget::Journal => {
+            tracing_journald::layer().ok().map(|layer| layer.with_field_prefix(Some("CGRANT".to_owned())))
+        }
         LogTarget::Terminal => None,
     };
     let layer = match journal {

@@ -76,6 +76,8 @@ pub struct Running {
     /// Which process in this place it is.
     number: u64,
     reason: Option<String>,
+    /// Since when it owes a sign of life.
+    asked: Option<Instant>,
 }
 
 impl Running {
@@ -149,6 +151,7 @@ impl Slot {
             stuck: false,
             number: self.count,
             reason: None,
+            asked: None,
         });
     }
 
@@ -215,6 +218,31 @@ impl Slot {
         }
     }
 
+    /// Asks engine or front for a sign of life, if it serves and owes none. Who owes one for longer than `patience` hangs, and is killed.
+    pub fn ask(&mut self, now: Instant, patience: Duration) {
+        if self.role == Role::Net || !self.is_ready() {
+            return;
+        }
+        match self.running().and_then(|running| running.asked) {
+            Some(asked) if now.saturating_duration_since(asked) >= patience => {
+                self.condemn("it gave no sign of life and was killed");
+            }
+            Some(_) => {}
+            None => {
+                // A channel that takes nothing more is one that nobody reads: it counts as asked.
+                let _ = self.send(&ToChild::AreYouAlive, &[]);
+                if let State::Running(running) = &mut self.state {
+                    running.asked = Some(now);
+                }
+            }
+        }
+    }
+
+    /// Does it owe a sign of life? One that does not run owes none: it is started again.
+    pub fn is_silent(&self) -> bool {
+        self.running().is_some_and(|running| running.asked.is_some())
+    }
+
     /// Which process in this place it is.
     pub fn number(&self) -> u64 {
         self.count
@@ -263,12 +291,17 @@ impl Slot {
                 return Said::Nothing;
             }
         };
+        let message = cgrant_wire::decode(&bytes);
+        // As many as it was asked for; they count for nothing.
+        if matches!(message, Ok(FromChild::Alive)) && running.asked.take().is_some() {
+            return Said::Nothing;
+        }
         running.messages = running.messages.saturating_add(1);
         if self.role != Role::Engine && running.messages > MAX_FRONT_MESSAGES {
             self.condemn("it sends too many messages");
             return Said::Nothing;
         }
-        match cgrant_wire::decode(&bytes) {
+        match message {
             Ok(FromChild::Ready) => {
                 running.ready = true;
                 Said::Ready
@@ -279,7 +312,7 @@ impl Slot {
             }
             Ok(FromChild::Reloaded(result)) if self.role == Role::Engine => Said::Reloaded(result),
             Ok(FromChild::NetHangs(number)) if self.role == Role::Engine => Said::NetHangs(number),
-            Ok(FromChild::Reloaded(_) | FromChild::NetHangs(_)) | Err(_) => {
+            Ok(FromChild::Reloaded(_) | FromChild::NetHangs(_) | FromChild::Alive) | Err(_) => {
                 self.condemn("it sends messages that are not its own to send");
                 Said::Nothing
             }

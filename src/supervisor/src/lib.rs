@@ -21,6 +21,7 @@ mod scope;
 mod settings;
 mod socket;
 mod supervise;
+mod watchdog;
 
 use std::{os::fd::OwnedFd, path::Path, process::ExitCode};
 

@@ -19,7 +19,10 @@ pub fn target() -> LogTarget {
 /// Starts logging. Without a journal that answers, the log goes to standard error.
 pub fn start(target: LogTarget) {
     let journal = match target {
-        LogTarget::Journal => tracing_journald::layer().ok(),
+        // CGRANT_ACCOUNT, CGRANT_RULE and so on, to be asked for by name.
+        LogTarget::Journal => {
+            tracing_journald::layer().ok().map(|layer| layer.with_field_prefix(Some("CGRANT".to_owned())))
+        }
         LogTarget::Terminal => None,
     };
     let terminal = journal.is_none().then(|| {

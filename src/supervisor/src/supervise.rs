@@ -28,6 +28,7 @@ use crate::{
     scope::{self, Scope},
     settings::Settings,
     socket::Listener,
+    watchdog::Watchdog,
 };
 
 /// How long the engine may take to end in order.
@@ -126,6 +127,8 @@ pub struct Supervisor {
     prepared: Prepared,
     announcer: Announcer,
     signals: SignalFd,
+    /// The service manager's, if it has one.
+    watchdog: Option<Watchdog>,
     /// The engine first, then the fronts in the order of `prepared.fronts`, then the network helper.
     slots: Vec<Slot>,
     phase: Phase,
@@ -168,6 +171,7 @@ impl Supervisor {
             prepared,
             announcer,
             signals,
+            watchdog: Watchdog::wanted(),
             slots,
             phase: Phase::Serving,
             told_to_end: None,
@@ -197,6 +201,7 @@ impl Supervisor {
     fn serve(&mut self) -> Result<(), SupervisorError> {
         loop {
             self.notice_what_is_stuck();
+            self.look_after_health();
             self.start_what_is_due();
             self.advance_ending();
             // What the kernel keeps ends as soon as the kernel lets it, and nobody has to wait for that.
@@ -250,7 +255,8 @@ impl Supervisor {
             Phase::Serving => {
                 let due = self.slots.iter().enumerate().filter(|(at, _)| self.may_start(*at));
                 let due = due.filter_map(|(_, slot)| slot.due());
-                due.chain(self.slots.iter().filter_map(Slot::must_end)).min()
+                let health = self.watchdog.as_ref().map(Watchdog::next);
+                due.chain(self.slots.iter().filter_map(Slot::must_end)).chain(health).min()
             }
         }
     }
@@ -272,6 +278,21 @@ impl Supervisor {
             }
             self.update_readiness();
         }
+    }
+
+    /// Where the service manager wants to know, asks engine and fronts whether they still serve, and tells it that all is well only if
+    /// each has answered when it was asked last. The network helper is looked after by the engine.
+    fn look_after_health(&mut self) {
+        let Some(watchdog) = self.watchdog.as_mut().filter(|_| self.phase == Phase::Serving) else { return };
+        let now = Instant::now();
+        if !watchdog.is_due(now) {
+            return;
+        }
+        let patience = watchdog.patience();
+        if !self.slots.iter().any(Slot::is_silent) {
+            Watchdog::tell();
+        }
+        self.slots.iter_mut().for_each(|slot| slot.ask(now, patience));
     }
 
     /// Tells the engine that there will be no network helper for a while, if it is so.

@@ -132,6 +132,9 @@ pub enum ToChild {
     Reload,
     /// End in order: finish what is under way, make no more.
     Stop,
+    /// To engine and fronts: do you still do what you are there for? They answer with [`FromChild::Alive`] from the loop in which
+    /// they serve.
+    AreYouAlive,
 }
 
 /// From a child to the supervisor.
@@ -145,6 +148,8 @@ pub enum FromChild {
     NetHangs(u64),
     /// The configuration was read again, or why not.
     Reloaded(Result<(), String>),
+    /// The answer to [`ToChild::AreYouAlive`].
+    Alive,
 }
 
 /// What the scope helper found or made; it sends `Result<ScopeReport, String>` and, if it is good, the keeper's pidfd.

@@ -80,6 +80,9 @@ fn main() -> std::process::ExitCode {
         ),
         ("in_the_background_a_failed_start_is_told", in_the_background_a_failed_start_is_told),
         ("the_service_manager_is_notified", the_service_manager_is_notified),
+        ("the_watchdog_hears_of_children_that_answer", the_watchdog_hears_of_children_that_answer),
+        ("a_child_that_hangs_is_replaced_for_the_watchdog", a_child_that_hangs_is_replaced_for_the_watchdog),
+        ("signs_of_life_that_nobody_asked_for_are_a_fault", signs_of_life_that_nobody_asked_for_are_a_fault),
         (
             "a_socket_of_the_service_manager_is_used_and_left",
             a_socket_of_the_service_manager_is_used_and_left,
@@ -474,6 +477,61 @@ fn the_service_manager_is_notified() {
     broker.signal(Signal::SIGTERM);
     assert!(next().starts_with("STOPPING=1\n"));
     assert_eq!(broker.end().code, Some(0));
+}
+
+/// What the service manager hears, for a broker whose watchdog has `microseconds`.
+fn watched(scene: &Scene, microseconds: &str) -> (Broker, UnixDatagram) {
+    let path = scene.path("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let command = scene.command(&[]).env("NOTIFY_SOCKET", path.to_str().unwrap());
+    (command.env("WATCHDOG_USEC", microseconds).spawn_ready(), socket)
+}
+
+fn heard(socket: &UnixDatagram) -> String {
+    let mut buffer = [0; 4096];
+    let length = socket.recv(&mut buffer).unwrap();
+    String::from_utf8_lossy(&buffer[..length]).into_owned()
+}
+
+fn the_watchdog_hears_of_children_that_answer() {
+    let scene = Scene::new();
+    let (broker, socket) = watched(&scene, "500000");
+    assert!(heard(&socket).starts_with("READY=1\n"));
+    for _ in 0..20 {
+        assert_eq!(heard(&socket).trim_end(), "WATCHDOG=1");
+    }
+    // More often than a front may say anything else.
+    assert!(scene.count("front asked") > 9 && scene.count("engine asked") > 9);
+    assert_eq!(scene.count("net asked"), 0);
+    assert_eq!(scene.count_prefix("front pid "), 1);
+    broker.stop();
+}
+
+fn a_child_that_hangs_is_replaced_for_the_watchdog() {
+    for role in ["front", "engine"] {
+        let scene = Scene::new();
+        let (broker, socket) = watched(&scene, "1000000");
+        let hanging = scene.pid(role);
+        kill(hanging, Signal::SIGSTOP);
+        eventually("there is another", || scene.pid(role) != hanging);
+        // It is well again; before that the service manager heard that something was amiss.
+        while !heard(&socket).contains("STATUS=A process of the broker failed") {}
+        while heard(&socket).trim_end() != "WATCHDOG=1" {}
+        let end = broker.stop();
+        assert!(end.stderr.contains("it gave no sign of life and was killed"), "{}", end.stderr);
+    }
+}
+
+fn signs_of_life_that_nobody_asked_for_are_a_fault() {
+    let scene = Scene::new();
+    let broker = scene.start(&[]);
+    scene.mode("front", "alive");
+    kill(scene.pid("front"), Signal::SIGKILL);
+    eventually("the front that talks was replaced", || scene.count_prefix("front pid ") >= 3);
+    scene.mode("front", "");
+    let end = broker.stop();
+    assert!(end.stderr.contains("it sends messages that are not its own to send"), "{}", end.stderr);
 }
 
 fn a_socket_of_the_service_manager_is_used_and_left() {

@@ -134,6 +134,11 @@ impl Player {
     fn front(self) -> ExitCode {
         match mode(self.role).as_str() {
             "die" => return ExitCode::from(4),
+            "alive" => loop {
+                if self.control.send(&cgrant_wire::encode(&FromChild::Alive).unwrap(), &[]).is_err() {
+                    return ExitCode::FAILURE;
+                }
+            },
             "flood" => loop {
                 if self.control.send(&cgrant_wire::encode(&FromChild::Ready).unwrap(), &[]).is_err() {
                     return ExitCode::FAILURE;
@@ -193,6 +198,12 @@ impl Player {
                     note(&format!("{} net-started {}", self.role, fds.len()));
                     if mode(self.role) == format!("hangs-{number}") {
                         self.say(&FromChild::NetHangs(number));
+                    }
+                }
+                Some((ToChild::AreYouAlive, _)) => {
+                    note(&format!("{} asked", self.role));
+                    if mode(self.role) != "hang" {
+                        self.say(&FromChild::Alive);
                     }
                 }
                 Some((ToChild::NetStuck, _)) => note(&format!("{} net-stuck", self.role)),
