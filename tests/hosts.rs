@@ -39,8 +39,12 @@ mod links;
 mod links_attacks;
 #[path = "integration/mounts.rs"]
 mod mounts;
+#[path = "hosts/package.rs"]
+mod package;
 #[path = "integration/pam.rs"]
 mod pam;
+#[path = "hosts/people.rs"]
+mod people;
 #[path = "hosts/placement.rs"]
 mod placement;
 #[path = "hosts/shutdown.rs"]
@@ -119,6 +123,7 @@ fn main() -> std::process::ExitCode {
         pam::TESTS,
         containers::TESTS,
         vlans::TESTS,
+        package::TESTS,
         // Last: it switches the machine off, as far as what runs on it can tell.
         autostart::TESTS,
     ];
