@@ -50,6 +50,7 @@ mod system_autostart;
 mod system_copies;
 mod system_devices;
 mod system_inside;
+mod system_moves;
 mod system_settings;
 mod system_shutdown;
 mod system_verbs;
@@ -99,6 +100,7 @@ fn main() -> std::process::ExitCode {
         system_copies::TESTS,
         system_devices::TESTS,
         system_inside::TESTS,
+        system_moves::TESTS,
         system_settings::TESTS,
         system_shutdown::TESTS,
         system_verbs::TESTS,

@@ -22,11 +22,11 @@ pub(crate) use autostart::AutostartCommand;
 pub(crate) use cgroup::{Controllers, Key, LegacyCommand, Place, PlaceOrOwn};
 pub(crate) use completions::{CompletionsArgs, ManualArgs, NamesArgs, Shell};
 pub(crate) use container::{
-    ContainerCommand, ExecArgs, LaunchArgs, ListArgs, ListState, LogsArgs, Mount, NewArgs, TopArgs,
-    TransferArgs,
+    ContainerCommand, ContainerExport, ContainerImport, ExecArgs, LaunchArgs, ListArgs, ListState, LogsArgs,
+    Mount, NewArgs, TopArgs, TransferArgs,
 };
 pub(crate) use dns::Dns;
-pub(crate) use image::{AliasCommand, BuildArgs, ExportArgs, ImageCommand, ImportArgs};
+pub(crate) use image::{AliasCommand, BuildArgs, ExportArgs, ImageCommand, ImportArgs, TellingArgs};
 pub(crate) use quick::parse;
 pub(crate) use told::{Content, Credential};
 

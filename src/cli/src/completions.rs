@@ -219,6 +219,8 @@ mod tests {
             ("image alias add", Some(Images)),
             ("image alias add a", None),
             ("copy", Some(Containers)),
+            ("export", Some(Containers)),
+            ("import", None),
             ("copy web", None),
             ("rename", Some(Containers)),
             ("grant show", Some(Grants)),

@@ -40,6 +40,8 @@ pub enum Form<'a> {
     Plain,
     /// An image for Incus, in one archive: this `metadata.yaml`, and the files below `rootfs/`.
     Unified(&'a str),
+    /// A container: a member of this name with this text, and the files below `rootfs/`.
+    Described(&'a str, &'a str),
 }
 
 /// What was written.
@@ -162,7 +164,11 @@ fn tree(
     let prefix = match form {
         Form::Plain => &b"./"[..],
         Form::Unified(metadata) => {
-            description(&mut writer, metadata).map_err(ExportError::Write)?;
+            description(&mut writer, "metadata.yaml", metadata).map_err(ExportError::Write)?;
+            b"rootfs/"
+        }
+        Form::Described(name, text) => {
+            description(&mut writer, name, text).map_err(ExportError::Write)?;
             b"rootfs/"
         }
     };
@@ -237,10 +243,10 @@ fn data(
     Ok(())
 }
 
-/// The first member of a unified image.
-fn description(writer: &mut Writer<impl Write>, metadata: &str) -> io::Result<()> {
+/// The first member, which says what the others are.
+fn description(writer: &mut Writer<impl Write>, name: &str, metadata: &str) -> io::Result<()> {
     let member = Member {
-        name: b"metadata.yaml".to_vec(),
+        name: name.as_bytes().to_vec(),
         kind: Kind::File(None),
         mode: 0o644,
         uid: 0,

@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use super::{Dns, LimitArgs, LinkArgs, PortArgs, limit, told::ToldArgs};
+use super::{Dns, LimitArgs, LinkArgs, PortArgs, TellingArgs, limit, told::ToldArgs};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ContainerCommand {
@@ -120,6 +120,28 @@ Examples:
         #[arg(long)]
         hostname: Option<String>,
     },
+    /// Writes a container to a file, to be kept or taken to another host
+    #[command(after_help = "\
+It must not run. The file holds its settings and all its files with their owners as they are inside,
+those of its image too; its name says how it is compressed: .tar, .tar.gz, .tar.xz, .tar.zst. It is
+there when it is whole. '-' is standard output, as .tar.zst. Prints the file's SHA-256 sum.
+Whoever can read the file can read all that is in the container, and its settings.
+
+Examples:
+  cgrant export web web.tar.zst
+  cgrant export web - | ssh other cgrant import - web")]
+    Export(ContainerExport),
+    /// Makes a container of a file that 'export' wrote, here or on another host
+    #[command(after_help = "\
+Its files get ids of this host's. Nobody vouches for such a file: what its settings would have of
+this host (mounts, devices, credentials, addresses, published ports, autostart) is left out and told;
+--host-settings takes it, for a file of your own. It is the same machine as before, with its machine
+id; where that is here already, it gets an identity of its own, as with 'copy'.
+
+Examples:
+  cgrant import web.tar.zst web
+  ssh other cgrant export web - | cgrant import - web --host-settings")]
+    Import(ContainerImport),
     /// Lists your containers
     #[command(after_help = "\
 Examples:
@@ -295,6 +317,31 @@ pub(crate) struct TopArgs {
     /// Once, as where standard output is no terminal
     #[arg(short, long)]
     pub(crate) once: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ContainerExport {
+    /// The container
+    #[arg(value_name = "NAME")]
+    pub(crate) container: String,
+    /// Where to; '-' for standard output
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) telling: TellingArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ContainerImport {
+    /// The file; '-' for standard input
+    pub(crate) file: PathBuf,
+    /// What the container shall be called
+    #[arg(value_name = "NEW")]
+    pub(crate) new: String,
+    /// Take what the settings have of the host too
+    #[arg(long)]
+    pub(crate) host_settings: bool,
+    #[command(flatten)]
+    pub(crate) telling: TellingArgs,
 }
 
 /// A directory of the caller's in a container.

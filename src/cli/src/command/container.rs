@@ -3,6 +3,7 @@
 //! What a container is lies in the account's store; whether it runs, its monitor says. A verb is a look-up of the container
 //! and one thing that is asked of the store, of the monitor, or of the broker about the grant, which has the container's name.
 
+mod archive;
 mod ask;
 pub(crate) mod autostart;
 mod config;
@@ -15,6 +16,7 @@ mod info;
 mod layered;
 mod list;
 mod logs;
+mod merged;
 mod remove;
 mod rename;
 mod restart;
@@ -62,6 +64,8 @@ pub(crate) fn run(client: &Client, command: ContainerCommand) -> Result<u8, Fail
             return Ok(each(&containers.names, |name| remove::delete(client, name, force)));
         }
         C::Copy { from, new, hostname } => copy::copy(client, &from, &new, hostname),
+        C::Export(args) => archive::export(client, args),
+        C::Import(args) => archive::import(client, args),
         C::Rename { old, new } => rename::rename(client, &old, &new),
         C::List(args) => list::list(client, &args),
         C::Info(container) => info::info(client, &container.name),

@@ -3,7 +3,7 @@
 mod export;
 mod make;
 
-pub(super) use export::Partial;
+pub(super) use export::{Partial, compression};
 
 use std::{
     collections::BTreeMap,

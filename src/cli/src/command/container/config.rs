@@ -173,11 +173,32 @@ impl Config {
         Ok(())
     }
 
+    /// Reads what [`bytes`](Self::bytes) wrote.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        serde_json::from_str::<Self>(text).ok().filter(|config| config.format == FORMAT)
+    }
+
+    /// Takes away what it has of the host: what that was, as the options are called that ask for it.
+    pub(super) fn leave_out_host(&mut self) -> Vec<String> {
+        let mut left_out = Vec::new();
+        let mut note = |option: &str, what: String| left_out.push(format!("--{option} {what}"));
+        self.mounts.drain(..).for_each(|mount| note("mount", format!("{}:{}", mount.source, mount.target)));
+        self.devices.drain(..).for_each(|device| note("device", device));
+        self.credentials.drain(..).for_each(|credential| note("credential", credential.name));
+        if let Some(link) = &mut self.link {
+            link.publish.drain(..).for_each(|port| note("publish", port));
+            link.properties.address.drain(..).for_each(|address| note("address", address.to_string()));
+        }
+        if std::mem::take(&mut self.autostart) {
+            left_out.push("autostart=true".to_owned());
+        }
+        left_out
+    }
+
     /// Reads that of a container.
     pub(super) fn read(store: &Store, name: &str) -> Result<Self, StoreError> {
         let damaged = || StoreError::Damaged(format!("containers/{name}/config.json"));
-        let config: Self = serde_json::from_str(&store.config(name)?).map_err(|_| damaged())?;
-        if config.format == FORMAT { Ok(config) } else { Err(damaged()) }
+        Self::parse(&store.config(name)?).ok_or_else(damaged)
     }
 
     /// Replaces it.

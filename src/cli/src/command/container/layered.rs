@@ -101,6 +101,20 @@ fn try_it(worker: &Worker, channel: &Channel, new: &Dir, image: Sha256) -> io::R
 /// In the child: has the image mapped, and lays over it. What it gives is why that is not possible.
 fn attempt(worker: &Worker, channel: &Channel, image: &Path) -> Result<(), String> {
     let failed = |what: &'static str| move |error: &dyn std::error::Error| format!("{what}: {error}");
+    let mount = mapped(worker, channel, image)?;
+    let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let upper = openat(CWD, UPPER, directory, Mode::empty())
+        .map_err(|error| failed("no directory can be made")(&error))?;
+    // Without it no directory can take the place of one below.
+    fsetxattr(&upper, MARK, b"y", XattrFlags::empty())
+        .map_err(|_| "this file system keeps no extended attributes, which layers need".to_owned())?;
+    overlay(&mount).map_err(|error| failed("no overlay can be mounted over them")(&error))
+}
+
+/// In a process with a mount namespace of its own, below the container's directory: the files of an image with the container's ids,
+/// as the broker maps them.
+pub(super) fn mapped(worker: &Worker, channel: &Channel, image: &Path) -> Result<OwnedFd, String> {
+    let failed = |what: &'static str| move |error: &dyn std::error::Error| format!("{what}: {error}");
     let open = |path: &Path, flags: OFlags| openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty());
     let directory = OFlags::RDONLY | OFlags::DIRECTORY;
     let shown = open(image, directory)
@@ -111,16 +125,10 @@ fn attempt(worker: &Worker, channel: &Channel, image: &Path) -> Result<(), Strin
     worker.asks();
     let answer = channel.receive().map_err(|error| lost(&error))?;
     let Received { bytes, fds } = answer.ok_or("the answer of the broker did not arrive")?;
-    let mount = match (bytes.as_slice(), fds.into_iter().next()) {
-        (MAPPED, Some(mount)) => mount,
-        (why, _) => return Err(String::from_utf8_lossy(why).into_owned()),
-    };
-    let upper =
-        open(Path::new(UPPER), directory).map_err(|error| failed("no directory can be made")(&error))?;
-    // Without it no directory can take the place of one below.
-    fsetxattr(&upper, MARK, b"y", XattrFlags::empty())
-        .map_err(|_| "this file system keeps no extended attributes, which layers need".to_owned())?;
-    overlay(&mount).map_err(|error| failed("no overlay can be mounted over them")(&error))
+    match (bytes.as_slice(), fds.into_iter().next()) {
+        (MAPPED, Some(mount)) => Ok(mount),
+        (why, _) => Err(String::from_utf8_lossy(why).into_owned()),
+    }
 }
 
 /// As a container's root is mounted, but attached nowhere.

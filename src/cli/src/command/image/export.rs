@@ -70,7 +70,8 @@ pub(super) fn export(client: &Client, args: ExportArgs) -> Result<(), Failure> {
     }
 }
 
-fn compression(file: &Path) -> Result<Compression, Failure> {
+/// How a file of this name is compressed.
+pub(in crate::command) fn compression(file: &Path) -> Result<Compression, Failure> {
     let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     const ENDINGS: [(&str, Compression); 7] = [
         (".tar", Compression::None),
