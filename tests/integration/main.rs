@@ -39,6 +39,7 @@ mod links_attacks;
 mod links_bridges;
 mod links_callers;
 mod links_failures;
+mod metrics;
 mod mounts;
 mod one_liners;
 mod pam;
@@ -67,6 +68,7 @@ fn main() -> std::process::ExitCode {
         holders::TESTS,
         events::TESTS,
         examples::TESTS,
+        metrics::TESTS,
         policy::TESTS,
         policy_files::TESTS,
         applications::TESTS,

@@ -31,6 +31,7 @@ use crate::{
     idmap::Mapper,
     ids::IdRecord,
     legacy::{self, Ledger, Wishes},
+    metrics::{Counters, Part},
     mountmap::Mounter,
     net::Network,
     ops::check::Descriptors,
@@ -80,6 +81,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
         .iter()
         .map(|index| (*index, Surface::Native))
         .chain(boot.legacy_listeners.iter().map(|index| (*index, Surface::Legacy)))
+        .chain(boot.metrics_listeners.iter().map(|index| (*index, Surface::Metrics)))
         .map(|(index, surface)| fds.take(index, "a listener").map(|listener| (listener, surface)))
         .collect::<Result<Vec<_>, _>>();
     let listeners = listeners.map_err(|refusal| BootError::NotStarted(refusal.message))?;
@@ -98,6 +100,9 @@ fn start(control: &Channel) -> Result<Server, BootError> {
     let names = mapper.name_service();
     let ids =
         step("id record", IdRecord::open(ids_durable, ids_live, &settings.ids.pool, &boot.instance, names))?;
+    let counters = Counters::default();
+    counters.started(Part::Engine, boot.engines_before);
+    counters.were_started(boot.others_before);
     let engine = Engine {
         instance: boot.instance,
         boot_id: step("boot id", process::boot_id())?,
@@ -113,6 +118,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
         ledger: step("record of cgroups", Ledger::open(&run))?,
         wishes: step("record of cgroups", Wishes::open(&run))?,
         pool: crate::pool::Pool::default(),
+        counters,
         paces: crate::pace::Paces::default(),
         usages: crate::usage::Usages::default(),
         config,

@@ -25,6 +25,7 @@ use crate::{
     ids::IdRecord,
     legacy::{Ledger, Wishes},
     link::Link,
+    metrics::Counters,
     mountmap::Mounter,
     net::Network,
     pace::Paces,
@@ -81,6 +82,8 @@ pub struct Engine {
     pub wishes: Wishes,
     /// Runs operations.
     pub pool: Pool,
+    /// What is counted for whoever watches the host.
+    pub counters: Counters,
     /// How fast requests begin.
     pub paces: Paces,
     /// What was told of what accounts use.
@@ -432,6 +435,7 @@ fn verb(request: &Request<'_>) -> &'static str {
         Request::WriteRaw { .. } => "write raw",
         Request::ListAll => "list all",
         Request::ListAccounts => "list accounts",
+        Request::Metrics => "metrics",
         Request::Legacy => "legacy",
         Request::LegacyCgroup { .. } => "legacy cgroup",
         Request::UsageOf { .. } => "usage",
@@ -457,6 +461,7 @@ fn owner(caller: &Caller, request: &Request<'_>) -> HostUid {
         | Request::ExamineNetwork
         | Request::ListAll
         | Request::ListAccounts
+        | Request::Metrics
         | Request::Legacy
         | Request::LegacyCgroup { .. } => caller.charged(),
     }

@@ -16,6 +16,7 @@ pub mod idmap;
 pub mod ids;
 mod legacy;
 mod link;
+mod metrics;
 pub mod mountmap;
 mod net;
 mod ops;

@@ -143,7 +143,6 @@ impl Paces {
     }
 
     /// How many requests wait, of all accounts.
-    #[cfg(test)]
     pub fn waiting(&self) -> usize {
         self.accounts().values().map(|pace| pace.waiting.len()).sum()
     }

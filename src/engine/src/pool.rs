@@ -401,6 +401,11 @@ impl Pool {
         if self.shared.lock().panicked { Err(Panicked) } else { Ok(()) }
     }
 
+    /// How many jobs wait, of all lanes.
+    pub fn waiting(&self) -> usize {
+        self.shared.lock().waiting.values().map(|queue| queue.jobs.len()).sum()
+    }
+
     /// Takes no more jobs and waits until those that were taken are done. Those that nobody has begun it runs itself, so that it
     /// needs no other thread.
     pub fn stop(&self) {

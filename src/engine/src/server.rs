@@ -29,6 +29,7 @@ use crate::{
     engine::{Engine, Linked, Outcome},
     events, legacy,
     link::{Incoming, Link},
+    metrics::Part,
     net::News,
     ops::{self, check::Descriptors},
     pace::Admission,
@@ -192,6 +193,7 @@ impl Server {
 
     fn front_started(&self, kind: FrontKind, channel: Channel) -> std::io::Result<()> {
         self.front_ended(kind);
+        self.engine.counters.started(kind.into(), 0);
         let link = Link::new(kind, channel)?;
         let watch = self.engine.watches.borrow(link.descriptor(), Link::AWAITED, Target::Link(kind))?;
         let mut links = self.engine.links.write().unwrap_or_else(PoisonError::into_inner);
@@ -201,6 +203,7 @@ impl Server {
 
     fn net_started(&self, channel: Channel, number: u64) -> std::io::Result<()> {
         self.net_ended();
+        self.engine.counters.started(Part::Net, 0);
         channel.set_nonblocking(true)?;
         let watch = self.engine.watches.borrow(channel.as_fd(), EpollFlags::EPOLLIN, Target::Net)?;
         self.engine.network.helper.started(channel, watch, number);
@@ -308,7 +311,9 @@ impl Server {
             if self.engine.paces.is_to_be_told(account, Instant::now()) {
                 self.engine.log_refusal(&caller, "call", "", &refusal);
             }
-            return self.engine.answer(front, id, Err(refusal));
+            let outcome = Err(refusal);
+            self.engine.counters.answered(&outcome);
+            return self.engine.answer(front, id, outcome);
         }
         let rate = self.engine.policy().quotas(&caller.subject()).requests_per_second;
         let asked = Asked::new(&self.engine, front, id, caller);
@@ -362,8 +367,10 @@ impl Server {
         let inside = self.engine.ids.owner_of(uid).or(around.maker);
         let caller = self.engine.connections().number(front, surface, peer, inside, around);
         self.engine.authorize_silently(&caller, &Request::Connect)?;
-        if surface == Surface::Legacy {
-            self.engine.authorize_silently(&caller, &Request::Legacy)?;
+        match surface {
+            Surface::Native => (),
+            Surface::Legacy => self.engine.authorize_silently(&caller, &Request::Legacy)?,
+            Surface::Metrics => self.engine.authorize_silently(&caller, &Request::Metrics)?,
         }
         self.engine.connections().open(&caller);
         self.engine.touch(caller.charged());
@@ -563,6 +570,7 @@ impl Asked {
 
     fn answer(&mut self, outcome: Outcome) {
         self.answered = true;
+        self.engine.counters.answered(&outcome);
         self.engine.connections().request_ends(self.caller.charged());
         self.engine.answer(self.front, self.id, outcome);
     }

@@ -23,6 +23,7 @@ use crate::{
     legacy::LegacyPeers,
     link::{AsyncChannel, Engine, Incoming, LinkError},
     log,
+    metrics::MetricsPeers,
     peers::Peers,
     session::Peer,
     wait::Patience,
@@ -132,6 +133,7 @@ async fn serve(
     let doors = Doors {
         peers: Rc::new(Peers::new(Rc::clone(&core))),
         legacy: Rc::new(LegacyPeers::new(Rc::clone(&core))),
+        metrics: Rc::new(MetricsPeers::new(Rc::clone(&core))),
     };
     match boot.kind {
         FrontKind::Socket => ready(&control).await?,
@@ -168,6 +170,7 @@ async fn say(control: &AsyncChannel, message: &FromChild) -> Result<(), LinkErro
 struct Doors {
     peers: Rc<Peers>,
     legacy: Rc<LegacyPeers>,
+    metrics: Rc<MetricsPeers>,
 }
 
 /// Takes what the engine sends, to its end.
@@ -179,6 +182,7 @@ async fn receive(channel: &AsyncChannel, core: &Core, doors: &Doors) -> Result<(
                 match surface {
                     Surface::Native => doors.peers.serve(peer, socket),
                     Surface::Legacy => doors.legacy.serve(peer, account, socket),
+                    Surface::Metrics => doors.metrics.serve(peer, socket),
                 }
             }
             Some(Incoming::Event(event)) => {

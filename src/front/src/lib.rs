@@ -23,6 +23,7 @@ mod handshake;
 mod legacy;
 mod link;
 mod log;
+mod metrics;
 mod mounts;
 mod network;
 mod object;

@@ -135,7 +135,7 @@ impl Session {
 
 /// Ends a connection. Nothing can be sent over it from now on; what is unread is taken out of it before it is closed, where
 /// nobody waits. A uid whose closings don't come to an end keeps its connections, which are counted, until they do.
-async fn part(stream: &Watched, bin: &Bin) {
+pub(crate) async fn part(stream: &Watched, bin: &Bin) {
     shut_down(stream);
     while ioctl_fionread(stream).is_ok_and(|unread| unread > 0) {
         if bin.has_room() {
@@ -148,7 +148,8 @@ async fn part(stream: &Watched, bin: &Bin) {
     }
 }
 
-fn to_stream(socket: OwnedFd) -> std::io::Result<Watched> {
+/// Has the runtime watch a socket.
+pub(crate) fn to_stream(socket: OwnedFd) -> std::io::Result<Watched> {
     rustix::io::ioctl_fionbio(&socket, true)?;
     Watched::new(socket)
 }

@@ -93,6 +93,8 @@ pub enum Request<'a> {
     ListAll,
     /// The list of the accounts that have something.
     ListAccounts,
+    /// Figures about the broker and all accounts.
+    Metrics,
     /// An account's usage, quotas and ranges.
     UsageOf {
         /// Whose.
@@ -321,6 +323,7 @@ fn decide(rules: &Ruling, caller: &Caller, request: &Request<'_>, usage: &UsageN
         Request::Legacy => legacy(rules),
         Request::LegacyCgroup { depth } => legacy(rules).and_then(|_| cgroup(rules, *depth, usage)),
         Request::ListAll => root_only(rules, caller, "list the grants of other accounts"),
+        Request::Metrics => metrics(rules, caller),
         Request::ListAccounts => root_only(rules, caller, "list other accounts"),
         Request::UsageOf { account } if *account == caller.uid => Ok(None),
         Request::UsageOf { .. } => root_only(rules, caller, "see the usage of other accounts"),
@@ -603,6 +606,14 @@ fn use_device(rules: &Ruling, caller: &Caller, owner: HostUid, node: &NodeName, 
 fn create_cgroup(rules: &Ruling, caller: &Caller, owner: HostUid, depth: usize, usage: &UsageNow) -> Outcome {
     authority(rules, caller, owner)?;
     cgroup(rules, depth, usage)
+}
+
+/// Root sees all that they are about anyway; a rule that is for root, and says nothing of metrics, takes them from nobody.
+fn metrics(rules: &Ruling, caller: &Caller) -> Outcome {
+    if caller.uid.is_root() {
+        return Ok(None);
+    }
+    door(rules, rules.access.metrics, "read the metrics of all accounts")
 }
 
 fn legacy(rules: &Ruling) -> Outcome {

@@ -112,6 +112,8 @@ table! {
         connect: Door = Door,
         /// To calls of CGManager's interface.
         legacy: Door = Door,
+        /// To figures about all accounts, for whoever is not root.
+        metrics: Door = Door,
         /// To new grants.
         grant: Access = Access,
         /// To grants that outlive their maker.

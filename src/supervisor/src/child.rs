@@ -136,6 +136,11 @@ impl Slot {
         Self { role, state, backoff: Backoff::default(), has_failed: false, count: 0 }
     }
 
+    /// How many processes it had.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
     /// Fills it.
     pub fn fill(&mut self, process: Process) {
         self.count += 1;

@@ -144,7 +144,9 @@ fn serve(settings: Settings, listener: Listener) -> Result<(), SupervisorError> 
         programs.scope.as_ref().map(|helper| scope::obtain(helper, &settings.instance)).transpose()?;
     let listeners = if inherited.is_empty() { vec![bind(&settings)?] } else { inherited };
     let legacy = legacy::listen(&settings.legacy_socket)?;
-    let prepared = Prepared { settings, directories, programs, listeners, legacy, fronts, net, scope, log };
+    let metrics = vec![socket::bind(&settings.metrics_socket(), true)?];
+    let prepared =
+        Prepared { settings, directories, programs, listeners, legacy, metrics, fronts, net, scope, log };
     Supervisor::new(prepared, Announcer::new(listener), &signals)?.run()
 }
 

@@ -90,6 +90,11 @@ impl Settings {
         live.with_file_name(name)
     }
 
+    /// The socket of metrics. Not in the directory that appears in containers.
+    pub fn metrics_socket(&self) -> PathBuf {
+        self.runtime_dir.join("metrics")
+    }
+
     /// The directory that appears in containers.
     pub fn public_dir(&self) -> PathBuf {
         self.runtime_dir.join("public")

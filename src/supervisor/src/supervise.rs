@@ -83,6 +83,8 @@ pub struct Prepared {
     pub listeners: Vec<Listener>,
     /// Those of CGManager's.
     pub legacy: Vec<Listener>,
+    /// Those of metrics.
+    pub metrics: Vec<Listener>,
     /// The fronts with their accounts.
     pub fronts: Vec<(FrontKind, FrontAccount)>,
     /// The account of the network helper's own children.
@@ -189,7 +191,8 @@ impl Supervisor {
     pub fn run(mut self) -> Result<(), SupervisorError> {
         let result = self.serve();
         self.leave_scope();
-        self.prepared.listeners.into_iter().chain(self.prepared.legacy).for_each(Listener::remove);
+        let Prepared { listeners, legacy, metrics, .. } = self.prepared;
+        listeners.into_iter().chain(legacy).chain(metrics).for_each(Listener::remove);
         result?;
         match self.fatal {
             Some(error) => Err(error),
@@ -373,6 +376,9 @@ impl Supervisor {
         let legacy = self.prepared.legacy.iter();
         let legacy_listeners = (fds.len()..).zip(legacy.clone()).map(|(at, _)| index(at)).collect();
         fds.extend(legacy.map(|listener| &listener.socket));
+        let metrics = self.prepared.metrics.iter();
+        let metrics_listeners = (fds.len()..).zip(metrics.clone()).map(|(at, _)| index(at)).collect();
+        fds.extend(metrics.map(|listener| &listener.socket));
         let boot = EngineBoot {
             instance: self.prepared.settings.instance.as_str().to_owned(),
             config_dir: FdIndex(0),
@@ -382,6 +388,13 @@ impl Supervisor {
             ids_run_dir: FdIndex(4),
             listeners,
             legacy_listeners,
+            metrics_listeners,
+            engines_before: self.started_before(Role::Engine),
+            others_before: [
+                self.started_before(Role::Front(FrontKind::Socket)),
+                self.started_before(Role::Front(FrontKind::Bus)),
+                self.started_before(Role::Net),
+            ],
             placements: self
                 .prepared
                 .scope
@@ -404,6 +417,11 @@ impl Supervisor {
         send(slot, &ToChild::Engine(boot), &fds)?;
         self.tell_of_stuck_net();
         Ok(())
+    }
+
+    /// How many processes there were in this place.
+    fn started_before(&self, role: Role) -> u64 {
+        self.slots.iter().find(|slot| slot.role == role).map_or(0, Slot::count)
     }
 
     fn start_front(

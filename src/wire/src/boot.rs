@@ -58,6 +58,12 @@ pub struct EngineBoot {
     pub listeners: Vec<FdIndex>,
     /// Those of CGManager's interface.
     pub legacy_listeners: Vec<FdIndex>,
+    /// Those of metrics.
+    pub metrics_listeners: Vec<FdIndex>,
+    /// How many engines there were before this one.
+    pub engines_before: u64,
+    /// How many network helpers and fronts there were before, those in the order socket, bus.
+    pub others_before: [u64; 3],
     /// The scope that systemd gave, one entry a hierarchy; empty without systemd.
     pub placements: Vec<Placement>,
     /// Uids of the two fronts; connections from them are refused.

@@ -26,6 +26,8 @@ pub enum Surface {
     Native,
     /// CGManager's.
     Legacy,
+    /// That of whoever watches the host.
+    Metrics,
 }
 
 /// A call. Paths, keys and controllers are as the caller wrote them.

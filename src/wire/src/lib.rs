@@ -10,6 +10,7 @@ pub mod frame;
 pub mod grant;
 pub mod legacy;
 pub mod link;
+pub mod metrics;
 pub mod net;
 pub mod op;
 pub mod patience;
@@ -22,6 +23,7 @@ pub use legacy::{Legacy, LegacyAnswer, LegacyCall, LegacyKey, Place, Surface};
 pub use link::{
     Address, BridgeInfo, LinkEnd, LinkInfo, LinkKind, LinkRequest, Mac, PublishedPort, Transport,
 };
+pub use metrics::{Family, MetricKind, Sample};
 pub use op::{
     Answer, Attach, AttachTarget, BrokerInfo, CreateGrant, Created, FdIndex, Holder, MapDirectory, MapSource,
     Op, RangeInfo, RangeRequest, Usage, UsageRow,

@@ -6,6 +6,7 @@ use crate::{
     grant::{GrantId, GrantInfo, Range, Stat},
     legacy::{Legacy, LegacyAnswer},
     link::{BridgeInfo, LinkInfo, LinkRequest, PublishedPort},
+    metrics::Family,
     net::Finding,
 };
 
@@ -284,6 +285,8 @@ pub enum Op {
         /// The name.
         name: String,
     },
+    /// Figures about the broker. Only over connections that came by their listener.
+    Metrics,
     /// A call of CGManager's interface. Only over connections that came by its listener.
     Legacy(Legacy),
 }
@@ -392,6 +395,8 @@ pub enum Answer {
     Findings(Vec<Finding>),
     /// To [`Op::ListRanges`].
     Ranges(Vec<RangeInfo>),
+    /// To [`Op::Metrics`].
+    Metrics(Vec<Family>),
     /// To [`Op::Legacy`].
     Legacy(LegacyAnswer),
     /// To [`crate::ToEngine::BusClient`].

@@ -57,6 +57,7 @@ fn grant_of(op: &Op) -> Option<GrantId> {
         Op::BrokerInfo
         | Op::Usage { .. }
         | Op::ListAccounts { .. }
+        | Op::Metrics
         | Op::CreateGrant(_)
         | Op::ListGrants { .. }
         | Op::FindGrant { .. }
@@ -82,6 +83,7 @@ fn words(engine: &Engine, op: &Op) -> (&'static str, String) {
         Op::BrokerInfo => "broker info",
         Op::Usage { .. } => "usage",
         Op::ListAccounts { .. } => "list accounts",
+        Op::Metrics => "metrics",
         Op::CreateGrant(_) => "create grant",
         Op::ListGrants { .. } => "list grants",
         Op::FindGrant { .. } => "find grant",
@@ -193,6 +195,7 @@ fn without_descriptors(engine: &Engine, caller: &Arc<Caller>, op: Op) -> Outcome
     match op {
         Op::BrokerInfo => query::broker_info(engine, caller),
         Op::Usage { account } => query::usage(engine, caller, account),
+        Op::Metrics => crate::metrics::read(engine, caller),
         Op::ListAccounts { all } => query::list_accounts(engine, caller, all),
         Op::ListGrants { all } => query::list_grants(engine, caller, all),
         Op::FindGrant { name, account } => query::find_grant(engine, caller, &name, account),
