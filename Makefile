@@ -42,10 +42,13 @@ else
 dbusconfdir := $(SYSCONFDIR)/dbus-1/system.d
 endif
 
+# polkitd reads actions below /usr only.
+polkitdir := /usr/share/polkit-1/actions
+
 DEPS_BUILD := gcc libc6-dev libpam0g ca-certificates
 DEPS_DEB := debhelper dpkg-dev lintian
 DEPS_DEMO := busybox-static dnsmasq-base iproute2 mmdebstrap nftables procps util-linux
-DEPS_CHECK := $(DEPS_DEB) bsdutils busybox-static dbus dnsmasq-base e2fsprogs groff-base iproute2 libdbus-1-dev libglib2.0-bin mmdebstrap nftables openssl pkg-config procps python3-gi qemu-system-x86 \
+DEPS_CHECK := $(DEPS_DEB) bsdutils busybox-static dbus dnsmasq-base e2fsprogs groff-base iproute2 libdbus-1-dev libglib2.0-bin mmdebstrap nftables openssl pkg-config polkitd procps python3-gi qemu-system-x86 \
 	strace systemd uidmap util-linux xz-utils zstd
 DEPS_BENCH := bubblewrap busybox-static crun dbus dnsmasq-base iperf3 iproute2 lxc mmdebstrap nftables passt podman runc slirp4netns strace \
 	systemd-container uidmap util-linux
@@ -129,6 +132,8 @@ install-files:
 	install -m 644 dbus/org.cgrant.Broker1.conf $(DESTDIR)$(dbusconfdir)/
 	install -m 644 dbus/org.cgrant.Broker1.service $(DESTDIR)$(datadir)/dbus-1/system-services/
 	install -m 644 dbus/*.xml $(DESTDIR)$(datadir)/dbus-1/interfaces/
+	install -d -m 755 $(DESTDIR)$(polkitdir)
+	install -m 644 policy/org.cgrant.broker1.policy $(DESTDIR)$(polkitdir)/
 	install -d -m 755 $(DESTDIR)$(unitdir) $(DESTDIR)$(PREFIX)/lib/sysusers.d $(DESTDIR)$(PREFIX)/lib/tmpfiles.d
 	sed 's|@sbindir@|$(sbindir)|' systemd/cgrantd.service >$(DESTDIR)$(unitdir)/cgrantd.service
 	chmod 644 $(DESTDIR)$(unitdir)/cgrantd.service

@@ -27,7 +27,7 @@ use rustix::{
     },
 };
 
-use super::{node, place};
+use super::{node, place, polkit};
 
 /// Becomes the user that the arguments after `--agent` name, and executes a program or plays a role.
 ///
@@ -146,6 +146,7 @@ fn play(arguments: &[OsString]) -> ExitCode {
         ["node", kind] => return node::play(kind, socket),
         // User and mount namespaces, and what is asked for in a directory there.
         ["place", directory] => return place::play(directory, &socket),
+        ["polkit-agent", address, pid, says] => return polkit::play([*address, *pid, *says], socket),
         // Does to a file of the host what the test says, and answers with the kernel's words.
         ["files"] => {
             tell(&socket, "ok", &[]);

@@ -123,6 +123,12 @@ pub struct Client {
     pub process: Option<Process>,
 }
 
+/// A call whose answer is still to come.
+pub struct Pending {
+    stream: MessageStream,
+    serial: std::num::NonZeroU32,
+}
+
 /// Messages that came in since it was made.
 pub struct Watch(MessageStream);
 
@@ -195,6 +201,70 @@ impl Client {
                 details: HashMap::new(),
             }),
         }
+    }
+
+    /// Calls a method and lets somebody be asked; the answer is for [`end`](Self::end).
+    pub fn begin<B>(&self, path: &str, interface: &str, method: &str, body: &B) -> Pending
+    where
+        B: Serialize + DynamicType,
+    {
+        let mut call = zbus::Message::method_call(path, method)
+            .interface(interface)
+            .with_flags(zbus::message::Flags::ALLOW_INTERACTIVE_AUTH);
+        if let Some(destination) = self.destination.as_deref() {
+            call = call.destination(destination);
+        }
+        let call = call.build(body).unwrap();
+        let serial = call.primary_header().serial_num();
+        let Watch(stream) = self.watch();
+        self.runtime.block_on(async { self.connection.send(&call).await }).unwrap();
+        Pending { stream, serial }
+    }
+
+    /// What came of a call; `None` if that does not come in `time`.
+    pub fn end(&self, pending: &mut Pending, time: Duration) -> Option<Result<(), Refused>> {
+        let Pending { stream, serial } = pending;
+        let wait = async {
+            while let Some(Ok(message)) = stream.next().await {
+                if message.header().reply_serial() == Some(*serial) {
+                    return Some(message);
+                }
+            }
+            None
+        };
+        let message = self.runtime.block_on(async { tokio::time::timeout(time, wait).await }).ok()??;
+        let name = message.header().error_name().map(ToString::to_string);
+        Some(match name {
+            None => Ok(()),
+            Some(name) => {
+                let name = name.strip_prefix("org.cgrant.Error.").unwrap_or(&name).to_owned();
+                let (message, details) = message
+                    .body()
+                    .deserialize::<(String, HashMap<String, OwnedVariant>)>()
+                    .or_else(|_| {
+                        message.body().deserialize::<String>().map(|message| (message, HashMap::new()))
+                    })
+                    .unwrap_or_default();
+                Err(Refused { name, message, details })
+            }
+        })
+    }
+
+    /// The same in one.
+    pub fn ask<B>(&self, path: &str, interface: &str, method: &str, body: &B) -> Result<(), Refused>
+    where
+        B: Serialize + DynamicType,
+    {
+        let mut pending = self.begin(path, interface, method, body);
+        self.end(&mut pending, PATIENCE).unwrap_or_else(|| panic!("{method} was not answered in time"))
+    }
+
+    /// A client of a bus at `stream`, which `process` of user `uid` connected, that calls `destination`.
+    pub fn of_bus(stream: UnixStream, uid: u32, process: Process, destination: &str) -> Self {
+        let runtime = runtime();
+        let connection =
+            runtime.block_on(async { Builder::unix_stream(stream).user_id(uid).build().await }).unwrap();
+        Self { runtime, connection, destination: Some(destination.to_owned()), process: Some(process) }
     }
 
     /// A method of the manager.

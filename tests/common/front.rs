@@ -176,7 +176,7 @@ impl LoneEngine {
         self.requests += 1;
         let id = RequestId(self.requests);
         let link = self.link(front);
-        link.send(&ToEngine::Request { id, connection, op }, fds);
+        link.send(&ToEngine::Request { id, connection, interactive: false, op }, fds);
         self.answer(front, id)
     }
 
@@ -208,6 +208,17 @@ impl LoneEngine {
         match front {
             FrontKind::Socket => self.socket_front = ours,
             FrontKind::Bus => self.bus_front = ours,
+        }
+    }
+
+    /// Has it read its policy anew.
+    pub fn reload(&self) {
+        self.control.send(&ToChild::Reload, &[]);
+        loop {
+            let said = self.control.receive::<FromChild>().expect("the engine is gone").0;
+            if let FromChild::Reloaded(result) = said {
+                return result.unwrap();
+            }
         }
     }
 

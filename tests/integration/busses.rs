@@ -4,14 +4,15 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{BufRead, BufReader},
     path::Path,
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output},
 };
 
 use zbus_xml::Node;
 
-use crate::common::{Broker, Client, Lab, Options, User, bus::MANAGER_PATH, checker, wait_until};
+use crate::common::{
+    Broker, Client, Lab, Options, User, bus::MANAGER_PATH, checker, daemon::Daemon, wait_until,
+};
 
 const CONTRACT: [&str; 7] = [
     include_str!("../../dbus/org.cgrant.Broker1.Manager.xml"),
@@ -120,51 +121,6 @@ fn changes_do_not_disturb_who_is_just_connecting(lab: &Lab) {
             client.set_limits(&grant.path, &[("pids.max", &number)]).unwrap();
         }
     });
-}
-
-/// A bus daemon of the test's own.
-pub struct Daemon {
-    child: Child,
-    pub address: String,
-}
-
-impl Daemon {
-    pub fn start(lab: &Lab) -> Self {
-        let config = lab.scratch.join("bus.conf");
-        let socket = lab.scratch.join("bus.socket");
-        let text = format!(
-            "<!DOCTYPE busconfig PUBLIC \"-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN\" \
-             \"http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd\">\n\
-             <busconfig><type>system</type><listen>unix:path={}</listen>\
-             <policy context=\"default\"><allow user=\"*\"/><allow own=\"*\"/><allow send_type=\"method_call\"/>\
-             <allow send_type=\"signal\"/><allow send_requested_reply=\"true\" send_type=\"method_return\"/>\
-             <allow send_requested_reply=\"true\" send_type=\"error\"/><allow receive_type=\"*\"/>\
-             <allow receive_type=\"method_call\"/><allow receive_type=\"method_return\"/>\
-             <allow receive_type=\"error\"/><allow receive_type=\"signal\"/></policy></busconfig>\n",
-            socket.display()
-        )
-        .replace("<allow receive_type=\"*\"/>", "");
-        fs::write(&config, text).unwrap();
-        let mut command = Command::new("dbus-daemon");
-        command.arg(format!("--config-file={}", config.display())).args([
-            "--nofork",
-            "--nopidfile",
-            "--print-address=1",
-        ]);
-        let log = fs::OpenOptions::new().create(true).append(true).open(lab.scratch.join("log")).unwrap();
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
-        Self { child, address: format!("unix:path={}", socket.display()) }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// dbus-daemon lets nobody in whom /etc/passwd does not know: the bus front has an account, and so have the callers.

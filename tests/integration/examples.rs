@@ -11,8 +11,8 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    busses::{Daemon, accounts},
-    common::{Lab, PATIENCE, User, checker, wait_until},
+    busses::accounts,
+    common::{Lab, PATIENCE, User, checker, daemon::Daemon, wait_until},
 };
 
 #[path = "../../examples/rust/src/main.rs"]

@@ -45,6 +45,7 @@ mod one_liners;
 mod pam;
 mod policy;
 mod policy_files;
+mod polkit;
 mod system;
 mod system_attacks;
 mod system_autostart;
@@ -96,6 +97,7 @@ fn main() -> std::process::ExitCode {
         mounts::TESTS,
         one_liners::TESTS,
         pam::TESTS,
+        polkit::TESTS,
         system::TESTS,
         system_attacks::TESTS,
         system_autostart::TESTS,

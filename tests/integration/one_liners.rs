@@ -3,8 +3,8 @@
 use std::process::Output;
 
 use crate::{
-    busses::{Daemon, accounts},
-    common::{Lab, User, bus::MANAGER_PATH, checker, wait_until},
+    busses::accounts,
+    common::{Lab, User, bus::MANAGER_PATH, checker, daemon::Daemon, wait_until},
 };
 
 const README: &str = include_str!("../../README.md");

@@ -152,14 +152,15 @@ impl Proxy {
     async fn serve(self: Rc<Self>, link: Rc<Link>) -> io::Result<()> {
         while let Some(Received { bytes, fds }) = link.receive().await? {
             match cgrant_wire::decode(&bytes) {
-                Ok(ToEngine::Request { id, connection, op }) => {
+                Ok(ToEngine::Request { id, connection, op, interactive: _ }) => {
                     let (proxy, link) = (Rc::clone(&self), Rc::clone(&link));
                     spawn_local(async move { proxy.request(&link, id, connection, op, fds).await });
                 }
                 Ok(ToEngine::Closed { connection }) => {
                     self.peers.borrow_mut().remove(&connection);
                 }
-                Ok(ToEngine::BusClient { .. }) | Err(_) => {
+                Ok(ToEngine::BusClient { .. } | ToEngine::Consent { .. } | ToEngine::Polkit { .. })
+                | Err(_) => {
                     tracing::error!("what parses calls makes no sense")
                 }
             }

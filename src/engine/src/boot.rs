@@ -131,6 +131,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
         registry: Mutex::new(Registry::default()),
         connections: Mutex::new(Connections::default()),
         links: RwLock::new(HashMap::new()),
+        questions: crate::asking::Questions::default(),
     };
     engine.watch_accounts();
     reload::watch(&engine);

@@ -40,6 +40,8 @@ pub struct Caller {
     pub pid: Option<u32>,
     /// Its process, when the kernel told.
     pub process: Option<Pidfd>,
+    /// Its unique name, if it is a client of the bus.
+    pub bus_name: Option<String>,
     /// The account that its uid was handed to, as one of a range or a subordinate one: the caller is inside a container of
     /// that account's.
     pub inside: Option<HostUid>,
@@ -126,6 +128,7 @@ pub struct Peer {
     pid: Option<u32>,
     process: Option<Pidfd>,
     is_certain: bool,
+    bus_name: Option<String>,
 }
 
 impl Peer {
@@ -156,6 +159,7 @@ impl Peer {
             pid: credentials.pid,
             process,
             is_certain,
+            bus_name: None,
         })
     }
 
@@ -188,6 +192,7 @@ impl Peer {
             pid: client.pid,
             is_certain: client.is_certain && process.is_some(),
             process,
+            bus_name: Some(client.name.clone()),
         }
     }
 }
@@ -250,6 +255,7 @@ impl Connections {
             groups: peer.groups,
             pid: peer.pid,
             process: peer.process,
+            bus_name: peer.bus_name,
             inside,
             born_in: around.grant,
             application: around.application,

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cgrant_policy::{Denial, DenialCode, HostUid, Policy, Request, UsageNow, Verb, Verdict, judge};
+use cgrant_policy::{Denial, DenialCode, HostUid, Policy, Request, UsageNow, Verb, Verdict, judge_consented};
 use cgrant_sys::{dir::Dir, namespace::NsId};
 use cgrant_wire::{
     Answer, EndReason, Event, FromEngine, GrantChange, GrantId, Refusal, RefusalCode, RequestId,
@@ -18,6 +18,7 @@ use cgrant_wire::{
 use nix::sys::inotify::AddWatchFlags;
 
 use crate::{
+    asking::{self, Questions},
     cgroup::Tree,
     connection::{Caller, Connections},
     fault::Fault,
@@ -103,6 +104,8 @@ pub struct Engine {
     pub(crate) registry: Mutex<Registry>,
     pub(crate) connections: Mutex<Connections>,
     pub(crate) links: RwLock<HashMap<FrontKind, Arc<Linked>>>,
+    /// What polkit is being asked.
+    pub(crate) questions: Questions,
 }
 
 thread_local! {
@@ -191,24 +194,34 @@ impl Engine {
     /// # Errors
     /// The refusal, with the rule that decided.
     pub fn judge(&self, caller: &Caller, request: &Request<'_>) -> Result<(), Refusal> {
-        self.decide(caller, request).map(|_| ())
+        self.decide(caller, "", request).map(|_| ())
     }
 
-    fn decide(&self, caller: &Caller, request: &Request<'_>) -> Result<String, Refusal> {
+    fn decide(&self, caller: &Caller, about: &str, request: &Request<'_>) -> Result<String, Refusal> {
         let usage = match request {
             Request::CreateGrant(_) | Request::CreateCgroup { .. } | Request::LegacyCgroup { .. } => {
                 self.usage(caller.charged())
             }
             _ => self.quick_usage(caller.charged()),
         };
-        match judge(&self.policy(), &caller.subject(), request, &usage) {
-            Verdict::Allow { rule } => Ok(rule),
-            Verdict::Ask { action, rule } => Err(Refusal::new(
-                RefusalCode::NotAuthorized,
-                format!("policy wants an administrator asked for the right {}", action.id()),
-            )
-            .rule(rule)
-            .hint("nobody can be asked yet; the administrator can allow it with a rule in policy.d")),
+        let consents = asking::consents(caller, request);
+        match judge_consented(&self.policy(), &caller.subject(), request, &usage, &consents) {
+            Verdict::Allow { rule } => {
+                let agreed = consents.iter().map(|action| format!(" and polkit's yes to {}", action.id()));
+                Ok(rule + &agreed.collect::<String>())
+            }
+            Verdict::Ask { action, rule, otherwise } => {
+                let alone = || {
+                    let message = format!("policy lets polkit decide about {}", action.id());
+                    Refusal::new(RefusalCode::NotAuthorized, message).rule(rule)
+                };
+                let refusal = otherwise.map_or_else(alone, |denial| refusal(*denial));
+                // A bridge that is not there can't be agreed to.
+                if !has_strange_bridge(self, request) {
+                    asking::needs(action, caller, about, request, &refusal.message);
+                }
+                Err(refusal)
+            }
             Verdict::Deny(denial) => Err(refusal(denial)),
         }
     }
@@ -220,7 +233,7 @@ impl Engine {
     /// # Errors
     /// The refusal, with the rule that decided.
     pub fn authorize(&self, caller: &Caller, about: &str, request: &Request<'_>) -> Result<(), Refusal> {
-        let rule = self.decide(caller, request)?;
+        let rule = self.decide(caller, about, request)?;
         let (uid, pid, request, account) =
             (caller.uid.0, caller.pid.unwrap_or(0), verb(request), owner(caller, request).0);
         tracing::info!(
@@ -246,7 +259,7 @@ impl Engine {
     /// # Errors
     /// The refusal, with the rule that decided.
     pub fn authorize_silently(&self, caller: &Caller, request: &Request<'_>) -> Result<(), Refusal> {
-        let decided = self.decide(caller, request).map(|_| ());
+        let decided = self.decide(caller, "", request).map(|_| ());
         decided.inspect_err(|refusal| self.log_refusal(caller, verb(request), "", refusal))
     }
 
@@ -260,10 +273,7 @@ impl Engine {
         self.registry()
             .get(id)
             .filter(|grant| grant.is_active() && (grant.account == caller.uid || caller.uid.is_root()))
-            .ok_or_else(|| {
-                Refusal::new(RefusalCode::NoSuchGrant, format!("there is no grant {id} of yours"))
-                    .hint("`cgrant grant list` shows your grants")
-            })
+            .ok_or_else(|| no_such_grant(id))
     }
 
     /// Writes the record of a grant.
@@ -396,6 +406,22 @@ fn log(event: &Event) {
     }
 }
 
+/// The refusal for a grant that is not there, or not for the caller.
+pub fn no_such_grant(id: GrantId) -> Refusal {
+    Refusal::new(RefusalCode::NoSuchGrant, format!("there is no grant {id} of yours"))
+        .hint("`cgrant grant list` shows your grants")
+}
+
+/// Is a link asked for on a bridge that nobody has configured?
+fn has_strange_bridge(engine: &Engine, request: &Request<'_>) -> bool {
+    let links = match request {
+        Request::CreateGrant(grant) => grant.links,
+        Request::AddLink { link, .. } => std::slice::from_ref(link),
+        _ => &[],
+    };
+    links.iter().any(|link| !crate::ops::link::is_bridge(engine, link.bridge))
+}
+
 /// The refusal for a journal that can't be written.
 pub fn unwritable(error: &JournalError) -> Refusal {
     tracing::error!(%error, "the journal can't be written");
@@ -404,7 +430,7 @@ pub fn unwritable(error: &JournalError) -> Refusal {
 }
 
 /// A request in the words of the log.
-fn verb(request: &Request<'_>) -> &'static str {
+pub fn verb(request: &Request<'_>) -> &'static str {
     match request {
         Request::Connect => "connect",
         Request::Call => "call",
@@ -443,7 +469,7 @@ fn verb(request: &Request<'_>) -> &'static str {
 }
 
 /// Whose grant or usage a request is about.
-fn owner(caller: &Caller, request: &Request<'_>) -> HostUid {
+pub fn owner(caller: &Caller, request: &Request<'_>) -> HostUid {
     match request {
         Request::UseGrant { owner, .. }
         | Request::CreateCgroup { owner, .. }

@@ -119,6 +119,7 @@ pub fn happened(engine: &Engine, id: GrantId, target: &Target) {
         | Target::Files
         | Target::Wishes
         | Target::Wish(_)
+        | Target::Question(_)
         | Target::Net
         | Target::Helper
         | Target::Vacant(_)

@@ -6,6 +6,7 @@
 
 mod addresses;
 mod application;
+mod asking;
 mod boot;
 pub mod cgroup;
 mod connection;

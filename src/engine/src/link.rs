@@ -74,7 +74,7 @@ fn encode(message: &FromEngine, fds: Vec<OwnedFd>) -> Option<(Vec<u8>, Vec<Owned
 /// What was read from a link.
 pub enum Incoming {
     /// A message and the descriptors that came beside it.
-    Message(ToEngine, Vec<OwnedFd>),
+    Message(Box<ToEngine>, Vec<OwnedFd>),
     /// Nothing more for now.
     Drained,
     /// The front is gone or has to go.
@@ -107,7 +107,7 @@ impl Link {
         }
         match self.channel.receive() {
             Ok(Some(received)) => match cgrant_wire::decode(&received.bytes) {
-                Ok(message) => Incoming::Message(message, received.fds),
+                Ok(message) => Incoming::Message(Box::new(message), received.fds),
                 Err(error) => {
                     tracing::error!(front = ?self.kind, %error, "a front sent what no front of ours sends; it is cut off");
                     Incoming::Gone

@@ -17,14 +17,15 @@ use cgrant_sys::{
     socket,
 };
 use cgrant_wire::{
-    Answer, BusClient, ConnectionId, FdIndex, FromEngine, Op, Refusal, RefusalCode, RequestId, Surface,
-    ToEngine,
+    Answer, BusClient, ConnectionId, Consent, FdIndex, FromEngine, Op, Refusal, RefusalCode, RequestId,
+    Surface, ToEngine,
     boot::{FromChild, FrontKind, ToChild},
 };
 use nix::sys::epoll::EpollFlags;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::{
+    asking::{self, Ending, Matter, Needed},
     connection::{Caller, Ended, Peer},
     engine::{Engine, Linked, Outcome},
     events, legacy,
@@ -143,6 +144,7 @@ impl Server {
                     let engine = Arc::clone(&self.engine);
                     self.submit_or_warn(account, Box::new(move || engine.look_at_usage(account)));
                 }
+                Target::Question(question) => self.engine.question_over(question),
                 Target::Vacant(account) => {
                     let engine = Arc::clone(&self.engine);
                     self.submit_or_warn(account, Box::new(move || engine.vacate(account)));
@@ -252,6 +254,9 @@ impl Server {
         self.engine.watches.forget(linked.link.descriptor(), linked.watch);
         let gone = self.engine.connections().remove_all(kind);
         tracing::warn!(front = ?kind, connections = gone.len(), "a front has ended");
+        if kind == FrontKind::Bus {
+            self.engine.nobody_asks();
+        }
         for caller in gone {
             self.connection_ended(&caller, Ended::Broken);
         }
@@ -266,7 +271,11 @@ impl Server {
         }
         for _ in 0..TURN {
             match linked.link.receive() {
-                Incoming::Message(message, fds) => self.message(kind, message, fds),
+                Incoming::Message(message, fds) => {
+                    if !self.message(kind, *message, fds) {
+                        return self.front_ended(kind);
+                    }
+                }
                 Incoming::Drained => return,
                 Incoming::Gone => return self.front_ended(kind),
             }
@@ -275,12 +284,15 @@ impl Server {
         self.engine.watch_link(&linked);
     }
 
-    fn message(&self, front: FrontKind, message: ToEngine, fds: Vec<OwnedFd>) {
+    /// Takes a front's message. False if no front of ours sends it.
+    fn message(&self, front: FrontKind, message: ToEngine, fds: Vec<OwnedFd>) -> bool {
         let takes_socket =
             matches!(&message, ToEngine::Request { op: Op::Legacy(legacy), .. } if legacy.exchange.is_some());
         let fds = Descriptors::of_caller(fds, takes_socket);
         match message {
-            ToEngine::Request { id, connection, op } => self.request(front, id, connection, op, fds),
+            ToEngine::Request { id, connection, interactive, op } => {
+                self.request(front, id, connection, interactive, op, fds);
+            }
             ToEngine::Closed { connection } => {
                 let caller = self.engine.connections().remove(front, connection);
                 if let Some(caller) = caller {
@@ -288,13 +300,24 @@ impl Server {
                 }
             }
             ToEngine::BusClient { id, client } => self.bus_client(front, id, &client, fds),
+            ToEngine::Consent { question, consent } => return self.engine.consent(front, question, consent),
+            ToEngine::Polkit { there } => return self.engine.polkit_is(front, there),
         }
+        true
     }
 
     /// An attacker who has taken a front over wants to speak for other callers. A front can use only the numbers that
     /// were given to it, each bound to what the kernel said at accept; on the bus the bus front's word has to be taken,
     /// and no peer of the socket can reach it.
-    fn request(&self, front: FrontKind, id: RequestId, connection: ConnectionId, op: Op, fds: Descriptors) {
+    fn request(
+        &self,
+        front: FrontKind,
+        id: RequestId,
+        connection: ConnectionId,
+        interactive: bool,
+        op: Op,
+        fds: Descriptors,
+    ) {
         let caller = self.engine.connections().get(front, connection);
         let Some(caller) = caller else {
             tracing::error!(
@@ -317,7 +340,7 @@ impl Server {
         }
         let rate = self.engine.policy().quotas(&caller.subject()).requests_per_second;
         let asked = Asked::new(&self.engine, front, id, caller);
-        let turn = Box::new(move || asked.dispatch(op, fds));
+        let turn = Box::new(move || asked.dispatch(interactive, op, fds));
         match self.engine.paces.admit(account, rate, Instant::now(), turn) {
             Admission::Now(turn) => turn(),
             Admission::Waits => (),
@@ -420,6 +443,7 @@ impl Server {
     fn connection_ended(&self, caller: &Caller, how: Ended) {
         caller.set_ended(how);
         self.engine.touch(caller.charged());
+        self.engine.withdraw(caller);
         let held = self.engine.registry().take_held(caller.connection);
         for grant in held {
             let (engine, account, connection) = (Arc::clone(&self.engine), grant.account, caller.connection);
@@ -528,8 +552,8 @@ impl Asked {
     }
 
     /// Puts it where its operation waits for its turn.
-    fn dispatch(self, op: Op, fds: Descriptors) {
-        let account = ops::account_of(&self.engine, &self.caller, &op);
+    fn dispatch(self, interactive: bool, op: Op, fds: Descriptors) {
+        let account = ops::account_of(&self.engine, &self.caller, &op, &[]);
         match op {
             // What a client can hold up waits by itself, and only then is the operation in the account's order.
             Op::Legacy(legacy) if legacy.call.credentials() > 0 && legacy.exchange.is_some() => {
@@ -539,6 +563,9 @@ impl Asked {
                         asked.run(|engine, caller| ops::perform_exchange(engine, caller, &legacy, received));
                     });
                 });
+            }
+            op if ops::can_be_asked(&op) => {
+                Attempt { asked: self, op, fds, interactive, agreed: Vec::new() }.queue();
             }
             op => {
                 let mode = ops::mode(&op);
@@ -588,6 +615,68 @@ impl Drop for Asked {
                 .hint("try again when earlier requests are answered")
         };
         self.answer(Err(refusal));
+    }
+}
+
+/// A request that somebody may be asked to agree to, and what was agreed to so far.
+struct Attempt {
+    asked: Asked,
+    op: Op,
+    fds: Descriptors,
+    interactive: bool,
+    agreed: Vec<Matter>,
+}
+
+impl Attempt {
+    /// Has it wait for its turn among the operations of the account that it is about.
+    fn queue(self) {
+        let pool = self.asked.engine.pool.clone();
+        let account = ops::account_of(&self.asked.engine, &self.asked.caller, &self.op, &self.agreed);
+        let mode = ops::mode(&self.op);
+        // What is dropped in here is answered.
+        let _ = pool.submit(account.0, mode, Box::new(move || self.run()));
+    }
+
+    /// Carries it out; or, if somebody else has to agree, ends without an effect and asks.
+    fn run(self) {
+        let engine = Arc::clone(&self.asked.engine);
+        engine.answer_first(|| {
+            let Self { mut asked, op, fds, interactive, agreed } = self;
+            let copies = match fds.try_clone() {
+                Ok(copies) => copies,
+                Err(error) => return asked.answer(Err(ops::check::internal(error))),
+            };
+            let operation = || ops::perform(&engine, &asked.caller, op.clone(), copies);
+            match asking::turn(&agreed, operation) {
+                (Err(refusal), Some(needed)) => {
+                    Self { asked, op, fds, interactive, agreed }.park(refusal, needed);
+                }
+                (outcome, _) => asked.answer(outcome),
+            }
+        });
+    }
+
+    /// Waits for polkit's answer, as nothing but an entry in a table.
+    fn park(mut self, refusal: Refusal, needed: Needed) {
+        if self.agreed.len() >= asking::MAX_PER_REQUEST || self.agreed.contains(&needed.matter) {
+            return self.refuse(&refusal);
+        }
+        let (engine, caller) = (Arc::clone(&self.asked.engine), Arc::clone(&self.asked.caller));
+        let (interactive, matter) = (self.interactive, needed.matter.clone());
+        let resume = move |ending: Ending| {
+            if ending == Ending::Said(Consent::Yes) {
+                self.agreed.push(matter);
+                self.queue();
+            } else {
+                self.refuse(&asking::refused(refusal, &ending));
+            }
+        };
+        engine.ask(&caller, needed, interactive, Box::new(resume));
+    }
+
+    fn refuse(mut self, refusal: &Refusal) {
+        ops::log_refusal(&self.asked.engine, &self.asked.caller, &self.op, refusal);
+        self.asked.answer(Err(refusal.clone()));
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 };
 
 use cgrant_policy::HostUid;
-use cgrant_wire::{GrantId, boot::FrontKind};
+use cgrant_wire::{GrantId, QuestionId, boot::FrontKind};
 use nix::sys::{
     epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
     inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor},
@@ -67,6 +67,8 @@ pub enum Target {
     Wishes,
     /// The cgroup of this wish is to be looked at.
     Wish(u64),
+    /// The time for the answer to a question to polkit is over.
+    Question(QuestionId),
 }
 
 enum Watch {

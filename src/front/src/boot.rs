@@ -191,6 +191,12 @@ async fn receive(channel: &AsyncChannel, core: &Core, doors: &Doors) -> Result<(
                 tokio::task::yield_now().await;
                 core.subscribers.publish(&event);
             }
+            Some(Incoming::Ask(question, process)) => core.ask_polkit(*question, process).await,
+            Some(Incoming::Withdraw(question)) => {
+                if let Some(polkit) = &*core.polkit.borrow() {
+                    polkit.withdraw(question);
+                }
+            }
             None => {}
         }
         // Many events at once must not fill up the queues of peers that do read.
@@ -292,6 +298,9 @@ const NO_ACCOUNT: &str = "a bus daemon lets in only accounts that /etc/passwd or
 const NO_BUS_THERE: &str = "start that bus, and it is served when its socket appears; or give another --bus: none, \
                             system, or unix:path=PATH";
 
+/// What it means that there is no polkit.
+pub const NOBODY_ASKED: &str = "polkit can't be asked: where policy says \"ask\" the answer is no";
+
 /// What was said of a bus that is not there: once for each reason, however often it is tried.
 #[derive(Debug, Default)]
 struct Absence(Option<String>);
@@ -313,7 +322,7 @@ impl Absence {
             BusError::Handshake(HandshakeError::Refused(_)) => {
                 tracing::warn!(error = text, path, hint = NO_ACCOUNT, "the bus does not let us in");
             }
-            _ => tracing::info!(error = text, path, "no bus"),
+            _ => tracing::info!(error = text, path, hint = NOBODY_ASKED, "no bus"),
         }
     }
 

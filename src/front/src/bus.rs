@@ -95,7 +95,26 @@ pub fn path_of(address: &str) -> Result<String, BusError> {
 #[derive(Debug)]
 pub struct Bus {
     outbox: Outbox,
-    waiting: RefCell<HashMap<NonZeroU32, oneshot::Sender<Message>>>,
+    waiting: RefCell<HashMap<NonZeroU32, Waiting>>,
+}
+
+/// A call that waits for its answer.
+#[derive(Debug)]
+struct Waiting {
+    /// Who may answer, beside the bus itself.
+    from: String,
+    answer: oneshot::Sender<Message>,
+}
+
+/// An object on the bus.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// The unique name of its connection, which nobody else ever has.
+    pub name: &'a str,
+    /// Its path.
+    pub path: &'a str,
+    /// Its interface.
+    pub interface: &'a str,
 }
 
 /// A connection to a bus that has let us in, but has not been greeted.
@@ -139,13 +158,30 @@ impl Bus {
         body: &B,
     ) -> Result<Message, BusError> {
         let message = driver_call(member, Flags::empty(), body)?;
+        timeout(PATIENCE, self.answer(message, DRIVER)).await.map_err(|_| BusError::NoAnswer)?
+    }
+
+    /// Calls a method of somebody on the bus, who may take as long as this is waited for.
+    ///
+    /// # Errors
+    /// [`BusError`].
+    pub async fn call_to<B: Serialize + DynamicType>(
+        &self,
+        to: Target<'_>,
+        member: &'static str,
+        body: &B,
+    ) -> Result<Message, BusError> {
+        self.answer(call_of(to, member, Flags::empty(), body)?, to.name).await
+    }
+
+    /// Sends a call and waits for its answer. If this is dropped nobody waits any more.
+    async fn answer(&self, message: Message, from: &str) -> Result<Message, BusError> {
         let serial = message.primary_header().serial_num();
         let (answer, waiting) = oneshot::channel();
-        self.waiting.borrow_mut().insert(serial, answer);
+        self.waiting.borrow_mut().insert(serial, Waiting { from: from.to_owned(), answer });
+        let _waits = Waits { bus: self, serial };
         self.outbox.reply(Outgoing { message, slots: Vec::new() }).await;
-        let answer = timeout(PATIENCE, waiting).await;
-        self.waiting.borrow_mut().remove(&serial);
-        let answer = answer.map_err(|_| BusError::NoAnswer)?.map_err(|_| BusError::NoAnswer)?;
+        let answer = waiting.await.map_err(|_| BusError::NoAnswer)?;
         if answer.message_type() == Type::Error {
             let name = answer.header().error_name().map(ToString::to_string).unwrap_or_default();
             let message = answer.body().deserialize::<String>().unwrap_or_default();
@@ -156,7 +192,16 @@ impl Bus {
 
     /// Calls a method of the bus itself without wanting an answer.
     pub fn tell<B: Serialize + DynamicType>(&self, member: &'static str, body: &B) {
-        match driver_call(member, Flags::NO_REPLY_EXPECTED, body) {
+        self.send(member, driver_call(member, Flags::NO_REPLY_EXPECTED, body));
+    }
+
+    /// Calls a method of somebody on the bus without wanting an answer.
+    pub fn tell_to<B: Serialize + DynamicType>(&self, to: Target<'_>, member: &'static str, body: &B) {
+        self.send(member, call_of(to, member, Flags::NO_REPLY_EXPECTED, body));
+    }
+
+    fn send(&self, member: &'static str, message: zbus::Result<Message>) {
+        match message {
             Ok(message) => {
                 if !self.outbox.try_send(message) {
                     tracing::warn!(member, "the bus does not take messages");
@@ -168,21 +213,24 @@ impl Bus {
 
     /// Takes an answer of the bus to a call of ours; gives back any other message.
     ///
-    /// Only what the bus itself sent counts. It writes the sender into every message, so a client can't answer in
-    /// its place, and say of another client what it likes.
+    /// Only what the bus itself sent counts, or whoever was called. The bus writes the sender into every message, so a client
+    /// can't answer in another's place, and say of another client what it likes.
     pub fn take_answer(&self, message: Message) -> Option<Message> {
         let header = message.header();
         if !matches!(header.message_type(), Type::MethodReturn | Type::Error) {
             drop(header);
             return Some(message);
         }
-        let from_bus = header.sender().is_some_and(|sender| sender.as_str() == DRIVER);
+        let sender = header.sender().map(ToString::to_string).unwrap_or_default();
         let serial = header.reply_serial();
         drop(header);
-        if from_bus && let Some(waiting) = serial.and_then(|serial| self.waiting.borrow_mut().remove(&serial))
+        let mut waiting = self.waiting.borrow_mut();
+        let may = |waiting: &Waiting| sender == DRIVER || sender == waiting.from;
+        if let Some(serial) = serial.filter(|serial| waiting.get(serial).is_some_and(may))
+            && let Some(waiting) = waiting.remove(&serial)
         {
             // Who asked may have stopped waiting.
-            let _ = waiting.send(message);
+            let _ = waiting.answer.send(message);
         }
         None
     }
@@ -193,16 +241,37 @@ impl Bus {
     }
 }
 
+/// Forgets a call when it is not waited for any more.
+struct Waits<'a> {
+    bus: &'a Bus,
+    serial: NonZeroU32,
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.bus.waiting.borrow_mut().remove(&self.serial);
+    }
+}
+
+fn call_of<B: Serialize + DynamicType>(
+    to: Target<'_>,
+    member: &'static str,
+    flags: Flags,
+    body: &B,
+) -> zbus::Result<Message> {
+    Message::method_call(to.path, member)
+        .destination(to.name)
+        .interface(to.interface)
+        .with_flags(flags | Flags::NO_AUTO_START)
+        .build(body)
+}
+
 fn driver_call<B: Serialize + DynamicType>(
     member: &'static str,
     flags: Flags,
     body: &B,
 ) -> zbus::Result<Message> {
-    Message::method_call(DRIVER_PATH, member)
-        .destination(DRIVER)
-        .interface(DRIVER)
-        .with_flags(flags | Flags::NO_AUTO_START)
-        .build(body)
+    call_of(Target { name: DRIVER, path: DRIVER_PATH, interface: DRIVER }, member, flags, body)
 }
 
 #[cfg(test)]
@@ -226,7 +295,8 @@ mod tests {
         let bus = Bus { outbox, waiting: RefCell::default() };
         let call = driver_call("GetConnectionCredentials", Flags::empty(), &":1.1").unwrap();
         let (sender, mut waiting) = oneshot::channel();
-        bus.waiting.borrow_mut().insert(call.primary_header().serial_num(), sender);
+        let waits = Waiting { from: ":1.9".to_owned(), answer: sender };
+        bus.waiting.borrow_mut().insert(call.primary_header().serial_num(), waits);
         assert!(bus.take_answer(answer_from(":1.7", &call)).is_none());
         assert!(waiting.try_recv().is_err(), "a client's answer was taken for the bus's");
         assert!(bus.take_answer(answer_from(DRIVER, &call)).is_none());

@@ -20,11 +20,13 @@ use tokio::{
 use zbus::{Message, OwnedVariant, Variant, message::Type};
 
 use crate::{
+    boot::NOBODY_ASKED,
     bus::{Bus, BusError},
     call::{Call, Caller},
     contract::DRIVER,
     core::{CALLS_PER_CONNECTION, Core, PerUid},
     fault::Fault,
+    polkit::{POLKIT, Polkit},
     stream::{Parcel, Reader},
 };
 
@@ -92,6 +94,15 @@ impl Clients {
         if answer.body().deserialize::<u32>()? != PRIMARY_OWNER {
             tracing::warn!(name, "the bus name belongs to somebody else; it is ours when they leave it");
         }
+        let polkit = Polkit::new(Rc::clone(&self.bus), Rc::clone(&self.core.engine));
+        *self.core.polkit.borrow_mut() = Some(Rc::clone(&polkit));
+        match polkit.look_out().await {
+            Ok(true) => tracing::info!("polkit is asked where policy says \"ask\""),
+            Ok(false) => tracing::warn!(hint = NOBODY_ASKED, "polkit is not on the bus"),
+            Err(error) => {
+                tracing::warn!(%error, hint = NOBODY_ASKED, "the bus does not say whether polkit is there")
+            }
+        }
         Ok(())
     }
 
@@ -114,6 +125,9 @@ impl Clients {
     /// Forgets everybody: the bus is gone.
     pub async fn forget(&self) {
         self.bus.ended();
+        if self.core.polkit.take().is_some() {
+            self.core.engine.polkit(false).await;
+        }
         let clients = std::mem::take(&mut *self.clients.borrow_mut());
         for client in clients.into_values() {
             self.end(client).await;
@@ -311,6 +325,9 @@ impl Clients {
         }
         let body = message.body();
         let Ok((name, _, new)) = body.deserialize::<(&str, &str, &str)>() else { return };
+        if name == POLKIT {
+            return self.polkit_changed();
+        }
         if !new.is_empty() {
             return;
         }
@@ -319,6 +336,16 @@ impl Clients {
             self.bus.tell("RemoveMatch", &match_rule(name));
             self.end(client).await;
         }
+    }
+
+    /// Polkit came or went. The bus is asked in a task of its own: whoever reads it can't wait for its answers.
+    fn polkit_changed(&self) {
+        let Some(polkit) = self.core.polkit.borrow().clone() else { return };
+        spawn_local(async move {
+            if let Err(error) = polkit.look().await {
+                tracing::warn!(%error, "the bus does not say whether polkit is there");
+            }
+        });
     }
 
     async fn end(&self, client: Client) {

@@ -3,16 +3,18 @@
 use std::{
     cell::RefCell,
     collections::HashMap,
+    os::fd::OwnedFd,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
     sync::{Arc, Weak},
 };
 
+use cgrant_wire::Consent;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::spawn_local,
 };
-use zbus::Message;
+use zbus::{Message, message::Flags};
 
 use crate::{
     call::{Action, Call, Caller, Question, decode},
@@ -20,6 +22,7 @@ use crate::{
     fault::Fault,
     link::{Engine, Pending},
     outbox::{Outbox, Outgoing},
+    polkit::Polkit,
     refusals::Refusals,
     signal::Subscribers,
     view::View,
@@ -45,6 +48,8 @@ pub struct Core {
     pub refusals: Refusals,
     /// The host's id.
     pub machine_id: Option<String>,
+    /// Whom the engine's questions go to, while there is a bus.
+    pub polkit: RefCell<Option<Rc<Polkit>>>,
 }
 
 /// A number of places for each uid, over all its connections.
@@ -83,7 +88,20 @@ impl Core {
             calls: PerUid::new(CALLS_PER_UID),
             refusals: Refusals::default(),
             machine_id,
+            polkit: RefCell::default(),
         })
+    }
+
+    /// Asks polkit for the engine.
+    pub async fn ask_polkit(&self, question: cgrant_wire::Question, process: Option<OwnedFd>) {
+        let polkit = self.polkit.borrow().clone();
+        match polkit {
+            Some(polkit) => polkit.ask(question, process),
+            None => {
+                let consent = Consent::Unavailable("there is no bus".to_owned());
+                self.engine.consent(question.id, consent).await;
+            }
+        }
     }
 
     /// Carries out a call, up to the point where the engine has it; the answer is waited for in a task of its own.
@@ -118,7 +136,8 @@ impl Core {
         slots: Vec<OwnedSemaphorePermit>,
     ) {
         let Question { op, fds, view } = question;
-        let asked = self.engine.ask(caller.connection, op, fds).await;
+        let interactive = message.primary_header().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
+        let asked = self.engine.ask(caller.connection, interactive, op, fds).await;
         // While the engine is at work.
         let Some(call) = prepared(message) else { return };
         match asked {

@@ -30,6 +30,7 @@ mod object;
 mod options;
 mod outbox;
 mod peers;
+mod polkit;
 mod refusals;
 mod sasl;
 mod session;

@@ -13,7 +13,8 @@ use std::{
 
 use cgrant_sys::{Channel, ChannelError, Received, close_aside};
 use cgrant_wire::{
-    Answer, BusClient, ConnectionId, FromEngine, Op, Refusal, RefusalCode, RequestId, Surface, ToEngine,
+    Answer, BusClient, ConnectionId, Consent, FromEngine, Op, Question, QuestionId, Refusal, RefusalCode,
+    RequestId, Surface, ToEngine,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -144,6 +145,10 @@ pub enum Incoming {
     },
     /// Something happened.
     Event(Box<cgrant_wire::Event>),
+    /// Polkit is to be asked, about this process if the subject is one.
+    Ask(Box<Question>, Option<OwnedFd>),
+    /// An answer is not wanted any more.
+    Withdraw(QuestionId),
 }
 
 impl Engine {
@@ -176,8 +181,14 @@ impl Engine {
     ///
     /// # Errors
     /// A refusal if it can't be sent at all.
-    pub async fn ask(&self, connection: ConnectionId, op: Op, fds: Vec<OwnedFd>) -> Result<Pending, Refusal> {
-        self.send_numbered(|id| ToEngine::Request { id, connection, op }, fds).await
+    pub async fn ask(
+        &self,
+        connection: ConnectionId,
+        interactive: bool,
+        op: Op,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Pending, Refusal> {
+        self.send_numbered(|id| ToEngine::Request { id, connection, interactive, op }, fds).await
     }
 
     /// Introduces a client of the bus; the answer is its connection's number.
@@ -190,10 +201,24 @@ impl Engine {
 
     /// Tells that a connection has ended.
     pub async fn closed(&self, connection: ConnectionId) {
-        match cgrant_wire::encode(&ToEngine::Closed { connection }) {
+        self.tell(&ToEngine::Closed { connection }).await;
+    }
+
+    /// Tells what polkit says to a question.
+    pub async fn consent(&self, question: QuestionId, consent: Consent) {
+        self.tell(&ToEngine::Consent { question, consent }).await;
+    }
+
+    /// Tells whether polkit can be asked.
+    pub async fn polkit(&self, there: bool) {
+        self.tell(&ToEngine::Polkit { there }).await;
+    }
+
+    async fn tell(&self, message: &ToEngine) {
+        match cgrant_wire::encode(message) {
             // A queue without receiver is a link that has ended, and this process with it.
             Ok(bytes) => drop(self.send(bytes, Vec::new()).await),
-            Err(error) => tracing::error!(%error, "cannot encode the end of a connection"),
+            Err(error) => tracing::error!(%error, "cannot encode a message to the engine"),
         }
     }
 
@@ -257,6 +282,10 @@ impl Engine {
                 }
             }
             FromEngine::Event(event) => Ok(Some(Incoming::Event(Box::new(event)))),
+            FromEngine::Ask(question) => {
+                Ok(Some(Incoming::Ask(Box::new(question), received.fds.into_iter().next())))
+            }
+            FromEngine::Withdraw(question) => Ok(Some(Incoming::Withdraw(question))),
         }
     }
 }

@@ -91,7 +91,7 @@ impl MetricsPeers {
             Asked::Metrics { head } => head,
         };
         let Ok(_place) = self.answers.of(peer.uid).acquire_owned().await else { return Ok(()) };
-        let answer = match self.core.engine.ask(peer.connection, Op::Metrics, Vec::new()).await {
+        let answer = match self.core.engine.ask(peer.connection, false, Op::Metrics, Vec::new()).await {
             Ok(pending) => pending.await.ok().map(|reply| reply.result),
             Err(refusal) => Some(Err(refusal)),
         };

@@ -1,14 +1,18 @@
 //! The decision. Every request of every caller passes [`judge`], and nothing else decides about rights.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    borrow::Cow,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use crate::{
+    consent,
     device::NodeName,
     ids::HostUid,
     limit::{LimitKey, LimitValue},
     policy::{Caller, Policy, Ruling},
     raw::RawKey,
-    rule::{Access, Door, Quotas},
+    rule::{Access, Door, Exception, Quotas},
 };
 
 /// What is asked for.
@@ -218,9 +222,27 @@ pub enum Action {
     WriteRaw,
     /// A link.
     AddLink,
+    /// More than the quotas and ceilings.
+    ExceedQuota,
+    /// What is other accounts'.
+    ManageOthers,
+    /// Links on bridges, with addresses, VLANs or ports that policy does not list.
+    HostNetwork,
 }
 
 impl Action {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::CreateGrant,
+        Self::CreatePersistentGrant,
+        Self::SetLimits,
+        Self::WriteRaw,
+        Self::AddLink,
+        Self::ExceedQuota,
+        Self::ManageOthers,
+        Self::HostNetwork,
+    ];
+
     /// Its name as a polkit action.
     pub fn id(self) -> &'static str {
         match self {
@@ -229,6 +251,9 @@ impl Action {
             Self::SetLimits => "org.cgrant.broker1.set-limits",
             Self::WriteRaw => "org.cgrant.broker1.write-raw",
             Self::AddLink => "org.cgrant.broker1.add-link",
+            Self::ExceedQuota => "org.cgrant.broker1.exceed-quota",
+            Self::ManageOthers => "org.cgrant.broker1.manage-others",
+            Self::HostNetwork => "org.cgrant.broker1.host-network",
         }
     }
 }
@@ -250,6 +275,8 @@ pub enum Verdict {
         action: Action,
         /// The rule.
         rule: String,
+        /// What the caller is told if nobody agrees; `None` where there is no more to say than that.
+        otherwise: Option<Box<Denial>>,
     },
     /// No.
     Deny(Denial),
@@ -291,23 +318,69 @@ pub struct Denial {
 /// this is given what the engine itself knows about the caller and the object, and the quotas are counted
 /// per account, so that nobody uses up anybody else's.
 pub fn judge(policy: &Policy, caller: &Caller, request: &Request<'_>, usage: &UsageNow) -> Verdict {
-    let rules = policy.ruling(caller);
-    let outcome = decide(&rules, caller, request, usage).and_then(|ask| {
-        // The caller's application is a name that its account could have made: what it gives, the account has to have anyway.
-        let again =
-            policy.doubted(caller).map(|account| decide(account, caller, request, usage)).transpose()?;
-        Ok(ask.or(again.flatten()))
-    });
+    judge_consented(policy, caller, request, usage, &[])
+}
+
+/// Decides a request that polkit has agreed to as far as these actions go.
+///
+/// An attacker wants a consent to count for more than was asked. The rules are looked at anew, each action opens what it
+/// stands for and nothing else, and whoever calls this passes those only that were agreed to for this very request.
+pub fn judge_consented(
+    policy: &Policy,
+    caller: &Caller,
+    request: &Request<'_>,
+    usage: &UsageNow,
+    consents: &[Action],
+) -> Verdict {
+    let known = policy.ruling(caller);
+    let opened = |rules: &Ruling| consent::opened(rules, request, consents);
+    let rules = if consents.is_empty() { known } else { Cow::Owned(opened(&known)) };
+    // The caller's application is a name that its account could have made: what it gives, the account has to have anyway.
+    let doubted = policy.doubted(caller).map(opened);
     let rule = rules.label.clone();
-    match outcome {
+    let by = |rules: &Ruling| {
+        outcome(rules, caller, request, usage, consents).map_err(|denial| {
+            let remedy = consent::remedy(rules, request, &denial, consents);
+            (denial, remedy)
+        })
+    };
+    let again = |ask: Option<Action>| Ok(ask.or(doubted.as_ref().map(by).transpose()?.flatten()));
+    match by(&rules).and_then(again) {
         Ok(None) => Verdict::Allow { rule },
-        Ok(Some(action)) => Verdict::Ask { action, rule },
-        Err(denial) => Verdict::Deny(*denial),
+        Ok(Some(action)) => Verdict::Ask { action, rule, otherwise: None },
+        Err((denial, None)) => Verdict::Deny(*denial),
+        Err((denial, Some(action))) => {
+            // Nobody is asked for what could not be had then either.
+            let with: Vec<Action> = consents.iter().copied().chain([action]).collect();
+            match judge_consented(policy, caller, request, usage, &with) {
+                Verdict::Deny(_) => Verdict::Deny(*denial),
+                _ => Verdict::Ask { action, rule, otherwise: Some(denial) },
+            }
+        }
     }
 }
 
-fn decide(rules: &Ruling, caller: &Caller, request: &Request<'_>, usage: &UsageNow) -> Outcome {
+fn outcome(
+    rules: &Ruling,
+    caller: &Caller,
+    request: &Request<'_>,
+    usage: &UsageNow,
+    consents: &[Action],
+) -> Outcome {
+    let others = consents.contains(&Action::ManageOthers)
+        && rules.access.others == Exception::Ask
+        && consent::is_manageable(request);
+    let on_behalf = |owner: HostUid| Caller { uid: owner, ..caller.clone() };
     match request {
+        // Carried out as if the owner had asked.
+        Request::UseGrant { owner, verb } if others => {
+            use_grant(rules, &on_behalf(*owner), *owner, *verb, usage)
+        }
+        Request::SetLimits { owner, limits } if others => {
+            set_limits(rules, &on_behalf(*owner), *owner, limits)
+        }
+        Request::ReadRaw { owner, key } if others => read_raw(rules, &on_behalf(*owner), *owner, key),
+        Request::ListAll | Request::ListAccounts | Request::UsageOf { .. } if others => Ok(None),
         Request::Connect => connect(rules, usage),
         Request::Call => within(rules, Resource::Requests, 1, usage).and_then(|_| pace(rules, usage)),
         Request::CreateGrant(grant) => create_grant(rules, caller, grant, usage),
@@ -785,6 +858,8 @@ mod tests {
     fn denial(policy: &Policy, uid: u32, request: &Request<'_>, usage: &UsageNow) -> Denial {
         match judge(policy, &caller(uid), request, usage) {
             Verdict::Deny(denial) => denial,
+            // What is said where nobody agrees, or nobody can be asked.
+            Verdict::Ask { otherwise: Some(denial), .. } => *denial,
             other => panic!("expected a denial of {request:?}, got {other:?}"),
         }
     }
@@ -867,7 +942,7 @@ vlans = ["100-199"]
             match add {
                 Verdict::Allow { .. } => None,
                 Verdict::Deny(denial) => Some(denial.code),
-                Verdict::Ask { .. } => panic!("asked"),
+                Verdict::Ask { otherwise, .. } => Some(otherwise.expect("a reason").code),
             }
         };
         let port = |port| [HostPort { address: None, port }];
@@ -938,10 +1013,12 @@ raw.write = ["memory.swap.high"]
             let says = |caller| judge(&policy, caller, &request, &UsageNow::default());
             assert!(matches!(says(&unit), Verdict::Allow { .. }), "{request:?}");
             for caller in [&user_unit, &none] {
-                assert!(
-                    matches!(says(caller), Verdict::Deny(denial) if denial.rule == "s.toml:10 account"),
-                    "{request:?}"
-                );
+                let denial = match says(caller) {
+                    Verdict::Deny(denial) => denial,
+                    Verdict::Ask { otherwise: Some(denial), .. } => *denial,
+                    other => panic!("{request:?}: {other:?}"),
+                };
+                assert_eq!(denial.rule, "s.toml:10 account", "{request:?}");
             }
         }
         // It takes away where it says so, and what the account is asked about it is asked about too.
@@ -1032,7 +1109,7 @@ raw.write = ["memory.swap.high"]
         let key = "memory.swappiness".to_owned().try_into().unwrap();
         let create = Request::CreateGrant(plain());
         let lasting = Request::CreateGrant(NewGrant { persistent: true, ..plain() });
-        let ask = |action| Verdict::Ask { action, rule: "s.toml:1 site".to_owned() };
+        let ask = |action| Verdict::Ask { action, rule: "s.toml:1 site".to_owned(), otherwise: None };
         for (text, request, action) in [
             ("access.grant = \"ask\"\n", create, Action::CreateGrant),
             ("access.grant = \"ask\"\n", lasting, Action::CreateGrant),
@@ -1146,8 +1223,12 @@ raw.write = ["memory.swap.high"]
             let caller = Caller { uid: HostUid(uid), gid: HostGid(0), groups, application: None };
             let request = Request::UseGrant { owner: HostUid(owner), verb };
             let verdict = judge(&policy, &caller, &request, &UsageNow::default());
-            let hidden = matches!(&verdict, Verdict::Deny(denial) if denial.code == DenialCode::NotVisible);
-            prop_assert!(hidden);
+            let denial = match &verdict {
+                Verdict::Deny(denial) => denial,
+                Verdict::Ask { action: Action::ManageOthers, otherwise: Some(denial), .. } => denial,
+                other => panic!("{other:?}"),
+            };
+            prop_assert_eq!(denial.code, DenialCode::NotVisible);
         }
 
         #[test]

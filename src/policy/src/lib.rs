@@ -4,6 +4,7 @@
 
 mod application;
 pub mod config;
+mod consent;
 mod device;
 mod diagnostic;
 pub mod ids;
@@ -22,7 +23,7 @@ pub use diagnostic::FileError;
 pub use ids::{HostGid, HostUid, IdRange, IdSpan, NsGid, NsUid, SpanError};
 pub use judge::{
     Action, Denial, DenialCode, HostPort, NewGrant, NewLink, PACE_PATIENCE, Request, Resource, UsageNow,
-    Verb, Verdict, judge, usage_rows,
+    Verb, Verdict, judge, judge_consented, usage_rows,
 };
 pub use limit::{Bytes, CpuList, CpuQuota, HugePageSize, IoLimit, LimitError, LimitKey, LimitValue};
 pub use name::{CgroupName, CgroupPath, GrantName, GrantPath, NameError};
@@ -33,5 +34,5 @@ pub use network::{
 pub use policy::{BUILT_IN, Caller, Policy, Ruling, Source};
 pub use raw::{Key, RawKey, RawValue, Setting, SettingError};
 pub use rule::{
-    Access, AccessRules, Ceilings, Door, NetworkRules, PortSpan, Quotas, RawRules, Span, VlanSpan,
+    Access, AccessRules, Ceilings, Door, Exception, NetworkRules, PortSpan, Quotas, RawRules, Span, VlanSpan,
 };

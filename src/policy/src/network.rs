@@ -295,6 +295,13 @@ pub struct Net6(pub Ipv6Net);
 #[serde(transparent)]
 pub struct Net(pub IpNet);
 
+impl Net {
+    /// All addresses that there are.
+    pub(crate) fn everywhere() -> Vec<Self> {
+        vec![Self(IpNet::V4(Ipv4Net::default())), Self(IpNet::V6(Ipv6Net::default()))]
+    }
+}
+
 macro_rules! network {
     ($name:ident, $inner:ty, $example:literal, $fits:expr) => {
         impl FromStr for $name {

@@ -75,6 +75,16 @@ pub enum Door {
     Deny,
 }
 
+/// As [`Access`], for what nobody has without somebody's consent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Exception {
+    /// If polkit says so.
+    Ask,
+    /// No.
+    Deny,
+}
+
 macro_rules! table {
     ($(#[$doc:meta])* $whole:ident, $text:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty = $written:ty,)* }) => {
         $(#[$doc])*
@@ -128,6 +138,14 @@ table! {
         link: Access = Access,
         /// To directories as mounts of containers.
         mounts: Door = Door,
+        /// To more than the quotas and ceilings.
+        over_quota: Exception = Exception,
+        /// To looking after the grants of other accounts.
+        others: Exception = Exception,
+        /// To values written into files that `raw.write` does not list.
+        unlisted_raw: Exception = Exception,
+        /// To links that are on other bridges, or otherwise than `network` has it.
+        unlisted_network: Exception = Exception,
         /// Device nodes that containers may get.
         devices: Vec<NodePattern> = Vec<NodePattern>,
     }
@@ -265,6 +283,9 @@ pub type PortSpan = Span<65_535>;
 pub type VlanSpan = Span<4094>;
 
 impl<const LAST: u16> Span<LAST> {
+    /// All numbers that there are.
+    pub(crate) const ALL: Self = Self { first: 1, last: LAST };
+
     /// Is the number in it?
     pub fn contains(self, number: u16) -> bool {
         (self.first..=self.last).contains(&number)
@@ -418,6 +439,12 @@ impl Shown for Door {
     }
 }
 
+impl Shown for Exception {
+    fn shown(&self) -> String {
+        quoted(if *self == Self::Ask { "ask" } else { "deny" })
+    }
+}
+
 impl Shown for NodePattern {
     fn shown(&self) -> String {
         quoted(self)
@@ -527,7 +554,7 @@ impl From<RawWriteKeys> for BTreeSet<RawKey> {
 
 /// Files that no policy can make writable: they move or free processes, reach devices, or are what a portable
 /// limit, with its ceiling, is carried out with.
-fn never_writable(key: &RawKey) -> bool {
+pub(crate) fn never_writable(key: &RawKey) -> bool {
     let name = key.as_str();
     matches!(key.controller(), "cgroup" | "devices" | "freezer" | "release_agent" | "debug")
         || name.starts_with("blkio.throttle.")

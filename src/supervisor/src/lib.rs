@@ -186,8 +186,11 @@ fn find_programs() -> Result<Programs, SupervisorError> {
 fn fronts(settings: &Settings) -> Result<Vec<(FrontKind, FrontAccount)>, SupervisorError> {
     let accounts = &settings.config.accounts;
     let mut fronts = vec![(FrontKind::Socket, account(settings, accounts.socket_front.as_str(), 1)?)];
-    if settings.bus != Bus::None {
-        fronts.push((FrontKind::Bus, account(settings, accounts.bus_front.as_str(), 2)?));
+    match settings.bus {
+        Bus::None => {
+            tracing::info!("no bus, so polkit can't be asked: where policy says \"ask\" the answer is no")
+        }
+        _ => fronts.push((FrontKind::Bus, account(settings, accounts.bus_front.as_str(), 2)?)),
     }
     Ok(fronts)
 }

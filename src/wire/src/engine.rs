@@ -11,6 +11,7 @@ use crate::{
     legacy::Surface,
     link::{LinkEnd, LinkInfo},
     op::{Answer, Op},
+    question::{Consent, Question, QuestionId},
     refusal::Refusal,
 };
 
@@ -46,6 +47,8 @@ pub enum ToEngine {
         id: RequestId,
         /// The caller.
         connection: ConnectionId,
+        /// Does the caller let somebody be asked about it?
+        interactive: bool,
         /// What is asked.
         op: Op,
     },
@@ -60,6 +63,18 @@ pub enum ToEngine {
         id: RequestId,
         /// The client.
         client: BusClient,
+    },
+    /// The answer to a question. Only the bus front may send it, and once.
+    Consent {
+        /// Which.
+        question: QuestionId,
+        /// What polkit says.
+        consent: Consent,
+    },
+    /// Polkit can be asked, or can't any more. Only the bus front may send it.
+    Polkit {
+        /// Can it?
+        there: bool,
     },
 }
 
@@ -180,4 +195,8 @@ pub enum FromEngine {
     },
     /// Something happened.
     Event(Event),
+    /// Ask polkit. The process comes beside the message if the subject is one. Only to the bus front.
+    Ask(Question),
+    /// The answer to a question is not wanted any more. Only to the bus front.
+    Withdraw(QuestionId),
 }

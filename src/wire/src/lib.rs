@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod net;
 pub mod op;
 pub mod patience;
+pub mod question;
 pub mod refusal;
 
 pub use engine::{BusClient, ConnectionId, Event, FromEngine, GrantChange, RequestId, ToEngine};
@@ -28,4 +29,5 @@ pub use op::{
     Answer, Attach, AttachTarget, BrokerInfo, CreateGrant, Created, FdIndex, Holder, MapDirectory, MapSource,
     Op, RangeInfo, RangeRequest, Usage, UsageRow,
 };
+pub use question::{Consent, Question, QuestionId, Subject};
 pub use refusal::{Refusal, RefusalCode};

@@ -78,6 +78,19 @@ impl Descriptors {
         }
     }
 
+    /// The same descriptors once more, for a request that may be carried out from its beginning a second time.
+    ///
+    /// # Errors
+    /// If there are no descriptors left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let copies = self.0.iter().map(|slot| match slot {
+            Slot::There(fd) => fd.try_clone().map(Slot::There),
+            Slot::Wrong => Ok(Slot::Wrong),
+            Slot::Taken => Ok(Slot::Taken),
+        });
+        copies.collect::<io::Result<_>>().map(Self)
+    }
+
     /// Refuses descriptors that the message does not name: nobody sends them by mistake.
     ///
     /// # Errors

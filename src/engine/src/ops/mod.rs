@@ -13,10 +13,11 @@ pub mod release;
 
 use std::sync::Arc;
 
-use cgrant_policy::HostUid;
+use cgrant_policy::{Action, HostUid};
 use cgrant_wire::{GrantId, Legacy, Op, Refusal, RefusalCode};
 
 use crate::{
+    asking::{self, Matter},
     connection::Caller,
     engine::{Engine, Outcome},
     legacy::Received,
@@ -24,10 +25,11 @@ use crate::{
 };
 
 /// The account whose operations `op` has to keep the order of: the grant's, or the caller's own.
-pub fn account_of(engine: &Engine, caller: &Caller, op: &Op) -> HostUid {
+pub fn account_of(engine: &Engine, caller: &Caller, op: &Op, agreed: &[Matter]) -> HostUid {
     let grant = grant_of(op).and_then(|id| engine.registry().get(id));
     // Whoever has no business with it neither waits for its account's operations nor makes them wait.
-    let own = grant.filter(|grant| caller.uid.is_root() || grant.account == caller.uid);
+    let may = agreed.iter().any(|matter| matter.action == Action::ManageOthers);
+    let own = grant.filter(|grant| may || caller.uid.is_root() || grant.account == caller.uid);
     own.map_or(caller.charged(), |grant| grant.account)
 }
 
@@ -66,6 +68,45 @@ fn grant_of(op: &Op) -> Option<GrantId> {
         | Op::ListRanges
         | Op::ForgetRange { .. }
         | Op::Legacy(_) => None,
+    }
+}
+
+/// May somebody be asked to agree to `op`? Then it can be carried out from its beginning a second time.
+pub fn can_be_asked(op: &Op) -> bool {
+    match op {
+        Op::CreateGrant(_)
+        | Op::AddLink { .. }
+        | Op::PublishPorts { .. }
+        | Op::SetLimits { .. }
+        | Op::Adopt { .. }
+        | Op::CreateCgroup { .. }
+        | Op::Usage { .. }
+        | Op::ListGrants { .. }
+        | Op::ListAccounts { .. }
+        | Op::FindGrant { .. }
+        | Op::Describe { .. }
+        | Op::GetValues { .. }
+        | Op::Stat { .. }
+        | Op::ListProcesses { .. }
+        | Op::ListCgroups { .. }
+        | Op::Freeze { .. }
+        | Op::Thaw { .. }
+        | Op::Kill { .. }
+        | Op::Release { .. }
+        | Op::RemoveLink { .. }
+        | Op::UnpublishPorts { .. } => true,
+        Op::BrokerInfo
+        | Op::Metrics
+        | Op::Attach(_)
+        | Op::RemoveCgroup { .. }
+        | Op::OpenCgroup { .. }
+        | Op::MapDirectory(_)
+        | Op::MakeDevice { .. }
+        | Op::ListBridges
+        | Op::ExamineNetwork
+        | Op::ListRanges
+        | Op::ForgetRange { .. }
+        | Op::Legacy(_) => false,
     }
 }
 
@@ -124,14 +165,24 @@ fn words(engine: &Engine, op: &Op) -> (&'static str, String) {
     (asked, known.map_or(about, |grant| format!("{} of {}", grant.name, grant.account)))
 }
 
-/// Carries out `op` for `caller`. Every refusal comes past here, and is said in the log.
+/// Carries out `op` for `caller`. Every refusal comes past here, and is said in the log; one that polkit may turn into a yes,
+/// when that has been asked.
 ///
 /// # Errors
 /// The refusal for the caller.
 pub fn perform(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: check::Descriptors) -> Outcome {
-    let (asked, about) = words(engine, &op);
-    carry_out(engine, caller, op, fds)
-        .inspect_err(|refusal| engine.log_refusal(caller, asked, &about, refusal))
+    let words = words(engine, &op);
+    carry_out(engine, caller, op, fds).inspect_err(|refusal| {
+        if !asking::is_needed() {
+            engine.log_refusal(caller, words.0, &words.1, refusal);
+        }
+    })
+}
+
+/// Says in the log that `op` was refused by those who were asked.
+pub fn log_refusal(engine: &Engine, caller: &Caller, op: &Op, refusal: &Refusal) {
+    let (asked, about) = words(engine, op);
+    engine.log_refusal(caller, asked, &about, refusal);
 }
 
 /// Carries out an Scm call, as [`perform`] does what needs nothing that was received.

@@ -10,7 +10,7 @@ use cgrant_wire::{Answer, BrokerInfo, FdIndex, GrantId, Refusal, RefusalCode, Us
 use super::check;
 use crate::{
     connection::Caller,
-    engine::{Engine, Outcome},
+    engine::{Engine, Outcome, no_such_grant},
     registry::Grant,
 };
 
@@ -26,8 +26,14 @@ fn plain(answer: Answer) -> Outcome {
 /// # Errors
 /// [`RefusalCode::NoSuchGrant`], or the decision's refusal.
 pub fn usable(engine: &Engine, caller: &Caller, id: GrantId, verb: Verb) -> Result<Arc<Grant>, Refusal> {
-    let grant = engine.grant_for(caller, id)?;
-    engine.authorize(caller, grant.name.as_str(), &Request::UseGrant { owner: grant.account, verb })?;
+    let there = engine.registry().get(id).filter(|grant| grant.is_active());
+    let grant = there.ok_or_else(|| no_such_grant(id))?;
+    let request = Request::UseGrant { owner: grant.account, verb };
+    engine.authorize(caller, grant.name.as_str(), &request).map_err(|refusal| match refusal.code {
+        // In the very words as if there were none.
+        RefusalCode::NoSuchGrant => no_such_grant(id),
+        _ => refusal,
+    })?;
     Ok(grant)
 }
 
@@ -39,9 +45,17 @@ pub fn broker_info(engine: &Engine, caller: &Caller) -> Outcome {
         hierarchy: engine.tree.kind().to_string(),
         systemd: engine.tree.is_in_scope(),
         controllers: engine.tree.controllers(),
-        features: engine.tree.features(),
+        features: features(engine),
         account: caller.uid.0,
     }))
+}
+
+/// What the host has, beside what the broker can do without it.
+fn features(engine: &Engine) -> Vec<(String, bool, String)> {
+    let polkit = ("polkit", engine.questions.is_polkit_there(), "where policy says \"ask\" the answer is no");
+    let mut features = engine.tree.features();
+    features.push((polkit.0.to_owned(), polkit.1, polkit.2.to_owned()));
+    features
 }
 
 /// Usage beside quota.
@@ -107,7 +121,9 @@ pub fn find_grant(engine: &Engine, caller: &Caller, name: &str, account: Option<
     let account = account.map_or(caller.uid, HostUid);
     let parsed = GrantName::new(name).map_err(|error| check::bad_name(&error))?;
     let grant = engine.registry().named(account, &parsed).ok_or_else(missing)?;
-    let grant = engine.grant_for(caller, grant.id).map_err(|_| missing())?;
+    if engine.grant_for(caller, grant.id).is_err() {
+        usable(engine, caller, grant.id, Verb::Read).map_err(|_| missing())?;
+    }
     plain(Answer::Grant(grant.info()))
 }
 

@@ -131,7 +131,8 @@ impl Exchange {
     async fn ask(&self, call: LegacyCall) -> Result<LegacyAnswer, Broken> {
         let socket: OwnedFd = self.socket.duplicate().map_err(SocketError::from)?;
         let op = Op::Legacy(Legacy { exchange: Some(FdIndex(0)), call });
-        let pending = self.engine.ask(self.connection, op, vec![socket]).await.map_err(Broken::Refused)?;
+        let pending =
+            self.engine.ask(self.connection, false, op, vec![socket]).await.map_err(Broken::Refused)?;
         match pending.await.map_err(|_| Broken::Ending)?.result.map_err(Broken::Refused)? {
             Answer::Legacy(answer) => Ok(answer),
             answer => {

@@ -138,7 +138,7 @@ impl Client<'_> {
         let core = &self.peers.core;
         let view = View::of(&call);
         let op = Op::Legacy(Legacy { exchange: None, call });
-        let asked = core.engine.ask(self.caller.connection, op, Vec::new()).await;
+        let asked = core.engine.ask(self.caller.connection, false, op, Vec::new()).await;
         let Some(call) = prepared(message) else { return };
         let outbox = self.outbox.clone();
         spawn_local(async move {

@@ -303,7 +303,7 @@ type Replied = Option<(RequestId, Result<Answer, Refusal>)>;
 fn note(state: &(Mutex<State>, Condvar), message: ToEngine, fds: &[OwnedFd]) -> Replied {
     let mut state = state.0.lock().unwrap();
     match message {
-        ToEngine::Request { id, connection, op } => {
+        ToEngine::Request { id, connection, op, interactive: _ } => {
             let refusal = op_name(&op).and_then(|name| state.refuse.get(name)).cloned();
             let result = match (refusal, &op) {
                 (Some(refusal), _) => Err(refusal),
@@ -326,6 +326,7 @@ fn note(state: &(Mutex<State>, Condvar), message: ToEngine, fds: &[OwnedFd]) -> 
             state.clients.push((connection, client, fds.len() == 1));
             Some((id, Ok(Answer::Connection(connection))))
         }
+        ToEngine::Consent { .. } | ToEngine::Polkit { .. } => None,
     }
 }
 

@@ -129,6 +129,13 @@ impl Answers {
 }
 
 fn feature((name, there, otherwise): &(String, bool, String)) -> Finding {
+    if name == "polkit" {
+        let mend = "install and start polkitd and a system bus, and start the broker with --bus system";
+        return match there {
+            true => Finding::ok(name, "there: an administrator can agree to what policy says \"ask\" to"),
+            false => Finding::warn(name, format!("not there: {otherwise}"), mend),
+        };
+    }
     let check = format!("kernel: {name}");
     if *there {
         return Finding::ok(check, "there");

@@ -20,7 +20,7 @@ use cgrant_wire::{
 
 pub use self::{
     make::{Prepared, Tap, Terms, take_over},
-    wish::{Wish, wishes},
+    wish::{Wish, exists as is_bridge, wishes},
 };
 use super::{check, inside, query::usable};
 use crate::{

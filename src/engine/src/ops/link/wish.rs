@@ -176,7 +176,7 @@ fn check_bridge(name: &str) -> Result<(), Refusal> {
 }
 
 /// Is there such a bridge in the configuration?
-fn exists(engine: &Engine, name: &str) -> bool {
+pub fn exists(engine: &Engine, name: &str) -> bool {
     [DEFAULT_BRIDGE, ACCOUNT_BRIDGE].contains(&name) || engine.network.config.bridges.named(name).is_some()
 }
 

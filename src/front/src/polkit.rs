@@ -1,0 +1,190 @@
+//! Asking polkit over the bus that is served: what the engine wants to know, and polkit's answer, with nothing decided here.
+//!
+//! Each question is a task of its own. It ends with polkit's answer, with the end of the bus, or when the engine
+//! withdraws it; how long it may take is the engine's to say.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    os::fd::{AsFd, OwnedFd},
+    rc::Rc,
+};
+
+use cgrant_wire::{Consent, Question, QuestionId, Subject};
+use tokio::{sync::oneshot, task::spawn_local};
+use zbus::{Fd, Variant};
+
+use crate::{
+    bus::{Bus, BusError, Target},
+    link::Engine,
+};
+
+/// Polkit's name on the bus.
+pub const POLKIT: &str = "org.freedesktop.PolicyKit1";
+/// Its object.
+const AUTHORITY_PATH: &str = "/org/freedesktop/PolicyKit1/Authority";
+/// Its interface.
+const AUTHORITY: &str = "org.freedesktop.PolicyKit1.Authority";
+/// Flag of `CheckAuthorization`: a person may be asked.
+const ALLOW_USER_INTERACTION: u32 = 1;
+/// Errors of the bus for a polkit that ended before it answered.
+const ENDED: [&str; 3] = [
+    "org.freedesktop.DBus.Error.NoReply",
+    "org.freedesktop.DBus.Error.ServiceUnknown",
+    "org.freedesktop.DBus.Error.NameHasNoOwner",
+];
+
+/// What goes with the subject of a question, as polkit wants it: kind and a{sv}.
+type WireSubject<'a> = (&'static str, HashMap<&'static str, Variant<'a>>);
+
+/// Polkit on a bus.
+#[derive(Debug)]
+pub struct Polkit {
+    bus: Rc<Bus>,
+    engine: Rc<Engine>,
+    /// Dropped to withdraw a question.
+    open: RefCell<HashMap<QuestionId, oneshot::Sender<()>>>,
+}
+
+impl Polkit {
+    /// On a bus that has let us in.
+    pub fn new(bus: Rc<Bus>, engine: Rc<Engine>) -> Rc<Self> {
+        Rc::new(Self { bus, engine, open: RefCell::default() })
+    }
+
+    /// Looks whether polkit is there, or is started when it is asked; tells the engine, and hears of changes from now on.
+    ///
+    /// # Errors
+    /// [`BusError`].
+    pub async fn look_out(&self) -> Result<bool, BusError> {
+        self.bus.call("AddMatch", &match_rule()).await?;
+        self.look().await
+    }
+
+    /// Looks again whether polkit is there, and tells the engine.
+    ///
+    /// # Errors
+    /// [`BusError`].
+    pub async fn look(&self) -> Result<bool, BusError> {
+        let there = self.bus.call("NameHasOwner", &POLKIT).await?.body().deserialize::<bool>()?
+            || self.is_activatable().await?;
+        self.engine.polkit(there).await;
+        Ok(there)
+    }
+
+    async fn is_activatable(&self) -> Result<bool, BusError> {
+        let names = self.bus.call("ListActivatableNames", &()).await?;
+        let names: Vec<String> = names.body().deserialize()?;
+        Ok(names.iter().any(|name| name == POLKIT))
+    }
+
+    /// Asks, and tells the engine what came of it.
+    pub fn ask(self: &Rc<Self>, question: Question, process: Option<OwnedFd>) {
+        let (withdrawing, withdrawn) = oneshot::channel();
+        self.open.borrow_mut().insert(question.id, withdrawing);
+        let this = Rc::clone(self);
+        spawn_local(async move {
+            tokio::select! {
+                // Nobody sends anything: it is dropped.
+                _ = withdrawn => this.cancel(question.id).await,
+                consent = this.check(&question, process.as_ref()) => {
+                    this.open.borrow_mut().remove(&question.id);
+                    this.engine.consent(question.id, consent).await;
+                }
+            }
+        });
+    }
+
+    /// Nobody wants the answer any more.
+    pub fn withdraw(&self, question: QuestionId) {
+        self.open.borrow_mut().remove(&question);
+    }
+
+    /// Has polkit take its dialog away.
+    async fn cancel(&self, question: QuestionId) {
+        let Ok(owner) = self.owner().await else { return };
+        let target = Target { name: &owner, path: AUTHORITY_PATH, interface: AUTHORITY };
+        self.bus.tell_to(target, "CancelCheckAuthorization", &cancellation(question));
+    }
+
+    async fn check(&self, question: &Question, process: Option<&OwnedFd>) -> Consent {
+        let answered = match self.check_once(question, process).await {
+            // It was ended or started anew just now. Nobody has been asked in vain: its dialogs ended with it.
+            Err(BusError::Refused { name, .. }) if ENDED.contains(&name.as_str()) => {
+                self.check_once(question, process).await
+            }
+            answered => answered,
+        };
+        answered.unwrap_or_else(|error| {
+            tracing::warn!(%error, action = question.action, "polkit can't be asked");
+            Consent::Unavailable(error.to_string())
+        })
+    }
+
+    async fn check_once(&self, question: &Question, process: Option<&OwnedFd>) -> Result<Consent, BusError> {
+        let owner = self.owner().await?;
+        let details: HashMap<&str, &str> =
+            question.details.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let flags = if question.interactive { ALLOW_USER_INTERACTION } else { 0 };
+        let body = (
+            subject(&question.subject, process),
+            question.action.as_str(),
+            details,
+            flags,
+            cancellation(question.id),
+        );
+        let target = Target { name: &owner, path: AUTHORITY_PATH, interface: AUTHORITY };
+        let answer = self.bus.call_to(target, "CheckAuthorization", &body).await?;
+        let (authorized, challenge, _): (bool, bool, HashMap<String, String>) =
+            answer.body().deserialize()?;
+        Ok(match (authorized, challenge) {
+            (true, _) => Consent::Yes,
+            (false, true) => Consent::NeedsPerson,
+            (false, false) => Consent::No,
+        })
+    }
+
+    /// The connection that has polkit's name now; it is started if it is not there. Calls go to it by its own name, so that
+    /// nobody else can answer them.
+    async fn owner(&self) -> Result<String, BusError> {
+        let owner = match self.bus.call("GetNameOwner", &POLKIT).await {
+            Err(BusError::Refused { .. }) => {
+                self.bus.call("StartServiceByName", &(POLKIT, 0_u32)).await?;
+                self.bus.call("GetNameOwner", &POLKIT).await?
+            }
+            owner => owner?,
+        };
+        Ok(owner.body().deserialize::<String>()?)
+    }
+}
+
+/// The subject as polkit takes it. From polkit 124 on the pidfd says which process it is; before, pid and start time together do.
+fn subject<'a>(subject: &'a Subject, process: Option<&'a OwnedFd>) -> WireSubject<'a> {
+    match subject {
+        Subject::BusName(name) => {
+            ("system-bus-name", HashMap::from([("name", Variant::from(name.as_str()))]))
+        }
+        Subject::Process { pid, start_time, uid } => {
+            let mut details = HashMap::from([
+                ("pid", Variant::from(*pid)),
+                ("start-time", Variant::from(*start_time)),
+                // Polkit has it signed; no uid in use is that large.
+                ("uid", Variant::from(i32::try_from(*uid).unwrap_or(i32::MAX))),
+            ]);
+            if let Some(process) = process {
+                details.insert("pidfd", Variant::from(Fd::from(process.as_fd())));
+            }
+            ("unix-process", details)
+        }
+    }
+}
+
+/// What a question is cancelled by; polkit keeps ours apart from those of others.
+fn cancellation(question: QuestionId) -> String {
+    format!("cgrant-{}", question.0)
+}
+
+fn match_rule() -> String {
+    let driver = crate::contract::DRIVER;
+    format!("type='signal',sender='{driver}',interface='{driver}',member='NameOwnerChanged',arg0='{POLKIT}'")
+}
