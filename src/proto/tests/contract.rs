@@ -11,8 +11,8 @@ use std::{
 };
 
 use cgrant_proto::{
-    Account, AddLink, AdoptGrant, AttachTo, CgroupProxy, CreateGrant, GrantProxy, IdsProxy, LinksProxy,
-    ListGrants, ManagerProxy, MapDirectory, MountsProxy, ReleaseGrant,
+    Account, AccountProxy, AddLink, AdoptGrant, AttachTo, CgroupProxy, CreateGrant, GrantProxy, IdsProxy,
+    LinksProxy, ListGrants, ManagerProxy, MapDirectory, MountsProxy, ReleaseGrant,
     names::{CGROUP, GRANT, IDS, LINKS, MANAGER, MANAGER_PATH, MOUNTS, grant_path},
 };
 use futures_util::StreamExt;
@@ -92,6 +92,7 @@ fn value(signature: &str) -> Variant<'static> {
         "h" => Variant::Fd(null()),
         "as" => Variant::new(vec!["text"]),
         "au" => Variant::new(vec![7u32]),
+        "a{st}" => Variant::new(HashMap::from([("grants", 7u64)])),
         "a{ss}" => Variant::new(HashMap::from([("key", "value")])),
         "a{sv}" => Variant::new(dictionary()),
         "aa{sv}" => Variant::new(vec![dictionary()]),
@@ -206,6 +207,7 @@ async fn proxies_and_xml_are_one_contract() {
     assert_eq!(manager.list_bridges().await.unwrap()[0].text("name"), Some("eth0"));
     manager.examine_network().await.unwrap();
     manager.list_ranges().await.unwrap();
+    manager.list_accounts(&ListGrants::new().all()).await.unwrap();
     manager.forget_range("x").await.unwrap();
 
     let cgroup = CgroupProxy::new(&connection, path.as_str()).await.unwrap();
@@ -288,6 +290,11 @@ async fn properties(connection: &Connection, path: &str) {
     ids.uid().await.unwrap();
     ids.gid().await.unwrap();
     ids.count().await.unwrap();
+    let account = AccountProxy::builder(connection).path(path).cache_properties(No).build().await.unwrap();
+    account.uid().await.unwrap();
+    account.usage().await.unwrap();
+    account.quotas().await.unwrap();
+    account.rule().await.unwrap();
     let manager = ManagerProxy::builder(connection).cache_properties(No).build().await.unwrap();
     manager.version().await.unwrap();
     manager.instance().await.unwrap();
