@@ -9,10 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cgrant_policy::{Denial, DenialCode, HostUid, Policy, Request, UsageNow, Verb, Verdict, judge};
+use cgrant_policy::{
+    Caller as Subject, Denial, DenialCode, HostUid, Policy, Request, UsageNow, Verb, Verdict, judge,
+};
 use cgrant_sys::{dir::Dir, namespace::NsId};
 use cgrant_wire::{
-    Answer, EndReason, Event, FromEngine, GrantChange, GrantId, Refusal, RefusalCode, RequestId,
+    Answer, EndReason, Event, FromEngine, GrantChange, GrantId, Met, Refusal, RefusalCode, RequestId,
     boot::FrontKind,
 };
 use nix::sys::inotify::AddWatchFlags;
@@ -191,14 +193,19 @@ impl Engine {
         self.decide(caller, request).map(|_| ())
     }
 
-    fn decide(&self, caller: &Caller, request: &Request<'_>) -> Result<String, Refusal> {
+    /// What policy says to a request that is made by `subject` and counted to the account. The one call of [`judge`].
+    pub fn verdict(&self, subject: &Subject, account: HostUid, request: &Request<'_>) -> Verdict {
         let usage = match request {
             Request::CreateGrant(_) | Request::CreateCgroup { .. } | Request::LegacyCgroup { .. } => {
-                self.usage(caller.charged())
+                self.usage(account)
             }
-            _ => self.quick_usage(caller.charged()),
+            _ => self.quick_usage(account),
         };
-        match judge(&self.policy(), &caller.subject(), request, &usage) {
+        judge(&self.policy(), subject, request, &usage)
+    }
+
+    fn decide(&self, caller: &Caller, request: &Request<'_>) -> Result<String, Refusal> {
+        match self.verdict(&caller.subject(), caller.charged(), request) {
             Verdict::Allow { rule } => Ok(rule),
             Verdict::Ask { action, rule } => Err(Refusal::new(
                 RefusalCode::NotAuthorized,
@@ -206,7 +213,7 @@ impl Engine {
             )
             .rule(rule)
             .hint("nobody can be asked yet; the administrator can allow it with a rule in policy.d")),
-            Verdict::Deny(denial) => Err(refusal(denial)),
+            Verdict::Deny(denial) => Err(refused(denial)),
         }
     }
 
@@ -468,7 +475,7 @@ fn shortened(text: &str) -> &str {
 }
 
 /// A denial as the answer to the caller.
-fn refusal(denial: Denial) -> Refusal {
+pub fn refused(denial: Denial) -> Refusal {
     let code = match denial.code {
         DenialCode::NotAuthorized => RefusalCode::NotAuthorized,
         DenialCode::QuotaExceeded => RefusalCode::QuotaExceeded,
@@ -481,6 +488,7 @@ fn refusal(denial: Denial) -> Refusal {
         rule: Some(denial.rule),
         quota: denial.quota,
         usage: denial.usage,
+        met: denial.resource.map(|resource| Box::new(Met { resource, limit: denial.limit })),
         hint: denial.hint,
     }
 }

@@ -23,7 +23,7 @@ pub use link::{
     Address, BridgeInfo, LinkEnd, LinkInfo, LinkKind, LinkRequest, Mac, PublishedPort, Transport,
 };
 pub use op::{
-    Answer, Attach, AttachTarget, BrokerInfo, CreateGrant, Created, FdIndex, Holder, MapDirectory, MapSource,
-    Op, RangeInfo, RangeRequest, Usage, UsageRow,
+    Act, Answer, Attach, AttachTarget, BrokerInfo, CreateGrant, Created, Explain, Explanation, FdIndex,
+    Holder, MapDirectory, MapSource, Op, Question, RangeInfo, RangeRequest, Usage, UsageRow,
 };
-pub use refusal::{Refusal, RefusalCode};
+pub use refusal::{Met, Refusal, RefusalCode};
