@@ -26,6 +26,7 @@ mod crashes;
 mod differential;
 mod events;
 mod examples;
+mod explain;
 mod failures;
 mod forged;
 mod grants;
@@ -73,6 +74,7 @@ fn main() -> std::process::ExitCode {
         policy::TESTS,
         policy_files::TESTS,
         applications::TESTS,
+        explain::TESTS,
         badinput::TESTS,
         forged::TESTS,
         failures::TESTS,

@@ -102,6 +102,16 @@ Examples:
   cgrant usage --account 1000 --format json     as root: somebody else's
   cgrant usage --all                            as root: everybody's")]
     Usage(UsageArgs),
+    /// Says whether a request would be allowed, by which rule, and how far the quotas are, without making it
+    #[command(after_help = "\
+Ends with 0 if it would be allowed, with 3 if not.
+
+Examples:
+  cgrant explain create-grant --ids 65536 --limit memory.max=8G --persistent
+  cgrant explain create-grant --link --publish 80:8080
+  cgrant explain set-limits --grant build --limit pids.max=max
+  cgrant explain create-grant --account 1000 --application unit:ci.service     as root: for somebody else")]
+    Explain(Box<ExplainArgs>),
     /// Runs a command in a container: a grant of its own, all namespaces, gone when it ends
     Run(Box<RunArgs>),
     /// Says what this machine can and cannot do, and how to mend it
@@ -470,6 +480,65 @@ pub(crate) struct LifetimeArgs {
     /// The grant stays until it is released
     #[arg(long)]
     pub(crate) persistent: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// The request
+    #[arg(value_name = "REQUEST", value_parser = [
+        "create-grant", "set-limits", "get-values", "create-cgroup", "remove-cgroup", "open-cgroup", "add-link",
+        "remove-link", "publish-ports", "unpublish-ports", "make-device", "map-directory", "attach", "adopt",
+        "freeze", "thaw", "kill", "release", "stat", "forget-range", "list-grants", "get-usage", "connect", "cgmanager",
+    ])]
+    pub(crate) request: String,
+    /// The grant that it is about
+    #[arg(long, value_name = "NAME")]
+    pub(crate) grant: Option<String>,
+    /// A limit
+    #[arg(long = "limit", value_name = "KEY=VALUE", value_parser = limit)]
+    pub(crate) limits: Vec<(String, String)>,
+    /// How many ids
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) ids: Option<u32>,
+    /// No ids
+    #[arg(long, conflicts_with = "ids")]
+    pub(crate) no_ids: bool,
+    /// It stays until it is released
+    #[arg(long)]
+    pub(crate) persistent: bool,
+    /// Resources whose pressure is to be signalled
+    #[arg(long, value_name = "RESOURCE", value_delimiter = ',', value_parser = ["cpu", "memory", "io"])]
+    pub(crate) pressure: Vec<String>,
+    /// With a link
+    #[arg(long)]
+    pub(crate) link: bool,
+    /// The link's bridge
+    #[arg(long, value_name = "NAME")]
+    pub(crate) bridge: Option<String>,
+    /// A port to be published, as in cgrant link publish
+    #[arg(long, value_name = "PORT")]
+    pub(crate) publish: Vec<Port>,
+    /// Values to be read
+    #[arg(long = "key", value_name = "KEY")]
+    pub(crate) keys: Vec<String>,
+    /// A cgroup below the payload
+    #[arg(long)]
+    pub(crate) path: Option<String>,
+    /// The name of a new grant, of a range, or of a device below /dev
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Everybody's
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Whose request (root only)
+    #[arg(long, value_name = "UID")]
+    pub(crate) account: Option<u32>,
+    /// Groups that it would be made with, the primary one first (root only)
+    #[arg(long = "group", value_name = "GID")]
+    pub(crate) groups: Vec<u32>,
+    /// The application that it would be made by, such as unit:ci.service (root only)
+    #[arg(long, value_name = "APPLICATION")]
+    pub(crate) application: Option<String>,
 }
 
 #[derive(Debug, Args)]

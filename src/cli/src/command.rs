@@ -6,6 +6,7 @@ pub(crate) mod cgroup;
 pub(crate) mod container;
 pub(crate) mod doctor;
 pub(crate) mod events;
+pub(crate) mod explain;
 pub(crate) mod grant;
 pub(crate) mod image;
 pub(crate) mod link;

@@ -254,6 +254,8 @@ mod tests {
             rule: None,
             quota: None,
             usage: None,
+            resource: None,
+            limit: None,
             hint: hint.map(str::to_owned),
             argument: None,
         };

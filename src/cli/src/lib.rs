@@ -86,6 +86,7 @@ fn carry_out(cli: Cli) -> Result<u8, Failure> {
         Command::Image(command) => command::image::run(&client, command),
         Command::Range(command) => command::account::range(&client, command),
         Command::Usage(args) => command::account::usage(&client, &args),
+        Command::Explain(args) => command::explain::run(&client, &args),
         Command::Run(args) => command::run::run(&client, *args),
         Command::Doctor => command::doctor::run(&client),
         Command::Autostart(command) => command::autostart::run(&client, &command),

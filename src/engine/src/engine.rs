@@ -9,10 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cgrant_policy::{Denial, DenialCode, HostUid, Policy, Request, UsageNow, Verb, Verdict, judge_consented};
+use cgrant_policy::{
+    Action, Caller as Subject, Denial, DenialCode, HostUid, Policy, Request, UsageNow, Verb, Verdict,
+    judge_consented,
+};
 use cgrant_sys::{dir::Dir, namespace::NsId};
 use cgrant_wire::{
-    Answer, EndReason, Event, FromEngine, GrantChange, GrantId, Refusal, RefusalCode, RequestId,
+    Answer, EndReason, Event, FromEngine, GrantChange, GrantId, Met, Refusal, RefusalCode, RequestId,
     boot::FrontKind,
 };
 use nix::sys::inotify::AddWatchFlags;
@@ -197,15 +200,27 @@ impl Engine {
         self.decide(caller, "", request).map(|_| ())
     }
 
-    fn decide(&self, caller: &Caller, about: &str, request: &Request<'_>) -> Result<String, Refusal> {
+    /// What policy says to a request that is made by `subject` and counted to the account, with what polkit agreed to. The one call
+    /// of [`judge_consented`].
+    pub fn verdict(
+        &self,
+        subject: &Subject,
+        account: HostUid,
+        request: &Request<'_>,
+        consents: &[Action],
+    ) -> Verdict {
         let usage = match request {
             Request::CreateGrant(_) | Request::CreateCgroup { .. } | Request::LegacyCgroup { .. } => {
-                self.usage(caller.charged())
+                self.usage(account)
             }
-            _ => self.quick_usage(caller.charged()),
+            _ => self.quick_usage(account),
         };
+        judge_consented(&self.policy(), subject, request, &usage, consents)
+    }
+
+    fn decide(&self, caller: &Caller, about: &str, request: &Request<'_>) -> Result<String, Refusal> {
         let consents = asking::consents(caller, request);
-        match judge_consented(&self.policy(), &caller.subject(), request, &usage, &consents) {
+        match self.verdict(&caller.subject(), caller.charged(), request, &consents) {
             Verdict::Allow { rule } => {
                 let agreed = consents.iter().map(|action| format!(" and polkit's yes to {}", action.id()));
                 Ok(rule + &agreed.collect::<String>())
@@ -215,14 +230,14 @@ impl Engine {
                     let message = format!("policy lets polkit decide about {}", action.id());
                     Refusal::new(RefusalCode::NotAuthorized, message).rule(rule)
                 };
-                let refusal = otherwise.map_or_else(alone, |denial| refusal(*denial));
+                let refusal = otherwise.map_or_else(alone, |denial| refused(*denial));
                 // A bridge that is not there can't be agreed to.
                 if !has_strange_bridge(self, request) {
                     asking::needs(action, caller, about, request, &refusal.message);
                 }
                 Err(refusal)
             }
-            Verdict::Deny(denial) => Err(refusal(denial)),
+            Verdict::Deny(denial) => Err(refused(denial)),
         }
     }
 
@@ -499,7 +514,7 @@ fn shortened(text: &str) -> &str {
 }
 
 /// A denial as the answer to the caller.
-fn refusal(denial: Denial) -> Refusal {
+pub fn refused(denial: Denial) -> Refusal {
     let code = match denial.code {
         DenialCode::NotAuthorized => RefusalCode::NotAuthorized,
         DenialCode::QuotaExceeded => RefusalCode::QuotaExceeded,
@@ -512,6 +527,7 @@ fn refusal(denial: Denial) -> Refusal {
         rule: Some(denial.rule),
         quota: denial.quota,
         usage: denial.usage,
+        met: denial.resource.map(|resource| Box::new(Met { resource, limit: denial.limit })),
         hint: denial.hint,
     }
 }

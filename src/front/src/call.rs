@@ -335,6 +335,11 @@ impl Request<'_> {
                 options.finish()?;
                 Ok(ask(Op::ListAccounts { all }, View::Accounts))
             }
+            "Explain" => {
+                let (request, options): (String, Options) = self.body()?;
+                let ask_about = crate::explain::question(&at_most("request", request, MAX_WORD)?, options)?;
+                Ok(ask(Op::Explain(Box::new(ask_about)), View::Explained))
+            }
             "ListBridges" => Ok(ask(Op::ListBridges, View::Bridges)),
             "ExamineNetwork" => Ok(ask(Op::ExamineNetwork, View::Findings)),
             "ListRanges" => Ok(ask(Op::ListRanges, View::Ranges)),

@@ -100,11 +100,18 @@ impl From<Refusal> for Fault {
     }
 }
 
-fn details(refusal: &Refusal) -> BTreeMap<&'static str, Variant<'_>> {
+pub(crate) fn details(refusal: &Refusal) -> BTreeMap<&'static str, Variant<'_>> {
     let mut details = BTreeMap::new();
-    for (key, text) in [("rule", &refusal.rule), ("hint", &refusal.hint)] {
+    let met = refusal.met.as_deref();
+    let texts = [
+        ("rule", refusal.rule.as_deref()),
+        ("resource", met.map(|met| met.resource.as_str())),
+        ("limit", met.and_then(|met| met.limit.as_deref())),
+        ("hint", refusal.hint.as_deref()),
+    ];
+    for (key, text) in texts {
         if let Some(text) = text {
-            details.insert(key, Variant::from(text.as_str()));
+            details.insert(key, Variant::from(text));
         }
     }
     for (key, number) in [("quota", refusal.quota), ("usage", refusal.usage)] {
@@ -116,7 +123,7 @@ fn details(refusal: &Refusal) -> BTreeMap<&'static str, Variant<'_>> {
 }
 
 /// The engine's kind as the contract names it. Every kind is in the contract: a test holds them together.
-const fn code(code: RefusalCode) -> Code {
+pub(crate) const fn code(code: RefusalCode) -> Code {
     match code {
         RefusalCode::NotAuthorized => Code::NotAuthorized,
         RefusalCode::QuotaExceeded => Code::QuotaExceeded,

@@ -17,6 +17,7 @@ mod confine;
 mod contract;
 mod core;
 mod describe;
+mod explain;
 mod fault;
 mod framing;
 mod handshake;

@@ -19,7 +19,22 @@ const MAX_ADDRESS: usize = 45;
 ///
 /// # Errors
 /// [`Fault::Argument`] with the option that is wrong.
-pub fn request(mut options: Options<true>, fds: &mut Descriptors) -> Result<LinkRequest, Fault> {
+pub fn request(options: Options<true>, fds: &mut Descriptors) -> Result<LinkRequest, Fault> {
+    let request = described(options, fds)?;
+    match (request.kind, request.netns) {
+        (LinkKind::Veth, None) => {
+            Err(Fault::argument("netns", "a veth pair needs the network namespace of its far end"))
+        }
+        (LinkKind::Tap, Some(_)) => Err(Fault::argument("netns", "means nothing with kind \"tap\"")),
+        _ => Ok(request),
+    }
+}
+
+/// The link that `options` describe, whether or not there is a namespace for it.
+///
+/// # Errors
+/// [`Fault::Argument`] with the option that is wrong.
+pub fn described(mut options: Options<true>, fds: &mut Descriptors) -> Result<LinkRequest, Fault> {
     let request = LinkRequest {
         kind: kind(&mut options)?,
         netns: options.fd("netns")?.map(|fd| fds.add(fd)),
@@ -36,13 +51,7 @@ pub fn request(mut options: Options<true>, fds: &mut Descriptors) -> Result<Link
         ports: ports(&options.texts("ports")?.unwrap_or_default().0)?,
     };
     options.finish()?;
-    match (request.kind, request.netns) {
-        (LinkKind::Veth, None) => {
-            Err(Fault::argument("netns", "a veth pair needs the network namespace of its far end"))
-        }
-        (LinkKind::Tap, Some(_)) => Err(Fault::argument("netns", "means nothing with kind \"tap\"")),
-        _ => Ok(request),
-    }
+    Ok(request)
 }
 
 /// Published ports as callers write them.

@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, os::fd::OwnedFd};
 
 use cgrant_proto::names::{IDS, MOUNTS};
-use cgrant_wire::{Answer, Created, FdIndex, GrantInfo, Refusal, RefusalCode, Usage};
+use cgrant_wire::{Answer, Created, Explanation, FdIndex, GrantInfo, Refusal, RefusalCode, Usage};
 use zbus::{Fd, Message, ObjectPath, Variant};
 
 use crate::{
     contract::Contract,
     describe,
-    fault::Fault,
+    fault::{Fault, code, details},
     object::{Object, path_of},
 };
 
@@ -30,6 +30,8 @@ pub enum View {
     Accounts,
     /// `ListRanges`.
     Ranges,
+    /// `Explain`.
+    Explained,
     /// `ListBridges`.
     Bridges,
     /// `ExamineNetwork`.
@@ -100,6 +102,7 @@ impl View {
             ),
             (Self::GrantPath, Answer::Grant(info)) => reply.build(&path(info)?),
             (Self::Usage, Answer::Usage(usage)) => reply.build(&usage_body(usage)),
+            (Self::Explained, Answer::Explained(explanation)) => reply.build(&explanation_body(explanation)),
             (Self::Accounts, Answer::Accounts(accounts)) => reply.build(accounts),
             (Self::Ranges, Answer::Ranges(ranges)) => reply.build(
                 &ranges
@@ -218,6 +221,30 @@ type UsageBody<'a> = (u32, &'a str, Vec<(&'a str, u64, u64)>);
 fn usage_body(usage: &Usage) -> UsageBody<'_> {
     let rows = usage.rows.iter().map(|row| (row.resource.as_str(), row.used, row.quota)).collect();
     (usage.account, &usage.rule, rows)
+}
+
+fn explanation_body(explanation: &Explanation) -> describe::Properties<'_> {
+    let rows: Vec<_> =
+        explanation.rows.iter().map(|row| (row.resource.as_str(), row.used, row.quota)).collect();
+    let lacks: Vec<_> =
+        explanation.lacks.iter().map(|(what, without)| (what.as_str(), without.as_str())).collect();
+    let mut body: describe::Properties<'_> = BTreeMap::from([
+        ("allowed", Variant::from(explanation.refusal.is_none())),
+        ("rule", Variant::from(explanation.rule.as_str())),
+        ("rows", Variant::from(rows)),
+        ("lacks", Variant::from(lacks)),
+    ]);
+    for (key, text) in [("application", &explanation.application), ("action", &explanation.action)] {
+        if !text.is_empty() {
+            body.insert(key, Variant::from(text.as_str()));
+        }
+    }
+    if let Some(refusal) = &explanation.refusal {
+        body.insert("error", Variant::from(code(refusal.code).error_name()));
+        body.insert("message", Variant::from(refusal.message.as_str()));
+        body.extend(details(refusal));
+    }
+    body
 }
 
 /// The properties of one interface of what the answer is about.

@@ -15,14 +15,14 @@ use std::{
 };
 
 use cgrant_proto::{
-    Account, AccountProxy, AddLink, AdoptGrant, AttachTo, CgroupProxy, Code, CreateGrant, Error, GrantProxy,
-    IdsProxy, Lifetime, LinksProxy, ListGrants, ManagerProxy, MapDirectory, MountsProxy, ReleaseGrant,
-    Target,
+    Account, AccountProxy, AddLink, AdoptGrant, AttachTo, CgroupProxy, Code, CreateGrant, Error,
+    ExplainRequest, GrantProxy, IdsProxy, Lifetime, LinksProxy, ListGrants, ManagerProxy, MapDirectory,
+    MountsProxy, ReleaseGrant, Target,
 };
 use cgrant_wire::{
-    Attach, AttachTarget, CreateGrant as CreateOp, EndReason, Event, FdIndex, GrantChange, GrantId, Holder,
-    LinkEnd, LinkKind, LinkRequest, MapDirectory as MapOp, MapSource, Op, PublishedPort, RangeRequest,
-    Transport,
+    Attach, AttachTarget, CreateGrant as CreateOp, EndReason, Event, Explain, FdIndex, GrantChange, GrantId,
+    Holder, Inquiry, LinkEnd, LinkKind, LinkRequest, MapDirectory as MapOp, MapSource, Op, PublishedPort,
+    RangeRequest, Transport,
 };
 use futures_util::StreamExt;
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -130,6 +130,14 @@ fn every_method_of_the_manager_is_its_operation() {
         let ranges = manager.list_ranges().await.unwrap();
         assert_eq!(ranges, [(1, 2, 3, "web".to_owned(), "00c0ffee00c0ffee".to_owned())]);
         manager.forget_range("web").await.unwrap();
+        let explained =
+            manager.explain("ForgetRange", &ExplainRequest::new().option("name", "web")).await.unwrap();
+        assert!(!explained.flag("allowed"));
+        assert_eq!(explained.text("error"), Some("org.cgrant.Error.QuotaExceeded"));
+        assert_eq!(
+            (explained.text("resource"), explained.text("hint")),
+            (Some("grants"), Some("release one"))
+        );
         let bridges = manager.list_bridges().await.unwrap();
         assert_eq!(
             (bridges[0].text("name"), bridges[0].text("subnet4")),
@@ -148,6 +156,12 @@ fn every_method_of_the_manager_is_its_operation() {
                 Op::ListAccounts { all: true },
                 Op::ListRanges,
                 Op::ForgetRange { name: "web".to_owned() },
+                Op::Explain(Box::new(Explain {
+                    question: Inquiry::ForgetRange { name: "web".to_owned() },
+                    account: None,
+                    groups: Vec::new(),
+                    application: String::new(),
+                })),
                 Op::ListBridges,
                 Op::ExamineNetwork,
             ]
@@ -602,6 +616,8 @@ fn every_method_of_the_contract_is_there() {
                         .map(|argument| match method.name().as_str() {
                             // Options that are all left out make no link.
                             "AddLink" => Variant::new(HashMap::from([("kind", Variant::new("tap"))])),
+                            // Of the methods it is asked about.
+                            "Explain" if matches!(argument, Variant::Str(_)) => Variant::new("ListGrants"),
                             _ => argument,
                         })
                         .collect();
@@ -628,8 +644,8 @@ fn every_method_of_the_contract_is_there() {
                 }
             }
         }
-        assert_eq!(calls, 29);
-        assert!(front.seen_count() >= 29);
+        assert_eq!(calls, 30);
+        assert!(front.seen_count() >= 30);
     });
 }
 

@@ -308,6 +308,10 @@ pub struct Denial {
     pub quota: Option<u64>,
     /// What the account uses of it.
     pub usage: Option<u64>,
+    /// What is counted by that quota, or the limit whose ceiling was met.
+    pub resource: Option<String>,
+    /// The ceiling, as a value of that limit.
+    pub limit: Option<String>,
     /// What to do about it.
     pub hint: Option<String>,
 }
@@ -765,7 +769,7 @@ fn within(rules: &Ruling, resource: Resource, more: u64, usage: &UsageNow) -> Ou
     }
     let name = resource.name();
     let message = format!("the account has {used} of at most {quota} {name} and asks for {more} more");
-    Err(exceeded(rules, message, quota, used).hinted(resource.hint()))
+    Err(exceeded(rules, message, name, quota, used).hinted(resource.hint()))
 }
 
 /// A request that comes too soon waits, unless that would take too long.
@@ -777,7 +781,8 @@ fn pace(rules: &Ruling, usage: &UsageNow) -> Outcome {
     let name = Resource::RequestsPerSecond.name();
     let message =
         format!("the account may make {quota} {name}, and would have to wait too long with this one");
-    Err(exceeded(rules, message, quota, used).hinted(Resource::RequestsPerSecond.hint()))
+    Err(exceeded(rules, message, Resource::RequestsPerSecond.name(), quota, used)
+        .hinted(Resource::RequestsPerSecond.hint()))
 }
 
 /// Is one thing small enough?
@@ -786,7 +791,7 @@ fn at_most(rules: &Ruling, name: &str, quota: u64, asked: u64) -> Outcome {
         return Ok(None);
     }
     let message = format!("{asked} is more than the {quota} that policy allows for {name}");
-    Err(exceeded(rules, message, quota, asked).hinted("ask for less"))
+    Err(exceeded(rules, message, name, quota, asked).hinted("ask for less"))
 }
 
 /// Root may set what it likes on any grant: ceilings are there to be kept by others.
@@ -800,6 +805,7 @@ fn ceilings(rules: &Ruling, caller: &Caller, limits: &[(LimitKey, LimitValue)]) 
             let message = format!("{key} = {value} is above the ceiling of {most} that policy sets");
             let mut denial = denied(rules, message);
             denial.code = DenialCode::QuotaExceeded;
+            (denial.resource, denial.limit) = (Some(key.to_string()), Some(most.to_string()));
             return Err(denial.hinted(&format!("ask for {most} or less")));
         }
     }
@@ -808,12 +814,22 @@ fn ceilings(rules: &Ruling, caller: &Caller, limits: &[(LimitKey, LimitValue)]) 
 
 fn denied(rules: &Ruling, message: String) -> Box<Denial> {
     let rule = rules.label.clone();
-    Box::new(Denial { code: DenialCode::NotAuthorized, message, rule, quota: None, usage: None, hint: None })
+    Box::new(Denial {
+        code: DenialCode::NotAuthorized,
+        message,
+        rule,
+        quota: None,
+        usage: None,
+        resource: None,
+        limit: None,
+        hint: None,
+    })
 }
 
-fn exceeded(rules: &Ruling, message: String, quota: u64, usage: u64) -> Box<Denial> {
+fn exceeded(rules: &Ruling, message: String, name: &str, quota: u64, usage: u64) -> Box<Denial> {
     let mut denial = denied(rules, message);
     (denial.code, denial.quota, denial.usage) = (DenialCode::QuotaExceeded, Some(quota), Some(usage));
+    denial.resource = Some(name.to_owned());
     denial
 }
 
@@ -1091,6 +1107,8 @@ raw.write = ["memory.swap.high"]
             let denial = denial(&policy, PERSON, &request, &usage);
             assert_eq!(denial.code, DenialCode::QuotaExceeded, "{request:?}");
             assert!(denial.message.contains(&format!(" {name}")), "{}", denial.message);
+            assert_eq!(denial.resource.as_deref(), Some(name));
+            assert!(denial.quota.is_some() && denial.usage.is_some());
             assert!(denial.hint.is_some());
         }
         let waits = UsageNow { requests_per_second: 11, ..none };
@@ -1162,6 +1180,10 @@ raw.write = ["memory.swap.high"]
         let limits = [(LimitKey::MemoryMax, LimitValue::Bytes(None))];
         let denial =
             denial(&policy, PERSON, &Request::SetLimits { owner, limits: &limits }, &UsageNow::default());
+        assert_eq!(
+            (denial.resource.as_deref(), denial.limit.as_deref()),
+            (Some("memory.max"), Some("1073741824"))
+        );
         assert_eq!(denial.message, "memory.max = max is above the ceiling of 1073741824 that policy sets");
     }
 

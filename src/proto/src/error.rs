@@ -111,6 +111,10 @@ pub struct Refusal {
     pub quota: Option<u64>,
     /// What the account uses of it.
     pub usage: Option<u64>,
+    /// What is counted by that quota, or the limit whose ceiling was met.
+    pub resource: Option<String>,
+    /// The ceiling, as a value of that limit.
+    pub limit: Option<String>,
     /// What to do about it.
     pub hint: Option<String>,
     /// The argument or option that is wrong.
@@ -182,6 +186,8 @@ impl From<zbus::Error> for Error {
             rule: text_of(&details, "rule"),
             quota: number_of(&details, "quota"),
             usage: number_of(&details, "usage"),
+            resource: text_of(&details, "resource"),
+            limit: text_of(&details, "limit"),
             hint: text_of(&details, "hint"),
             argument: text_of(&details, "argument"),
         }))
@@ -238,6 +244,7 @@ mod tests {
             ("rule", Variant::new("built-in any-user")),
             ("quota", Variant::new(4u64)),
             ("usage", Variant::new(4u64)),
+            ("resource", Variant::new("grants")),
             ("hint", Variant::new("release one")),
         ]);
         let Error::Refused(refusal) = Error::from(error_reply("org.cgrant.Error.QuotaExceeded", details))
@@ -245,6 +252,7 @@ mod tests {
             panic!("not a refusal");
         };
         assert_eq!(refusal.code, Code::QuotaExceeded);
+        assert_eq!((refusal.resource.as_deref(), refusal.limit.as_deref()), (Some("grants"), None));
         assert_eq!(refusal.to_string(), "no (4 of 4 in use) [built-in any-user]; release one");
     }
 

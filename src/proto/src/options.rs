@@ -55,6 +55,8 @@ options! {
     ListGrants
     /// Options of `Manager.GetGrant` and `Manager.GetUsage`.
     Account
+    /// Options of `Manager.Explain`.
+    ExplainRequest
     /// Options of `Grant.Release`.
     ReleaseGrant
     /// Options of `Grant.Adopt`.
@@ -180,6 +182,21 @@ impl<'a> CreateGrant<'a> {
     }
 
     /// Links, which come to be with the grant.
+    #[must_use]
+    pub fn links(self, links: Vec<AddLink<'a>>) -> Self {
+        let links: Vec<Entries<'a>> = links.into_iter().map(|link| link.0).collect();
+        self.with("links", links)
+    }
+}
+
+impl<'a> ExplainRequest<'a> {
+    /// An option of the request's own method, by its name, or one of whose request it is.
+    #[must_use]
+    pub fn option(self, key: &'static str, value: impl Into<Variant<'a>>) -> Self {
+        self.with(key, value)
+    }
+
+    /// Links, without their network namespaces.
     #[must_use]
     pub fn links(self, links: Vec<AddLink<'a>>) -> Self {
         let links: Vec<Entries<'a>> = links.into_iter().map(|link| link.0).collect();

@@ -7,7 +7,10 @@ use zbus::{DeserializeDict, Fd, OwnedFd, OwnedObjectPath, OwnedVariant, Type, pr
 use crate::{
     description::Description,
     error::Error,
-    options::{Account, AddLink, AdoptGrant, AttachTo, CreateGrant, ListGrants, MapDirectory, ReleaseGrant},
+    options::{
+        Account, AddLink, AdoptGrant, AttachTo, CreateGrant, ExplainRequest, ListGrants, MapDirectory,
+        ReleaseGrant,
+    },
 };
 
 /// What `CreateGrant` tells beside the object and the descriptor. Keys that a later broker adds are ignored.
@@ -55,6 +58,9 @@ pub trait Manager {
 
     /// The caller's account, or all that have something.
     fn list_accounts(&self, options: &ListGrants<'_>) -> Result<Vec<u32>, Error>;
+
+    /// What a request would come to, without it: the request by the name of its method.
+    fn explain(&self, request: &str, options: &ExplainRequest<'_>) -> Result<Description, Error>;
 
     /// The bridges that the caller may have links on.
     fn list_bridges(&self) -> Result<Vec<Description>, Error>;

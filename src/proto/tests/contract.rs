@@ -11,8 +11,8 @@ use std::{
 };
 
 use cgrant_proto::{
-    Account, AccountProxy, AddLink, AdoptGrant, AttachTo, CgroupProxy, CreateGrant, GrantProxy, IdsProxy,
-    LinksProxy, ListGrants, ManagerProxy, MapDirectory, MountsProxy, ReleaseGrant,
+    Account, AccountProxy, AddLink, AdoptGrant, AttachTo, CgroupProxy, CreateGrant, ExplainRequest,
+    GrantProxy, IdsProxy, LinksProxy, ListGrants, ManagerProxy, MapDirectory, MountsProxy, ReleaseGrant,
     names::{CGROUP, GRANT, IDS, LINKS, MANAGER, MANAGER_PATH, MOUNTS, grant_path},
 };
 use futures_util::StreamExt;
@@ -204,6 +204,7 @@ async fn proxies_and_xml_are_one_contract() {
     manager.list_grants(&ListGrants::new()).await.unwrap();
     manager.get_grant("x", &Account::new()).await.unwrap();
     manager.get_usage(&Account::new()).await.unwrap();
+    manager.explain("ListGrants", &ExplainRequest::new().option("all", true)).await.unwrap();
     assert_eq!(manager.list_bridges().await.unwrap()[0].text("name"), Some("eth0"));
     manager.examine_network().await.unwrap();
     manager.list_ranges().await.unwrap();

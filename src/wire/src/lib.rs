@@ -26,8 +26,8 @@ pub use link::{
 };
 pub use metrics::{Family, MetricKind, Sample};
 pub use op::{
-    Answer, Attach, AttachTarget, BrokerInfo, CreateGrant, Created, FdIndex, Holder, MapDirectory, MapSource,
-    Op, RangeInfo, RangeRequest, Usage, UsageRow,
+    Act, Answer, Attach, AttachTarget, BrokerInfo, CreateGrant, Created, Explain, Explanation, FdIndex,
+    Holder, Inquiry, MapDirectory, MapSource, Op, RangeInfo, RangeRequest, Usage, UsageRow,
 };
 pub use question::{Consent, Question, QuestionId, Subject};
-pub use refusal::{Refusal, RefusalCode};
+pub use refusal::{Met, Refusal, RefusalCode};

@@ -8,6 +8,7 @@ use crate::{
     link::{BridgeInfo, LinkInfo, LinkRequest, PublishedPort},
     metrics::Family,
     net::Finding,
+    refusal::Refusal,
 };
 
 /// Position of a descriptor among those that came beside the message.
@@ -116,6 +117,140 @@ pub struct Attach {
     pub target: AttachTarget,
     /// Its descendants too, all or none, however fast they fork.
     pub tree: bool,
+}
+
+/// What a question is about that is done with a grant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Act {
+    /// Description, values, figures, processes.
+    Read,
+    /// Processes moved into it.
+    Attach,
+    /// Another holder.
+    Adopt,
+    /// No holder any more.
+    Persist,
+    /// Freezing.
+    Freeze,
+    /// Thawing.
+    Thaw,
+    /// Killing.
+    Kill,
+    /// Cgroups removed, or opened.
+    Cgroup,
+    /// Its end.
+    Release,
+    /// A link removed.
+    RemoveLink,
+    /// Published ports taken back.
+    Unpublish,
+    /// A directory mapped.
+    MapDirectory,
+}
+
+/// A request that is to be explained. No descriptors come with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Inquiry {
+    /// [`Op::CreateGrant`].
+    CreateGrant(CreateGrant),
+    /// What has no arguments that policy looks at.
+    Use {
+        /// With which grant.
+        grant: GrantId,
+        /// What.
+        act: Act,
+    },
+    /// [`Op::SetLimits`].
+    SetLimits {
+        /// Of which grant.
+        grant: GrantId,
+        /// Key and value as the caller wrote them.
+        limits: Vec<(String, String)>,
+    },
+    /// [`Op::GetValues`].
+    GetValues {
+        /// Of which grant.
+        grant: GrantId,
+        /// Which.
+        keys: Vec<String>,
+    },
+    /// [`Op::CreateCgroup`].
+    CreateCgroup {
+        /// Of which grant.
+        grant: GrantId,
+        /// Path below the payload.
+        path: String,
+    },
+    /// [`Op::AddLink`].
+    AddLink {
+        /// To which grant.
+        grant: GrantId,
+        /// The link.
+        link: LinkRequest,
+    },
+    /// [`Op::PublishPorts`].
+    PublishPorts {
+        /// Of which grant.
+        grant: GrantId,
+        /// The ports.
+        ports: Vec<PublishedPort>,
+    },
+    /// [`Op::MakeDevice`].
+    MakeDevice {
+        /// The grant whose range it is for.
+        grant: GrantId,
+        /// The host's node, as its name below `/dev`.
+        name: String,
+    },
+    /// [`Op::ForgetRange`].
+    ForgetRange {
+        /// The name.
+        name: String,
+    },
+    /// [`Op::ListGrants`].
+    ListGrants {
+        /// Everybody's?
+        all: bool,
+    },
+    /// [`Op::Usage`].
+    UsageOf {
+        /// Whose; the caller's own if `None`.
+        account: Option<u32>,
+    },
+    /// Another connection.
+    Connect,
+    /// CGManager's interface.
+    Legacy,
+}
+
+/// What is to be explained, to whom.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explain {
+    /// The request.
+    pub question: Inquiry,
+    /// Whose; the caller's own if `None`. This and what follows for root only.
+    pub account: Option<u32>,
+    /// Groups that it would be made with, the primary one first.
+    pub groups: Vec<u32>,
+    /// The application that it would be made by; empty for none.
+    pub application: String,
+}
+
+/// What a request would come to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// What it would be refused with; `None` if it would not be.
+    pub refusal: Option<Refusal>,
+    /// The rule that decides.
+    pub rule: String,
+    /// The application that the caller is taken for; empty for none.
+    pub application: String,
+    /// The right that polkit would be asked about; empty for none.
+    pub action: String,
+    /// Usage beside quota.
+    pub rows: Vec<UsageRow>,
+    /// Features of the kernel that are not there, and what is done without them.
+    pub lacks: Vec<(String, String)>,
 }
 
 /// An operation.
@@ -274,6 +409,8 @@ pub enum Op {
         /// The host's node, as its name below `/dev`.
         name: String,
     },
+    /// What a request would come to, without it.
+    Explain(Box<Explain>),
     /// The bridges that the caller may have links on.
     ListBridges,
     /// What stands in the way of links on this host.
@@ -393,6 +530,8 @@ pub enum Answer {
     Bridges(Vec<BridgeInfo>),
     /// To [`Op::ExamineNetwork`].
     Findings(Vec<Finding>),
+    /// To [`Op::Explain`].
+    Explained(Explanation),
     /// To [`Op::ListRanges`].
     Ranges(Vec<RangeInfo>),
     /// To [`Op::Metrics`].

@@ -49,6 +49,15 @@ pub enum RefusalCode {
     Internal,
 }
 
+/// What was met.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Met {
+    /// What the quota counts, or the limit whose ceiling it is: `grants`, `memory.max`.
+    pub resource: String,
+    /// The ceiling, as a value of that limit.
+    pub limit: Option<String>,
+}
+
 /// Why a request was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
@@ -62,6 +71,8 @@ pub struct Refusal {
     pub quota: Option<u64>,
     /// What the account uses of it.
     pub usage: Option<u64>,
+    /// Of what the quota or the ceiling is that was met. Boxed, because it is rare.
+    pub met: Option<Box<Met>>,
     /// What to do about it.
     pub hint: Option<String>,
 }
@@ -69,7 +80,7 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal without rule, figures or hint.
     pub fn new(code: RefusalCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), rule: None, quota: None, usage: None, hint: None }
+        Self { code, message: message.into(), rule: None, quota: None, usage: None, met: None, hint: None }
     }
 
     /// The same with advice.
@@ -83,6 +94,13 @@ impl Refusal {
     #[must_use]
     pub fn rule(mut self, rule: impl Into<String>) -> Self {
         self.rule = Some(rule.into());
+        self
+    }
+
+    /// The same with what is counted.
+    #[must_use]
+    pub fn resource(mut self, resource: impl Into<String>) -> Self {
+        self.met = Some(Box::new(Met { resource: resource.into(), limit: None }));
         self
     }
 

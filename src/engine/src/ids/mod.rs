@@ -182,6 +182,31 @@ impl IdRecord {
         Err(self.none_free(&self.lock_inner().index, count))
     }
 
+    /// Would [`acquire`](Self::acquire) find ids for a new grant? Takes none, and does not ask the name service.
+    ///
+    /// # Errors
+    /// What `acquire` would refuse with.
+    pub fn foresee(
+        &self,
+        account: HostUid,
+        name: Option<&GrantName>,
+        count: u32,
+        quota: u64,
+    ) -> Result<(), IdError> {
+        let wish = Wish { account, name, count, grant: GrantId(0), quota };
+        self.locked(|inner| {
+            let count = inner.size(wish);
+            match inner.index.place(account, name, count, quota)? {
+                Place::Named(_) | Place::Inside(_) => Ok(()),
+                Place::Blocks(blocks) => {
+                    let avoid = inner.asking.union(&inner.foreign).copied().collect();
+                    let found = inner.index.candidate(blocks, &avoid).map(|_| ());
+                    found.ok_or_else(|| self.none_free(&inner.index, count))
+                }
+            }
+        })
+    }
+
     /// The grant does not use its range any more. One without a name is free for the account's other grants from now on.
     /// Nothing happens if the grant has none.
     ///

@@ -8,11 +8,11 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use cgrant_policy::{GrantName, HostGid, HostUid, IdRange, NewGrant, Request};
+use cgrant_policy::{Caller as Subject, GrantName, HostGid, HostUid, IdRange, NewGrant, Request};
 use cgrant_sys::{namespace::UsernsFd, pidfd::Pidfd, process};
 use cgrant_wire::{
     Answer, AttachTarget, CreateGrant, Created, Event, FdIndex, GrantId, Holder, Lifetime, LinkRequest,
-    Range, Refusal, RefusalCode,
+    Range, RangeRequest, Refusal, RefusalCode,
 };
 
 use super::{
@@ -75,7 +75,7 @@ pub fn create(
         caller,
         plan.name.as_str(),
         &Request::CreateGrant(NewGrant {
-            ids: plan.ids.map(|count| if count == 0 { DEFAULT_RANGE } else { count }),
+            ids: plan.ids.map(counted),
             limits: &plan.settings.limits,
             setgroups: plan.setgroups,
             persistent: plan.record.lifetime == Lifetime::Persistent,
@@ -86,11 +86,7 @@ pub fn create(
     plan.settings.authorize_raw(engine, caller, caller.uid)?;
     let grant = Arc::new(Grant::new(plan.id, caller.uid, plan.name.clone(), plan.record.clone()));
     if engine.registry().named(caller.uid, &plan.name).is_some() {
-        return Err(Refusal::new(
-            RefusalCode::GrantExists,
-            format!("you have a grant named {} already", plan.name),
-        )
-        .hint("choose another name, or release the other grant first"));
+        return Err(exists(&plan.name));
     }
     let wishes = std::mem::take(&mut plan.links);
     let mut links = link::Prepared::new(engine, &grant, link::Terms::of(engine, caller), wishes)?;
@@ -183,12 +179,8 @@ fn plan(
     mut fds: check::Descriptors,
 ) -> Result<Plan, Refusal> {
     let id = GrantId(process::random_u64().map_err(check::internal)?);
-    let name = match request.name.as_str() {
-        "" => GrantName::new(&format!("g{id}")).map_err(|error| check::bad_name(&error))?,
-        text => GrantName::new(text).map_err(|error| check::bad_name(&error))?,
-    };
-    let mut settings = check::settings(&request.limits)?;
-    settings.limits = engine.policy().limits_of_new(&caller.subject(), &settings.limits);
+    let name = name_of(request, id)?;
+    let settings = settings_of(engine, &caller.subject(), request)?;
     let mut record = GrantRecord::new(id, caller.uid.0, caller.gid.0, name.as_str(), &engine.boot_id);
     record.key.clone_from(&request.key);
     record.digest = digest;
@@ -218,13 +210,9 @@ fn plan(
         }
     };
     if let Some(range) = request.range {
-        record.range_named = range.named && !(request.name.is_empty() && request.range_name.is_empty());
+        record.range_named = is_named(request, range);
     }
-    let label = match (record.range_named, request.range_name.as_str()) {
-        (false, _) => None,
-        (true, "") => Some(name.clone()),
-        (true, text) => Some(GrantName::new(text).map_err(|error| check::bad_name(&error))?),
-    };
+    let label = label_of(request, &name)?;
     record.range_name = label.as_ref().filter(|label| **label != name).map(GrantName::to_string);
     let userns = request
         .userns
@@ -239,12 +227,17 @@ fn plan(
     let own = own_ids(caller, request)?;
     let stage =
         request.stage.map(|index| check::own_process(caller, fds.take(index, "the stage")?)).transpose()?;
-    let links = link::wishes(engine, caller, caller.uid, &request.links, &[], &mut fds, userns.as_ref())?;
+    let links = link::wishes(
+        engine,
+        &caller.subject(),
+        caller.uid,
+        &request.links,
+        &[],
+        Some((caller, &mut fds)),
+        userns.as_ref(),
+    )?;
     fds.finish()?;
-    let most = u32::try_from(engine.policy().quotas(&caller.subject()).ids_per_grant).unwrap_or(u32::MAX);
-    // Who does not say how many gets the usual number, or what policy lets a grant have if that is less.
-    let ids =
-        request.range.map(|range| if range.count == 0 && most < DEFAULT_RANGE { most } else { range.count });
+    let ids = ids_of(engine, &caller.subject(), request);
     Ok(Plan {
         record,
         id,
@@ -259,6 +252,59 @@ fn plan(
         own,
         links,
     })
+}
+
+/// The name of a new grant.
+///
+/// # Errors
+/// [`RefusalCode::InvalidName`].
+pub fn name_of(request: &CreateGrant, id: GrantId) -> Result<GrantName, Refusal> {
+    let made_up = || format!("g{id}");
+    let text = if request.name.is_empty() { made_up() } else { request.name.clone() };
+    GrantName::new(&text).map_err(|error| check::bad_name(&error))
+}
+
+/// Its limits: those that are asked for, and policy's.
+///
+/// # Errors
+/// [`RefusalCode::InvalidArgument`].
+pub fn settings_of(engine: &Engine, subject: &Subject, request: &CreateGrant) -> Result<Settings, Refusal> {
+    let mut settings = check::settings(&request.limits)?;
+    settings.limits = engine.policy().limits_of_new(subject, &settings.limits);
+    Ok(settings)
+}
+
+fn is_named(request: &CreateGrant, range: RangeRequest) -> bool {
+    range.named && !(request.name.is_empty() && request.range_name.is_empty())
+}
+
+/// The name that its range belongs to.
+///
+/// # Errors
+/// [`RefusalCode::InvalidName`].
+pub fn label_of(request: &CreateGrant, name: &GrantName) -> Result<Option<GrantName>, Refusal> {
+    match (request.range.is_some_and(|range| is_named(request, range)), request.range_name.as_str()) {
+        (false, _) => Ok(None),
+        (true, "") => Ok(Some(name.clone())),
+        (true, text) => GrantName::new(text).map(Some).map_err(|error| check::bad_name(&error)),
+    }
+}
+
+/// How many ids are asked for. Who does not say how many gets the usual number, or what policy lets a grant have if that is less.
+pub fn ids_of(engine: &Engine, subject: &Subject, request: &CreateGrant) -> Option<u32> {
+    let most = u32::try_from(engine.policy().quotas(subject).ids_per_grant).unwrap_or(u32::MAX);
+    request.range.map(|range| if range.count == 0 && most < DEFAULT_RANGE { most } else { range.count })
+}
+
+/// How many ids that is, as policy looks at it.
+pub fn counted(count: u32) -> u32 {
+    if count == 0 { DEFAULT_RANGE } else { count }
+}
+
+/// The refusal of a name that the account has a grant of.
+pub fn exists(name: &GrantName) -> Refusal {
+    Refusal::new(RefusalCode::GrantExists, format!("you have a grant named {name} already"))
+        .hint("choose another name, or release the other grant first")
 }
 
 /// The caller's own ids, if its namespace is to have them.

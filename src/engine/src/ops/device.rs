@@ -66,6 +66,15 @@ pub fn make_device(engine: &Engine, caller: &Arc<Caller>, grant: GrantId, name: 
     Ok((Answer::Mount(FdIndex(0)), vec![mount]))
 }
 
+/// Is the node the host's, and in a group of these that may open it?
+///
+/// # Errors
+/// [`RefusalCode::InvalidArgument`] for what is no such node, [`RefusalCode::NotAuthorized`] for a block device.
+pub fn has_by_group(node: &NodeName, groups: &[u32]) -> Result<bool, Refusal> {
+    let (_, found) = look(node)?;
+    Ok(is_for_its_group(&found) && groups.contains(&found.st_gid))
+}
+
 /// The host's node, and what it is.
 fn look(node: &NodeName) -> Result<(OwnedFd, Stat), Refusal> {
     let name = node.as_str();

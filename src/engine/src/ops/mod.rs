@@ -4,6 +4,7 @@ pub mod account;
 pub mod check;
 pub mod create;
 mod device;
+mod explain;
 pub mod inside;
 pub mod link;
 pub mod manage;
@@ -63,6 +64,7 @@ fn grant_of(op: &Op) -> Option<GrantId> {
         | Op::CreateGrant(_)
         | Op::ListGrants { .. }
         | Op::FindGrant { .. }
+        | Op::Explain(_)
         | Op::ListBridges
         | Op::ExamineNetwork
         | Op::ListRanges
@@ -102,6 +104,7 @@ pub fn can_be_asked(op: &Op) -> bool {
         | Op::OpenCgroup { .. }
         | Op::MapDirectory(_)
         | Op::MakeDevice { .. }
+        | Op::Explain(_)
         | Op::ListBridges
         | Op::ExamineNetwork
         | Op::ListRanges
@@ -149,6 +152,7 @@ fn words(engine: &Engine, op: &Op) -> (&'static str, String) {
         Op::UnpublishPorts { .. } => "unpublish ports",
         Op::MapDirectory(_) => "map directory",
         Op::MakeDevice { .. } => "make device",
+        Op::Explain(_) => "explain",
         Op::ListBridges => "list bridges",
         Op::ExamineNetwork => "examine network",
         Op::ListRanges => "list ranges",
@@ -269,6 +273,7 @@ fn without_descriptors(engine: &Engine, caller: &Arc<Caller>, op: Op) -> Outcome
         Op::RemoveLink { grant, name } => link::remove(engine, caller, grant, &name),
         Op::PublishPorts { grant, name, ports } => link::publish(engine, caller, grant, &name, &ports),
         Op::UnpublishPorts { grant, name, ports } => link::unpublish(engine, caller, grant, &name, &ports),
+        Op::Explain(ask) => explain::explain(engine, caller, &ask),
         Op::ListBridges => link::list_bridges(engine, caller),
         Op::ExamineNetwork => link::examine(engine, caller),
         Op::CreateGrant(_)

@@ -76,13 +76,16 @@ pub fn usage(engine: &Engine, caller: &Caller, account: Option<u32>) -> Outcome 
     let subject = if account == caller.uid { caller.subject() } else { stranger };
     let ruling = policy.ruling(&subject);
     let rows = usage_rows(&ruling.quotas, &engine.usage(account));
-    let row =
-        |(resource, used, quota): (&str, u64, u64)| UsageRow { resource: resource.to_owned(), used, quota };
     plain(Answer::Usage(Usage {
         account: account.0,
         rule: ruling.label.clone(),
         rows: rows.into_iter().map(row).collect(),
     }))
+}
+
+/// A row of usage, for the answer.
+pub fn row((resource, used, quota): (&str, u64, u64)) -> UsageRow {
+    UsageRow { resource: resource.to_owned(), used, quota }
 }
 
 /// The caller's account, or all that have something for root.

@@ -23,9 +23,9 @@ use std::{
 
 use cgrant_sys::{Channel, seqpacket};
 use cgrant_wire::{
-    Address, Answer, BridgeInfo, BrokerInfo, BusClient, ConnectionId, Created, Event, FdIndex, FromEngine,
-    GrantId, GrantInfo, Hierarchy, Lifetime, LinkInfo, LinkKind, Mac, Op, Range, RangeInfo, Refusal,
-    RefusalCode, RequestId, Stat, Surface, ToEngine, Usage, UsageRow,
+    Address, Answer, BridgeInfo, BrokerInfo, BusClient, ConnectionId, Created, Event, Explanation, FdIndex,
+    FromEngine, GrantId, GrantInfo, Hierarchy, Lifetime, LinkInfo, LinkKind, Mac, Op, Range, RangeInfo,
+    Refusal, RefusalCode, RequestId, Stat, Surface, ToEngine, Usage, UsageRow,
     boot::{FromChild, FrontBoot, FrontKind, LogTarget, ToChild},
     net::Finding,
 };
@@ -415,6 +415,14 @@ pub fn answer(op: &Op, connection: ConnectionId) -> Answer {
         }),
         Op::ListAccounts { .. } => Answer::Accounts(vec![1000]),
         Op::Metrics => Answer::Metrics(Vec::new()),
+        Op::Explain(_) => Answer::Explained(Explanation {
+            refusal: Some(refusal()),
+            rule: "built-in any-user".to_owned(),
+            application: String::new(),
+            action: String::new(),
+            rows: vec![UsageRow { resource: "grants".to_owned(), used: 16, quota: 16 }],
+            lacks: Vec::new(),
+        }),
         Op::CreateGrant(_) => Answer::Created(Created {
             grant: grant(),
             new: true,
@@ -480,6 +488,7 @@ pub fn refusal() -> Refusal {
     Refusal::new(RefusalCode::QuotaExceeded, "no more grants")
         .rule("built-in any-user")
         .figures(16, 16)
+        .resource("grants")
         .hint("release one")
 }
 

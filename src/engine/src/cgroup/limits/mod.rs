@@ -42,6 +42,9 @@ impl Target<'_> {
     }
 }
 
+/// Why `memory.high` can't be had on v1.
+const ONLY_SLOWS_DOWN: &str = "cgroup v1 has no limit that only slows down";
+
 impl Tree {
     /// Sets limits of a grant, all of them or none: if the kernel refuses one, those before it get their old values back.
     ///
@@ -173,6 +176,18 @@ impl Tree {
         Ok(Target { hierarchy, above: Rc::new(above), outer: Rc::new(outer), inner: inner.map(Rc::new) })
     }
 
+    /// Has this host what a limit is carried out with?
+    ///
+    /// # Errors
+    /// [`CgroupError::Unsupported`].
+    pub fn can_limit(&self, key: LimitKey) -> Result<(), CgroupError> {
+        let hierarchy = self.hierarchy_of(key)?;
+        if key == LimitKey::MemoryHigh && hierarchy.kind == Kind::V1 {
+            return Err(unsupported(key, ONLY_SLOWS_DOWN));
+        }
+        Ok(())
+    }
+
     /// The hierarchy that a limit is in.
     fn hierarchy_of(&self, key: LimitKey) -> Result<&Hierarchy, CgroupError> {
         self.hierarchies
@@ -195,7 +210,7 @@ impl Tree {
 fn check(target: &Target<'_>, setting: &Setting) -> Result<(), CgroupError> {
     match setting {
         Setting::Limit(LimitKey::MemoryHigh, _) if target.hierarchy.kind == Kind::V1 => {
-            Err(unsupported(LimitKey::MemoryHigh, "cgroup v1 has no limit that only slows down"))
+            Err(unsupported(LimitKey::MemoryHigh, ONLY_SLOWS_DOWN))
         }
         Setting::Limit(key, _) => {
             let file = file_of(*key, target.hierarchy.kind);

@@ -4,7 +4,7 @@
 
 mod make;
 mod site;
-mod wish;
+pub mod wish;
 
 use std::{
     os::fd::OwnedFd,
@@ -99,7 +99,15 @@ pub fn add(
     inside::must_be_outside(engine, caller, "add a link")?;
     let mut record = grant.live().record.clone();
     let requests = std::slice::from_ref(request);
-    let wishes = wishes(engine, caller, grant.account, requests, &record.links, &mut fds, None)?;
+    let wishes = wishes(
+        engine,
+        &caller.subject(),
+        grant.account,
+        requests,
+        &record.links,
+        Some((caller, &mut fds)),
+        None,
+    )?;
     fds.finish()?;
     for link in judged(&wishes) {
         let asked = Request::AddLink { owner: grant.account, link };

@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use cgrant_policy::{
-    ACCOUNT_BRIDGE, BridgeName, DEFAULT_BRIDGE, HostPort, HostUid, MAX_MTU, MIN_MTU, NewLink,
+    ACCOUNT_BRIDGE, BridgeName, Caller as Subject, DEFAULT_BRIDGE, HostPort, HostUid, MAX_MTU, MIN_MTU,
+    NewLink,
 };
 use cgrant_sys::{NetnsFd, UsernsFd};
 use cgrant_wire::{FdIndex, LinkKind, LinkRequest, MAX_FDS, PublishedPort, Refusal, RefusalCode};
@@ -59,18 +60,19 @@ fn invalid(message: impl Into<String>) -> Refusal {
 }
 
 /// Checks links that are asked for in one request, for a grant of `account` that has `existing` ones. `userns` is the user
-/// namespace that was shown in the same request, which then must own their network namespaces.
+/// namespace that was shown in the same request, which then must own their network namespaces. Without `shown`, the caller and its
+/// descriptors, nothing is to be made, and network namespaces don't matter.
 ///
 /// # Errors
 /// [`RefusalCode::InvalidArgument`], [`RefusalCode::InvalidName`], [`RefusalCode::LinkExists`],
 /// [`RefusalCode::QuotaExceeded`], and those of [`own_netns`].
 pub fn wishes(
     engine: &Engine,
-    caller: &Caller,
+    subject: &Subject,
     account: HostUid,
     requests: &[LinkRequest],
     existing: &[LinkRecord],
-    fds: &mut check::Descriptors,
+    mut shown: Option<(&Caller, &mut check::Descriptors)>,
     userns: Option<&UsernsFd>,
 ) -> Result<Vec<Wish>, Refusal> {
     if requests.is_empty() {
@@ -98,7 +100,7 @@ pub fn wishes(
     }
     let mut wishes = Vec::with_capacity(requests.len());
     let mut taken: Vec<PublishedPort> = Vec::new();
-    let mut shown: Vec<(FdIndex, NetnsFd)> = Vec::new();
+    let mut known_already: Vec<(FdIndex, NetnsFd)> = Vec::new();
     if requests.iter().filter(|request| request.kind == LinkKind::Tap).count() > MAX_TAPS {
         return Err(invalid(format!(
             "one request makes at most {MAX_TAPS} taps; add more to the grant afterwards"
@@ -115,10 +117,11 @@ pub fn wishes(
             request.name = free_name(&names);
             names.push(request.name.clone());
         }
-        let netns = match (request.kind, request.netns) {
-            (LinkKind::Veth, Some(index)) => {
+        let netns = match (request.kind, request.netns, &mut shown) {
+            (_, _, None) => None,
+            (LinkKind::Veth, Some(index), Some((caller, fds))) => {
                 // Several links may be born in one namespace, which is shown once.
-                let known = shown.iter().find(|(at, _)| *at == index);
+                let known = known_already.iter().find(|(at, _)| *at == index);
                 let netns = match known {
                     Some((_, netns)) => netns.try_clone().map_err(check::internal)?,
                     None => {
@@ -126,20 +129,20 @@ pub fn wishes(
                         own_netns(engine, caller, account, fd, userns)?
                     }
                 };
-                shown.push((index, netns.try_clone().map_err(check::internal)?));
+                known_already.push((index, netns.try_clone().map_err(check::internal)?));
                 Some(netns)
             }
-            (LinkKind::Veth, None) => {
+            (LinkKind::Veth, None, _) => {
                 return Err(invalid(
                     "a link of kind veth needs a netns: the network namespace that its far end is born in",
                 ));
             }
-            (LinkKind::Tap, Some(_)) => {
+            (LinkKind::Tap, Some(_), _) => {
                 return Err(invalid("a tap has no far end: no network namespace is shown for it"));
             }
-            (LinkKind::Tap, None) => None,
+            (LinkKind::Tap, None, _) => None,
         };
-        let bridges = bridges(engine, caller, &request.bridge);
+        let bridges = bridges(engine, subject, &request.bridge);
         let host_ports = host_ports(&request.ports);
         wishes.push(Wish { request, auto_name, netns, bridges, host_ports });
     }
@@ -158,12 +161,12 @@ pub fn free_name(names: &[String]) -> String {
 }
 
 /// The bridge that is asked for, or all of policy's in its order.
-fn bridges(engine: &Engine, caller: &Caller, asked: &str) -> Vec<String> {
+fn bridges(engine: &Engine, subject: &Subject, asked: &str) -> Vec<String> {
     if !asked.is_empty() {
         return vec![asked.to_owned()];
     }
     let policy = engine.policy();
-    let allowed = &policy.ruling(&caller.subject()).network.bridges;
+    let allowed = &policy.ruling(subject).network.bridges;
     allowed.iter().map(|bridge| bridge.as_str().to_owned()).filter(|name| exists(engine, name)).collect()
 }
 

@@ -1,0 +1,277 @@
+//! Explain: what a request would come to, without it.
+//!
+//! The parts of a request are checked and put before the decision by the same functions as when it is made; here they have no
+//! effect, nothing is said in the log of decisions, and nothing waits for anybody.
+
+use cgrant_policy::{
+    Action, Application, Caller as Subject, CgroupPath, GrantName, HostGid, HostUid, Key, LimitKey, NewGrant,
+    NodeName, Request, SettingError, Verb, Verdict, judge::usage_rows,
+};
+use cgrant_wire::{
+    Act, Answer, CreateGrant, Explain, Explanation, GrantId, Holder, Inquiry, Refusal, RefusalCode,
+};
+
+use super::{check, create, inside, link, query};
+use crate::{
+    connection::Caller,
+    engine::{Engine, Outcome, refused},
+};
+
+/// Whose request is explained.
+struct About<'a> {
+    engine: &'a Engine,
+    caller: &'a Caller,
+    subject: Subject,
+    /// Is it the caller's own? Then where its process is counts too.
+    is_own: bool,
+    /// What policy has said so far.
+    said: Said,
+}
+
+#[derive(Default)]
+struct Said {
+    rule: String,
+    action: Option<Action>,
+    /// Limits that were asked for or come with policy.
+    limits: Vec<LimitKey>,
+}
+
+/// Says what a request would come to.
+///
+/// An attacker wants to learn of other accounts' grants, usage and rules, or to have the broker work for nothing. Who is not root is
+/// told what its own request would be refused with, nothing else; what is looked at is bounded by the message, and each question
+/// counts as a request.
+///
+/// # Errors
+/// [`RefusalCode::NotAuthorized`] if it is about another account and the caller is not root; a malformed question.
+pub fn explain(engine: &Engine, caller: &Caller, ask: &Explain) -> Outcome {
+    let own = caller.subject();
+    let is_own = ask.account.is_none() && ask.groups.is_empty() && ask.application.is_empty();
+    let subject = if is_own { own } else { other(engine, caller, ask)? };
+    let mut about = About { engine, caller, subject, is_own, said: Said::default() };
+    let refusal = about.put(&ask.question).err();
+    let ruling_label = engine.policy().ruling(&about.subject).label.clone();
+    let quotas = engine.policy().quotas(&about.subject);
+    let rows = usage_rows(&quotas, &engine.usage(about.charged())).into_iter().map(query::row).collect();
+    let rule = refusal.as_ref().and_then(|refusal| refusal.rule.clone());
+    Ok((
+        Answer::Explained(Explanation {
+            rule: rule.unwrap_or(if about.said.rule.is_empty() {
+                ruling_label
+            } else {
+                about.said.rule.clone()
+            }),
+            application: about.subject.application.as_ref().map(ToString::to_string).unwrap_or_default(),
+            action: about.said.action.map(Action::id).unwrap_or_default().to_owned(),
+            rows,
+            lacks: engine
+                .tree
+                .features()
+                .into_iter()
+                .filter(|row| !row.1)
+                .map(|row| (row.0, row.2))
+                .collect(),
+            refusal,
+        }),
+        Vec::new(),
+    ))
+}
+
+/// Somebody else, as root describes them.
+fn other(engine: &Engine, caller: &Caller, ask: &Explain) -> Result<Subject, Refusal> {
+    let account = HostUid(ask.account.unwrap_or(caller.uid.0));
+    if !caller.uid.is_root() {
+        return Err(Refusal::new(
+            RefusalCode::NotAuthorized,
+            "only root may ask for other accounts and programs",
+        )
+        .rule(engine.policy().ruling(&caller.subject()).label.clone())
+        .hint("leave account, groups and application out to ask for yourself"));
+    }
+    let application = Some(ask.application.as_str()).filter(|text| !text.is_empty()).map(|text| {
+        Application::named(text).map_err(|expected| Refusal::new(RefusalCode::InvalidArgument, expected))
+    });
+    let mut groups = ask.groups.iter().copied().map(HostGid);
+    Ok(Subject {
+        uid: account,
+        gid: groups.next().unwrap_or(HostGid(account.0)),
+        groups: groups.collect(),
+        application: application.transpose()?,
+    })
+}
+
+impl About<'_> {
+    fn charged(&self) -> HostUid {
+        if self.is_own { self.caller.charged() } else { self.subject.uid }
+    }
+
+    /// Puts one request before the decision.
+    fn judge(&mut self, request: &Request<'_>) -> Result<(), Refusal> {
+        match self.engine.verdict(&self.subject, self.charged(), request, &[]) {
+            Verdict::Allow { rule } => self.said.rule = rule,
+            Verdict::Ask { action, rule, otherwise } => {
+                self.said.rule = rule;
+                self.said.action = self.said.action.or(Some(action));
+                if let Some(denial) = otherwise {
+                    return Err(refused(*denial));
+                }
+            }
+            Verdict::Deny(denial) => return Err(refused(denial)),
+        }
+        Ok(())
+    }
+
+    /// The grant's account, as far as the one who asks may know of it.
+    fn owner(&self, id: GrantId) -> Result<HostUid, Refusal> {
+        let grant = self.engine.grant_for(self.caller, id)?;
+        // Root asks for somebody who may not know of it.
+        if self.subject.uid != grant.account && !self.subject.uid.is_root() {
+            return Err(Refusal::new(RefusalCode::NoSuchGrant, format!("there is no grant {id} of theirs")));
+        }
+        Ok(grant.account)
+    }
+
+    fn must_be_outside(&self, what: &str) -> Result<(), Refusal> {
+        if self.is_own { inside::must_be_outside(self.engine, self.caller, what) } else { Ok(()) }
+    }
+
+    fn uses(&mut self, id: GrantId, verb: Verb) -> Result<HostUid, Refusal> {
+        let owner = self.owner(id)?;
+        self.judge(&Request::UseGrant { owner, verb })?;
+        Ok(owner)
+    }
+
+    fn put(&mut self, question: &Inquiry) -> Result<(), Refusal> {
+        match question {
+            Inquiry::CreateGrant(request) => self.create(request),
+            Inquiry::Use { grant, act } => self.act(*grant, *act),
+            Inquiry::SetLimits { grant, limits } => self.set_limits(*grant, limits),
+            Inquiry::GetValues { grant, keys } => self.get_values(*grant, keys),
+            Inquiry::CreateCgroup { grant, path } => {
+                let path = CgroupPath::new(path).map_err(|error| check::bad_name(&error))?;
+                let owner = self.uses(*grant, Verb::Cgroup)?;
+                self.judge(&Request::CreateCgroup { owner, depth: path.depth() })
+            }
+            Inquiry::AddLink { grant, link } => {
+                let owner = self.owner(*grant)?;
+                self.must_be_outside("add a link")?;
+                let existing = self.engine.grant_for(self.caller, *grant)?.live().record.links.clone();
+                let requests = std::slice::from_ref(link);
+                let wishes =
+                    link::wishes(self.engine, &self.subject, owner, requests, &existing, None, None)?;
+                link::judged(&wishes)
+                    .into_iter()
+                    .try_for_each(|link| self.judge(&Request::AddLink { owner, link }))
+            }
+            Inquiry::PublishPorts { grant, ports } => {
+                let owner = self.owner(*grant)?;
+                self.must_be_outside("publish ports")?;
+                self.judge(&Request::Publish { owner, ports: &link::wish::host_ports(ports) })
+            }
+            Inquiry::MakeDevice { grant, name } => {
+                let node = NodeName::new(name)
+                    .map_err(|error| Refusal::new(RefusalCode::InvalidArgument, error.to_string()))?;
+                let owner = self.uses(*grant, Verb::Read)?;
+                self.must_be_outside("have a device")?;
+                let groups: Vec<u32> = self.subject.groups.iter().map(|gid| gid.0).collect();
+                let by_group = super::device::has_by_group(&node, &groups)?;
+                self.judge(&Request::UseDevice { owner, node: &node, by_group })
+            }
+            Inquiry::ForgetRange { name } => {
+                GrantName::new(name).map_err(|error| check::bad_name(&error))?;
+                self.judge(&Request::UseGrant { owner: self.subject.uid, verb: Verb::ForgetRange })
+            }
+            Inquiry::ListGrants { all: true } => self.judge(&Request::ListAll),
+            Inquiry::ListGrants { all: false } => Ok(()),
+            Inquiry::UsageOf { account } => {
+                let account = account.map_or(self.subject.uid, HostUid);
+                self.judge(&Request::UsageOf { account })
+            }
+            Inquiry::Connect => self.judge(&Request::Connect),
+            Inquiry::Legacy => self.judge(&Request::Legacy),
+        }
+    }
+
+    fn create(&mut self, request: &CreateGrant) -> Result<(), Refusal> {
+        self.must_be_outside("make a grant")?;
+        let name = create::name_of(request, GrantId(0))?;
+        let settings = create::settings_of(self.engine, &self.subject, request)?;
+        let pressure = check::pressure(&request.pressure)?;
+        let label = create::label_of(request, &name)?;
+        let account = self.subject.uid;
+        let wishes = link::wishes(self.engine, &self.subject, account, &request.links, &[], None, None)?;
+        let ids = create::ids_of(self.engine, &self.subject, request);
+        self.said.limits = settings.limits.iter().map(|(key, _)| *key).collect();
+        self.judge(&Request::CreateGrant(NewGrant {
+            ids: ids.map(create::counted),
+            limits: &settings.limits,
+            setgroups: request.range.is_some_and(|range| range.setgroups),
+            persistent: request.holder == Holder::Persistent,
+            pressure: pressure.len(),
+            links: &link::judged(&wishes),
+        }))?;
+        for (key, _) in &settings.raw {
+            self.judge(&Request::WriteRaw { owner: account, key })?;
+        }
+        if self.engine.registry().named(account, &name).is_some() {
+            return Err(create::exists(&name));
+        }
+        if let Some(count) = ids {
+            let policy = self.engine.policy();
+            let ruling = policy.ruling(&self.subject);
+            let found = self.engine.ids.foresee(account, label.as_ref(), count, ruling.quotas.ids);
+            found.map_err(|error| Refusal::from(error).rule(ruling.label.clone()))?;
+        }
+        self.must_be_had()
+    }
+
+    fn set_limits(&mut self, grant: GrantId, limits: &[(String, String)]) -> Result<(), Refusal> {
+        let settings = check::settings(limits)?;
+        let owner = self.uses(grant, Verb::Read)?;
+        self.must_be_outside("set limits")?;
+        self.said.limits = settings.limits.iter().map(|(key, _)| *key).collect();
+        self.judge(&Request::SetLimits { owner, limits: &settings.limits })?;
+        for (key, _) in &settings.raw {
+            self.judge(&Request::WriteRaw { owner, key })?;
+        }
+        self.must_be_had()
+    }
+
+    fn get_values(&mut self, grant: GrantId, keys: &[String]) -> Result<(), Refusal> {
+        let owner = self.uses(grant, Verb::Read)?;
+        for key in keys {
+            let key: Key = key.parse().map_err(|error: SettingError| {
+                Refusal::new(RefusalCode::InvalidArgument, error.to_string())
+            })?;
+            match &key {
+                Key::Raw(key) => self.judge(&Request::ReadRaw { owner, key })?,
+                Key::Limit(key) => self.said.limits.push(*key),
+            }
+        }
+        Ok(())
+    }
+
+    /// Has this host what the limits are carried out with?
+    fn must_be_had(&self) -> Result<(), Refusal> {
+        Ok(self.said.limits.iter().try_for_each(|key| self.engine.tree.can_limit(*key))?)
+    }
+
+    fn act(&mut self, grant: GrantId, act: Act) -> Result<(), Refusal> {
+        let (verb, what) = match act {
+            Act::Read => (Verb::Read, ""),
+            Act::Attach => (Verb::Attach, ""),
+            Act::Adopt => (Verb::Adopt, "adopt a grant"),
+            Act::Persist => (Verb::Persist, "adopt a grant"),
+            Act::Freeze => (Verb::Freeze, "freeze or thaw"),
+            Act::Thaw => (Verb::Thaw, "freeze or thaw"),
+            Act::Kill => (Verb::Kill, "kill a grant"),
+            Act::Cgroup => (Verb::Cgroup, ""),
+            Act::Release => (Verb::Release, "release a grant"),
+            Act::RemoveLink => (Verb::RemoveLink, "remove a link"),
+            Act::Unpublish => (Verb::Unpublish, "take published ports back"),
+            Act::MapDirectory => (Verb::MapDirectory, "map a directory"),
+        };
+        self.uses(grant, verb)?;
+        if what.is_empty() { Ok(()) } else { self.must_be_outside(what) }
+    }
+}
