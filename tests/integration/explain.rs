@@ -55,8 +55,12 @@ fn same<T>(what: &str, answer: &Answer, real: &Result<T, Refused>) {
                     Variant::Str(text) => Some(text.to_string()),
                     _ => None,
                 });
-                if key != "rule" || real.is_some() {
-                    assert_eq!(text(answer, key), real, "{what}: {key}");
+                // What polkit says to it is known only when it is asked.
+                let own = text(answer, key);
+                if key == "hint" && text(answer, "action").is_some() {
+                    assert!(real.unwrap().starts_with(&own.unwrap_or_default()), "{what}");
+                } else if key != "rule" || real.is_some() {
+                    assert_eq!(own, real, "{what}: {key}");
                 }
             }
             assert_eq!(number(answer, "quota"), refused.number("quota"), "{what}");
