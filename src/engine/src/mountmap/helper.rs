@@ -71,8 +71,11 @@ use crate::idmap::{seclude, timespec};
 const WORKER_LIMIT: Duration = Duration::from_secs(10);
 /// Most workers at one time.
 const MAX_WORKERS: usize = 64;
-/// Most workers of one account. Its requests come one after the other, so more than one did not end in time.
+/// Most workers of one account. Its requests come one after the other; the workers of those before may still be ending, which takes
+/// the kernel a moment, or did not end in time.
 const MAX_WORKERS_OF_ACCOUNT: usize = 4;
+/// How long a request waits for the end of a worker of its account's. The engine waits for longer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// File systems that can be mapped and for which the kernel alone answers.
 const KINDS: [&str; 9] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "bcachefs", "f2fs", "zfs", "tmpfs"];
@@ -97,7 +100,7 @@ pub fn start(channel: &Channel) -> io::Result<Child> {
             C::CAP_CHOWN,
         ];
         match seclude(channel, &kept) {
-            Ok(()) => Helper { channel, workers: Vec::new() }.run(),
+            Ok(()) => Helper { channel, workers: Vec::new(), waiting: Vec::new() }.run(),
             Err(_) => 1,
         }
     })
@@ -111,9 +114,18 @@ struct Worker {
     deadline: Option<Instant>,
 }
 
+/// A request, and what came with it.
+struct Asked {
+    request: ToHelper,
+    answer: Channel,
+    shown: Vec<OwnedFd>,
+}
+
 struct Helper<'a> {
     channel: &'a Channel,
     workers: Vec<Worker>,
+    /// Requests of accounts that have as many workers as they may, one of each at most, and until when they wait.
+    waiting: Vec<(Asked, Instant)>,
 }
 
 impl Helper<'_> {
@@ -136,7 +148,8 @@ impl Helper<'_> {
     fn wait(&self) -> Result<bool, Errno> {
         let mut fds = vec![PollFd::new(self.channel, PollFlags::IN)];
         fds.extend(self.workers.iter().map(|worker| PollFd::new(&worker.process, PollFlags::IN)));
-        let next = self.workers.iter().filter_map(|worker| worker.deadline).min();
+        let ends = self.workers.iter().filter_map(|worker| worker.deadline);
+        let next = ends.chain(self.waiting.iter().map(|(_, until)| *until)).min();
         let limit = next.map(|deadline| timespec(deadline.saturating_duration_since(Instant::now())));
         match poll(&mut fds, limit.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(fds.first().is_some_and(|channel| !channel.revents().is_empty())),
@@ -144,7 +157,7 @@ impl Helper<'_> {
         }
     }
 
-    /// Reaps workers that have ended, and kills those whose time is over.
+    /// Reaps workers that have ended, kills those whose time is over, and goes on with what waited for one.
     fn settle(&mut self) {
         let now = Instant::now();
         self.workers.retain_mut(|worker| {
@@ -154,22 +167,46 @@ impl Helper<'_> {
             }
             worker.process.try_wait().is_ok_and(|exit| exit.is_none())
         });
+        for (asked, until) in std::mem::take(&mut self.waiting) {
+            if self.has_room(asked.request.account()) {
+                self.start(asked);
+            } else if until <= now {
+                refuse(&asked.answer, MountRefusal::TooMany);
+            } else {
+                self.waiting.push((asked, until));
+            }
+        }
     }
 
-    /// Makes a worker for a request.
+    fn has_room(&self, account: u32) -> bool {
+        let of_account = self.workers.iter().filter(|worker| worker.account == account).count();
+        self.workers.len() < MAX_WORKERS && of_account < MAX_WORKERS_OF_ACCOUNT
+    }
+
+    /// Has a request carried out, now or when an earlier one of its account has ended.
     fn begin(&mut self, received: Received) {
         let mut fds = received.fds.into_iter();
         let Some(Ok(answer)) = fds.next().map(Channel::from_fd) else { return };
         let Ok(request) = cgrant_wire::decode::<ToHelper>(&received.bytes) else { return };
-        let (account, shown) = (request.account(), fds.collect::<Vec<_>>());
-        let of_account = self.workers.iter().filter(|worker| worker.account == account).count();
-        if self.workers.len() >= MAX_WORKERS || of_account >= MAX_WORKERS_OF_ACCOUNT {
-            return refuse(&answer, MountRefusal::TooMany);
+        let account = request.account();
+        let asked = Asked { request, answer, shown: fds.collect() };
+        if self.has_room(account) {
+            self.start(asked);
+        } else if self.waiting.len() >= MAX_WORKERS
+            || self.waiting.iter().any(|(waiting, _)| waiting.request.account() == account)
+        {
+            refuse(&asked.answer, MountRefusal::TooMany);
+        } else {
+            self.waiting.push((asked, Instant::now() + PATIENCE));
         }
+    }
+
+    /// Makes a worker for a request.
+    fn start(&mut self, Asked { request, answer, shown }: Asked) {
         match Clone3::new().spawn(|| work(&answer, &shown, &request)) {
             Ok(child) => self.workers.push(Worker {
                 process: child.pidfd,
-                account,
+                account: request.account(),
                 deadline: Some(Instant::now() + WORKER_LIMIT),
             }),
             Err(error) => refuse(&answer, MountRefusal::at(Step::Fork)(error)),
