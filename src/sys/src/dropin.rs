@@ -19,8 +19,8 @@ pub const MAX_FILES: usize = 256;
 const MAX_TRIES: usize = 8;
 /// May be written by the group, by others.
 const WRITABLE: u32 = 0o022;
-/// May be written by others.
-const WRITABLE_BY_OTHERS: u32 = 0o002;
+/// What errors call the directory of the configuration.
+const ITSELF: &str = "the directory of the configuration";
 
 /// Why configuration was not read.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +67,7 @@ pub enum DropInError {
 /// # Errors
 /// [`DropInError`].
 pub fn read_file(directory: &Dir, file: &str) -> Result<Option<String>, DropInError> {
+    must_be_roots(ITSELF, &stat(ITSELF, directory.as_fd())?)?;
     read(directory, file, file)
 }
 
@@ -78,6 +79,8 @@ pub fn read_file(directory: &Dir, file: &str) -> Result<Option<String>, DropInEr
 /// # Errors
 /// [`DropInError`]; what one file is refused for, all are.
 pub fn read_all(config: &Dir, name: &str, suffix: &str) -> Result<Vec<(String, String)>, DropInError> {
+    // Who may write it could take the files away, and with them what they say.
+    must_be_roots(ITSELF, &stat(ITSELF, config.as_fd())?)?;
     let directory = match config.open_dir(name) {
         Ok(directory) => directory,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -156,8 +159,8 @@ fn must_be_roots(file: &str, stat: &Stat) -> Result<(), DropInError> {
     if stat.st_uid != 0 && stat.st_uid != rustix::process::geteuid().as_raw() {
         return untrusted(format!("belongs to uid {}", stat.st_uid));
     }
-    let dangerous = if stat.st_gid == 0 { WRITABLE_BY_OTHERS } else { WRITABLE };
-    if stat.st_mode & dangerous != 0 {
+    // Whatever the group: the bits of root's are also what the kernel shows of an access control list for others.
+    if stat.st_mode & WRITABLE != 0 {
         return untrusted(format!("has mode {:04o}", stat.st_mode & 0o7777));
     }
     Ok(())
@@ -221,8 +224,8 @@ mod tests {
                 fs::set_permissions(path, Permissions::from_mode(0o666)).unwrap();
             }),
             ("mode 0664", |path| {
+                // As with an access control list that lets another user write.
                 fs::write(path, "").unwrap();
-                chown(path, None, Some(65534)).unwrap();
                 fs::set_permissions(path, Permissions::from_mode(0o664)).unwrap();
             }),
         ];
@@ -249,6 +252,12 @@ mod tests {
         fs::remove_dir(&policy).unwrap();
         symlink(directory.path(), &policy).unwrap();
         assert!(matches!(all(&dir), Err(DropInError::Io { .. })));
+        // The one around it: its files could be taken away.
+        fs::remove_file(&policy).unwrap();
+        assert_eq!(all(&dir).unwrap(), []);
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o775)).unwrap();
+        assert!(matches!(all(&dir), Err(DropInError::Untrusted { .. })));
+        assert!(matches!(read_file(&dir, "none"), Err(DropInError::Untrusted { .. })));
     }
 
     /// Two files that are always replaced in the order a, b, a, b…: whoever reads b's number before a's has mixed two moments.
