@@ -204,6 +204,61 @@ fn rules_of_the_administrator_decide_by_details(lab: &Lab) {
     drop((client, broker));
 }
 
+fn who_agrees_to_a_look_has_not_agreed_to_a_change(lab: &Lab) {
+    let (admin, user) = (lab.user(), lab.user());
+    let mut desk = Desk::start(lab, &[&admin, &user]);
+    desk.rules(
+        "polkit.addRule(function(action, subject) {
+    if (action.id.indexOf('org.cgrant.broker1.') != 0) return;
+    return action.lookup('request') == 'read' ? polkit.Result.YES : polkit.Result.NO;
+});",
+    );
+    let broker = start(lab, &desk);
+    let (client, owner) = (admin.client(broker.socket()), user.client(broker.socket()));
+    let grant = owner.create("theirs", bare()).unwrap();
+    owner.set_limits(&grant.path, &[("pids.max", "9")]).unwrap();
+    client.ask(&grant.path, CGROUP, "Stat", &()).unwrap();
+    assert_eq!(client.value(&grant.path, "pids.max"), "9");
+    let refused = client.set_limits(&grant.path, &[("pids.max", "7")]).unwrap_err();
+    assert_eq!(refused.name, "NoSuchGrant", "{refused:?}");
+    // A file of the kernel's is a request of its own.
+    let values = client.ask(&grant.path, CGROUP, "GetValues", &vec!["cpu.stat"]);
+    assert!(values.is_err(), "the yes to the grant was taken for one to the file");
+    assert_eq!(client.ask(&grant.path, CGROUP, "Kill", &()).unwrap_err().name, "NoSuchGrant");
+    assert_eq!(owner.value(&grant.path, "pids.max"), "9");
+    release_all(&[&owner]);
+    drop((client, owner, broker));
+}
+
+fn nobody_agrees_to_what_is_not_shown(lab: &Lab) {
+    lab.write_policy("[[rule]]\nname = \"low\"\ngrant-ceiling = { \"pids.max\" = 10 }\n");
+    let user = lab.user();
+    let mut desk = Desk::start(lab, &[&user]);
+    desk.rules(
+        "polkit.addRule(function(action, subject) {
+    if (action.id.indexOf('org.cgrant.broker1.') != 0) return;
+    return action.lookup('limits').indexOf('8:9 ') < 0 ? polkit.Result.NO : polkit.Result.YES;
+});",
+    );
+    let broker = start(lab, &desk);
+    let client = user.client(broker.socket());
+    let grant = client.create("first", bare()).unwrap();
+    let set = |devices: u32| {
+        let device = |minor| format!("8:{minor} rbps=1000000T wbps=1000000T");
+        let list = (0..devices).map(device).collect::<Vec<_>>().join(",");
+        client.set_limits(&grant.path, &[("pids.max", "20"), ("io.max", &list)]).unwrap_err()
+    };
+    // All of it is shown, and agreed to; there are no such devices.
+    assert_ne!(set(10).name, "QuotaExceeded");
+    // What is too long to be shown is what policy alone says.
+    let refused = set(64);
+    assert_eq!(refused.name, "QuotaExceeded", "{refused:?}");
+    assert!(!hint(&refused).contains("polkit"), "{refused:?}");
+    assert_ne!(client.value(&grant.path, "pids.max"), "20");
+    release_all(&[&client]);
+    drop((client, broker));
+}
+
 fn clients_of_the_bus_are_asked_about_too(lab: &Lab) {
     lab.write_policy(ONE_GRANT);
     let user = lab.user();
@@ -469,6 +524,8 @@ crate::tests![
     a_no_is_a_no,
     silence_blocks_nobody_and_ends_with_the_caller,
     rules_of_the_administrator_decide_by_details,
+    who_agrees_to_a_look_has_not_agreed_to_a_change,
+    nobody_agrees_to_what_is_not_shown,
     clients_of_the_bus_are_asked_about_too,
     without_polkit_policy_alone_decides,
     a_polkit_that_hangs_or_ends_keeps_nobody,

@@ -37,14 +37,16 @@ pub const MAX_PER_REQUEST: usize = 4;
 const PERSONS_PATIENCE: Duration = Duration::from_secs(300);
 /// How long polkit may take if nobody is asked. Rules of the administrator's may run programs, for 10 seconds each.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Longest value of a detail, in bytes.
-const MAX_DETAIL: usize = 256;
+/// Longest value of a detail, in bytes. Nothing is cut: who agrees has seen all of it.
+const MAX_DETAIL: usize = 4096;
 
 /// What a consent is to: it counts for this and for no other thing, also if the request is looked at again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Matter {
     /// The right.
     pub action: Action,
+    /// What is to be done, as the details say it: who agrees to a look has not agreed to a change.
+    request: &'static str,
     /// Whose grant or usage.
     owner: HostUid,
     /// Which file, where it is about one.
@@ -54,10 +56,10 @@ pub struct Matter {
 impl Matter {
     fn new(action: Action, caller: &Caller, request: &Request<'_>) -> Self {
         let key = match request {
-            Request::WriteRaw { key, .. } => Some(key.as_str().to_owned()),
+            Request::ReadRaw { key, .. } | Request::WriteRaw { key, .. } => Some(key.as_str().to_owned()),
             _ => None,
         };
-        Self { action, owner: owner(caller, request), key }
+        Self { action, request: verb(request), owner: owner(caller, request), key }
     }
 
     /// May the request, which is `self` but for the action, be carried out with these?
@@ -113,12 +115,12 @@ pub fn consents(caller: &Caller, request: &Request<'_>) -> Vec<Action> {
     })
 }
 
-/// The operation under way lacks a consent.
+/// The operation under way lacks a consent. Nobody is asked about more than can be shown: that is refused as without polkit.
 pub fn needs(action: Action, caller: &Caller, about: &str, request: &Request<'_>, reason: &str) {
     TURN.with_borrow_mut(|turn| {
         if let Some(turn) = turn {
             let matter = Matter::new(action, caller, request);
-            turn.needed = Some(Needed { matter, details: details(caller, about, request, reason) });
+            turn.needed = details(caller, about, request, reason).map(|details| Needed { matter, details });
         }
     });
 }
@@ -128,11 +130,17 @@ pub fn is_needed() -> bool {
     TURN.with_borrow(|turn| turn.as_ref().is_some_and(|turn| turn.needed.is_some()))
 }
 
-/// What rules of the administrator's can decide by, and dialogs show.
+/// What rules of the administrator's can decide by, and dialogs show; `None` if one of them is too long for that.
 ///
-/// An attacker wants words of its own in a dialog that asks for a password. Names, keys and values here have passed the
-/// constructors of their types, which let through no control characters, and are short.
-fn details(caller: &Caller, about: &str, request: &Request<'_>, reason: &str) -> Vec<(String, String)> {
+/// An attacker wants words of its own in a dialog that asks for a password, or a yes to more than the dialog said. Names, keys
+/// and values here have passed the constructors of their types, which let through no control characters; they are
+/// said whole or not at all.
+fn details(
+    caller: &Caller,
+    about: &str,
+    request: &Request<'_>,
+    reason: &str,
+) -> Option<Vec<(String, String)>> {
     let mut rows = vec![
         ("request", verb(request).to_owned()),
         ("caller", caller.uid.0.to_string()),
@@ -178,14 +186,14 @@ fn details(caller: &Caller, about: &str, request: &Request<'_>, reason: &str) ->
     row("vlans", list(&mut links.iter().filter(|link| link.vlan != 0).map(|link| link.vlan.to_string())));
     let ports = links.iter().flat_map(|link| link.ports).map(|port| port.port.to_string());
     row("ports", list(&mut { ports }));
-    rows.into_iter().map(|(key, value)| (key.to_owned(), plain(&value))).collect()
+    rows.into_iter().map(|(key, value)| Some((key.to_owned(), plain(&value)?))).collect()
 }
 
-/// As much of a text as fits, of characters that show as themselves wherever they are shown.
-fn plain(text: &str) -> String {
+/// A text of characters that show as themselves wherever they are shown, if it is not too long.
+fn plain(text: &str) -> Option<String> {
     let shown = |c: char| if c.is_ascii_graphic() || c == ' ' { c } else { '?' };
     // `$(` begins a reference to another detail in polkit's messages.
-    text.chars().take(MAX_DETAIL).map(shown).collect::<String>().replace('$', "?")
+    (text.len() <= MAX_DETAIL).then(|| text.chars().map(shown).collect::<String>().replace('$', "?"))
 }
 
 /// How a question ended.
@@ -434,8 +442,9 @@ mod tests {
 
     #[test]
     fn details_show_nothing_but_what_they_are() {
-        assert_eq!(plain("a b\n\u{202e}c$(d)"), "a b??c?(d)");
-        assert_eq!(plain(&"x".repeat(10_000)).len(), MAX_DETAIL);
+        assert_eq!(plain("a b\n\u{202e}c$(d)").unwrap(), "a b??c?(d)");
+        assert_eq!(plain(&"x".repeat(MAX_DETAIL)).unwrap().len(), MAX_DETAIL);
+        assert_eq!(plain(&"x".repeat(MAX_DETAIL + 1)), None, "what is not shown is not agreed to");
     }
 
     #[test]

@@ -227,8 +227,8 @@ impl About<'_> {
 
     fn set_limits(&mut self, grant: GrantId, limits: &[(String, String)]) -> Result<(), Refusal> {
         let settings = check::settings(limits)?;
-        let owner = self.uses(grant, Verb::Read)?;
         self.must_be_outside("set limits")?;
+        let owner = self.owner(grant)?;
         self.said.limits = settings.limits.iter().map(|(key, _)| *key).collect();
         self.judge(&Request::SetLimits { owner, limits: &settings.limits })?;
         for (key, _) in &settings.raw {

@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use cgrant_policy::{CgroupPath, GrantName, Request, Verb};
 use cgrant_wire::{Answer, Attach, ConnectionId, EndReason, Event, GrantChange, GrantId, Holder, Lifetime};
 
-use super::{check, inside, query::usable};
+use super::{
+    check, inside,
+    query::{active, may, usable},
+};
 use crate::{
     connection::{Caller, Ended},
     engine::{Engine, Outcome},
@@ -120,13 +123,11 @@ pub fn set_limits(
     limits: &[(String, String)],
 ) -> Outcome {
     let settings = check::settings(limits)?;
-    let grant = usable(engine, caller, id, Verb::Read)?;
+    // First, as it tells nothing of the grant, and nobody is to be asked in vain.
     inside::must_be_outside(engine, caller, "set limits")?;
-    engine.authorize(
-        caller,
-        grant.name.as_str(),
-        &Request::SetLimits { owner: grant.account, limits: &settings.limits },
-    )?;
+    let grant = active(engine, id)?;
+    // The one question there is, so that whoever is asked sees the limits.
+    may(engine, caller, &grant, &Request::SetLimits { owner: grant.account, limits: &settings.limits })?;
     settings.authorize_raw(engine, caller, grant.account)?;
     let before = grant.live().record.clone();
     let mut record = before.clone();

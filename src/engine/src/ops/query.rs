@@ -26,15 +26,30 @@ fn plain(answer: Answer) -> Outcome {
 /// # Errors
 /// [`RefusalCode::NoSuchGrant`], or the decision's refusal.
 pub fn usable(engine: &Engine, caller: &Caller, id: GrantId, verb: Verb) -> Result<Arc<Grant>, Refusal> {
-    let there = engine.registry().get(id).filter(|grant| grant.is_active());
-    let grant = there.ok_or_else(|| no_such_grant(id))?;
-    let request = Request::UseGrant { owner: grant.account, verb };
-    engine.authorize(caller, grant.name.as_str(), &request).map_err(|refusal| match refusal.code {
-        // In the very words as if there were none.
-        RefusalCode::NoSuchGrant => no_such_grant(id),
-        _ => refusal,
-    })?;
+    let grant = active(engine, id)?;
+    may(engine, caller, &grant, &Request::UseGrant { owner: grant.account, verb })?;
     Ok(grant)
+}
+
+/// A grant that is there. Whether the caller may know of it is [`may`]'s to say, before anything else is told.
+///
+/// # Errors
+/// [`RefusalCode::NoSuchGrant`].
+pub fn active(engine: &Engine, id: GrantId) -> Result<Arc<Grant>, Refusal> {
+    let there = engine.registry().get(id).filter(|grant| grant.is_active());
+    there.ok_or_else(|| no_such_grant(id))
+}
+
+/// May the caller do this with the grant?
+///
+/// # Errors
+/// [`RefusalCode::NoSuchGrant`], or the decision's refusal.
+pub fn may(engine: &Engine, caller: &Caller, grant: &Grant, request: &Request<'_>) -> Result<(), Refusal> {
+    engine.authorize(caller, grant.name.as_str(), request).map_err(|refusal| match refusal.code {
+        // In the very words as if there were none.
+        RefusalCode::NoSuchGrant => no_such_grant(grant.id),
+        _ => refusal,
+    })
 }
 
 /// What this broker is. Anybody may know.
