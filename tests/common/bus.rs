@@ -7,7 +7,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::StreamExt;
@@ -34,6 +34,9 @@ pub struct Refused {
     pub message: String,
     pub details: HashMap<String, OwnedVariant>,
 }
+
+/// The body of a `PropertiesChanged`: interface, properties with their values, and names alone.
+pub type Changed = (String, HashMap<String, OwnedVariant>, Vec<String>);
 
 impl Refused {
     /// Is it this error, and does its sentence contain `words`?
@@ -397,6 +400,18 @@ impl Client {
             None
         };
         self.runtime.block_on(async { tokio::time::timeout(time, wait).await }).ok().flatten()
+    }
+
+    /// A grant, and what changed of it. What is told of the account's usage meanwhile is passed over.
+    pub fn change_of_grant(&self, watch: &mut Watch, time: Duration) -> Option<(String, Changed)> {
+        let end = Instant::now() + time;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let (path, changed) = self.signal::<Changed>(watch, "PropertiesChanged", left)?;
+            if changed.0 != "org.cgrant.Broker1.Account" {
+                return Some((path, changed));
+            }
+        }
     }
 
     /// Is the connection still served?

@@ -1,14 +1,16 @@
 //! Events come from the kernel: out of memory, pressure, populated, the end. And reach their account only.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
-use zbus::{OwnedObjectPath, OwnedVariant};
+use zbus::OwnedObjectPath;
 
-use crate::common::{Lab, Options, bus::CGROUP, checker};
+use crate::common::{
+    Lab, Options,
+    bus::{CGROUP, Changed},
+    checker,
+};
 
 const SOON: Duration = Duration::from_secs(20);
-
-type Changed = (String, HashMap<String, OwnedVariant>, Vec<String>);
 
 fn out_of_memory_is_signalled(lab: &Lab) {
     let broker = lab.broker();
@@ -61,10 +63,7 @@ fn properties_say_when_they_change(lab: &Lab) {
     let grant = client.create("props", Options::new()).unwrap();
     let mut watch = client.watch();
     let mut next = |what: &str| -> Changed {
-        client
-            .signal(&mut watch, "PropertiesChanged", SOON)
-            .unwrap_or_else(|| panic!("no change of {what}"))
-            .1
+        client.change_of_grant(&mut watch, SOON).unwrap_or_else(|| panic!("no change of {what}")).1
     };
     client.set_limits(&grant.path, &[("pids.max", "15")]).unwrap();
     let (interface, changed, _) = next("limits");

@@ -1,6 +1,6 @@
 //! Links when something goes wrong: each step fails in turn, the helper or the engine dies at it, somebody deletes what the broker made.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -321,9 +321,6 @@ fn signal(pid: u32, signal: Signal) {
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
 }
 
-// A `PropertiesChanged`: the object; the interface, what its properties are now, and which are not told.
-type Changed = (String, (String, HashMap<String, zbus::OwnedVariant>, Vec<String>));
-
 // While the helper is dead, somebody takes a port that it held.
 fn a_port_that_was_taken_meanwhile_is_the_grants_no_more(lab: &Lab) {
     let network = Network::new(lab);
@@ -341,7 +338,7 @@ fn a_port_that_was_taken_meanwhile_is_the_grants_no_more(lab: &Lab) {
         service.is_some()
     });
     signal(supervisor, Signal::CONT);
-    let changed: Option<Changed> = client.signal(&mut watch, "PropertiesChanged", Duration::from_secs(30));
+    let changed = client.change_of_grant(&mut watch, Duration::from_secs(30));
     assert_eq!(changed.unwrap().0, web.grant.path, "the change is told");
     let left = client.links(&web.grant.path).remove(0).ports;
     assert!(left.len() == 1 && left[0].contains("8081:81"), "{left:?}");

@@ -11,14 +11,12 @@ use zbus::OwnedVariant;
 
 use crate::common::{
     Client, Lab, Options, PATIENCE, User,
-    bus::{PROPERTIES, Watch},
+    bus::{Changed, PROPERTIES, Watch},
     checker, wait_until,
 };
 
 const ACCOUNT: &str = "org.cgrant.Broker1.Account";
 const INTROSPECTABLE: &str = "org.freedesktop.DBus.Introspectable";
-
-type Changed = (String, HashMap<String, OwnedVariant>, Vec<String>);
 
 fn account_path(uid: u32) -> String {
     format!("/org/cgrant/Broker1/account/{uid}")
