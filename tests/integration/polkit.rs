@@ -411,6 +411,52 @@ fn question(engine: &LoneEngine) -> (Question, bool) {
     }
 }
 
+fn what_is_asked_for_is_said_in_full(lab: &Lab) {
+    lab.write_policy("[[rule]]\nname = \"low\"\ngrant-ceiling = { \"pids.max\" = 10 }\n");
+    let mut engine = LoneEngine::start(lab);
+    engine.bus_front.send(&ToEngine::Polkit { there: true }, &[]);
+    let user = lab.user();
+    let (process, _stream) = user.connect(&engine.socket);
+    let (connection, _, _socket) = engine.connected();
+    engine.ask(FrontKind::Bus, connection, request("x"), &[]).unwrap_err();
+    let with = |name: &str, limits: &[(&str, &str)]| {
+        let Op::CreateGrant(mut grant) = request(name) else { panic!() };
+        grant.limits = limits.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
+        Op::CreateGrant(grant)
+    };
+    let find = Op::FindGrant { name: "secret".into(), account: Some(user.uid + 1) };
+    let stranger = (user.uid + 1).to_string();
+    let cases = [
+        (
+            with("many", &[("pids.max", "20"), ("memory.max", "1G")]),
+            vec![
+                ("name", "many"),
+                ("asks", "create grant: persistent true; ids 0; limits pids.max=20 memory.max=1073741824"),
+            ],
+        ),
+        (
+            with("raw", &[("memory.min", "7")]),
+            vec![("name", "raw"), ("key", "memory.min"), ("value", "7"), ("request", "write raw")],
+        ),
+        (Op::ListGrants { all: true }, vec![("account", "all"), ("name", "")]),
+        // There is none of that name, and it is asked about all the same.
+        (find, vec![("account", &stranger), ("name", ""), ("asks", "read")]),
+    ];
+    for (id, (op, expected)) in (700..).zip(cases) {
+        engine
+            .socket_front
+            .send(&ToEngine::Request { id: RequestId(id), connection, interactive: true, op }, &[]);
+        let (asked, _) = question(&engine);
+        for (key, value) in expected {
+            let said = asked.details.iter().find(|(known, _)| known == key);
+            assert_eq!(said.map_or("", |(_, said)| said.as_str()), value, "{key} in {asked:?}");
+        }
+        say(&engine, FrontKind::Bus, asked.id, Consent::No);
+        engine.answer(FrontKind::Socket, RequestId(id)).unwrap_err();
+    }
+    drop((process, engine));
+}
+
 fn say(engine: &LoneEngine, front: FrontKind, question: QuestionId, consent: Consent) {
     engine.link(front).send(&ToEngine::Consent { question, consent }, &[]);
 }
@@ -526,6 +572,7 @@ crate::tests![
     rules_of_the_administrator_decide_by_details,
     who_agrees_to_a_look_has_not_agreed_to_a_change,
     nobody_agrees_to_what_is_not_shown,
+    what_is_asked_for_is_said_in_full,
     clients_of_the_bus_are_asked_about_too,
     without_polkit_policy_alone_decides,
     a_polkit_that_hangs_or_ends_keeps_nobody,

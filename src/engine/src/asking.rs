@@ -8,6 +8,7 @@
 use std::{
     cell::RefCell,
     collections::HashMap,
+    net::SocketAddr,
     os::fd::OwnedFd,
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -16,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use cgrant_policy::{Action, HostUid, Request, Verb};
+use cgrant_policy::{Action, HostPort, HostUid, NewLink, Request, Verb};
 use cgrant_wire::{
     Consent, FromEngine, Question, QuestionId, Refusal, RefusalCode, Subject, boot::FrontKind,
 };
@@ -120,7 +121,8 @@ pub fn needs(action: Action, caller: &Caller, about: &str, request: &Request<'_>
     TURN.with_borrow_mut(|turn| {
         if let Some(turn) = turn {
             let matter = Matter::new(action, caller, request);
-            turn.needed = details(caller, about, request, reason).map(|details| Needed { matter, details });
+            turn.needed =
+                details(action, caller, about, request, reason).map(|details| Needed { matter, details });
         }
     });
 }
@@ -136,17 +138,36 @@ pub fn is_needed() -> bool {
 /// and values here have passed the constructors of their types, which let through no control characters; they are
 /// said whole or not at all.
 fn details(
+    action: Action,
     caller: &Caller,
     about: &str,
     request: &Request<'_>,
     reason: &str,
 ) -> Option<Vec<(String, String)>> {
-    let mut rows = vec![
+    let account = match request {
+        Request::ListAll | Request::ListAccounts => "all".to_owned(),
+        _ => owner(caller, request).0.to_string(),
+    };
+    let mut rows = asked_for(request);
+    let all = rows.iter().map(|(key, value)| format!("{key} {value}")).collect::<Vec<_>>().join("; ");
+    let asks = if all.is_empty() { verb(request).to_owned() } else { format!("{}: {all}", verb(request)) };
+    rows.extend([
         ("request", verb(request).to_owned()),
         ("caller", caller.uid.0.to_string()),
-        ("account", owner(caller, request).0.to_string()),
+        ("account", account),
         ("reason", reason.to_owned()),
-    ];
+        ("asks", asks),
+    ]);
+    // The caller's own agent shows these: what others call their grants is not to be learned from it.
+    if action != Action::ManageOthers && !about.is_empty() {
+        rows.push(("name", about.to_owned()));
+    }
+    rows.into_iter().map(|(key, value)| Some((key.to_owned(), plain(&value)?))).collect()
+}
+
+/// All that a request would have, within the quotas or beyond.
+fn asked_for(request: &Request<'_>) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
     let mut row = |key, value: String| {
         if !value.is_empty() {
             rows.push((key, value));
@@ -154,9 +175,12 @@ fn details(
     };
     let list = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>().join(" ");
     match request {
-        Request::WriteRaw { key, .. } => row("key", key.as_str().to_owned()),
-        Request::UsageOf { .. } | Request::ListAll | Request::ListAccounts => (),
-        _ => row("name", about.to_owned()),
+        Request::ReadRaw { key, .. } => row("key", key.as_str().to_owned()),
+        Request::WriteRaw { key, value, .. } => {
+            row("key", key.as_str().to_owned());
+            row("value", (*value).to_owned());
+        }
+        _ => (),
     }
     let (limits, links) = match request {
         Request::CreateGrant(grant) => {
@@ -167,7 +191,7 @@ fn details(
         Request::SetLimits { limits, .. } => (*limits, &[][..]),
         Request::AddLink { link, .. } => (&[][..], std::slice::from_ref(link)),
         Request::Publish { ports, .. } => {
-            row("ports", list(&mut ports.iter().map(|port| port.port.to_string())));
+            row("ports", list(&mut ports.iter().map(place)));
             (&[][..], &[][..])
         }
         Request::UseGrant { verb: Verb::Persist, .. } => {
@@ -184,9 +208,19 @@ fn details(
     });
     row("addresses", list(&mut { addresses }));
     row("vlans", list(&mut links.iter().filter(|link| link.vlan != 0).map(|link| link.vlan.to_string())));
-    let ports = links.iter().flat_map(|link| link.ports).map(|port| port.port.to_string());
-    row("ports", list(&mut { ports }));
-    rows.into_iter().map(|(key, value)| Some((key.to_owned(), plain(&value)?))).collect()
+    let rates = |rate: fn(&NewLink<'_>) -> u64| {
+        list(&mut links.iter().map(rate).filter(|rate| *rate != 0).map(|rate| rate.to_string()))
+    };
+    row("upload", rates(|link| link.upload));
+    row("download", rates(|link| link.download));
+    row("ports", list(&mut links.iter().flat_map(|link| link.ports).map(place)));
+    rows
+}
+
+/// A port of the host's: `80` on all addresses, `192.0.2.1:80` on one.
+fn place(port: &HostPort) -> String {
+    let on = |address| SocketAddr::new(address, port.port).to_string();
+    port.address.map_or_else(|| port.port.to_string(), on)
 }
 
 /// A text of characters that show as themselves wherever they are shown, if it is not too long.
@@ -282,11 +316,18 @@ impl Engine {
             Err(open) => return (open.resume)(Ending::TooMany),
         };
         let patience = if interactive { PERSONS_PATIENCE } else { PATIENCE };
-        match self.watches.after(patience, |_| Target::Question(id)) {
+        match self.watches.after(patience, |watch| Target::Question(id, watch)) {
             Ok(watch) => {
-                // Answered already it can't be: it has not been sent.
-                if let Some(open) = self.questions.table().open.get_mut(&id) {
-                    open.watch = Some(watch);
+                // Answered already it can't be: it has not been sent. But whoever asks or would be asked may be gone.
+                let is_open = match self.questions.table().open.get_mut(&id) {
+                    Some(open) => {
+                        open.watch = Some(watch);
+                        true
+                    }
+                    None => false,
+                };
+                if !is_open {
+                    return self.watches.remove(&[watch]);
                 }
             }
             Err(error) => {
@@ -342,7 +383,8 @@ impl Engine {
     }
 
     /// The time of a question is over.
-    pub fn question_over(&self, id: QuestionId) {
+    pub fn question_over(&self, id: QuestionId, watch: u64) {
+        self.watches.remove(&[watch]);
         if self.questions.table().open.contains_key(&id) {
             self.send(FrontKind::Bus, &FromEngine::Withdraw(id), Vec::new());
         }
@@ -395,6 +437,7 @@ fn subject(caller: &Caller) -> Result<(Subject, Option<OwnedFd>), &'static str> 
     if let Some(name) = &caller.bus_name {
         return Ok((Subject::BusName(name.clone()), None));
     }
+    known_to_polkit(caller.uid)?;
     let gone = "the process that made the connection has ended";
     let process =
         caller.process.as_ref().ok_or("the kernel does not say which process made the connection")?;
@@ -403,6 +446,11 @@ fn subject(caller: &Caller) -> Result<(Subject, Option<OwnedFd>), &'static str> 
     let start_time = process.start_time().map_err(|_| gone)?;
     let copy = process.try_clone().map_err(|_| "the broker has no descriptors left")?;
     Ok((Subject::Process { pid, start_time, uid: caller.uid.0 }, Some(copy.into())))
+}
+
+/// Polkit has uids signed. One that it can't say would be shown, and looked at, as another.
+fn known_to_polkit(uid: HostUid) -> Result<(), &'static str> {
+    i32::try_from(uid.0).map(drop).map_err(|_| "polkit knows no uids of this size")
 }
 
 /// What the caller is told whose request polkit did not agree to. `refusal` is what policy alone would have said.
@@ -445,6 +493,22 @@ mod tests {
         assert_eq!(plain("a b\n\u{202e}c$(d)").unwrap(), "a b??c?(d)");
         assert_eq!(plain(&"x".repeat(MAX_DETAIL)).unwrap().len(), MAX_DETAIL);
         assert_eq!(plain(&"x".repeat(MAX_DETAIL + 1)), None, "what is not shown is not agreed to");
+    }
+
+    #[test]
+    fn polkit_is_not_asked_about_uids_that_it_can_not_say() {
+        assert!(known_to_polkit(HostUid(0x7fff_ffff)).is_ok());
+        assert!(known_to_polkit(HostUid(0x8000_0000)).is_err());
+    }
+
+    #[test]
+    fn ports_are_said_with_their_addresses() {
+        let text = |address: Option<&str>| {
+            place(&HostPort { address: address.map(|address| address.parse().unwrap()), port: 80 })
+        };
+        assert_eq!(text(None), "80");
+        assert_eq!(text(Some("192.0.2.1")), "192.0.2.1:80");
+        assert_eq!(text(Some("::1")), "[::1]:80");
     }
 
     #[test]

@@ -249,6 +249,10 @@ impl Engine {
     /// The refusal, with the rule that decided.
     pub fn authorize(&self, caller: &Caller, about: &str, request: &Request<'_>) -> Result<(), Refusal> {
         let rule = self.decide(caller, about, request)?;
+        let about = match request {
+            Request::ReadRaw { key, .. } | Request::WriteRaw { key, .. } => format!("{key} of {about}"),
+            _ => about.to_owned(),
+        };
         let (uid, pid, request, account) =
             (caller.uid.0, caller.pid.unwrap_or(0), verb(request), owner(caller, request).0);
         tracing::info!(

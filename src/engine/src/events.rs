@@ -119,7 +119,7 @@ pub fn happened(engine: &Engine, id: GrantId, target: &Target) {
         | Target::Files
         | Target::Wishes
         | Target::Wish(_)
-        | Target::Question(_)
+        | Target::Question(..)
         | Target::Net
         | Target::Helper
         | Target::Vacant(_)

@@ -144,7 +144,7 @@ impl Server {
                     let engine = Arc::clone(&self.engine);
                     self.submit_or_warn(account, Box::new(move || engine.look_at_usage(account)));
                 }
-                Target::Question(question) => self.engine.question_over(question),
+                Target::Question(question, watch) => self.engine.question_over(question, watch),
                 Target::Vacant(account) => {
                     let engine = Arc::clone(&self.engine);
                     self.submit_or_warn(account, Box::new(move || engine.vacate(account)));

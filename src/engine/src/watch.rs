@@ -67,8 +67,8 @@ pub enum Target {
     Wishes,
     /// The cgroup of this wish is to be looked at.
     Wish(u64),
-    /// The time for the answer to a question to polkit is over.
-    Question(QuestionId),
+    /// The time for the answer to a question to polkit is over; the watch has said its one word.
+    Question(QuestionId, u64),
 }
 
 enum Watch {

@@ -168,7 +168,7 @@ fn subject<'a>(subject: &'a Subject, process: Option<&'a OwnedFd>) -> WireSubjec
             let mut details = HashMap::from([
                 ("pid", Variant::from(*pid)),
                 ("start-time", Variant::from(*start_time)),
-                // Polkit has it signed; no uid in use is that large.
+                // Polkit has it signed; the engine asks about none that is larger.
                 ("uid", Variant::from(i32::try_from(*uid).unwrap_or(i32::MAX))),
             ]);
             if let Some(process) = process {

@@ -219,7 +219,7 @@ mod tests {
             (Request::CreateGrant(grant(&[], &[])), full, Action::ExceedQuota),
             (Request::CreateGrant(grant(&limits, &[])), none, Action::ExceedQuota),
             (Request::SetLimits { owner: PERSON, limits: &limits }, none, Action::ExceedQuota),
-            (Request::WriteRaw { owner: PERSON, key: &key }, none, Action::WriteRaw),
+            (Request::WriteRaw { owner: PERSON, key: &key, value: "1" }, none, Action::WriteRaw),
             (Request::CreateGrant(grant(&[], &links)), none, Action::HostNetwork),
             (Request::AddLink { owner: PERSON, link: link("default") }, none, Action::HostNetwork),
             (Request::UseGrant { owner: OTHER, verb: Verb::Kill }, none, Action::ManageOthers),
@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(asked(&policy, &Request::Call, &busy), None);
         assert_eq!(asked(&policy, &Request::Connect, &busy), None);
         let key = "cgroup.procs".to_owned().try_into().unwrap();
-        assert_eq!(asked(&policy, &Request::WriteRaw { owner: PERSON, key: &key }, &none), None);
+        assert_eq!(asked(&policy, &Request::WriteRaw { owner: PERSON, key: &key, value: "1" }, &none), None);
         for verb in [Verb::Attach, Verb::Adopt, Verb::Persist, Verb::Cgroup, Verb::MapDirectory] {
             assert_eq!(asked(&policy, &Request::UseGrant { owner: OTHER, verb }, &none), None, "{verb:?}");
         }
@@ -299,7 +299,7 @@ mod tests {
         for request in [
             Request::CreateGrant(grant(&[], &[])),
             Request::SetLimits { owner: PERSON, limits: &[] },
-            Request::WriteRaw { owner: PERSON, key: &key },
+            Request::WriteRaw { owner: PERSON, key: &key, value: "1" },
             Request::AddLink { owner: PERSON, link: link("default") },
             Request::UseGrant { owner: OTHER, verb: Verb::Read },
             Request::ListAll,

@@ -58,6 +58,8 @@ pub enum Request<'a> {
         owner: HostUid,
         /// Which file.
         key: &'a RawKey,
+        /// What. Rules say nothing of it; whoever is asked sees it.
+        value: &'a str,
     },
     /// A node of one of the host's devices for a container.
     UseDevice {
@@ -376,7 +378,7 @@ fn outcome(
         && consent::is_manageable(request);
     let on_behalf = |owner: HostUid| Caller { uid: owner, ..caller.clone() };
     match request {
-        // Carried out as if the owner had asked.
+        // The owner's grant as if it were the asker's own: by the asker's rules and ceilings, as it is the asker that is let.
         Request::UseGrant { owner, verb } if others => {
             use_grant(rules, &on_behalf(*owner), *owner, *verb, usage)
         }
@@ -392,7 +394,7 @@ fn outcome(
         Request::CreateCgroup { owner, depth } => create_cgroup(rules, caller, *owner, *depth, usage),
         Request::SetLimits { owner, limits } => set_limits(rules, caller, *owner, limits),
         Request::ReadRaw { owner, key } => read_raw(rules, caller, *owner, key),
-        Request::WriteRaw { owner, key } => write_raw(rules, caller, *owner, key),
+        Request::WriteRaw { owner, key, .. } => write_raw(rules, caller, *owner, key),
         Request::UseDevice { owner, node, by_group } => use_device(rules, caller, *owner, node, *by_group),
         Request::AddLink { owner, link } => add_link(rules, caller, *owner, link, usage),
         Request::Publish { owner, ports } => publish(rules, caller, *owner, ports, usage),
@@ -898,7 +900,7 @@ mod tests {
             Request::CreateCgroup { owner, depth: 16 },
             Request::SetLimits { owner, limits: &limits },
             Request::ReadRaw { owner, key: &key },
-            Request::WriteRaw { owner, key: &key },
+            Request::WriteRaw { owner, key: &key, value: "1" },
             Request::UsageOf { account: owner },
         ] {
             assert!(allowed(&policy, PERSON, &request), "{request:?}");
@@ -927,7 +929,7 @@ mod tests {
             Request::CreateCgroup { owner, depth: 1 },
             Request::SetLimits { owner, limits: &[] },
             Request::ReadRaw { owner, key },
-            Request::WriteRaw { owner, key },
+            Request::WriteRaw { owner, key, value: "1" },
             verb(Verb::RemoveLink),
             verb(Verb::Unpublish),
             Request::AddLink { owner, link: LINK },
@@ -1022,7 +1024,7 @@ raw.write = ["memory.swap.high"]
         let only_by_unit = [
             Request::AddLink { owner, link: NewLink { bridge: "lan", ..LINK } },
             Request::Publish { owner, ports: &ports },
-            Request::WriteRaw { owner, key: &idle },
+            Request::WriteRaw { owner, key: &idle, value: "1" },
             Request::UseDevice { owner, node: &kvm, by_group: false },
         ];
         for request in only_by_unit {
@@ -1138,7 +1140,11 @@ raw.write = ["memory.swap.high"]
                 Action::CreatePersistentGrant,
             ),
             ("access.limits = \"ask\"\n", Request::SetLimits { owner, limits: &[] }, Action::SetLimits),
-            ("access.raw-write = \"ask\"\n", Request::WriteRaw { owner, key: &key }, Action::WriteRaw),
+            (
+                "access.raw-write = \"ask\"\n",
+                Request::WriteRaw { owner, key: &key, value: "1" },
+                Action::WriteRaw,
+            ),
             ("access.link = \"ask\"\n", Request::AddLink { owner, link: LINK }, Action::AddLink),
             (
                 "access.link = \"ask\"\n",
@@ -1211,7 +1217,10 @@ raw.write = ["memory.swap.high"]
         for name in ["devices.allow", "cgroup.procs", "memory.limit_in_bytes", "cgroup.kill", "memory.min"] {
             let key = name.to_owned().try_into().unwrap();
             for uid in [PERSON, ROOT] {
-                assert!(!allowed(&policy, uid, &Request::WriteRaw { owner, key: &key }), "{name}");
+                assert!(
+                    !allowed(&policy, uid, &Request::WriteRaw { owner, key: &key, value: "1" }),
+                    "{name}"
+                );
             }
         }
         let key = "cgroup.procs".to_owned().try_into().unwrap();

@@ -3,7 +3,7 @@
 use std::{io, os::fd::OwnedFd};
 
 use cgrant_policy::{
-    GrantPath, HostUid, LimitKey, LimitValue, NameError, RawKey, RawValue, Request, Setting,
+    GrantName, GrantPath, HostUid, LimitKey, LimitValue, NameError, RawKey, RawValue, Request, Setting,
 };
 use cgrant_sys::{
     namespace::UsernsFd,
@@ -161,13 +161,20 @@ impl Settings {
         limits.chain(self.raw.iter().map(|(key, value)| (key.to_string(), value.to_string()))).collect()
     }
 
-    /// Asks policy for each raw file.
+    /// Asks policy for each raw file of the grant `name`.
     ///
     /// # Errors
     /// The decision's refusal.
-    pub fn authorize_raw(&self, engine: &Engine, caller: &Caller, owner: HostUid) -> Result<(), Refusal> {
-        self.raw.iter().try_for_each(|(key, _)| {
-            engine.authorize(caller, key.as_str(), &Request::WriteRaw { owner, key })
+    pub fn authorize_raw(
+        &self,
+        engine: &Engine,
+        caller: &Caller,
+        owner: HostUid,
+        name: &GrantName,
+    ) -> Result<(), Refusal> {
+        self.raw.iter().try_for_each(|(key, value)| {
+            let request = Request::WriteRaw { owner, key, value: value.as_str() };
+            engine.authorize(caller, name.as_str(), &request)
         })
     }
 

@@ -83,7 +83,7 @@ pub fn create(
             links: &link::judged(&plan.links),
         }),
     )?;
-    plan.settings.authorize_raw(engine, caller, caller.uid)?;
+    plan.settings.authorize_raw(engine, caller, caller.uid, &plan.name)?;
     let grant = Arc::new(Grant::new(plan.id, caller.uid, plan.name.clone(), plan.record.clone()));
     if engine.registry().named(caller.uid, &plan.name).is_some() {
         return Err(exists(&plan.name));

@@ -210,8 +210,8 @@ impl About<'_> {
             pressure: pressure.len(),
             links: &link::judged(&wishes),
         }))?;
-        for (key, _) in &settings.raw {
-            self.judge(&Request::WriteRaw { owner: account, key })?;
+        for (key, value) in &settings.raw {
+            self.judge(&Request::WriteRaw { owner: account, key, value: value.as_str() })?;
         }
         if self.engine.registry().named(account, &name).is_some() {
             return Err(create::exists(&name));
@@ -231,8 +231,8 @@ impl About<'_> {
         let owner = self.owner(grant)?;
         self.said.limits = settings.limits.iter().map(|(key, _)| *key).collect();
         self.judge(&Request::SetLimits { owner, limits: &settings.limits })?;
-        for (key, _) in &settings.raw {
-            self.judge(&Request::WriteRaw { owner, key })?;
+        for (key, value) in &settings.raw {
+            self.judge(&Request::WriteRaw { owner, key, value: value.as_str() })?;
         }
         self.must_be_had()
     }

@@ -128,7 +128,7 @@ pub fn set_limits(
     let grant = active(engine, id)?;
     // The one question there is, so that whoever is asked sees the limits.
     may(engine, caller, &grant, &Request::SetLimits { owner: grant.account, limits: &settings.limits })?;
-    settings.authorize_raw(engine, caller, grant.account)?;
+    settings.authorize_raw(engine, caller, grant.account, &grant.name)?;
     let before = grant.live().record.clone();
     let mut record = before.clone();
     for setting in settings.texts() {

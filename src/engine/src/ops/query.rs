@@ -129,6 +129,9 @@ pub fn list_grants(engine: &Engine, caller: &Caller, all: bool) -> Outcome {
 
 /// A grant by name.
 ///
+/// An attacker wants to learn from polkit's question, or from its absence, which grants another account has: it is put before
+/// anybody looks.
+///
 /// # Errors
 /// [`RefusalCode::NoSuchGrant`].
 pub fn find_grant(engine: &Engine, caller: &Caller, name: &str, account: Option<u32>) -> Outcome {
@@ -138,10 +141,12 @@ pub fn find_grant(engine: &Engine, caller: &Caller, name: &str, account: Option<
     };
     let account = account.map_or(caller.uid, HostUid);
     let parsed = GrantName::new(name).map_err(|error| check::bad_name(&error))?;
-    let grant = engine.registry().named(account, &parsed).ok_or_else(missing)?;
-    if engine.grant_for(caller, grant.id).is_err() {
-        usable(engine, caller, grant.id, Verb::Read).map_err(|_| missing())?;
+    if account != caller.uid {
+        let request = Request::UseGrant { owner: account, verb: Verb::Read };
+        engine.authorize(caller, name, &request).map_err(|_| missing())?;
     }
+    let there = engine.registry().named(account, &parsed).filter(|grant| grant.is_active());
+    let grant = there.ok_or_else(missing)?;
     plain(Answer::Grant(grant.info()))
 }
 
@@ -172,7 +177,7 @@ pub fn get_values(engine: &Engine, caller: &Caller, id: GrantId, keys: &[String]
             .parse()
             .map_err(|error: SettingError| Refusal::new(RefusalCode::InvalidArgument, error.to_string()))?;
         if let Key::Raw(raw) = &key {
-            engine.authorize(caller, raw.as_str(), &Request::ReadRaw { owner: grant.account, key: raw })?;
+            may(engine, caller, &grant, &Request::ReadRaw { owner: grant.account, key: raw })?;
         }
         parsed.push(key);
     }
