@@ -346,7 +346,8 @@ fn what_is_removed_ends_in_order_and_leaves_the_record_of_ids(lab: &Lab) {
         false => ByHand::start(lab),
     };
     wait_until("the broker serves", || running.shell.output(&["grant", "list"]).status.success());
-    running.shell.done(&["start", "web"]);
+    // systemd may still be removing the cgroups of the scope before, which has the same name.
+    wait_until("it starts", || running.shell.output(&["start", "web"]).status.success());
     let mine = running.shell.done(&["exec", "web", "--", "stat", "-c", "%u", "/bin/busybox"]);
     assert_eq!(mine, "0\n", "its files are somebody else's");
     ends_with_everything_of(lab, &person, broker);
