@@ -16,13 +16,13 @@ grant-ceiling = { \"memory.max\" = \"64M\", \"pids.max\" = \"50\" }
 network.ports = [\"2000-3000\"]
 ";
 
-type Answer = HashMap<String, OwnedVariant>;
+pub type Answer = HashMap<String, OwnedVariant>;
 
-fn explain(client: &Client, request: &str, options: Options) -> Result<Answer, Refused> {
+pub fn explain(client: &Client, request: &str, options: Options) -> Result<Answer, Refused> {
     client.manager("Explain", &(request, options.0))
 }
 
-fn text(answer: &Answer, key: &str) -> Option<String> {
+pub fn text(answer: &Answer, key: &str) -> Option<String> {
     match answer.get(key).map(|value| &**value) {
         Some(Variant::Str(text)) => Some(text.to_string()),
         _ => None,
@@ -36,13 +36,13 @@ fn number(answer: &Answer, key: &str) -> Option<u64> {
     }
 }
 
-fn allowed(answer: &Answer) -> bool {
+pub fn allowed(answer: &Answer) -> bool {
     matches!(answer.get("allowed").map(|value| &**value), Some(Variant::Bool(true)))
 }
 
 /// The answer to the question, and what the request itself came to.
 #[track_caller]
-fn same<T>(what: &str, answer: &Answer, real: &Result<T, Refused>) {
+pub fn same<T>(what: &str, answer: &Answer, real: &Result<T, Refused>) {
     match real {
         Ok(_) => assert!(allowed(answer), "{what} is done, and was to be refused: {answer:?}"),
         Err(refused) => {

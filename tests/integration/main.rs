@@ -42,6 +42,7 @@ mod links_callers;
 mod links_failures;
 mod metrics;
 mod mounts;
+mod nested;
 mod one_liners;
 mod pam;
 mod policy;
@@ -97,6 +98,7 @@ fn main() -> std::process::ExitCode {
         links_callers::TESTS,
         links_failures::TESTS,
         mounts::TESTS,
+        nested::TESTS,
         one_liners::TESTS,
         pam::TESTS,
         polkit::TESTS,

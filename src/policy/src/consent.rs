@@ -181,7 +181,16 @@ mod tests {
     }
 
     fn grant<'a>(limits: &'a [(LimitKey, LimitValue)], links: &'a [NewLink<'a>]) -> NewGrant<'a> {
-        NewGrant { ids: Some(65536), limits, setgroups: false, persistent: false, pressure: 0, links }
+        NewGrant {
+            ids: Some(65536),
+            limits,
+            setgroups: false,
+            persistent: false,
+            pressure: 0,
+            links,
+            nesting: 0,
+            depth: 0,
+        }
     }
 
     fn link(bridge: &str) -> NewLink<'_> {

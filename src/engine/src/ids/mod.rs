@@ -21,6 +21,7 @@ mod accounts;
 mod area;
 mod error;
 mod index;
+mod inner;
 mod store;
 
 use std::{
@@ -36,6 +37,7 @@ use cgrant_wire::{GrantId, Range, RangeInfo};
 pub use self::{
     accounts::local_groups,
     error::{IdError, NamesError},
+    inner::Around,
 };
 use self::{
     accounts::{Accounts, Lent, Presence},
@@ -348,7 +350,7 @@ impl IdRecord {
         let ids = span.part(0, count).ok_or_else(|| self.none_free(&inner.index, count))?;
         let mut area = Area::new(span, wish.account, inner.accounts.user(wish.account));
         if let Some(name) = wish.name {
-            area.insert(Slot { offset: 0, count, name: Some(name.clone()), grant: None });
+            area.insert(Slot { offset: 0, count, name: Some(name.clone()), grant: None, inner: Vec::new() });
         }
         inner.write(area)?;
         tracing::info!(target: "ids", account = wish.account.0, ids = %span, "a block of ids is the account's from now on");
@@ -496,7 +498,13 @@ impl Inner {
             && let Some(mut area) = self.index.area_of(span.first()).cloned()
         {
             let offset = span.first() - area.span.first();
-            area.insert(Slot { offset, count: span.count(), name: Some(name.clone()), grant: None });
+            area.insert(Slot {
+                offset,
+                count: span.count(),
+                name: Some(name.clone()),
+                grant: None,
+                inner: Vec::new(),
+            });
             self.write(area)?;
         }
         self.mark(wish, span, instance)

@@ -232,9 +232,12 @@ pub fn forget_range(engine: &Engine, caller: &Arc<Caller>, name: &str) -> Outcom
     engine.authorize(
         caller,
         name.as_str(),
-        &Request::UseGrant { owner: caller.uid, verb: Verb::ForgetRange },
+        &Request::UseGrant { owner: caller.account(), verb: Verb::ForgetRange },
     )?;
-    engine.ids.forget(caller.uid, &name)?;
+    match &caller.nested {
+        Some(inside) => engine.ids.forget_inner(inside.range, &name)?,
+        None => engine.ids.forget(caller.uid, &name)?,
+    }
     done()
 }
 

@@ -3,11 +3,11 @@
 use std::{os::fd::OwnedFd, sync::Arc};
 
 use cgrant_policy::{
-    CgroupPath, GrantName, HostGid, HostUid, Key, Request, SettingError, Verb, judge::usage_rows,
+    CgroupPath, GrantName, GrantPath, HostGid, HostUid, Key, Request, SettingError, Verb, judge::usage_rows,
 };
 use cgrant_wire::{Answer, BrokerInfo, FdIndex, GrantId, Refusal, RefusalCode, Usage, UsageRow};
 
-use super::check;
+use super::{check, nested};
 use crate::{
     connection::Caller,
     engine::{Engine, Outcome, no_such_grant},
@@ -26,7 +26,9 @@ fn plain(answer: Answer) -> Outcome {
 /// # Errors
 /// [`RefusalCode::NoSuchGrant`], or the decision's refusal.
 pub fn usable(engine: &Engine, caller: &Caller, id: GrantId, verb: Verb) -> Result<Arc<Grant>, Refusal> {
-    let there = engine.registry().get(id).filter(|grant| grant.is_active());
+    // What lies outside of a caller's own grant is nobody's to allow it, not polkit's nor that of a rule for its account.
+    let may_be = |grant: &Arc<Grant>| caller.nested.is_none() || caller.may_see(&grant.path);
+    let there = engine.registry().get(id).filter(|grant| grant.is_active() && may_be(grant));
     let grant = there.ok_or_else(|| no_such_grant(id))?;
     let request = Request::UseGrant { owner: grant.account, verb };
     engine.authorize(caller, grant.name.as_str(), &request).map_err(|refusal| match refusal.code {
@@ -63,7 +65,9 @@ fn features(engine: &Engine) -> Vec<(String, bool, String)> {
 /// # Errors
 /// If the caller asks for somebody else's and may not.
 pub fn usage(engine: &Engine, caller: &Caller, account: Option<u32>) -> Outcome {
-    let account = account.map_or(caller.uid, HostUid);
+    // From inside the account is called 0, and there is no other.
+    let asked = account.filter(|_| caller.nested.is_none());
+    let account = asked.map_or_else(|| caller.account(), HostUid);
     engine.authorize(caller, &account.to_string(), &Request::UsageOf { account })?;
     let policy = engine.policy();
     // Groups of another account are known only from its connections, so its quotas are those by uid.
@@ -73,7 +77,7 @@ pub fn usage(engine: &Engine, caller: &Caller, account: Option<u32>) -> Outcome 
         groups: Vec::new(),
         application: None,
     };
-    let subject = if account == caller.uid { caller.subject() } else { stranger };
+    let subject = if account == caller.account() { caller.subject() } else { stranger };
     let ruling = policy.ruling(&subject);
     let rows = usage_rows(&ruling.quotas, &engine.usage(account));
     plain(Answer::Usage(Usage {
@@ -94,22 +98,29 @@ pub fn row((resource, used, quota): (&str, u64, u64)) -> UsageRow {
 /// If the caller asks for all and may not.
 pub fn list_accounts(engine: &Engine, caller: &Caller, all: bool) -> Outcome {
     if !all {
-        return plain(Answer::Accounts(vec![caller.uid.0]));
+        return plain(Answer::Accounts(vec![caller.account().0]));
     }
     engine.authorize(caller, "", &Request::ListAccounts)?;
     plain(Answer::Accounts(engine.accounts().into_iter().map(|account| account.0).collect()))
 }
 
-/// The caller's grants, or everybody's for root.
+/// The caller's grants, or everybody's for root; with `nested` those inside of them too.
 ///
 /// # Errors
 /// If the caller asks for everybody's and may not.
-pub fn list_grants(engine: &Engine, caller: &Caller, all: bool) -> Outcome {
+pub fn list_grants(engine: &Engine, caller: &Caller, all: bool, nested: bool) -> Outcome {
     if all {
         engine.authorize(caller, "", &Request::ListAll)?;
     }
-    let grants = engine.registry().list((!all).then_some(caller.uid));
-    plain(Answer::Grants(grants.iter().filter(|grant| grant.is_active()).map(|grant| grant.info()).collect()))
+    let grants = engine.registry().list((!all).then_some(caller.account()));
+    let own = caller.place();
+    let asked = |grant: &&Arc<Grant>| {
+        let level = if all { !grant.path.is_nested() } else { grant.path.around() == own };
+        // That it may have everybody's is decided above, and never for a caller from inside.
+        let may_be = (all && caller.nested.is_none()) || caller.may_see(&grant.path);
+        grant.is_active() && may_be && (nested || level)
+    };
+    plain(Answer::Grants(grants.iter().filter(asked).map(|grant| grant.info()).collect()))
 }
 
 /// A grant by name.
@@ -121,9 +132,12 @@ pub fn find_grant(engine: &Engine, caller: &Caller, name: &str, account: Option<
         Refusal::new(RefusalCode::NoSuchGrant, format!("you have no grant named {name:?}"))
             .hint("`cgrant grant list` shows your grants")
     };
-    let account = account.map_or(caller.uid, HostUid);
+    let place = match account {
+        Some(account) => GrantPath { account: HostUid(account), names: Vec::new() },
+        None => caller.place(),
+    };
     let parsed = GrantName::new(name).map_err(|error| check::bad_name(&error))?;
-    let grant = engine.registry().named(account, &parsed).ok_or_else(missing)?;
+    let grant = engine.registry().at(&place.inner(parsed)).ok_or_else(missing)?;
     if engine.grant_for(caller, grant.id).is_err() {
         usable(engine, caller, grant.id, Verb::Read).map_err(|_| missing())?;
     }
@@ -215,5 +229,9 @@ pub fn open_cgroup(engine: &Engine, caller: &Caller, id: GrantId, path: &str) ->
 /// # Errors
 /// If the record of ranges can't be read.
 pub fn list_ranges(engine: &Engine, caller: &Caller) -> Outcome {
-    plain(Answer::Ranges(engine.ids.list(caller.uid)?))
+    let ranges = match &caller.nested {
+        Some(inside) => engine.ids.list_inner(inside.range, |ids| nested::user_of(engine, inside, ids))?,
+        None => engine.ids.list(caller.uid)?,
+    };
+    plain(Answer::Ranges(ranges))
 }
