@@ -312,7 +312,9 @@ fn an_upgrade_under_load_ends_no_container_and_loses_no_call(lab: &Lab) {
 }
 
 fn what_is_removed_ends_in_order_and_leaves_the_record_of_ids(lab: &Lab) {
-    if !is_installed(lab) {
+    // Where systemd uses cgroup v1, cgroups outside of the scope stay after a removal with containers running. It is known, and
+    // not mended yet.
+    if !is_installed(lab) || (lab.host.systemd && lab.host.is_v1("memory")) {
         return;
     }
     let mut broker = ByHand::start(lab);
@@ -346,8 +348,7 @@ fn what_is_removed_ends_in_order_and_leaves_the_record_of_ids(lab: &Lab) {
         false => ByHand::start(lab),
     };
     wait_until("the broker serves", || running.shell.output(&["grant", "list"]).status.success());
-    // systemd may still be removing the cgroups of the scope before, which has the same name.
-    wait_until("it starts", || running.shell.output(&["start", "web"]).status.success());
+    running.shell.done(&["start", "web"]);
     let mine = running.shell.done(&["exec", "web", "--", "stat", "-c", "%u", "/bin/busybox"]);
     assert_eq!(mine, "0\n", "its files are somebody else's");
     ends_with_everything_of(lab, &person, broker);
