@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    io::ErrorKind,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
@@ -133,11 +134,15 @@ pub fn json_files(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     entries.filter(|path| path.extension().is_some_and(|e| e == "json"))
 }
 
-/// The records of grants, as JSON.
+/// The records of grants, as JSON. One that goes between the listing and the reading is gone.
 pub fn records(lab: &Lab) -> Vec<Value> {
     let directories = [lab.runtime_dir().join("state/grants"), lab.state_dir().join("grants")];
     let files = directories.iter().flat_map(|directory| json_files(directory));
-    files.map(|file| serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap()).collect()
+    let texts = files.filter_map(|file| match fs::read_to_string(&file) {
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        text => Some(text.unwrap_or_else(|error| panic!("{}: {error}", file.display()))),
+    });
+    texts.map(|text| serde_json::from_str(&text).unwrap()).collect()
 }
 
 /// Ranges that are marked as in use by this instance, as `GRANT FIRST COUNT ACCOUNT`: the names of the marks.
