@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::event::{PollFd, PollFlags, poll};
 use zbus::Message;
 
 use crate::{
@@ -176,8 +177,11 @@ impl Line {
         messages.iter().map(|message| sample::time(|| self.ask(message)).0).collect()
     }
 
+    /// Waits by poll(2), as the bus libraries do: who waits in recv(2) is woken once more, for nothing, when the other side
+    /// takes what was sent.
     fn ask(&mut self, message: &Message) {
         assert!(self.raw.send(message.data().bytes()));
+        poll(&mut [PollFd::new(&self.raw.0, PollFlags::IN)], None).unwrap();
         let answer = self.raw.message().expect("the broker closed the connection");
         assert_eq!(answer[1], 2, "refused: {}", String::from_utf8_lossy(&answer));
     }
