@@ -23,10 +23,16 @@ mod cgmanager_attacks;
 mod cgmanager_table;
 #[path = "hosts/containers.rs"]
 mod containers;
+#[path = "integration/controllers.rs"]
+mod controllers;
 #[path = "integration/differential.rs"]
 mod differential;
 #[path = "integration/events.rs"]
 mod events;
+// Its questions are asked beside requests of others; its own tests are the engine's alone.
+#[allow(dead_code)]
+#[path = "integration/explain.rs"]
+mod explain;
 #[path = "integration/grants.rs"]
 mod grants;
 #[path = "integration/holders.rs"]
@@ -116,6 +122,7 @@ fn main() -> std::process::ExitCode {
         busses::TESTS,
         cgmanager_attacks::TESTS,
         cgmanager_table::TESTS,
+        controllers::TESTS,
         differential::TESTS,
         links::TESTS,
         links_attacks::TESTS,

@@ -16,9 +16,9 @@ grant-ceiling = { \"memory.max\" = \"64M\", \"pids.max\" = \"50\" }
 network.ports = [\"2000-3000\"]
 ";
 
-type Answer = HashMap<String, OwnedVariant>;
+pub type Answer = HashMap<String, OwnedVariant>;
 
-fn explain(client: &Client, request: &str, options: Options) -> Result<Answer, Refused> {
+pub fn explain(client: &Client, request: &str, options: Options) -> Result<Answer, Refused> {
     client.manager("Explain", &(request, options.0))
 }
 
@@ -42,7 +42,7 @@ fn allowed(answer: &Answer) -> bool {
 
 /// The answer to the question, and what the request itself came to.
 #[track_caller]
-fn same<T>(what: &str, answer: &Answer, real: &Result<T, Refused>) {
+pub fn same<T>(what: &str, answer: &Answer, real: &Result<T, Refused>) {
     match real {
         Ok(_) => assert!(allowed(answer), "{what} is done, and was to be refused: {answer:?}"),
         Err(refused) => {

@@ -22,6 +22,7 @@ mod cgmanager_sockets;
 mod cgmanager_table;
 mod cli;
 mod contract;
+mod controllers;
 mod crashes;
 mod differential;
 mod events;
@@ -73,6 +74,7 @@ fn main() -> std::process::ExitCode {
         metrics::TESTS,
         policy::TESTS,
         policy_files::TESTS,
+        controllers::TESTS,
         applications::TESTS,
         explain::TESTS,
         badinput::TESTS,

@@ -483,6 +483,7 @@ pub fn verb(request: &Request<'_>) -> &'static str {
         Request::Metrics => "metrics",
         Request::Legacy => "legacy",
         Request::LegacyCgroup { .. } => "legacy cgroup",
+        Request::LegacyController { .. } => "legacy controller",
         Request::UsageOf { .. } => "usage",
     }
 }
@@ -508,7 +509,8 @@ pub fn owner(caller: &Caller, request: &Request<'_>) -> HostUid {
         | Request::ListAccounts
         | Request::Metrics
         | Request::Legacy
-        | Request::LegacyCgroup { .. } => caller.charged(),
+        | Request::LegacyCgroup { .. }
+        | Request::LegacyController { .. } => caller.charged(),
     }
 }
 

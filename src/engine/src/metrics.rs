@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use cgrant_policy::{HostGid, Request, judge::usage_rows};
+use cgrant_policy::{Request, judge::usage_rows};
 use cgrant_wire::{Answer, Family, MetricKind, Refusal, RefusalCode, Sample, Surface, boot::FrontKind};
 
 use crate::{
@@ -160,12 +160,7 @@ fn of_accounts(engine: &Engine) -> [Family; 2] {
     let (mut used, mut quotas) = (Vec::new(), Vec::new());
     for account in engine.accounts().into_iter().take(MAX_ACCOUNTS) {
         // Its groups and applications are known only from its connections, so these are its quotas by uid.
-        let subject = cgrant_policy::Caller {
-            uid: account,
-            gid: HostGid(account.0),
-            groups: Vec::new(),
-            application: None,
-        };
+        let subject = cgrant_policy::Caller::by_uid(account);
         let uid = account.0.to_string();
         for (resource, now, quota) in usage_rows(&policy.quotas(&subject), &engine.usage(account)) {
             let labels = [("account", uid.as_str()), ("resource", resource)];

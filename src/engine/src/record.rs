@@ -10,6 +10,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use cgrant_policy::Controllers;
 use cgrant_sys::dir::Dir;
 use cgrant_wire::{
     GrantId, Lifetime, Range,
@@ -100,6 +101,9 @@ pub struct GrantRecord {
     pub range: Option<Range>,
     /// Limits set through the broker, canonical.
     pub limits: Vec<(String, String)>,
+    /// Controllers that policy let it have. Records from before policy had a say have all.
+    #[serde(default)]
+    pub controllers: Controllers,
     /// Resources whose pressure is signalled.
     pub pressure: Vec<String>,
     /// Kernel id of the payload's cgroup2 cgroup; 0 until it is made.
@@ -130,6 +134,7 @@ impl GrantRecord {
             range_name: None,
             range: None,
             limits: Vec::new(),
+            controllers: Controllers::All,
             pressure: Vec::new(),
             cgroup_id: 0,
             links: Vec::new(),

@@ -1,6 +1,8 @@
 //! What polkit's yes opens: which action could help a request that the rules refuse, and the rules as they are once it is
 //! agreed to.
 
+use std::sync::Arc;
+
 use crate::{
     judge::{Action, Denial, DenialCode, NewLink, Request, Verb},
     network::{BridgeName, Net},
@@ -112,7 +114,7 @@ fn open(rules: &mut Ruling, request: &Request<'_>, action: Action) {
                 && access.unlisted_raw == Exception::Ask
                 && !never_writable(key)
             {
-                rules.raw.write.insert((*key).clone());
+                Arc::make_mut(&mut rules.raw).write.insert((*key).clone());
             }
         }
         Action::ExceedQuota if access.over_quota == Exception::Ask => {
@@ -181,7 +183,15 @@ mod tests {
     }
 
     fn grant<'a>(limits: &'a [(LimitKey, LimitValue)], links: &'a [NewLink<'a>]) -> NewGrant<'a> {
-        NewGrant { ids: Some(65536), limits, setgroups: false, persistent: false, pressure: 0, links }
+        NewGrant {
+            ids: Some(65536),
+            limits,
+            asked: limits,
+            setgroups: false,
+            persistent: false,
+            pressure: 0,
+            links,
+        }
     }
 
     fn link(bridge: &str) -> NewLink<'_> {

@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -95,6 +96,11 @@ pub enum Request<'a> {
         /// How many levels below the hierarchy's root.
         depth: usize,
     },
+    /// Something of a controller made, set or given away over it.
+    LegacyController {
+        /// Which, by the kernel's name.
+        name: &'a str,
+    },
     /// The list of everybody's grants.
     ListAll,
     /// The list of the accounts that have something.
@@ -115,6 +121,8 @@ pub struct NewGrant<'a> {
     pub ids: Option<u32>,
     /// Its limits.
     pub limits: &'a [(LimitKey, LimitValue)],
+    /// Those of them that are asked for; the others are policy's own.
+    pub asked: &'a [(LimitKey, LimitValue)],
     /// May its user namespace call setgroups(2)? Of no meaning without ids.
     pub setgroups: bool,
     /// Does it outlive its maker?
@@ -401,6 +409,9 @@ fn outcome(
         Request::ListBridges | Request::ExamineNetwork => Ok(None),
         Request::Legacy => legacy(rules),
         Request::LegacyCgroup { depth } => legacy(rules).and_then(|_| cgroup(rules, *depth, usage)),
+        Request::LegacyController { name } => {
+            legacy(rules).and_then(|_| controller(rules, caller, name).map(|()| None))
+        }
         Request::ListAll => root_only(rules, caller, "list the grants of other accounts"),
         Request::Metrics => metrics(rules, caller),
         Request::ListAccounts => root_only(rules, caller, "list other accounts"),
@@ -562,6 +573,7 @@ fn create_grant(rules: &Ruling, caller: &Caller, grant: &NewGrant<'_>, usage: &U
     }
     let watches = u64::try_from(grant.pressure).unwrap_or(u64::MAX);
     within(rules, Resource::PressureWatches, watches, usage)?;
+    of_controllers(rules, caller, grant.asked)?;
     ceilings(rules, caller, grant.limits)?;
     // The right to a grant with links holds the right to a grant; a lasting one asks for more than links do.
     let link = links(rules, grant.links, usage)?;
@@ -709,6 +721,7 @@ fn cgroup(rules: &Ruling, depth: usize, usage: &UsageNow) -> Outcome {
 
 fn set_limits(rules: &Ruling, caller: &Caller, owner: HostUid, limits: &[(LimitKey, LimitValue)]) -> Outcome {
     authority(rules, caller, owner)?;
+    of_controllers(rules, caller, limits)?;
     ceilings(rules, caller, limits)?;
     access(rules, rules.access.limits, Action::SetLimits, "change the limits of grants")
 }
@@ -724,6 +737,7 @@ fn read_raw(rules: &Ruling, caller: &Caller, owner: HostUid, key: &RawKey) -> Ou
 
 fn write_raw(rules: &Ruling, caller: &Caller, owner: HostUid, key: &RawKey) -> Outcome {
     authority(rules, caller, owner)?;
+    of_controller(rules, caller, key.controller(), key)?;
     if !rules.raw.write.contains(key) {
         return Err(denied(rules, format!("policy does not let the file {key} be written"))
             .hinted("an administrator can add it to raw.write of the rule"));
@@ -796,6 +810,37 @@ fn at_most(rules: &Ruling, name: &str, quota: u64, asked: u64) -> Outcome {
     Err(exceeded(rules, message, name, quota, asked).hinted("ask for less"))
 }
 
+/// A ceiling of policy's own needs no controller in the account's hands: it is set on what is root's.
+fn of_controllers(
+    rules: &Ruling,
+    caller: &Caller,
+    asked: &[(LimitKey, LimitValue)],
+) -> Result<(), Box<Denial>> {
+    asked.iter().try_for_each(|(key, _)| of_controller(rules, caller, key.controller(), key))
+}
+
+/// May a key of this controller be set?
+fn of_controller(
+    rules: &Ruling,
+    caller: &Caller,
+    name: &str,
+    key: &impl fmt::Display,
+) -> Result<(), Box<Denial>> {
+    controller(rules, caller, name).map_err(|mut denial| {
+        denial.message = format!("{}, and with it {key}", denial.message);
+        denial
+    })
+}
+
+/// May something of this controller be set, made or given away? Root may on any grant, as with ceilings.
+fn controller(rules: &Ruling, caller: &Caller, name: &str) -> Result<(), Box<Denial>> {
+    if caller.uid.is_root() || rules.access.controllers.allow(name) {
+        return Ok(());
+    }
+    Err(denied(rules, format!("policy does not let this account have the controller {name}"))
+        .hinted("ask without it; an administrator can add it to access.controllers of the rule"))
+}
+
 /// Root may set what it likes on any grant: ceilings are there to be kept by others.
 fn ceilings(rules: &Ruling, caller: &Caller, limits: &[(LimitKey, LimitValue)]) -> Result<(), Box<Denial>> {
     if caller.uid.is_root() {
@@ -866,6 +911,7 @@ mod tests {
         NewGrant {
             ids: Some(65536),
             limits: &[],
+            asked: &[],
             setgroups: true,
             persistent: false,
             pressure: 0,
@@ -1176,7 +1222,7 @@ raw.write = ["memory.swap.high"]
         let owner = HostUid(PERSON);
         for (value, fits) in [(Some(1 << 30), true), (Some((1 << 30) + 1), false), (None, false)] {
             let limits = [(LimitKey::MemoryMax, LimitValue::Bytes(value))];
-            let create = Request::CreateGrant(NewGrant { limits: &limits, ..plain() });
+            let create = Request::CreateGrant(NewGrant { limits: &limits, asked: &limits, ..plain() });
             let set = Request::SetLimits { owner, limits: &limits };
             for request in [create, set] {
                 assert_eq!(allowed(&policy, PERSON, &request), fits, "{request:?}");
@@ -1191,6 +1237,56 @@ raw.write = ["memory.swap.high"]
             (Some("memory.max"), Some("1073741824"))
         );
         assert_eq!(denial.message, "memory.max = max is above the ceiling of 1073741824 that policy sets");
+    }
+
+    #[test]
+    fn controllers_that_are_not_listed_are_refused_whatever_the_way() {
+        let policy = with(
+            "access.controllers = [\"cpu\", \"pids\"]\nraw.write = [\"memory.swap.high\", \"cpu.idle\"]\ngrant-ceiling = { \"memory.max\" = \"1G\" }\n",
+        );
+        let owner = HostUid(PERSON);
+        let memory = [(LimitKey::MemoryMax, LimitValue::Bytes(Some(1)))];
+        let pids = [(LimitKey::PidsMax, LimitValue::Count(Some(1)))];
+        let both = [pids[0].clone(), memory[0].clone()];
+        let key = |text: &str| text.to_owned().try_into().unwrap();
+        let (swap, idle) = (key("memory.swap.high"), key("cpu.idle"));
+        let create = |limits| Request::CreateGrant(NewGrant { limits, asked: limits, ..plain() });
+        for (request, fits) in [
+            (create(&memory), false),
+            (create(&both), false),
+            (create(&pids), true),
+            (Request::SetLimits { owner, limits: &memory }, false),
+            (Request::SetLimits { owner, limits: &both }, false),
+            (Request::SetLimits { owner, limits: &pids }, true),
+            (Request::WriteRaw { owner, key: &swap, value: "1" }, false),
+            (Request::WriteRaw { owner, key: &idle, value: "1" }, true),
+            (Request::LegacyController { name: "memory" }, false),
+            (Request::LegacyController { name: "blkio" }, false),
+            (Request::LegacyController { name: "cpuacct" }, true),
+            (Request::LegacyController { name: "freezer" }, true),
+        ] {
+            assert_eq!(allowed(&policy, PERSON, &request), fits, "{request:?}");
+            assert!(
+                allowed(&policy, ROOT, &request) || matches!(request, Request::WriteRaw { .. }),
+                "{request:?}"
+            );
+            if fits {
+                continue;
+            }
+            let denial = denial(&policy, PERSON, &request, &UsageNow::default());
+            assert_eq!((denial.code, denial.rule.as_str()), (DenialCode::NotAuthorized, "s.toml:1 site"));
+            assert!(denial.message.contains("the controller"), "{}", denial.message);
+            assert!(denial.hint.unwrap().contains("access.controllers"));
+            // Nobody can agree to it.
+            let all = judge_consented(&policy, &caller(PERSON), &request, &UsageNow::default(), &Action::ALL);
+            assert!(matches!(all, Verdict::Deny(_)), "{request:?}: {all:?}");
+        }
+        // A ceiling of policy's own is no wish of the account's.
+        let given = policy.limits_of_new(&caller(PERSON), &[]);
+        assert!(!given.is_empty());
+        assert!(allowed(&policy, PERSON, &Request::CreateGrant(NewGrant { limits: &given, ..plain() })));
+        let door = with("access.legacy = \"deny\"\n");
+        assert!(!allowed(&door, PERSON, &Request::LegacyController { name: "cpu" }));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 mod application;
 pub mod config;
 mod consent;
+mod controller;
 mod device;
 mod diagnostic;
 pub mod ids;
@@ -18,6 +19,7 @@ mod rule;
 
 pub use application::{Application, Maker, Place};
 pub use config::{BLOCK, Config, Pool, PoolError};
+pub use controller::{Controller, Controllers};
 pub use device::{NodeName, NodeNameError, NodePattern};
 pub use diagnostic::FileError;
 pub use ids::{HostGid, HostUid, IdRange, IdSpan, NsGid, NsUid, SpanError};

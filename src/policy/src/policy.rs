@@ -1,9 +1,10 @@
 //! The policy in force: every rule there is, in order, and which of them is for a caller.
 
-use std::{borrow::Cow, collections::BTreeSet};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 
 use crate::{
     application::{Application, ApplicationPattern, Maker},
+    controller::Controllers,
     diagnostic::FileError,
     ids::{HostGid, HostUid},
     limit::{LimitKey, LimitValue},
@@ -27,6 +28,13 @@ pub struct Caller {
     pub groups: Vec<HostGid>,
     /// The application that its process is of, by the kernel's word on its cgroup.
     pub application: Option<Application>,
+}
+
+impl Caller {
+    /// An account of which no more is known than its uid: its groups are told by its connections only.
+    pub fn by_uid(uid: HostUid) -> Self {
+        Self { uid, gid: HostGid(uid.0), groups: Vec::new(), application: None }
+    }
 }
 
 /// A policy file: its name, and what is in it.
@@ -64,8 +72,8 @@ pub struct Ruling {
     pub grant_ceilings: Ceilings,
     /// Limits on all grants of the account together.
     pub account_ceilings: Ceilings,
-    /// Files of the kernel's.
-    pub raw: RawRules,
+    /// Files of the kernel's. Shared, as they are many and the rest of a rule is often another one.
+    pub raw: Arc<RawRules>,
     /// What links may be like.
     pub network: NetworkRules,
 }
@@ -143,19 +151,23 @@ impl Policy {
     /// says ([`account_ruling`](Self::account_ruling)). Where the account itself could have made the application's name,
     /// every number is the lower one of both rules, and [`judge`](crate::judge()) asks the account's own rule too.
     pub fn ruling(&self, caller: &Caller) -> Cow<'_, Ruling> {
-        let found = self.rules.iter().find(|entry| entry.is_for(caller));
-        let Some(found) = found.filter(|entry| entry.matches.applications.is_some()) else {
-            return Cow::Borrowed(&found.unwrap_or(&self.everybody).ruling);
-        };
+        let found = self.entry(caller);
+        if found.matches.applications.is_none() {
+            return Cow::Borrowed(&found.ruling);
+        }
         let account = self.account_ruling(caller);
         let mut ruling = found.ruling.clone();
-        ruling.quotas.cgroups = account.quotas.cgroups;
-        ruling.quotas.cgroup_depth = account.quotas.cgroup_depth;
+        ruling.quotas = found.quotas_within(account, caller);
         ruling.account_ceilings = account.account_ceilings.clone();
-        if self.doubted(caller).is_some() {
+        if found.is_doubted(caller) {
             ruling.lower_to(account);
         }
         Cow::Owned(ruling)
+    }
+
+    /// The first rule that is for the caller.
+    fn entry(&self, caller: &Caller) -> &Entry {
+        self.rules.iter().find(|entry| entry.is_for(caller)).unwrap_or(&self.everybody)
     }
 
     /// The rule for the caller's account, whatever application it is.
@@ -167,10 +179,7 @@ impl Policy {
     /// The account's own rule, if the caller's is one for an application whose name the account itself could have made. What
     /// that gives, this one has to give too: nobody has more than the account by a name of its own making.
     pub fn doubted(&self, caller: &Caller) -> Option<&Ruling> {
-        let found = self.rules.iter().find(|entry| entry.is_for(caller))?;
-        let made_by_account =
-            caller.application.as_ref().is_some_and(|application| application.maker() == Maker::Account);
-        (found.matches.applications.is_some() && made_by_account).then(|| self.account_ruling(caller))
+        self.entry(caller).is_doubted(caller).then(|| self.account_ruling(caller))
     }
 
     /// Does any rule ask which application a caller is?
@@ -178,9 +187,13 @@ impl Policy {
         self.rules.iter().any(|entry| entry.matches.applications.is_some())
     }
 
-    /// How much the caller may have.
-    pub fn quotas(&self, caller: &Caller) -> Quotas {
-        self.ruling(caller).quotas.clone()
+    /// How much the caller may have, as [`ruling`](Self::ruling) says it. Asked for each request, so nothing else is looked at.
+    pub fn quotas(&self, caller: &Caller) -> Cow<'_, Quotas> {
+        let found = self.entry(caller);
+        match found.matches.applications {
+            None => Cow::Borrowed(&found.ruling.quotas),
+            Some(_) => Cow::Owned(found.quotas_within(self.account_ruling(caller), caller)),
+        }
     }
 
     /// Limits to set on the cgroup above all grants of the caller's account.
@@ -191,6 +204,12 @@ impl Policy {
     /// Every rule, in the order in which they are tried: what it says, and whom it is for in the words of its file.
     pub fn rules(&self) -> impl Iterator<Item = (&Ruling, String)> {
         self.rules.iter().chain([&self.everybody]).map(|entry| (&entry.ruling, entry.whom()))
+    }
+
+    /// The controllers that a new grant of the caller's gets.
+    pub fn controllers_of_new(&self, caller: &Caller) -> Controllers {
+        let own = &self.ruling(caller).access.controllers;
+        self.doubted(caller).map_or_else(|| own.clone(), |account| own.common(&account.access.controllers))
     }
 
     /// The limits that a new grant of the caller's gets: those asked for, and every ceiling that they don't name.
@@ -241,10 +260,9 @@ impl Rule {
 }
 
 impl Ruling {
-    /// No number above the other's, no yes where the other says no. Lists stay: what one of theirs names, the other has to be
-    /// asked about too.
+    /// No number of links above the other's, no yes where the other says no; quotas are told apart before. Lists stay: what one of theirs
+    /// names, the other has to be asked about too.
     fn lower_to(&mut self, other: &Self) {
-        self.quotas = self.quotas.least(&other.quotas);
         let rate =
             |own: u64, other: u64| if own == 0 || other == 0 { own.max(other) } else { own.min(other) };
         self.network.max_upload = rate(self.network.max_upload, other.network.max_upload);
@@ -261,10 +279,27 @@ impl Entry {
             quotas: matches.quota.over(&base.quota).ok_or_else(incomplete)?,
             grant_ceilings: or_base(matches.grant_ceiling.as_ref(), base.grant_ceiling.as_ref()),
             account_ceilings: or_base(matches.account_ceiling.as_ref(), base.account_ceiling.as_ref()),
-            raw: matches.raw.over(&base.raw).ok_or_else(incomplete)?,
+            raw: Arc::new(matches.raw.over(&base.raw).ok_or_else(incomplete)?),
             network: matches.network.over(&base.network).ok_or_else(incomplete)?,
         };
         Ok(Self { matches, ruling })
+    }
+
+    /// Is it a rule for an application, by a name that the caller's account could have made?
+    fn is_doubted(&self, caller: &Caller) -> bool {
+        let maker = caller.application.as_ref().map(Application::maker);
+        self.matches.applications.is_some() && maker == Some(Maker::Account)
+    }
+
+    /// The quotas of a rule for an application, beside those of the account's own rule.
+    fn quotas_within(&self, account: &Ruling, caller: &Caller) -> Quotas {
+        let own = &self.ruling.quotas;
+        let quotas = Quotas {
+            cgroups: account.quotas.cgroups,
+            cgroup_depth: account.quotas.cgroup_depth,
+            ..own.clone()
+        };
+        if self.is_doubted(caller) { quotas.least(&account.quotas) } else { quotas }
     }
 
     fn is_for(&self, caller: &Caller) -> bool {
@@ -459,6 +494,44 @@ account-ceiling = { "memory.max" = "2G" }
     }
 
     #[test]
+    fn quotas_are_those_of_the_ruling() {
+        let policy = policy(APPLICATIONS);
+        let of_manager =
+            "/user.slice/user-1000.slice/user@1000.service/app.slice/app-flatpak-org.example.Ci-1.scope";
+        for caller in [
+            caller(0, &[]),
+            caller(1000, &[]),
+            caller(1001, &[]),
+            of(1000, "/system.slice/ci@3.service"),
+            of(1000, of_manager),
+        ] {
+            assert_eq!(*policy.quotas(&caller), policy.ruling(&caller).quotas, "{caller:?}");
+        }
+    }
+
+    #[test]
+    fn controllers_are_those_that_the_account_has_too() {
+        let policy = policy(
+            r#"
+[[rule]]
+name = "app"
+applications = ["unit:ci.service", "snap:x"]
+access.controllers = ["cpu", "memory"]
+
+[[rule]]
+name = "account"
+access.controllers = ["cpu", "pids"]
+"#,
+        );
+        let own = |path: &str| format!("/user.slice/user-1000.slice/user@1000.service/app.slice/{path}");
+        let of_new = |caller: &Caller| policy.controllers_of_new(caller).to_string();
+        assert_eq!(of_new(&caller(1000, &[])), r#"["cpu", "pids"]"#);
+        assert_eq!(of_new(&of(1000, "/system.slice/ci.service")), r#"["cpu", "memory"]"#);
+        assert_eq!(of_new(&of(1000, &own("snap.x.x-1.scope"))), r#"["cpu"]"#);
+        assert_eq!(of_new(&caller(0, &[])), "\"all\"");
+    }
+
+    #[test]
     fn every_rule_is_shown_as_it_stands() {
         let policy = policy(APPLICATIONS);
         let rules: Vec<_> = policy.rules().map(|(ruling, whom)| (ruling.label.as_str(), whom)).collect();
@@ -547,6 +620,14 @@ account-ceiling = { "memory.max" = "2G" }
             ("[[rule]]\nname = \"x\"\nnetwork.bridges = [\"A\"]\n", (3, 20), "lower-case"),
             ("[[rule]]\nname = \"x\"\nnetwork.fixed-addresses = [\"10.0.0.1/8\"]\n", (3, 28), "begins at"),
             ("[[rule]]\nname = \"x\"\nname = \"y\"\n", (3, 1), "duplicate"),
+            (
+                "[[rule]]\nname = \"x\"\naccess.controllers = [\"cpu\", \"memroy\"]\n",
+                (3, 30),
+                "there are cpu, cpuset",
+            ),
+            ("[[rule]]\nname = \"x\"\naccess.controllers = [\"blkio\"]\n", (3, 23), "blkio is io"),
+            ("[[rule]]\nname = \"x\"\naccess.controllers = \"none\"\n", (3, 22), "\"all\", or a list"),
+            ("[[rule]]\nname = \"x\"\naccess.controllers = [7]\n", (3, 23), "the name of a controller"),
             ("[[rule]]\nname = \"x\"\napplications = [\"exe:/bin/sh\"]\n", (3, 17), "unit:NAME.service"),
             (
                 "\n[[rule]]\nname = \"x\"\napplications = [\"snap:a\"]\nquota.cgroups = 9\n",

@@ -7,6 +7,7 @@ use toml::Spanned;
 
 use crate::{
     application::ApplicationPattern,
+    controller::Controllers,
     device::{NodeName, NodePattern},
     diagnostic::{FileError, read, text},
     ids::{HostGid, IdSpan},
@@ -148,6 +149,8 @@ table! {
         unlisted_network: Exception = Exception,
         /// Device nodes that containers may get.
         devices: Vec<NodePattern> = Vec<NodePattern>,
+        /// Controllers that grants may have.
+        controllers: Controllers = Controllers,
     }
 }
 
@@ -442,6 +445,12 @@ impl Shown for Door {
 impl Shown for Exception {
     fn shown(&self) -> String {
         quoted(if *self == Self::Ask { "ask" } else { "deny" })
+    }
+}
+
+impl Shown for Controllers {
+    fn shown(&self) -> String {
+        self.to_string()
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::io;
 
+use cgrant_policy::Controllers;
 use rustix::io::Errno;
 
 use super::{
@@ -25,11 +26,16 @@ pub(super) type Refused = (String, io::Error);
 /// # Errors
 /// [`CgroupError::ProcessesInside`] if processes sit in `node` itself; what the kernel refuses to read.
 pub(super) fn enable_all(node: &Node) -> Result<Vec<Refused>, CgroupError> {
+    enable(node, &Controllers::All)
+}
+
+/// As [`enable_all`], those of them that are allowed.
+fn enable(node: &Node, allowed: &Controllers) -> Result<Vec<Refused>, CgroupError> {
     let Some(have) = node.read_if_there("cgroup.controllers")? else { return Ok(Vec::new()) };
     let on = node.read_if_there(CONTROL)?.unwrap_or_default();
     let missing: Vec<&str> = have
         .split_ascii_whitespace()
-        .filter(|name| !on.split_ascii_whitespace().any(|other| other == *name))
+        .filter(|name| allowed.allow(name) && !on.split_ascii_whitespace().any(|other| other == *name))
         .collect();
     if missing.is_empty() {
         return Ok(Vec::new());
@@ -51,26 +57,32 @@ pub(super) fn enable_all(node: &Node) -> Result<Vec<Refused>, CgroupError> {
     Ok(refused)
 }
 
-/// Enables in a cgroup below the instance's node, for the cgroups below it, what that node hands down. `fresh`: it has
+/// Enables in a cgroup below the instance's node, for the cgroups below it, what that node hands down and is allowed. `fresh`: it has
 /// been made just now, so nothing is enabled.
 ///
 /// # Errors
 /// As [`enable_all`].
-pub(super) fn hand_on(hierarchy: &Hierarchy, node: &Node, fresh: bool) -> Result<(), CgroupError> {
+pub(super) fn hand_on(
+    hierarchy: &Hierarchy,
+    node: &Node,
+    fresh: bool,
+    allowed: &Controllers,
+) -> Result<(), CgroupError> {
     let on = match fresh {
         true => String::new(),
         false => node.read_if_there(CONTROL)?.unwrap_or_default(),
     };
     let on: Vec<&str> = on.split_ascii_whitespace().collect();
-    let missing = hierarchy.controllers.iter().filter(|name| !on.contains(&name.as_str()));
+    let wanted = hierarchy.controllers.iter().filter(|name| allowed.allow(name));
+    let missing = wanted.filter(|name| !on.contains(&name.as_str()));
     let missing = missing.map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ");
     if missing.is_empty() || node.write(CONTROL, &missing).is_ok() {
         return Ok(());
     }
-    enable_all(node).map(drop)
+    enable(node, allowed).map(drop)
 }
 
-/// As [`hand_on`] in a cgroup that has been made just now; `false` if something above it does not hand all of that down.
+/// As [`hand_on`] of all in a cgroup that has been made just now; `false` if something above it does not hand all of that down.
 ///
 /// # Errors
 /// What the kernel refuses for another reason.

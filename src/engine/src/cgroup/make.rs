@@ -9,11 +9,14 @@
 //! | `monitor/cgroup.procs` | the account | its own processes may be moved back |
 //! | `children/` | root | grants made from inside are under the limits of this one |
 //!
+//! Controllers that policy does not let the account have are not enabled in `GRANT/`: the grant's own files of them are root's and hold
+//! its limits, and below it there are none, whoever asks for them there.
+//!
 //! Never a group of the account's: who shares it (`users`, an LDAP group) could move the payload's processes about in it.
 //!
 //! On v1 everything is root's: v1 is no safe delegation boundary (design, invariant 11).
 
-use cgrant_policy::{GrantPath, HostGid, HostUid};
+use cgrant_policy::{Controllers, GrantPath, HostGid, HostUid};
 
 use super::{
     cpuset,
@@ -35,13 +38,15 @@ const PARTS: [&str; 3] = [PAYLOAD, MONITOR, CHILDREN];
 /// The holder may write as its group, whose members are in the range all.
 const ENTERABLE: u32 = 0o664;
 
-/// Who owns what in a grant's cgroup2 cgroups.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Who owns what in a grant's cgroup2 cgroups, and which controllers are there.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delegation {
     /// The account and its group.
     pub account: (HostUid, HostGid),
     /// Root of the grant's range; `None` for a grant without ids, whose payload is the account's own.
     pub root: Option<(HostUid, HostGid)>,
+    /// Controllers for the payload and what is below it.
+    pub controllers: Controllers,
 }
 
 impl Delegation {
@@ -116,10 +121,12 @@ impl Tree {
         self.make_own(v2, grant, names, &mut false)?;
         made.push(v2);
         let node = open_made(&v2.base, names)?;
-        if !hand_on_new(v2, &node)? {
+        let all = delegation.controllers == Controllers::All;
+        // That some can be enabled does not say that what is above hands all of them down, which limits are set with.
+        if !(all && hand_on_new(v2, &node)?) {
             // What is above may have been made by somebody who did not come to handing anything down.
             self.hand_on_above(grant)?;
-            hand_on(v2, &node, true)?;
+            hand_on(v2, &node, true, &delegation.controllers)?;
         }
         make_parts(v2, &parts)?;
         self.delegate(&node, delegation)
@@ -185,7 +192,7 @@ impl Tree {
             cpuset::inherit(hierarchy, &hierarchy.base, &node)?;
         }
         if hierarchy.kind == Kind::V2 {
-            hand_on(hierarchy, &node, made)?;
+            hand_on(hierarchy, &node, made, &Controllers::All)?;
         }
         Ok(node)
     }

@@ -23,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cgrant_policy::{CgroupPath, GrantName, GrantPath, HostGid, HostUid, Key, Setting};
+use cgrant_policy::{CgroupPath, Controllers, GrantName, GrantPath, HostGid, HostUid, Key, Setting};
 use cgrant_sys::{Pidfd, PidfdInfo};
 use cgrant_wire::{AttachTarget, Refusal, RefusalCode, boot::Placement};
 
@@ -167,7 +167,11 @@ fn path(name: &str) -> GrantPath {
 }
 
 fn with_range() -> Delegation {
-    Delegation { account: (HostUid(ACCOUNT), HostGid(ACCOUNT)), root: Some((HostUid(RANGE), HostGid(RANGE))) }
+    Delegation {
+        account: (HostUid(ACCOUNT), HostGid(ACCOUNT)),
+        root: Some((HostUid(RANGE), HostGid(RANGE))),
+        controllers: Controllers::All,
+    }
 }
 
 fn bare() -> Delegation {
@@ -326,6 +330,54 @@ fn a_grant_inside_a_grant() {
     assert_eq!(place.tree.processes(&outer).unwrap(), [process.0.id()]);
     assert_eq!(code(place.tree.remove(&outer, false).unwrap_err()), RefusalCode::Busy);
     place.tree.remove(&outer, true).unwrap();
+    assert_eq!(place.left(), Vec::<PathBuf>::new());
+}
+
+/// cgroup2 has one controller at least here, `hugetlb`, which stands for all.
+#[test]
+fn a_controller_that_is_kept_back_is_not_had_from_inside() {
+    let place = Place::new();
+    let v2 = fs::read_to_string(place.dir("cgroup2").join("cgroup.controllers")).unwrap();
+    assert!(v2.contains("hugetlb"), "this test needs hugetlb on cgroup2, and there is {v2:?}");
+    let some: Controllers = serde_json::from_str(r#"["cpu", "memory"]"#).unwrap();
+    let kept = |delegation: Delegation| Delegation { controllers: some.clone(), ..delegation };
+    let (outer, own) = (path("outer"), path("own"));
+    place.tree.make(&outer, &kept(with_range())).unwrap();
+    place.tree.make(&own, &kept(bare())).unwrap();
+    let all = place.make("all");
+    let mut inner = outer.clone();
+    inner.names.push(GrantName::new("inner").unwrap());
+    place.tree.make(&inner, &with_range()).unwrap();
+    let has = |grant: &GrantPath, file: &str| {
+        fs::read_to_string(place.grant("cgroup2", grant).join(file)).unwrap().contains("hugetlb")
+    };
+    for (grant, is_had) in [(&outer, false), (&own, false), (&inner, false), (&all, true)] {
+        for file in ["cgroup.subtree_control", "payload/cgroup.controllers", "children/cgroup.controllers"] {
+            assert_eq!(has(grant, file), is_had, "{file} of {grant}");
+        }
+    }
+    // Whoever has the payload asks for it there, below it, above it, and with all others in one order.
+    for (grant, uid, is_had) in [(&outer, RANGE, false), (&own, ACCOUNT, false), (&all, RANGE, true)] {
+        let dir = place.grant("cgroup2", grant).display().to_string();
+        for (script, may) in [
+            ("echo +hugetlb >payload/cgroup.subtree_control", is_had),
+            ("echo '+cpu +hugetlb' >payload/cgroup.subtree_control", false),
+            ("mkdir payload/x && echo +hugetlb >payload/x/cgroup.subtree_control", is_had),
+            ("echo +hugetlb >cgroup.subtree_control", false),
+            ("echo +hugetlb >monitor/cgroup.subtree_control", false),
+            ("test -e payload/x/hugetlb.2MB.max", is_had),
+        ] {
+            assert_eq!(succeeds(uid, &format!("cd {dir} && {script}")), may, "{script} in {grant}");
+        }
+        // A limit of policy's holds on what is root's, and is mirrored where there is a file.
+        set(&place, grant, &[("hugetlb.2MB.max", "4M")]).unwrap();
+        assert_eq!(get(&place, grant, "hugetlb.2MB.max"), "4194304");
+        assert_eq!(place.grant("cgroup2", grant).join("payload/hugetlb.2MB.max").exists(), is_had);
+        set(&place, grant, &[("memory.max", "64M"), ("hugetlb.2MB.max", "max")]).unwrap();
+    }
+    for grant in [&all, &own, &outer] {
+        place.tree.remove(grant, true).unwrap();
+    }
     assert_eq!(place.left(), Vec::<PathBuf>::new());
 }
 
@@ -1044,7 +1096,8 @@ fn a_holder_that_keeps_making_and_forking_does_not_keep_its_grant() {
     let place = Place::new();
     let uid = ACCOUNT + 4;
     let grant = GrantPath::new(HostUid(uid), GrantName::new("busy").unwrap());
-    let delegation = Delegation { account: (HostUid(uid), HostGid(uid)), root: None };
+    let delegation =
+        Delegation { account: (HostUid(uid), HostGid(uid)), root: None, controllers: Controllers::All };
     place.tree.make(&grant, &delegation).unwrap();
     let payload = place.grant("cgroup2", &grant).join("payload").display().to_string();
     // Both go on forking, with few that stay: a shell that may not fork ends.

@@ -27,6 +27,8 @@ pub struct Call<'a> {
     pub proxy: &'a Actor<'a>,
     /// Is it a plain call?
     pub plain: bool,
+    /// May something of this controller be made, set or given away? [`Fault::Barred`] if policy does not let it.
+    pub may_have: &'a dyn Fn(&str) -> Result<(), Fault>,
 }
 
 /// A cgroup that a call names.
@@ -123,13 +125,29 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Refuses to give anything of the devices hierarchy to anybody but root.
+    /// Refuses to give anything of the devices hierarchy to anybody but root, and anything of v1's whose controllers policy does not
+    /// let the caller have.
     ///
     /// # Errors
-    /// [`Fault::Devices`].
+    /// [`Fault::Devices`], [`Fault::Barred`].
     pub fn may_hand_over(&self, hierarchy: &Hierarchy) -> Result<(), Fault> {
         let devices = hierarchy.kind == Kind::V1 && hierarchy.name.split(',').any(|name| name == DEVICES);
-        if devices && self.requestor.uid != 0 { Err(Fault::Devices) } else { Ok(()) }
+        if devices && self.requestor.uid != 0 {
+            return Err(Fault::Devices);
+        }
+        self.may_have_v1(hierarchy)
+    }
+
+    /// Refuses what is of controllers of v1's that policy does not let the caller have. On cgroup2 it is not the hierarchy that
+    /// says which they are.
+    ///
+    /// # Errors
+    /// [`Fault::Barred`].
+    pub fn may_have_v1(&self, hierarchy: &Hierarchy) -> Result<(), Fault> {
+        match hierarchy.kind {
+            Kind::V1 => hierarchy.controllers.iter().try_for_each(|name| (self.may_have)(name)),
+            Kind::V2 => Ok(()),
+        }
     }
 
     /// The requestor's own cgroup.

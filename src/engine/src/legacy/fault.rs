@@ -65,6 +65,9 @@ pub enum Fault {
     /// The hierarchy is never handed over.
     #[error("cgroups of the devices hierarchy are never handed to anybody but root")]
     Devices,
+    /// Policy does not let the account have the controller. In a list of controllers the others go on.
+    #[error("{0}")]
+    Barred(Box<Refusal>),
     /// The account may have no more cgroups, or none so deep.
     #[error("a quota of the account is used up")]
     Quota,
@@ -110,13 +113,14 @@ impl Fault {
 
     /// Is it one that lists of controllers pass over?
     pub fn is_passed_over(&self) -> bool {
-        matches!(self, Self::Denied | Self::Devices)
+        matches!(self, Self::Denied | Self::Devices | Self::Barred(_))
     }
 }
 
 impl From<Fault> for Refusal {
     fn from(fault: Fault) -> Self {
         let code = match &fault {
+            Fault::Barred(refusal) => return (**refusal).clone(),
             Fault::Denied | Fault::Outside | Fault::Key(_) | Fault::Devices | Fault::Unanswered { .. } => {
                 RefusalCode::NotAuthorized
             }

@@ -23,14 +23,14 @@ const MODE: u32 = 0o755;
 impl Call<'_> {
     /// Makes a cgroup below the requestor's own, and those on the way to it; each new one is the requestor's with all its
     /// files. Was the last one there before? `more` is asked before each one is made, with its depth from the root. On cgroup2
-    /// it has the controllers that are named, as far as the requestor's own cgroup has them.
+    /// it has the controllers that are named, as far as the requestor's own cgroup has them and policy lets it.
     ///
     /// An attacker wants a cgroup in a place that is not its own, or one with files that mean more than its limits. It has to be
     /// able to read and write the directory that the new one is made in, and gets the new one only, which lies under all limits
     /// that it is under itself. In the devices hierarchy nobody but root gets any.
     ///
     /// # Errors
-    /// [`Fault::Denied`], [`Fault::Devices`], [`Fault::Granted`], the fault of `more`, what the kernel refuses;
+    /// [`Fault::Denied`], [`Fault::Devices`], [`Fault::Barred`], [`Fault::Granted`], the fault of `more`, what the kernel refuses;
     /// [`Fault::NotToBeHad`] of a single controller. What was made before stays.
     pub fn create(
         &self,
@@ -47,7 +47,7 @@ impl Call<'_> {
         self.not_granted(hierarchy, &[own.as_slice(), &wanted.names].concat())?;
         let (first, last) = (own.len() + 1, own.len() + wanted.names.len());
         let mut place = target(hierarchy, own)?;
-        let asked = Asked::new(controllers, &hierarchy.offered);
+        let asked = Asked::new(controllers, &hierarchy.offered).allowed(self.may_have)?;
         let mut existed = true;
         for (depth, name) in (first..).zip(&wanted.names) {
             if hierarchy.kind == Kind::V2 {

@@ -45,7 +45,7 @@ use std::{
     sync::Arc,
 };
 
-use cgrant_policy::Request;
+use cgrant_policy::{Caller as Subject, Request, Verdict};
 use cgrant_sys::Pidfd;
 use cgrant_wire::legacy::{MAX_DATAGRAM, MAX_SHOWN, OnSocket};
 use cgrant_wire::{Answer, Legacy, LegacyAnswer, LegacyCall, Place, Refusal, RefusalCode, Surface};
@@ -61,7 +61,7 @@ use self::{
 use crate::{
     cgroup::Hierarchies,
     connection::Caller,
-    engine::{Engine, Outcome, unwritable},
+    engine::{Engine, Outcome, refused, unwritable},
     ops::check::Descriptors,
     pool::Mode,
     record::JournalError,
@@ -193,7 +193,9 @@ pub fn perform_exchange(engine: &Engine, caller: &Caller, call: &LegacyCall, rec
         return Err(Fault::Unanswered { proxy: proxy.uid, requestor: requestor.uid }.into());
     }
     let hierarchies = engine.tree.host();
-    let actors = Call { hierarchies, requestor: &requestor, proxy: &proxy, plain: false };
+    let may_have = |name: &str| may_have(engine, caller, name);
+    let actors =
+        Call { hierarchies, requestor: &requestor, proxy: &proxy, plain: false, may_have: &may_have };
     let answer = carry_out(engine, caller, &actors, call, named.next())?;
     Ok((Answer::Legacy(answer), Vec::new()))
 }
@@ -244,7 +246,9 @@ fn plain(engine: &Engine, caller: &Caller, call: &LegacyCall) -> Result<LegacyAn
         return Ok(LegacyAnswer::Names(controllers(hierarchies)));
     }
     let requestor = peer(engine, caller)?;
-    let actors = Call { hierarchies, requestor: &requestor, proxy: &requestor, plain: true };
+    let may_have = |name: &str| may_have(engine, caller, name);
+    let actors =
+        Call { hierarchies, requestor: &requestor, proxy: &requestor, plain: true, may_have: &may_have };
     carry_out(engine, caller, &actors, call, None)
 }
 
@@ -418,6 +422,21 @@ pub fn take_over(engine: &Engine) -> io::Result<()> {
 /// Something has happened to a cgroup that is to be removed when it is empty. Runs on the pool, in the account's order.
 pub fn look(engine: &Engine, wish: u64) {
     keeper(engine).look(wish);
+}
+
+/// Asks policy whether the caller may have something of a controller.
+///
+/// An attacker wants what policy keeps from its account, and asks from inside of a container, as one of the ids there, which the
+/// rule for the account does not name. So that rule is asked as well.
+fn may_have(engine: &Engine, caller: &Caller, name: &str) -> Result<(), Fault> {
+    let request = Request::LegacyController { name };
+    let barred = |refusal: Refusal| Fault::Barred(Box::new(refusal));
+    engine.judge(caller, &request).map_err(barred)?;
+    let Some(account) = caller.inside else { return Ok(()) };
+    match engine.verdict(&Subject::by_uid(account), account, &request, &[]) {
+        Verdict::Deny(denial) => Err(barred(refused(denial))),
+        Verdict::Allow { .. } | Verdict::Ask { .. } => Ok(()),
+    }
 }
 
 /// Asks policy for one cgroup more. What is gone of those that were made before does not count.

@@ -33,7 +33,7 @@ impl Call<'_> {
     /// devices hierarchy nobody but root gets any.
     ///
     /// # Errors
-    /// [`Fault::Denied`], [`Fault::Devices`], [`Fault::NoCgroup`], what the kernel refuses.
+    /// [`Fault::Denied`], [`Fault::Devices`], [`Fault::Barred`], [`Fault::NoCgroup`], what the kernel refuses.
     pub fn chown(&self, hierarchy: &Hierarchy, wanted: &Wanted, ids: (u32, u32)) -> Result<(), Fault> {
         let (uid, gid) = ids;
         let is_known = |uid, gid| {

@@ -114,7 +114,13 @@ impl Place {
     }
 
     pub(super) fn call<'a>(&'a self, requestor: &'a Actor<'a>) -> Call<'a> {
-        Call { hierarchies: self.tree.host(), requestor, proxy: requestor, plain: true }
+        Call {
+            hierarchies: self.tree.host(),
+            requestor,
+            proxy: requestor,
+            plain: true,
+            may_have: &|_| Ok(()),
+        }
     }
 
     /// What an administrator does for a user: a cgroup of its own to work in.

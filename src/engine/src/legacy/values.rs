@@ -54,12 +54,14 @@ impl Call<'_> {
     /// at all, and the bits of the very file that is written decide.
     ///
     /// # Errors
-    /// As [`value`](Self::value); [`Fault::Key`]; the kernel's verdict on the value.
+    /// As [`value`](Self::value); [`Fault::Key`]; [`Fault::Barred`]; the kernel's verdict on the value.
     pub fn set_value(&self, hierarchy: &Hierarchy, path: &str, key: &str, value: &str) -> Result<(), Fault> {
         let key = file_name(key)?;
         let target = self.readable(hierarchy, path)?;
         self.not_granted(hierarchy, &target.names)?;
+        self.may_have_v1(hierarchy)?;
         if hierarchy.kind == Kind::V2 {
+            (self.may_have)(key.split('.').next().unwrap_or_default())?;
             self.may_limit(hierarchy, &target.names)?;
             return self.set_value_v2(hierarchy, &target.dir, key, value);
         }

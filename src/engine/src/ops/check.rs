@@ -148,13 +148,20 @@ pub fn bad_name(error: &NameError) -> Refusal {
 /// What is to be set on a grant: portable limits, and files of the kernel's that policy lists.
 #[derive(Debug, Default)]
 pub struct Settings {
-    /// Portable limits.
+    /// Portable limits, those that were asked for first.
     pub limits: Vec<(LimitKey, LimitValue)>,
+    /// How many of them were asked for.
+    asked: usize,
     /// Raw files.
     pub raw: Vec<(RawKey, RawValue)>,
 }
 
 impl Settings {
+    /// The portable limits that were asked for; the others are policy's own.
+    pub fn asked(&self) -> &[(LimitKey, LimitValue)] {
+        self.limits.get(..self.asked).unwrap_or(&self.limits)
+    }
+
     /// Key and canonical value of each.
     pub fn texts(&self) -> Vec<(String, String)> {
         let limits = self.limits.iter().map(|(key, value)| (key.to_string(), value.to_string()));
@@ -219,6 +226,7 @@ pub fn settings(limits: &[(String, String)]) -> Result<Settings, Refusal> {
             Setting::Raw(key, value) => parsed.raw.push((key, value)),
         }
     }
+    parsed.asked = parsed.limits.len();
     Ok(parsed)
 }
 

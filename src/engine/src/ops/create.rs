@@ -77,6 +77,7 @@ pub fn create(
         &Request::CreateGrant(NewGrant {
             ids: plan.ids.map(counted),
             limits: &plan.settings.limits,
+            asked: plan.settings.asked(),
             setgroups: plan.setgroups,
             persistent: plan.record.lifetime == Lifetime::Persistent,
             pressure: plan.record.pressure.len(),
@@ -188,6 +189,7 @@ fn plan(
         .duration_since(UNIX_EPOCH)
         .map_or(0, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
     record.limits = settings.texts();
+    record.controllers = engine.policy().controllers_of_new(&caller.subject());
     record.pressure = check::pressure(&request.pressure)?;
     let holder = match request.holder {
         Holder::Process(index) => {
@@ -411,11 +413,13 @@ fn range_of(record: &GrantRecord) -> Option<IdRange> {
     record.range.and_then(|range| IdRange::new(HostUid(range.uid), HostGid(range.gid), range.count).ok())
 }
 
-/// Who owns what in the grant's cgroups: the range's root, or the account itself in a grant without ids.
+/// Who owns what in the grant's cgroups: the range's root, or the account itself in a grant without ids; and which controllers
+/// it has there.
 pub fn delegation(record: &GrantRecord) -> Delegation {
     Delegation {
         account: (HostUid(record.account), HostGid(record.gid)),
         root: record.range.map(|range| (HostUid(range.uid), HostGid(range.gid))),
+        controllers: record.controllers.clone(),
     }
 }
 

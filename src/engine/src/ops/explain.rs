@@ -51,7 +51,8 @@ pub fn explain(engine: &Engine, caller: &Caller, ask: &Explain) -> Outcome {
     let mut about = About { engine, caller, subject, is_own, said: Said::default() };
     let refusal = about.put(&ask.question).err();
     let ruling_label = engine.policy().ruling(&about.subject).label.clone();
-    let quotas = engine.policy().quotas(&about.subject);
+    let policy = engine.policy();
+    let quotas = policy.quotas(&about.subject);
     let rows = usage_rows(&quotas, &engine.usage(about.charged())).into_iter().map(query::row).collect();
     let rule = refusal.as_ref().and_then(|refusal| refusal.rule.clone());
     Ok((
@@ -205,6 +206,7 @@ impl About<'_> {
         self.judge(&Request::CreateGrant(NewGrant {
             ids: ids.map(create::counted),
             limits: &settings.limits,
+            asked: settings.asked(),
             setgroups: request.range.is_some_and(|range| range.setgroups),
             persistent: request.holder == Holder::Persistent,
             pressure: pressure.len(),

@@ -3,7 +3,7 @@
 use std::{os::fd::OwnedFd, sync::Arc};
 
 use cgrant_policy::{
-    CgroupPath, GrantName, HostGid, HostUid, Key, Request, SettingError, Verb, judge::usage_rows,
+    Caller as Subject, CgroupPath, GrantName, HostUid, Key, Request, SettingError, Verb, judge::usage_rows,
 };
 use cgrant_wire::{Answer, BrokerInfo, FdIndex, GrantId, Refusal, RefusalCode, Usage, UsageRow};
 
@@ -82,13 +82,7 @@ pub fn usage(engine: &Engine, caller: &Caller, account: Option<u32>) -> Outcome 
     engine.authorize(caller, &account.to_string(), &Request::UsageOf { account })?;
     let policy = engine.policy();
     // Groups of another account are known only from its connections, so its quotas are those by uid.
-    let stranger = cgrant_policy::Caller {
-        uid: account,
-        gid: HostGid(account.0),
-        groups: Vec::new(),
-        application: None,
-    };
-    let subject = if account == caller.uid { caller.subject() } else { stranger };
+    let subject = if account == caller.uid { caller.subject() } else { Subject::by_uid(account) };
     let ruling = policy.ruling(&subject);
     let rows = usage_rows(&ruling.quotas, &engine.usage(account));
     plain(Answer::Usage(Usage {

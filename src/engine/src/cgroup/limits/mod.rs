@@ -40,6 +40,19 @@ impl Target<'_> {
     fn nodes(&self) -> impl Iterator<Item = &Rc<Node>> {
         [&self.outer].into_iter().chain(&self.inner)
     }
+
+    /// Does something with both. A payload without the files of the controller, which policy keeps from it, mirrors nothing: the
+    /// cgroup around it holds the limit.
+    ///
+    /// # Errors
+    /// What `act` gives for a cgroup that has them.
+    fn each(&self, mut act: impl FnMut(&Rc<Node>) -> io::Result<()>) -> io::Result<()> {
+        act(&self.outer)?;
+        match self.inner.as_ref().map_or(Ok(()), act) {
+            Err(error) if super::node::is_missing(&error) => Ok(()),
+            other => other,
+        }
+    }
 }
 
 /// Why `memory.high` can't be had on v1.
@@ -138,9 +151,9 @@ impl Tree {
                     v1::set(&mut transaction, target, *key, value)
                 }
                 Setting::Limit(key, value) => v2::set(&mut transaction, target, *key, value),
-                Setting::Raw(key, value) => target
-                    .nodes()
-                    .try_for_each(|node| transaction.replace(node, key.as_str(), value.as_str())),
+                Setting::Raw(key, value) => {
+                    target.each(|node| transaction.replace(node, key.as_str(), value.as_str()))
+                }
             };
             if let Err(source) = result {
                 transaction.undo()?;

@@ -22,7 +22,7 @@ pub(super) fn set(
     value: &LimitValue,
 ) -> io::Result<()> {
     let file = key.to_string();
-    target.nodes().try_for_each(|node| match value {
+    target.each(|node| match value {
         LimitValue::Io(limits) => set_io(transaction, node, limits),
         // An empty list is what a new cgroup has: all CPUs of the one above.
         LimitValue::Cpus(None) => transaction.replace(node, &file, ""),

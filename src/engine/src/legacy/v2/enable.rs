@@ -46,6 +46,19 @@ impl Asked {
     pub fn new(argument: &str, offered: &[String]) -> Self {
         Self { controllers: of_v2(argument, offered), needed: is_one(argument) }
     }
+
+    /// Leaves out of `all` and lists what is not allowed.
+    ///
+    /// # Errors
+    /// What is said of the first one, if it is needed.
+    pub fn allowed(mut self, allow: impl Fn(&str) -> Result<(), Fault>) -> Result<Self, Fault> {
+        if self.needed {
+            self.controllers.iter().try_for_each(|name| allow(name))?;
+        } else {
+            self.controllers.retain(|name| allow(name).is_ok());
+        }
+        Ok(self)
+    }
 }
 
 impl Call<'_> {
