@@ -35,6 +35,7 @@ mod holders;
 mod idle;
 mod images;
 mod installed;
+mod leaving;
 mod limits;
 mod links;
 mod links_attacks;
@@ -69,6 +70,7 @@ fn main() -> std::process::ExitCode {
         attach::TESTS,
         attacks::TESTS,
         holders::TESTS,
+        leaving::TESTS,
         events::TESTS,
         examples::TESTS,
         metrics::TESTS,

@@ -131,6 +131,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
         registry: Mutex::new(Registry::default()),
         connections: Mutex::new(Connections::default()),
         links: RwLock::new(HashMap::new()),
+        leavings: crate::leaving::Leavings::default(),
         questions: crate::asking::Questions::default(),
     };
     engine.watch_accounts();
@@ -140,6 +141,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
     step("bringing record and kernel together", reconcile::reconcile(&engine))?;
     crate::ops::link::forget_departed(&engine);
     step("record of cgroups", legacy::take_over(&engine))?;
+    crate::leaving::begin(&engine);
     let control = step("supervisor", control.try_clone())?;
     step("sockets", Server::new(Arc::new(engine), control, listeners))
 }

@@ -27,6 +27,7 @@ use crate::{
     fault::Fault,
     idmap::Mapper,
     ids::IdRecord,
+    leaving::Leavings,
     legacy::{Ledger, Wishes},
     link::Link,
     metrics::Counters,
@@ -107,6 +108,8 @@ pub struct Engine {
     pub(crate) registry: Mutex<Registry>,
     pub(crate) connections: Mutex<Connections>,
     pub(crate) links: RwLock<HashMap<FrontKind, Arc<Linked>>>,
+    /// Users who log out or are deleted.
+    pub(crate) leavings: Leavings,
     /// What polkit is being asked.
     pub(crate) questions: Questions,
 }

@@ -13,6 +13,7 @@ use nix::sys::{epoll::EpollFlags, inotify::AddWatchFlags};
 use crate::{
     cgroup::OomWatch,
     engine::Engine,
+    leaving,
     ops::{check, release},
     registry::Grant,
     watch::Target,
@@ -85,7 +86,8 @@ pub fn unwatch(engine: &Engine, grant: &Grant) {
     let tokens: Vec<u64> = {
         let mut live = grant.live();
         let (holder, deadline) = (live.holder_watch.take(), live.deadline.take());
-        live.watches.drain(..).chain(holder).chain(deadline).collect()
+        let leaving = live.leaving.take().map(|(watch, _)| watch);
+        live.watches.drain(..).chain(holder).chain(deadline).chain(leaving).collect()
     };
     engine.watches.remove(&tokens);
 }
@@ -98,7 +100,7 @@ pub fn happened(engine: &Engine, id: GrantId, target: &Target) {
         Target::Holder(_, watch) => {
             let holds = grant.live().holder_watch == Some(*watch);
             if holds {
-                release::end(engine, &grant, EndReason::HolderDied);
+                release::end(engine, &grant, leaving::reason(&grant, EndReason::HolderDied));
             }
         }
         Target::Populated(_) => refresh(engine, &grant),
@@ -113,6 +115,7 @@ pub fn happened(engine: &Engine, id: GrantId, target: &Target) {
                 release::end(engine, &grant, EndReason::Empty);
             }
         }
+        Target::Leaving(_, watch) => leaving::overdue(engine, &grant, *watch),
         Target::Control
         | Target::Listener(_)
         | Target::Link(_)
@@ -126,6 +129,9 @@ pub fn happened(engine: &Engine, id: GrantId, target: &Target) {
         | Target::Pace(..)
         | Target::Usage(..)
         | Target::Accounts
+        | Target::AccountsDue(_)
+        | Target::Logins
+        | Target::LoginsDue(_)
         | Target::Policy
         | Target::PolicyDue
         | Target::Over => (),
@@ -152,8 +158,11 @@ pub fn refresh(engine: &Engine, grant: &Arc<Grant>) {
     if frozen != was_frozen {
         changed(GrantChange::Frozen(frozen));
     }
-    if lifetime == Lifetime::Populated && was_populated && !populated {
-        release::end(engine, grant, EndReason::Empty);
+    if was_populated && !populated {
+        leaving::emptied(engine, grant);
+        if lifetime == Lifetime::Populated && grant.is_active() {
+            release::end(engine, grant, EndReason::Empty);
+        }
     }
 }
 

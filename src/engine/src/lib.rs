@@ -15,6 +15,7 @@ mod events;
 mod fault;
 pub mod idmap;
 pub mod ids;
+mod leaving;
 mod legacy;
 mod link;
 mod metrics;

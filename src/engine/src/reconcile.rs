@@ -5,6 +5,7 @@
 //! | creating | nothing running in it | undone: cgroups removed, range given back |
 //! | creating | a process in it (attaching is the last effect but the map) | undone too: the caller had no answer; its processes are put aside, never killed |
 //! | active | its payload | taken over; a dead holder ends it |
+//! | active, of a user who was deleted or is another one now | nothing (a reboot) | ended, if policy says so |
 //! | active, persistent | nothing (a reboot) | made again, without links: their namespaces are gone |
 //! | active | nothing, or another cgroup | ended: lost |
 //! | releasing | anything | the release goes on |
@@ -24,7 +25,7 @@ use cgrant_wire::{EndReason, GrantId, Lifetime, Range, Refusal, RefusalCode};
 use crate::{
     connection::Ended,
     engine::Engine,
-    events,
+    events, leaving,
     ops::{check, create::delegation, link, manage, release},
     record::{GrantRecord, HolderRecord, Phase},
     registry::Grant,
@@ -74,6 +75,10 @@ fn settle(engine: &Engine, id: GrantId, record: &GrantRecord) -> Result<(), Refu
     match record.phase {
         Phase::Creating => undo(engine, &grant),
         Phase::Releasing => go_on_releasing(engine, &grant, EndReason::Released),
+        // Its range is not given to anybody any more.
+        Phase::Active if rebooted && leaving::is_departed(engine, record) => {
+            go_on_releasing(engine, &grant, EndReason::UserGone)
+        }
         Phase::Active if rebooted && record.lifetime == Lifetime::Persistent => make_again(engine, &grant),
         Phase::Active if rebooted => go_on_releasing(engine, &grant, EndReason::Lost),
         Phase::Active => {

@@ -10,7 +10,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use cgrant_policy::Controllers;
+use cgrant_policy::{Controllers, Departed, Logout};
 use cgrant_sys::dir::Dir;
 use cgrant_wire::{
     GrantId, Lifetime, Range,
@@ -111,6 +111,18 @@ pub struct GrantRecord {
     /// Its links. Records from before there were any have none.
     #[serde(default)]
     pub links: Vec<LinkRecord>,
+    /// The account's user when it was made; `None` if `/etc/passwd` knew none. Records from before it was noted have none.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// What becomes of it when that one logs out.
+    #[serde(default)]
+    pub logout: Logout,
+    /// What becomes of it when that one is deleted.
+    #[serde(default)]
+    pub departed: Departed,
+    /// Was the account's user logged in when it was made?
+    #[serde(default)]
+    pub in_session: bool,
 }
 
 impl GrantRecord {
@@ -138,6 +150,10 @@ impl GrantRecord {
             pressure: Vec::new(),
             cgroup_id: 0,
             links: Vec::new(),
+            user: None,
+            logout: Logout::Keep,
+            departed: Departed::Keep,
+            in_session: false,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use cgrant_policy::{GrantName, GrantPath, HostUid};
-use cgrant_wire::{ConnectionId, GrantId, GrantInfo, Hierarchy, Lifetime};
+use cgrant_wire::{ConnectionId, EndReason, GrantId, GrantInfo, Hierarchy, Lifetime};
 
 use crate::record::{GrantRecord, Phase};
 
@@ -29,6 +29,8 @@ pub struct Live {
     pub holder_watch: Option<u64>,
     /// The watch for the end of its time without a holder.
     pub deadline: Option<u64>,
+    /// The watch for the end of the time in which it is to end by itself, and why it is to.
+    pub leaving: Option<(u64, EndReason)>,
     /// Its payload in each hierarchy.
     pub hierarchies: Vec<Hierarchy>,
 }
@@ -68,6 +70,7 @@ impl Grant {
             watches: Vec::new(),
             holder_watch: None,
             deadline: None,
+            leaving: None,
             hierarchies: Vec::new(),
         };
         Self { id, path, account, name, live: Mutex::new(live) }

@@ -28,7 +28,7 @@ use crate::{
     asking::{self, Ending, Matter, Needed},
     connection::{Caller, Ended, Peer},
     engine::{Engine, Linked, Outcome},
-    events, legacy,
+    events, leaving, legacy,
     link::{Incoming, Link},
     metrics::Part,
     net::News,
@@ -126,6 +126,15 @@ impl Server {
                 Target::Link(front) => self.link(front, flags),
                 Target::Net => self.net(),
                 Target::Accounts => self.accounts_changed(),
+                Target::AccountsDue(watch) => {
+                    self.engine.watches.remove(&[watch]);
+                    self.look_for(leaving::look_for_departed);
+                }
+                Target::Logins => leaving::logins_changed(&self.engine),
+                Target::LoginsDue(watch) => {
+                    self.engine.watches.remove(&[watch]);
+                    self.look_for(leaving::look_for_logouts);
+                }
                 Target::Helper => {
                     self.engine.pool.stop();
                     return Ok(Some(End::HelperDied));
@@ -154,7 +163,8 @@ impl Server {
                 | Target::Vanished(id)
                 | Target::Oom(id)
                 | Target::Pressure(id, _)
-                | Target::Deadline(id, _) => self.grant_event(id, target),
+                | Target::Deadline(id, _)
+                | Target::Leaving(id, _) => self.grant_event(id, target),
             }
         }
         Ok(None)
@@ -494,12 +504,13 @@ impl Server {
         if !self.engine.policy().group_names().is_empty() {
             reload::noticed(&self.engine);
         }
+        self.look_for(leaving::look_for_departed);
+    }
+
+    /// Has it looked for users who left, in nobody's order but that of such looks and of root's operations.
+    fn look_for(&self, look: fn(&Arc<Engine>)) {
         let engine = Arc::clone(&self.engine);
-        let job = move || {
-            engine.accounts_changed();
-            ops::link::forget_departed(&engine);
-        };
-        self.submit_or_warn(HostUid(0), Box::new(job));
+        self.submit_or_warn(HostUid::ROOT, Box::new(move || look(&engine)));
     }
 
     fn reload(&self) {

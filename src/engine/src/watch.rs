@@ -49,6 +49,14 @@ pub enum Target {
     Helper,
     /// `/etc` changed.
     Accounts,
+    /// Users who are missing in it may be gone by now; the watch has said its one word.
+    AccountsDue(u64),
+    /// Somebody logged in or out.
+    Logins,
+    /// Who has logged out is to be looked for; the watch has said its one word.
+    LoginsDue(u64),
+    /// The time is over that the grant had to end by itself; the watch says which.
+    Leaving(GrantId, u64),
     /// A policy file, or the directory of them, may have changed.
     Policy,
     /// The policy is to be read again.

@@ -232,6 +232,8 @@ pub const fn reason(reason: EndReason) -> &'static str {
         EndReason::ConnectionClosed => "connection-closed",
         EndReason::Empty => "empty",
         EndReason::Lost => "lost",
+        EndReason::LoggedOut => "logged-out",
+        EndReason::UserGone => "user-gone",
     }
 }
 

@@ -36,5 +36,6 @@ pub use network::{
 pub use policy::{BUILT_IN, Caller, Policy, Ruling, Source};
 pub use raw::{Key, RawKey, RawValue, Setting, SettingError};
 pub use rule::{
-    Access, AccessRules, Ceilings, Door, Exception, NetworkRules, PortSpan, Quotas, RawRules, Span, VlanSpan,
+    Access, AccessRules, Ceilings, Departed, Door, Exception, LifetimeRules, Logout, NetworkRules, PortSpan,
+    Quotas, RawRules, Span, VlanSpan,
 };

@@ -8,7 +8,7 @@ use crate::{
     diagnostic::FileError,
     ids::{HostGid, HostUid},
     limit::{LimitKey, LimitValue},
-    rule::{AccessRules, Ceilings, Ids, NetworkRules, PolicyFile, Quotas, RawRules, Rule},
+    rule::{AccessRules, Ceilings, Ids, LifetimeRules, NetworkRules, PolicyFile, Quotas, RawRules, Rule},
 };
 
 /// The text of the built-in policy.
@@ -76,6 +76,8 @@ pub struct Ruling {
     pub raw: Arc<RawRules>,
     /// What links may be like.
     pub network: NetworkRules,
+    /// What else ends grants than their holders.
+    pub lifetime: LifetimeRules,
 }
 
 impl Policy {
@@ -247,6 +249,7 @@ impl Ruling {
             .chain(part("grant-ceiling", self.grant_ceilings.rows()))
             .chain(part("account-ceiling", self.account_ceilings.rows()))
             .chain(part("network", self.network.rows()))
+            .chain(part("lifetime", self.lifetime.rows()))
             .chain(part("raw", self.raw.rows()))
             .collect()
     }
@@ -268,6 +271,7 @@ impl Ruling {
         self.network.max_upload = rate(self.network.max_upload, other.network.max_upload);
         self.network.max_download = rate(self.network.max_download, other.network.max_download);
         self.network.open &= other.network.open;
+        self.lifetime = self.lifetime.shorter(&other.lifetime);
     }
 }
 
@@ -281,6 +285,7 @@ impl Entry {
             account_ceilings: or_base(matches.account_ceiling.as_ref(), base.account_ceiling.as_ref()),
             raw: Arc::new(matches.raw.over(&base.raw).ok_or_else(incomplete)?),
             network: matches.network.over(&base.network).ok_or_else(incomplete)?,
+            lifetime: matches.lifetime.over(&base.lifetime).ok_or_else(incomplete)?,
         };
         Ok(Self { matches, ruling })
     }
@@ -361,7 +366,7 @@ fn or_base(own: Option<&Ceilings>, base: Option<&Ceilings>) -> Ceilings {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
-    use crate::rule::Exception;
+    use crate::rule::{Departed, Exception, Logout};
 
     fn caller(uid: u32, groups: &[u32]) -> Caller {
         Caller {
@@ -442,12 +447,14 @@ uids = [1000]
 applications = ["unit:ci@*.service", "flatpak:org.example.Ci"]
 quota = { grants = 500, ids-per-grant = 7 }
 network = { max-upload = "1G" }
+lifetime = { logout = "keep", departed = "end" }
 grant-ceiling = { "memory.max" = "8G", "pids.max" = 10 }
 
 [[rule]]
 name = "account"
 quota = { grants = 5, cgroups = 100 }
 network = { max-upload = "1M", max-download = "1M" }
+lifetime = { logout = "linger", departed = "keep" }
 grant-ceiling = { "memory.max" = "1G", "cpu.max" = "100%" }
 account-ceiling = { "memory.max" = "2G" }
 "#;
@@ -461,6 +468,7 @@ account-ceiling = { "memory.max" = "2G" }
             (ruling.label.as_str(), ruling.quotas.grants, ruling.network.max_upload),
             ("a.toml:2 ci", 500, 1_000_000_000)
         );
+        assert_eq!(ruling.lifetime.logout, Logout::Keep);
         // What bounds all of the account is the account's.
         assert_eq!(ruling.quotas.cgroups, 100);
         assert_eq!(policy.account_ceilings(&ci), [(LimitKey::MemoryMax, LimitValue::Bytes(Some(2 << 30)))]);
@@ -468,7 +476,7 @@ account-ceiling = { "memory.max" = "2G" }
         for other in
             [caller(1000, &[]), of(1000, "/system.slice/x.service"), of(1001, "/system.slice/ci@3.service")]
         {
-            assert_eq!(policy.ruling(&other).label, "a.toml:10 account", "{other:?}");
+            assert_eq!(policy.ruling(&other).label, "a.toml:11 account", "{other:?}");
         }
     }
 
@@ -484,7 +492,9 @@ account-ceiling = { "memory.max" = "2G" }
             ("a.toml:2 ci", 5, 7)
         );
         assert_eq!((ruling.network.max_upload, ruling.network.max_download), (1_000_000, 1_000_000));
-        assert_eq!(policy.doubted(&ci).unwrap().label, "a.toml:10 account");
+        // Its grants end wherever those of either would.
+        assert_eq!((ruling.lifetime.logout, ruling.lifetime.departed), (Logout::Linger, Departed::End));
+        assert_eq!(policy.doubted(&ci).unwrap().label, "a.toml:11 account");
         let given = policy.limits_of_new(&ci, &[]);
         for (key, text) in
             [(LimitKey::MemoryMax, "1G"), (LimitKey::PidsMax, "10"), (LimitKey::CpuMax, "100%")]
@@ -619,6 +629,8 @@ access.controllers = ["cpu", "pids"]
             ("[[rule]]\nname = \"x\"\nnetwork.max-upload = \"7k\"\n", (3, 22), "bits a second"),
             ("[[rule]]\nname = \"x\"\nnetwork.bridges = [\"A\"]\n", (3, 20), "lower-case"),
             ("[[rule]]\nname = \"x\"\nnetwork.fixed-addresses = [\"10.0.0.1/8\"]\n", (3, 28), "begins at"),
+            ("[[rule]]\nname = \"x\"\nlifetime.logout = \"stay\"\n", (3, 19), "unknown variant `stay`"),
+            ("[[rule]]\nname = \"x\"\nlifetime.departed = \"linger\"\n", (3, 21), "unknown variant `linger`"),
             ("[[rule]]\nname = \"x\"\nname = \"y\"\n", (3, 1), "duplicate"),
             (
                 "[[rule]]\nname = \"x\"\naccess.controllers = [\"cpu\", \"memroy\"]\n",

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt, net::IpAddr, str::FromStr};
 
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use toml::Spanned;
 
 use crate::{
@@ -49,6 +49,8 @@ pub(crate) struct Rule {
     pub(crate) raw: RawText,
     #[serde(default)]
     pub(crate) network: NetworkText,
+    #[serde(default)]
+    pub(crate) lifetime: LifetimeText,
     /// Gids of `groups`, put in by whoever reads the group file.
     #[serde(skip)]
     pub(crate) resolved: BTreeSet<HostGid>,
@@ -84,6 +86,30 @@ pub enum Exception {
     Ask,
     /// No.
     Deny,
+}
+
+/// What becomes of grants when their account's user logs out. The later one ends more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Logout {
+    /// Nothing.
+    #[default]
+    Keep,
+    /// They end with the last session, unless the user lingers (loginctl(1), `enable-linger`).
+    Linger,
+    /// They end with the last session.
+    End,
+}
+
+/// What becomes of grants when their account's user is deleted. The later one ends more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Departed {
+    /// Nothing, until the uid is somebody else's.
+    #[default]
+    Keep,
+    /// They end, those that stay until they are released too.
+    End,
 }
 
 macro_rules! table {
@@ -215,6 +241,24 @@ table! {
         open: bool = bool,
         /// VLANs that links on an administrator's bridge may be in.
         vlans: Vec<VlanSpan> = Vec<VlanSpan>,
+    }
+}
+
+table! {
+    /// What else ends grants than their holders.
+    LifetimeRules, LifetimeText {
+        /// When the account's user logs out.
+        logout: Logout = Logout,
+        /// When the account's user is deleted.
+        departed: Departed = Departed,
+    }
+}
+
+impl LifetimeRules {
+    /// Of each the one that ends more.
+    #[must_use]
+    pub fn shorter(&self, other: &Self) -> Self {
+        Self { logout: self.logout.max(other.logout), departed: self.departed.max(other.departed) }
     }
 }
 
@@ -451,6 +495,23 @@ impl Shown for Exception {
 impl Shown for Controllers {
     fn shown(&self) -> String {
         self.to_string()
+    }
+}
+
+impl Shown for Logout {
+    fn shown(&self) -> String {
+        let word = match self {
+            Self::Keep => "keep",
+            Self::Linger => "linger",
+            Self::End => "end",
+        };
+        quoted(word)
+    }
+}
+
+impl Shown for Departed {
+    fn shown(&self) -> String {
+        quoted(if *self == Self::Keep { "keep" } else { "end" })
     }
 }
 

@@ -57,6 +57,10 @@ pub enum EndReason {
     Empty,
     /// The host was restarted, or its cgroup was removed behind the broker's back.
     Lost,
+    /// Its account's user logged out, and policy does not let it stay.
+    LoggedOut,
+    /// Its account's user was deleted, or the uid is another's now.
+    UserGone,
 }
 
 /// A range of ids: `count` uids from `uid` and as many gids from `gid`, as the initial user namespace counts them.

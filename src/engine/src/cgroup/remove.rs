@@ -74,6 +74,37 @@ impl Tree {
         first
     }
 
+    /// Tells a grant's monitors to end what runs in it, or, where there is none, what runs (SIGTERM). Says whether anybody is there
+    /// to be told. Of each cgroup so many processes are told as are held at a time; what is not told is killed in the end.
+    ///
+    /// An attacker wants a signal to reach somebody else's process: each is held, and seen in the cgroup, before it is told.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn tell_to_end(&self, grant: &GrantPath) -> Result<bool, CgroupError> {
+        if let Some(monitor) = self.part(self.v2(), grant, MONITOR)?
+            && tell(monitor.dir()).map_err(CgroupError::kernel("to list", monitor.path()))?
+        {
+            return Ok(true);
+        }
+        let mut told = false;
+        for part in self.parts(grant)? {
+            let mut below = |dir: &Dir| -> io::Result<()> {
+                told |= tell(dir)?;
+                Ok(())
+            };
+            below(part.dir())
+                .and_then(|()| {
+                    walk(part.dir(), |visit| match visit {
+                        Visit::Enter { dir, .. } => below(dir),
+                        Visit::Leave { .. } => io::Result::Ok(()),
+                    })
+                })
+                .map_err(CgroupError::kernel("to list", part.path()))?;
+        }
+        Ok(told)
+    }
+
     /// The cgroup that a grant's is in, and the grant's name there.
     fn above_of(
         &self,
@@ -244,6 +275,17 @@ fn empty_v1(grant: &Node, kill: bool) -> Result<(), CgroupError> {
             let _ = poll(&mut fds, Some(&timeout));
         }
     }
+}
+
+/// Tells processes of a cgroup to end; false if there is none.
+fn tell(dir: &Dir) -> io::Result<bool> {
+    let members = members(dir)?;
+    for process in &members {
+        // One that was stopped could not take it; one that has ended by itself needs it not.
+        let _ = process.send_signal(Signal::TERM);
+        let _ = process.send_signal(Signal::CONT);
+    }
+    Ok(!members.is_empty())
 }
 
 /// At most how many processes are held by descriptor at a time.

@@ -1,4 +1,5 @@
-//! Who has which ids by `/etc`: users, groups and subordinate ranges. Reads those four files and nothing else.
+//! Who has which ids by `/etc`: users, groups and subordinate ranges, and where else users are looked for. Reads five files
+//! and nothing else.
 //!
 //! They are read again when `stat(2)` says that they changed. Lines that make no sense are passed over, as
 //! getpwent(3) does; they are root's files, and other programs have to live with them too.
@@ -23,17 +24,21 @@ const MAX_FILE: u64 = 64 << 20;
 /// in place shows half a file for a moment.
 const SETTLED: Duration = Duration::from_secs(10);
 /// The files.
-const FILES: [&str; 4] = ["passwd", "group", "subuid", "subgid"];
+const FILES: [&str; 5] = ["passwd", "group", "subuid", "subgid", "nsswitch.conf"];
+/// Sources of nsswitch.conf(5) that know no users but those of `passwd` and the machine's own.
+const LOCAL: [&str; 2] = ["files", "systemd"];
 
 /// What is in the files.
 #[derive(Debug)]
 pub struct Accounts {
     etc: PathBuf,
-    stamps: [Option<Stamp>; 4],
+    stamps: [Option<Stamp>; 5],
     users: HashMap<HostUid, String>,
     taken: Vec<IdSpan>,
     lent: Arc<Lent>,
     has_root: bool,
+    /// Are all users in `passwd`?
+    is_complete: bool,
     /// How often the files were read.
     reads: u64,
     /// Added to the age of files, by tests.
@@ -96,8 +101,10 @@ impl From<Metadata> for Stamp {
 pub enum Presence {
     /// Yes, or nobody can tell.
     Same,
-    /// The uid has no user any more, or another one's name.
-    Departed,
+    /// The uid has no user any more that `passwd` would know.
+    Missing,
+    /// The uid is another user's.
+    Another,
 }
 
 impl Accounts {
@@ -106,7 +113,7 @@ impl Accounts {
     /// # Errors
     /// [`IdError::Io`] if one is there and can't be read.
     pub fn open(etc: &Path) -> Result<Self, IdError> {
-        let stamps = [None; 4];
+        let stamps = [None; 5];
         let mut accounts = Self {
             etc: etc.to_owned(),
             stamps,
@@ -114,6 +121,7 @@ impl Accounts {
             taken: Vec::new(),
             lent: Arc::default(),
             has_root: false,
+            is_complete: false,
             reads: 0,
             age: Duration::ZERO,
         };
@@ -121,7 +129,7 @@ impl Accounts {
         Ok(accounts)
     }
 
-    /// Reads the files again if one changed; says whether that was so. Costs four `stat(2)` otherwise.
+    /// Reads the files again if one changed; says whether that was so. Costs five `stat(2)` otherwise.
     ///
     /// # Errors
     /// [`IdError::Io`]; what was known before is still known then.
@@ -152,18 +160,35 @@ impl Accounts {
     /// Is the account's user still the one that was recorded? An account that had no entry (LDAP) is not compared.
     pub fn presence(&self, account: HostUid, recorded: Option<&str>) -> Presence {
         match (recorded, self.user(account)) {
-            (Some(before), Some(now)) if before != now => Presence::Departed,
-            (Some(_), None) if self.has_root && self.is_settled() => Presence::Departed,
+            (Some(before), Some(now)) if before != now => Presence::Another,
+            (Some(_), None) if self.has_root && self.is_settled() => Presence::Missing,
             _ => Presence::Same,
         }
     }
 
+    /// Does the host look for users nowhere but in `passwd`? Elsewhere one who is missing there may have moved to LDAP, say, and
+    /// a service that does not answer says the same of all of its users as of one who was deleted.
+    pub fn is_complete(&self) -> bool {
+        self.is_complete
+    }
+
     /// Has `passwd` been left alone for a while?
     pub fn is_settled(&self) -> bool {
-        let [Some(passwd), ..] = &self.stamps else { return false };
+        self.quiet_for().is_some_and(|age| age > SETTLED)
+    }
+
+    /// How long until it will have been; `None` if it has, or nobody can tell (it is not there, or from the future).
+    pub fn until_settled(&self) -> Option<Duration> {
+        let age = self.quiet_for()?;
+        // A second more, because that is as exact as the age is.
+        (age <= SETTLED).then(|| SETTLED.saturating_sub(age) + Duration::from_secs(1))
+    }
+
+    fn quiet_for(&self) -> Option<Duration> {
+        let [Some(passwd), ..] = &self.stamps else { return None };
         let seconds = u64::try_from(passwd.modified.0.max(passwd.changed.0)).unwrap_or(0);
         let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        SystemTime::now().duration_since(changed).is_ok_and(|age| age + self.age > SETTLED)
+        SystemTime::now().duration_since(changed).ok().map(|age| age + self.age)
     }
 
     /// A number for all that [`Accounts::presence`] goes by: another one when the files were read again, and when users who are
@@ -172,8 +197,8 @@ impl Accounts {
         2 * self.reads + u64::from(self.is_settled())
     }
 
-    fn stamps_now(&self) -> Result<[Option<Stamp>; 4], IdError> {
-        let mut stamps = [None; 4];
+    fn stamps_now(&self) -> Result<[Option<Stamp>; 5], IdError> {
+        let mut stamps = [None; 5];
         for (stamp, file) in stamps.iter_mut().zip(FILES) {
             let path = self.etc.join(file);
             *stamp = match std::fs::metadata(&path) {
@@ -189,14 +214,15 @@ impl Accounts {
         self.reads += 1;
         // The stamps first: a change while the files are read is then seen the next time.
         let stamps = self.stamps_now()?;
-        let [passwd, group, subuid, subgid] = FILES.map(|file| read(&self.etc.join(file)));
-        let (passwd, group, subuid, subgid) = (passwd?, group?, subuid?, subgid?);
+        let [passwd, group, subuid, subgid, switch] = FILES.map(|file| read(&self.etc.join(file)));
+        let (passwd, group, subuid, subgid, switch) = (passwd?, group?, subuid?, subgid?, switch?);
         let users = users(&passwd);
         self.lent = Arc::new(Lent::new(&subuid, &users));
         let mut taken: Vec<IdSpan> = ids_of(&passwd, &[2, 3]).chain(ids_of(&group, &[2])).collect();
         taken.extend(subordinate(&subuid).chain(subordinate(&subgid)));
         self.taken = merged(taken);
         self.has_root = users.contains_key(&HostUid::ROOT);
+        self.is_complete = is_local(&switch);
         (self.users, self.stamps) = (users, stamps);
         Ok(())
     }
@@ -220,6 +246,16 @@ fn groups(text: &[u8]) -> HashMap<String, u32> {
         }
     }
     groups
+}
+
+/// Are users looked for nowhere but in `passwd`, by nsswitch.conf(5)? What it does not say is the C library's default, `files`.
+fn is_local(text: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(text);
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default());
+    let sources =
+        lines.filter_map(|line| line.trim_start().strip_prefix("passwd")?.trim_start().strip_prefix(':'));
+    // An action such as [NOTFOUND=return] is no source.
+    sources.flat_map(str::split_whitespace).all(|word| word.starts_with('[') || LOCAL.contains(&word))
 }
 
 fn users(text: &[u8]) -> HashMap<HostUid, String> {
@@ -309,6 +345,27 @@ mod tests {
     const PASSWD: &str =
         "root:x:0:0::/root:/bin/sh\nalice:x:1000:70000::/:\n# no:x:5:5\nbroken\nbad:x:-1:9:\n";
 
+    #[test]
+    fn users_are_all_known_where_only_files_are_asked() {
+        for (text, local) in [
+            ("", true),
+            ("group: files ldap\n", true),
+            ("passwd: files systemd\nshadow: files sss\n", true),
+            ("  passwd : files [NOTFOUND=return] systemd # ldap\n", true),
+            ("#passwd: sss\npasswd:\tfiles sss\n", false),
+            ("passwd: files\npasswd: ldap\n", false),
+            ("passwd:         compat\n", false),
+            ("passwd: files winbind systemd", false),
+        ] {
+            assert_eq!(is_local(text.as_bytes()), local, "{text}");
+        }
+        let etc = etc(&[("passwd", PASSWD), ("nsswitch.conf", "passwd: files\n")]);
+        let mut accounts = Accounts::open(etc.path()).unwrap();
+        assert!(accounts.is_complete());
+        std::fs::write(etc.path().join("nsswitch.conf"), "passwd: files sss\n").unwrap();
+        assert!(accounts.refresh().unwrap() && !accounts.is_complete());
+    }
+
     fn etc(files: &[(&str, &str)]) -> tempfile::TempDir {
         let etc = tempfile::tempdir().unwrap();
         for (file, text) in files {
@@ -370,7 +427,7 @@ mod tests {
         let mut accounts = Accounts::open(etc.path()).unwrap();
         let alice = HostUid(1000);
         assert_eq!(accounts.presence(alice, Some("alice")), Presence::Same);
-        assert_eq!(accounts.presence(alice, Some("bob")), Presence::Departed);
+        assert_eq!(accounts.presence(alice, Some("bob")), Presence::Another);
         assert_eq!(accounts.presence(alice, None), Presence::Same);
         assert_eq!(accounts.presence(HostUid(7), None), Presence::Same);
         assert_eq!(accounts.presence(HostUid(7), Some("carol")), Presence::Same);
@@ -378,13 +435,13 @@ mod tests {
         assert_eq!(accounts.edition(), before);
         accounts.pretend_settled();
         assert_ne!(accounts.edition(), before);
-        assert_eq!(accounts.presence(HostUid(7), Some("carol")), Presence::Departed);
+        assert_eq!(accounts.presence(HostUid(7), Some("carol")), Presence::Missing);
         let before = accounts.edition();
         std::fs::write(etc.path().join("passwd"), format!("{PASSWD}carol:x:7:7::/:/bin/sh\n")).unwrap();
         assert!(accounts.refresh().unwrap());
         assert_ne!(accounts.edition(), before);
         assert_eq!(accounts.presence(HostUid(7), Some("carol")), Presence::Same);
-        assert_eq!(accounts.presence(HostUid(8), Some("carol")), Presence::Departed);
+        assert_eq!(accounts.presence(HostUid(8), Some("carol")), Presence::Missing);
         accounts.has_root = false;
         assert_eq!(accounts.presence(HostUid(8), Some("carol")), Presence::Same);
     }

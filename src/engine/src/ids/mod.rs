@@ -27,21 +27,22 @@ use std::{
     collections::BTreeSet,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::Duration,
 };
 
 use cgrant_policy::{BLOCK, GrantName, HostUid, IdRange, IdSpan, Pool};
 use cgrant_sys::Dir;
 use cgrant_wire::{GrantId, Range, RangeInfo};
 
-pub use self::{
-    accounts::local_groups,
-    error::{IdError, NamesError},
-};
 use self::{
-    accounts::{Accounts, Lent, Presence},
+    accounts::{Accounts, Lent},
     area::{Area, Slot},
     index::{Index, Mark, Place},
     store::{AreaFile, Named, News, Store},
+};
+pub use self::{
+    accounts::{Presence, local_groups},
+    error::{IdError, NamesError},
 };
 
 /// What systemd gives to containers and keeps for files of foreign images (UIDS-GIDS.md of systemd). Kept clear on every
@@ -297,7 +298,23 @@ impl IdRecord {
 
     /// Is the account's user another one than the `recorded` one, or none any more? Not while that can't be told for certain.
     pub fn has_departed(&self, account: HostUid, recorded: Option<&str>) -> bool {
-        self.lock_inner().accounts.presence(account, recorded) == Presence::Departed
+        self.presence(account, recorded) != Presence::Same
+    }
+
+    /// Is the account's user still the `recorded` one? As [`has_departed`](Self::has_departed), which does not say why.
+    pub fn presence(&self, account: HostUid, recorded: Option<&str>) -> Presence {
+        self.lock_inner().accounts.presence(account, recorded)
+    }
+
+    /// Would every user of the host be in `/etc/passwd`? If not, whoever is missing there may be known elsewhere.
+    pub fn knows_all_users(&self) -> bool {
+        self.lock_inner().accounts.is_complete()
+    }
+
+    /// How long until a user who is missing in `/etc/passwd` now is believed to be gone; `None` if that is so already, or nobody
+    /// can tell.
+    pub fn until_settled(&self) -> Option<Duration> {
+        self.lock_inner().accounts.until_settled()
     }
 
     /// A number that changes when [`has_departed`](Self::has_departed) may have another answer for somebody.
@@ -512,8 +529,7 @@ impl Inner {
     /// Retires every area whose user is not the one that it was taken for.
     fn retire_departed(&mut self) -> Result<(), IdError> {
         let departed = |area: &&Area| {
-            area.is_usable()
-                && self.accounts.presence(area.account, area.user.as_deref()) == Presence::Departed
+            area.is_usable() && self.accounts.presence(area.account, area.user.as_deref()) != Presence::Same
         };
         let areas: Vec<Area> = self.index.areas().filter(departed).cloned().collect();
         for mut area in areas {

@@ -188,6 +188,7 @@ fn plan(
     record.created = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    crate::leaving::note(engine, &engine.policy().ruling(&caller.subject()).lifetime, &mut record);
     record.limits = settings.texts();
     record.controllers = engine.policy().controllers_of_new(&caller.subject());
     record.pressure = check::pressure(&request.pressure)?;

@@ -1,0 +1,286 @@
+//! Users who log out and users who are deleted: what becomes of their grants, and that nobody else's are touched. The broker runs where
+//! `/etc` and `/run/systemd/users` are the test's own.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use zbus::OwnedObjectPath;
+
+use crate::common::{Broker, Client, Grant, Lab, Options, Process, User, checker, wait_until};
+
+/// What the broker sees in place of the host's.
+const STAGE: &str = "set -e; mount --bind $0/host-etc /etc; mount -t tmpfs tmpfs /run
+mkdir -p /run/systemd/users; mount --bind $0/host-users /run/systemd/users
+echo ready; exec sleep infinity";
+
+const POLICY: &str = r#"
+[[rule]]
+name = "stays"
+gids = [STAYS]
+lifetime = { departed = "keep" }
+
+[[rule]]
+name = "lingers"
+gids = [LINGERS]
+lifetime.logout = "linger"
+
+[[rule]]
+name = "ends"
+gids = [ENDS]
+lifetime.logout = "end"
+"#;
+
+/// A host's `/etc` and logind, as far as the broker looks at them.
+struct Place<'a> {
+    lab: &'a Lab,
+    stage: Child,
+}
+
+impl<'a> Place<'a> {
+    fn new(lab: &'a Lab, users: &[(&str, &User)]) -> Self {
+        for name in ["host-etc", "host-users"] {
+            fs::create_dir(lab.scratch.join(name)).unwrap();
+        }
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", STAGE]).arg(&lab.scratch);
+        let mut stage = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(stage.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        let place = Self { lab, stage };
+        place.sources("files systemd");
+        place.passwd(users);
+        place
+    }
+
+    fn etc(&self, file: &str) -> PathBuf {
+        self.lab.scratch.join("host-etc").join(file)
+    }
+
+    /// Where users are looked for.
+    fn sources(&self, sources: &str) {
+        fs::write(self.etc("nsswitch.conf"), format!("passwd: {sources}\n")).unwrap();
+    }
+
+    /// As userdel(8) writes it: a new file in the place of the old.
+    fn passwd(&self, users: &[(&str, &User)]) {
+        let mut text = "root:x:0:0::/root:/bin/sh\n".to_owned();
+        for (name, User { uid, gid, .. }) in users {
+            text += &format!("{name}:x:{uid}:{gid}::/:/bin/sh\n");
+        }
+        fs::write(self.etc("passwd+"), text).unwrap();
+        fs::rename(self.etc("passwd+"), self.etc("passwd")).unwrap();
+    }
+
+    /// As logind writes who is logged in.
+    fn state(&self, user: &User, state: &str) {
+        let (directory, name) = (self.lab.scratch.join("host-users"), user.uid.to_string());
+        if state.is_empty() {
+            return fs::remove_file(directory.join(name)).unwrap();
+        }
+        fs::write(directory.join(".new"), format!("# private\nNAME=x\nSTATE={state}\nSTOPPING=no\n"))
+            .unwrap();
+        fs::rename(directory.join(".new"), directory.join(name)).unwrap();
+    }
+
+    fn broker(&self) -> Broker {
+        self.lab.setup().within(self.stage.id()).start()
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let _ = self.stage.kill();
+        let _ = self.stage.wait();
+    }
+}
+
+/// Somebody with a process in a grant.
+struct Holder {
+    client: Client,
+    grant: Grant,
+    process: Process,
+}
+
+impl Holder {
+    fn new(user: &User, broker: &Broker, options: Options) -> Self {
+        Self::named("held", user, broker, options)
+    }
+
+    fn named(name: &str, user: &User, broker: &Broker, options: Options) -> Self {
+        let client = user.client(broker.socket());
+        let grant = client.create(name, options).unwrap();
+        let process = user.sleeper();
+        client.attach(&grant.path, &process.pidfd, Options::new()).unwrap();
+        Self { client, grant, process }
+    }
+
+    fn stays(&self) -> bool {
+        self.process.is_alive() && self.client.names() == ["held"]
+    }
+
+    /// It is told first, as at a shutdown.
+    #[track_caller]
+    fn has_ended(&mut self) {
+        assert_eq!(self.process.wait_signal(), Some(15));
+        wait_until("the grant is gone", || self.client.names().is_empty());
+    }
+}
+
+fn policy(lab: &Lab, groups: [&User; 3]) {
+    let names = ["STAYS", "LINGERS", "ENDS"].into_iter().zip(groups);
+    let text = names.fold(POLICY.to_owned(), |text, (name, user)| text.replace(name, &user.gid.to_string()));
+    lab.write_policy(&text);
+}
+
+fn what_a_deleted_user_had_ends_as_policy_says(lab: &Lab) {
+    let (alice, bob, ldap, dora) = (lab.user(), lab.user(), lab.user(), lab.user());
+    policy(lab, [&bob, &lab.user(), &lab.user()]);
+    let all = [("alice", &alice), ("bob", &bob), ("dora", &dora)];
+    let place = Place::new(lab, &all);
+    let broker = place.broker();
+    let hold = |user| Holder::new(user, &broker, Options::new());
+    let (mut alices, mut bobs, theirs, mut doras) = (hold(&alice), hold(&bob), hold(&ldap), hold(&dora));
+    let lasting = alices.client.create("lasting", Options::new().lifetime("persistent")).unwrap();
+    let mut watch = alices.client.watch();
+
+    // An editor that shows half a file for a moment deletes nobody.
+    place.passwd(&[]);
+    std::thread::sleep(Duration::from_secs(3));
+    place.passwd(&all);
+    assert!(alices.process.is_alive() && bobs.stays() && theirs.stays() && doras.stays());
+
+    // Deleted: noticed by itself, and told for each grant.
+    place.passwd(&[("dora", &dora)]);
+    assert_eq!(alices.process.wait_signal(), Some(15));
+    for _ in 0..2 {
+        type Gone = (OwnedObjectPath, String, u32, String);
+        let ended = alices.client.signal::<Gone>(&mut watch, "GrantRemoved", Duration::from_secs(20));
+        let (_, (path, _, account, reason)) = ended.expect("no GrantRemoved");
+        assert!([&alices.grant.path, &lasting.path].iter().any(|known| *known == path.as_str()), "{path}");
+        assert_eq!((account, reason.as_str()), (alice.uid, "user-gone"));
+    }
+    assert!(alices.client.names().is_empty());
+    // Policy lets this one stay, and whom /etc/passwd never knew nobody can say to be gone.
+    assert!(bobs.stays() && theirs.stays() && doras.stays());
+
+    // Until the uid is another's, who would have its processes and files.
+    place.passwd(&[("dora", &dora), ("eve", &bob)]);
+    bobs.has_ended();
+    let eves = bobs.client.create("held", Options::new()).unwrap();
+    assert_ne!(eves.uid, bobs.grant.uid, "ids of somebody who was deleted are given to another");
+
+    // Where users may be known elsewhere, one who is missing is not believed to be deleted, and ends by root's word.
+    place.sources("files sss");
+    place.passwd(&[("eve", &bob)]);
+    wait_until("it is said", || broker.log().contains("may be known elsewhere"));
+    assert!(doras.stays() && theirs.stays());
+    // Nor by the name of another source, until that is none any more.
+    place.sources("files");
+    place.passwd(&[("eve", &bob), ("zoe", &alice)]);
+    doras.has_ended();
+    assert!(theirs.stays());
+    assert_ne!(alices.client.create("held", Options::new()).unwrap().uid, alices.grant.uid);
+    checker::assert_in_order(lab);
+}
+
+/// The engine is not there when the user is deleted, and the machine is not restarted.
+fn a_user_who_was_deleted_meanwhile_is_noticed_at_the_start(lab: &Lab) {
+    let (alice, bob) = (lab.user(), lab.user());
+    policy(lab, [&lab.user(), &lab.user(), &lab.user()]);
+    let place = Place::new(lab, &[("alice", &alice), ("bob", &bob)]);
+    let mut broker = place.broker();
+    let persistent = || Options::new().lifetime("persistent");
+    let (mut alices, bobs) =
+        (Holder::new(&alice, &broker, persistent()), Holder::new(&bob, &broker, persistent()));
+    broker.stop();
+    place.passwd(&[("bob", &bob)]);
+    broker.start_again();
+    assert_eq!(alices.process.wait_signal(), Some(15));
+    let client = alice.client(broker.socket());
+    wait_until("the grant is gone", || client.names().is_empty());
+    assert!(bobs.process.is_alive());
+    let bob = bob.client(broker.socket());
+    assert_eq!(bob.names(), ["held"]);
+    checker::assert_in_order(lab);
+    bob.release(&bobs.grant.path, true).unwrap();
+}
+
+fn what_a_user_had_who_logs_out_ends_as_policy_says(lab: &Lab) {
+    let (keeps, lingers, ends, nobody) = (lab.user(), lab.user(), lab.user(), lab.user());
+    policy(lab, [&keeps, &lingers, &ends]);
+    let place = Place::new(lab, &[]);
+    let mut broker = place.broker();
+    let state = |state: &str| [&keeps, &lingers, &ends].into_iter().for_each(|user| place.state(user, state));
+    // Before anybody was logged in: cron, say.
+    let early = ends.client(broker.socket());
+    let before = early.create("early", Options::new().lifetime("persistent")).unwrap();
+    state("opening");
+    state("active");
+    let hold = |user| Holder::new(user, &broker, Options::new());
+    let (kept, mut lingering, mut ending, others) =
+        (hold(&keeps), hold(&lingers), hold(&ends), hold(&nobody));
+    assert!(kept.stays() && others.stays());
+
+    // No session is left, and all of them linger.
+    state("online");
+    state("lingering");
+    assert_eq!(ending.process.wait_signal(), Some(15));
+    wait_until("what stays until it is released stays", || early.names() == ["early"]);
+    assert!(kept.stays() && lingering.stays() && others.stays());
+    // Again, frozen: what stands still is told all the same.
+    state("active");
+    let mut frozen = Holder::named("frozen", &ends, &broker, Options::new());
+    frozen.client.cgroup::<_, ()>(&frozen.grant.path, "Freeze", &()).unwrap();
+    state("closing");
+    assert_eq!(frozen.process.wait_signal(), Some(15));
+
+    // They linger no more.
+    state("");
+    lingering.has_ended();
+    assert!(kept.stays() && others.stays());
+    early.release(&before.path, false).unwrap();
+
+    // Somebody logs out while no broker runs.
+    state("active");
+    let mut held = lingers.sleeper();
+    let options = || Options::new().lifetime("process").fd("holder", &held.pidfd);
+    let client = lingers.client(broker.socket());
+    let grant = client.create("held", options()).unwrap();
+    client.attach(&grant.path, &held.pidfd, Options::new()).unwrap();
+    broker.stop();
+    state("");
+    assert!(held.is_alive());
+    broker.start_again();
+    assert_eq!(held.wait_signal(), Some(15));
+    assert!(kept.process.is_alive() && others.process.is_alive());
+    checker::assert_in_order(lab);
+}
+
+/// What is half written, or no state at all, is nobody's logout.
+fn what_is_no_logout_ends_nothing(lab: &Lab) {
+    let ends = lab.user();
+    policy(lab, [&lab.user(), &lab.user(), &ends]);
+    let place = Place::new(lab, &[]);
+    let broker = place.broker();
+    place.state(&ends, "active");
+    let held = Holder::new(&ends, &broker, Options::new());
+    let file = lab.scratch.join("host-users").join(ends.uid.to_string());
+    for bad in ["", "STATE=", "STATE=gone\n", "NAME=STATE=closing\n", "STATE=active\nSTATE=closing\n"] {
+        fs::write(&file, bad).unwrap();
+        std::thread::sleep(Duration::from_millis(600));
+        assert!(held.stays(), "{bad}");
+    }
+}
+
+crate::tests![
+    what_a_deleted_user_had_ends_as_policy_says,
+    a_user_who_was_deleted_meanwhile_is_noticed_at_the_start,
+    what_a_user_had_who_logs_out_ends_as_policy_says,
+    what_is_no_logout_ends_nothing,
+];
