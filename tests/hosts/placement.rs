@@ -24,17 +24,19 @@ fn the_tree_is_where_this_kind_of_host_wants_it(lab: &Lab) {
             bases.get(&tree.name).unwrap_or_else(|| panic!("the instance has no tree in {}", tree.name));
         let below = base.strip_prefix(&tree.root).unwrap();
         let depth = below.components().count();
-        // systemd has cgroup2 (hybrid: without controllers) and name=systemd in its hand; the others are free.
-        let systemds = lab.host.systemd
-            && (tree.name == "cgroup2" && lab.host.kind != Kind::V1 || tree.name == "name=systemd");
-        if systemds {
+        // systemd has cgroup2 (hybrid: without controllers) and name=systemd in its hand, and these of v1; the others are free.
+        let is_systemds = |name: &str| {
+            ["name=systemd", "cpu", "cpuacct", "blkio", "memory", "devices", "pids"].contains(&name)
+                || name == "cgroup2" && lab.host.kind != Kind::V1
+        };
+        if lab.host.systemd && tree.name.split(',').any(is_systemds) {
             assert!(
                 below.ends_with(format!("cgrant-{}.scope", lab.instance)),
                 "{}: {}",
                 tree.name,
                 below.display()
             );
-        } else if !lab.host.systemd {
+        } else {
             assert_eq!(
                 (depth, below.to_str().unwrap()),
                 (1, format!("cgrant-{}", lab.instance).as_str()),
@@ -60,6 +62,27 @@ fn the_tree_is_where_this_kind_of_host_wants_it(lab: &Lab) {
             assert!(there.split_whitespace().any(|c| c == controller), "{controller} is not there: {there}");
         }
     }
+    client.release(&grant.path, false).unwrap();
+}
+
+/// In hierarchies of v1 that no unit of its own needs, systemd removes whatever is empty when it reads its units again.
+fn what_is_empty_is_ours_alone_to_remove(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let reload = || {
+        if lab.host.systemd {
+            systemctl(&["daemon-reload"]);
+        }
+        checker::cgroups_of_instance(&lab.host, &lab.instance)
+    };
+    let none = checker::cgroups_of_instance(&lab.host, &lab.instance);
+    assert_eq!(reload(), none);
+    let grant = client.create("idle", Options::new().limits(&[("pids.max", "44")])).unwrap();
+    let idle = checker::cgroups_of_instance(&lab.host, &lab.instance);
+    assert!(idle.len() > none.len());
+    assert_eq!(reload(), idle);
+    checker::assert_in_order(lab);
     client.release(&grant.path, false).unwrap();
 }
 
@@ -209,6 +232,7 @@ fn the_packaged_broker_serves_the_system_bus(lab: &Lab) {
 
 crate::tests![
     the_tree_is_where_this_kind_of_host_wants_it,
+    what_is_empty_is_ours_alone_to_remove,
     the_scope_outlives_the_broker_and_ends_with_the_last_grant,
     the_keeper_may_die,
     the_packaged_broker_serves_the_system_bus,

@@ -13,7 +13,10 @@ use std::{
 use futures_util::StreamExt;
 use zbus::{Connection, ObjectPath, OwnedObjectPath, Variant, connection::Builder};
 
-use crate::keeper::{self, Starting};
+use crate::{
+    hierarchy::{CGROUP2, mounted},
+    keeper::{self, Starting},
+};
 
 /// systemd's own programs, for hosts without a bus. They are where systemd is.
 const SYSTEMCTL: &str = "/usr/bin/systemctl";
@@ -24,6 +27,12 @@ const USER_SESSIONS: &str = "systemd-user-sessions.service";
 /// What the packaged broker is called, whose scope is the default one.
 const BROKER: &str = "cgrantd.service";
 const DEFAULT_SCOPE: &str = "cgrant.scope";
+/// What is delegated where controllers are on cgroup v1: all that systemd handles there, by its names (systemd.resource-control(5),
+/// `Delegate=`).
+///
+/// `yes` leaves out those that cgroup v2 has not. But whatever hierarchy systemd handles and no unit of its own needs it clears of
+/// empty cgroups, everywhere in it and at each `daemon-reload`: what is ours there has to be in the scope.
+const OF_V1: [&str; 8] = ["cpu", "cpuacct", "cpuset", "io", "blkio", "memory", "devices", "pids"];
 /// How long one call may take.
 const CALL: Duration = Duration::from_secs(15);
 /// How often it is looked whether `systemd-run` has become the keeper.
@@ -200,12 +209,20 @@ fn relations(unit: &str) -> (Vec<String>, Vec<String>) {
     (vec![shutdown], before)
 }
 
+/// Are there controllers on cgroup v1?
+fn on_v1() -> bool {
+    let is_v1 = |name: &str| name != CGROUP2 && !name.starts_with("name=");
+    mounted().is_ok_and(|mounted| mounted.iter().any(|(name, _)| is_v1(name)))
+}
+
 /// `systemd-run --scope` puts itself into the new scope and then becomes the keeper.
 async fn start_through_program(unit: &str) -> Result<Starting, SystemdError> {
     let unit_option = format!("--unit={unit}");
     let (wants, before) = relations(unit);
     let before = before.iter().map(|other| format!("--property=Before={other}"));
     let wants = wants.iter().map(|other| format!("--property=Wants={other}"));
+    let delegate = if on_v1() { OF_V1.join(" ") } else { "yes".to_owned() };
+    let delegate = format!("--property=Delegate={delegate}");
     let relations: Vec<String> = wants.chain(before).collect();
     let mut options = vec![
         "--scope",
@@ -213,7 +230,7 @@ async fn start_through_program(unit: &str) -> Result<Starting, SystemdError> {
         "--collect",
         &unit_option,
         "--description=Grants of cgrant",
-        "--property=Delegate=yes",
+        &delegate,
         "--property=TasksMax=infinity",
     ];
     options.extend(relations.iter().map(String::as_str));
@@ -286,10 +303,14 @@ impl Bus {
     async fn start_scope(&self, unit: &str, pid: u32) -> Result<(), SystemdError> {
         let mut removed = self.manager.receive_job_removed().await?;
         let (wants, before) = relations(unit);
+        let delegate = match on_v1() {
+            true => ("DelegateControllers", Variant::from(OF_V1.to_vec())),
+            false => ("Delegate", Variant::from(true)),
+        };
         let properties = [
             ("Description", Variant::from("Grants of cgrant")),
             ("PIDs", Variant::from(vec![pid])),
-            ("Delegate", Variant::from(true)),
+            delegate,
             ("TasksMax", Variant::from(u64::MAX)),
             ("Wants", Variant::from(wants)),
             ("Before", Variant::from(before)),

@@ -14,8 +14,9 @@ pub enum CgroupError {
     /// The instance's name can't be part of a cgroup's name. [`RefusalCode::InvalidArgument`].
     #[error("the instance name `{0}` has other characters than letters, digits, `_` and `-`, or is too long")]
     BadInstance(String),
-    /// The cgroup that systemd is said to have delegated is not there. [`RefusalCode::Internal`].
-    #[error("the delegated cgroup {path} is not there in the hierarchy {hierarchy}")]
+    /// The instance's own cgroup is not there: systemd is said to have delegated it and has not, or somebody removed it.
+    /// [`RefusalCode::Internal`].
+    #[error("the broker's own cgroup {path} is not there in the hierarchy {hierarchy}")]
     NoPlacement {
         /// Name of the hierarchy.
         hierarchy: String,
@@ -178,7 +179,7 @@ impl CgroupError {
     fn hint(&self) -> Option<&'static str> {
         Some(match self {
             Self::NoHierarchy => "mount cgroup2 on /sys/fs/cgroup; `cgrant doctor` says what else is missing",
-            Self::NoPlacement { .. } => "restart the broker, so that systemd makes its scope again",
+            Self::NoPlacement { .. } => "restart the broker, which has it made again",
             Self::ProcessesInside { .. } => {
                 "move them into a cgroup below it, or start the broker where the cgroup is empty"
             }

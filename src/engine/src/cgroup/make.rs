@@ -78,8 +78,8 @@ impl Tree {
     /// step goes from a directory that root owns, and nothing that exists already is taken over.
     ///
     /// # Errors
-    /// [`CgroupError::GrantExists`]; [`CgroupError::NoSuchGrant`] if the grant around it has no cgroup; what the kernel
-    /// refuses. Nothing that was made is left then.
+    /// [`CgroupError::GrantExists`]; [`CgroupError::NoSuchGrant`] if the grant around it has no cgroup;
+    /// [`CgroupError::NoPlacement`] if somebody removed the instance's; what the kernel refuses. Nothing that was made is left then.
     pub fn make(&self, grant: &GrantPath, delegation: &Delegation) -> Result<u64, CgroupError> {
         let names = below_base(grant);
         let mut made = Vec::new();
@@ -154,6 +154,11 @@ impl Tree {
         match result {
             Some(true) => Ok(()),
             Some(false) => Err(CgroupError::GrantExists(grant.clone())),
+            // The account's is there now, if the instance's is.
+            None if may_be_alone => Err(CgroupError::NoPlacement {
+                hierarchy: hierarchy.name.clone(),
+                path: hierarchy.base_path.clone(),
+            }),
             None => Err(CgroupError::NoSuchGrant(grant.clone())),
         }
     }

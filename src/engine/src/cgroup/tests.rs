@@ -1141,6 +1141,18 @@ fn instances_have_plain_names_and_placements_have_to_be_there() {
     assert!(matches!(Tree::open("test", &absent), Err(CgroupError::NoPlacement { .. })));
 }
 
+#[test]
+fn a_tree_that_somebody_removed_is_told_from_a_grant_that_is_not_there() {
+    let place = Place::new();
+    let grant = path("web");
+    let v1: Vec<&str> = place.tree.host().v1.iter().map(|hierarchy| hierarchy.name.as_str()).collect();
+    fs::remove_dir(place.dir(v1[1])).unwrap();
+    let error = place.tree.make(&grant, &with_range()).unwrap_err();
+    assert!(matches!(error, CgroupError::NoPlacement { .. }), "{error}");
+    fs::create_dir(place.dir(v1[1])).unwrap();
+    assert_eq!(place.left(), Vec::<PathBuf>::new());
+}
+
 /// What the test below runs in namespaces of its own.
 const INSIDE: &str = "CGRANT_TEST_INSIDE";
 
