@@ -16,6 +16,8 @@ use super::{Broker, Host, User, broker::Setup, checker, harness};
 const FIRST_UID: u32 = 23_000;
 /// The pool of id ranges in tests: clear of systemd's container range below it and of the broker's default pool above.
 pub const POOL: (u32, u32) = (0x7000_0000, 0x70ff_ffff);
+/// The same of what stands for another host ([`Lab::elsewhere`]).
+const OTHER_POOL: (u32, u32) = (0x7100_0000, 0x71ff_ffff);
 
 static LABS: AtomicU32 = AtomicU32::new(0);
 
@@ -52,6 +54,13 @@ impl Lab {
     /// Another instance on the same host: everything of its own but the record of ids.
     pub fn beside(lab: &Self) -> Self {
         Self::with_ids(&lab.programs, Some(lab.ids.clone()))
+    }
+
+    /// What stands for another host: an instance with a record of ids of its own, and other ids in it.
+    pub fn elsewhere(lab: &Self) -> Self {
+        let other = Self::new(&lab.programs);
+        other.write_config_of(OTHER_POOL, "");
+        other
     }
 
     fn with_ids(programs: &Path, ids: Option<PathBuf>) -> Self {
@@ -115,9 +124,12 @@ impl Lab {
 
     /// Writes cgrantd.toml: the test's own record of ids, and `more`.
     pub fn write_config(&self, more: &str) {
+        self.write_config_of(POOL, more);
+    }
+
+    fn write_config_of(&self, (first, last): (u32, u32), more: &str) {
         let config = self.config_dir();
         fs::create_dir_all(config.join("policy.d")).unwrap();
-        let (first, last) = POOL;
         let ids = self.ids.join("ids");
         let live = self.ids.join("ids-live");
         let text = format!(

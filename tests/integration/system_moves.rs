@@ -55,6 +55,150 @@ fn rootfs(user: &User, name: &str) -> PathBuf {
     user.home.join(".local/share/cgrant/containers").join(name).join("rootfs")
 }
 
+/// A list by which one more id inside may read, as the host sees it (linux/posix_acl_xattr.h).
+fn acl(id: u32) -> Vec<u8> {
+    const NO_ID: u32 = u32::MAX;
+    let entries = [(1, 6, NO_ID), (2, 4, id), (4, 4, NO_ID), (0x10, 4, NO_ID), (0x20, 0, NO_ID)];
+    let entries = entries.into_iter().flat_map(|(tag, may, id): (u16, u16, u32)| {
+        [&tag.to_le_bytes()[..], &may.to_le_bytes(), &id.to_le_bytes()].concat()
+    });
+    2_u32.to_le_bytes().into_iter().chain(entries).collect()
+}
+
+fn attribute(file: &Path, name: &str) -> Vec<u8> {
+    let mut value = [0; 256];
+    let length =
+        rustix::fs::getxattr(file, name, &mut value[..]).unwrap_or_else(|error| panic!("{name}: {error}"));
+    value[..length].to_vec()
+}
+
+/// Two brokers that know nothing of each other, with ids of which none is the other's: there, and back again.
+fn a_container_moves_to_another_host_and_back(lab: &Lab) {
+    const LISTS: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
+    let other = Lab::elsewhere(lab);
+    let (broker, second) = (lab.broker(), other.broker());
+    let (from, to) = (lab.user(), other.user());
+    let (here, there) = (Shell::new(lab, &from, &broker), Shell::new(&other, &to, &second));
+    here.import(lab, &tree(lab), "box");
+    here.done(&["launch", "box", "web"]);
+    here.done(&["exec", "web", "--", "sh", "-c", CHANGE]);
+    let before = here.done(&["exec", "web", "--", "sh", "-c", LOOK]);
+    let upper = from.home.join(".local/share/cgrant/containers/web/upper");
+    let uid = |file: &Path| fs::metadata(file).unwrap().uid();
+    let first = uid(&upper.join("home/own"));
+    // What ann may read besides, there and in all that comes to be in the directory.
+    setxattr(upper.join("home/own"), LISTS[0], &acl(first + 1000), XattrFlags::empty()).unwrap();
+    setxattr(upper.join("etc/dir"), LISTS[1], &acl(first + 1000), XattrFlags::empty()).unwrap();
+    setxattr(upper.join("home/own"), "user.note", b"\0every byte\xff", XattrFlags::empty()).unwrap();
+    let looks = |shell: &Shell<'_>, name: &str| {
+        let ann = |words: &[&str]| {
+            text(&shell.output(&[&["exec", name, "--user", "ann", "--"], words].concat()).stdout)
+        };
+        let raw = ann(&["busybox-raw", "grep", "CapEff", "/proc/self/status"]);
+        (shell.done(&["exec", name, "--", "sh", "-c", LOOK]), ann(&["cat", "/home/own"]), raw)
+    };
+    let seen = looks(&here, "web");
+    assert!(seen.1 == "changed\n" && seen.2.trim().ends_with("2000"), "{seen:?}");
+    // The list stands where bits of the group stood.
+    assert!(before.contains("/home/own 0:0 640"), "{before}");
+    here.done(&["stop", "web"]);
+    here.done(&["export", "web", "web.tar.zst"]);
+    here.done(&["delete", "web"]);
+
+    let file = hand_over(lab, &from, "web.tar.zst");
+    there.done(&["import", &file, "web", "--quiet"]);
+    let files = rootfs(&to, "web");
+    let base = uid(&files.join("home/own"));
+    assert!(base != first && base >= 0x7100_0000, "{base:#x}");
+    assert_eq!(attribute(&files.join("home/own"), LISTS[0]), acl(base + 1000));
+    assert_eq!(attribute(&files.join("etc/dir"), LISTS[1]), acl(base + 1000));
+    assert_eq!(attribute(&files.join("home/own"), "user.note"), b"\0every byte\xff");
+    // Version 3, which says whose root may have the capability (linux/capability.h).
+    let capability = attribute(&files.join("bin/busybox-raw"), "security.capability");
+    assert_eq!((&capability[..4], &capability[20..]), (&[1, 0, 0, 3][..], &base.to_le_bytes()[..]));
+    let holes = fs::metadata(files.join("etc/holes")).unwrap();
+    assert_eq!((holes.len(), holes.blocks()), (64 << 20, 0), "holes are filled");
+    there.done(&["start", "web"]);
+    assert_eq!(looks(&there, "web"), seen);
+    there.done(&["stop", "web"]);
+
+    // And back.
+    there.done(&["export", "web", "back.tar"]);
+    there.done(&["delete", "web"]);
+    let file = hand_over(&other, &to, "back.tar");
+    here.done(&["import", &file, "home", "--quiet"]);
+    here.done(&["start", "home"]);
+    assert_eq!(looks(&here, "home"), seen);
+    let back = rootfs(&from, "home");
+    assert!((0x7000_0000..0x7100_0000).contains(&uid(&back.join("home/own"))));
+    here.done(&["delete", "--force", "home"]);
+    checker::assert_empty(lab);
+    checker::assert_empty(&other);
+    drop((broker, second));
+    let leaks = other.leaks_of_instance();
+    assert!(leaks.is_empty(), "{leaks:?}");
+    // Cleaning ends everything that this program started, so it comes last.
+    other.clean();
+}
+
+/// A copy that did not end, a full disk, a broken line: whatever there is of an archive that is not whole.
+fn what_was_cut_off_is_refused_and_leaves_nothing(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let shell = Shell::new(lab, &user, &broker);
+    shell.import(lab, &tree(lab), "box");
+    shell.done(&["create", "box", "web"]);
+    let store = user.home.join(".local/share/cgrant");
+    let left = || {
+        let mut names: Vec<PathBuf> = ["containers", "."]
+            .iter()
+            .flat_map(|place| fs::read_dir(store.join(place)).unwrap())
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        names.sort();
+        names
+    };
+    for name in ["web.tar", "web.tar.zst", "web.tar.gz"] {
+        shell.done(&["export", "web", name]);
+        let whole = fs::read(user.home.join(name)).unwrap();
+        let before = left();
+        let length = whole.len();
+        // In the first header, in the description, in files; before the end of the last member; and where compression ends.
+        let ends = [0, 1, 511, 700, length / 4, length / 2, length - length / 8, length - 1025, length - 1];
+        for end in ends {
+            // Of a plain archive the two blocks of zeros at its end say nothing: all members are there.
+            if name == "web.tar" && end > length - 1025 {
+                continue;
+            }
+            let part = lab.programs.join(format!("{}-{end}-{name}", lab.instance));
+            fs::write(&part, &whole[..end]).unwrap();
+            fs::set_permissions(&part, fs::Permissions::from_mode(0o644)).unwrap();
+            shell.fails(&["import", part.to_str().unwrap(), "new"], 5, "");
+            // The same by a pipe, whose length nobody knows.
+            let pipe = shell.command(&["import", "-", "new"]).stdin(fs::File::open(&part).unwrap()).output();
+            let pipe = pipe.unwrap();
+            assert_eq!(pipe.status.code(), Some(5), "{name} {end}: {}", text(&pipe.stderr));
+            assert_eq!(left(), before, "{name} {end}");
+            fs::remove_file(part).unwrap();
+        }
+        // Bytes that are not what was written.
+        if name != "web.tar" {
+            let mut bad = whole.clone();
+            bad[length / 2] ^= 1;
+            let part = lab.programs.join(format!("{}-bad-{name}", lab.instance));
+            fs::write(&part, bad).unwrap();
+            fs::set_permissions(&part, fs::Permissions::from_mode(0o644)).unwrap();
+            shell.fails(&["import", part.to_str().unwrap(), "new"], 5, "");
+            assert_eq!(left(), before, "{name}");
+        }
+        // The name is free, and its ids are.
+        shell.done(&["import", name, "new", "--quiet"]);
+        shell.done(&["delete", "new"]);
+    }
+    shell.done(&["delete", "web"]);
+    checker::assert_empty(lab);
+}
+
 fn a_container_moves_to_another_account(lab: &Lab) {
     let broker = lab.broker();
     let (from, to) = (lab.user(), lab.user());
@@ -209,4 +353,9 @@ fn what_is_no_container_is_refused_and_leaves_nothing(lab: &Lab) {
     checker::assert_empty(lab);
 }
 
-crate::tests![a_container_moves_to_another_account, what_is_no_container_is_refused_and_leaves_nothing];
+crate::tests![
+    a_container_moves_to_another_account,
+    a_container_moves_to_another_host_and_back,
+    what_is_no_container_is_refused_and_leaves_nothing,
+    what_was_cut_off_is_refused_and_leaves_nothing,
+];

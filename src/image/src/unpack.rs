@@ -67,6 +67,7 @@ pub fn unpack(
         placer.place(&member, &mut content)?;
         content.report();
     }
+    content.reader.finish()?;
     let (omissions, entries, bytes) = placer.finish()?;
     Ok(Unpacked { entries, bytes, omissions, compression })
 }

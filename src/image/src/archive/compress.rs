@@ -158,7 +158,7 @@ impl Read for Decoder<'_> {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
-    use crate::archive::ArchiveError;
+    use crate::archive::{ArchiveError, Reader};
 
     use std::io::Write;
 
@@ -237,6 +237,23 @@ mod tests {
             damaged[middle..middle + 64].fill(0x55);
             let result = read(&damaged, Limits::default()).map(|bytes| bytes.len());
             assert!(matches!(result, Err(ArchiveError::Damaged(_))), "{compression:?}: {result:?}");
+        }
+    }
+
+    /// All members are there, but not what says that they are those that were written.
+    #[test]
+    fn what_is_cut_off_behind_the_archives_end_is_seen() {
+        for compression in [Compression::Gzip, Compression::Xz, Compression::Zstd] {
+            let bytes = dressed(compression, &EMPTY);
+            let finished = |bytes: &[u8]| {
+                let decoder = Decoder::new(bytes, Limits::default()).unwrap().unwrap();
+                let mut reader = Reader::new(decoder, Limits::default());
+                assert!(reader.next_member().unwrap().is_none(), "{compression:?}");
+                reader.finish()
+            };
+            finished(&bytes).unwrap();
+            let cut = finished(&bytes[..bytes.len() - 1]);
+            assert!(matches!(cut, Err(ArchiveError::CutOff)), "{compression:?}: {cut:?}");
         }
     }
 

@@ -77,6 +77,16 @@ impl<R: Read> Reader<R> {
         Err(ArchiveError::HeaderTooLarge)
     }
 
+    /// After the last member: reads on to the end of the input, so that it is seen whether what it was compressed with ends there
+    /// too, and with the checksums that it should. What follows the archive's mark is of no account, and bounded as all of it is.
+    ///
+    /// # Errors
+    /// [`ArchiveError`]; what was read may then be other than what was written.
+    pub fn finish(mut self) -> Result<(), ArchiveError> {
+        io::copy(&mut self.input, &mut io::sink())?;
+        Ok(())
+    }
+
     /// Some of the member's data; nothing at their end.
     ///
     /// # Errors
