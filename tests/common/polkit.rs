@@ -29,6 +29,18 @@ mount --bind $d/passwd /etc/passwd; mount --bind $d/group /etc/group
 mount --bind $d/etc /etc/polkit-1; mount --bind $d/share /usr/share/polkit-1
 mount -t tmpfs tmpfs /run; exec \"$@\"";
 
+/// The same for somebody at a terminal, whom polkit's helper for passwords serves: it knows the system's bus only, and PAM. The
+/// shell there stays until a line is typed if the command is killed.
+const TERMINAL: &str = "set -e; d=$1; bus=$2; shift 2
+mount --bind $d/passwd /etc/passwd; mount --bind $d/group /etc/group; mount --bind $d/shadow /etc/shadow
+mount -t tmpfs -o mode=755 tmpfs /run; mkdir /run/dbus; ln -s $bus /run/dbus/system_bus_socket
+exec setsid --ctty sh -c '\"$@\"; c=$?; [ $c != 137 ] || read -r _; exit $c' sh \"$@\"";
+
+/// Root's password at such a terminal.
+pub const PASSWORD: &str = "secret";
+/// The same as PAM has it (crypt(5), SHA-512).
+const SHADOW: &str = "root:$6$cgranttest$1vAIuX27vusWshHf16nBf9YjFOosHBru75WeEeAS2ci67T9IKd0qgW5n/5HsdgUxQ.HpxMfQaRltiTmpx5V1o.:20000:0:99999:7:::\n";
+
 /// A bus with polkit on it.
 pub struct Desk {
     directory: PathBuf,
@@ -121,10 +133,28 @@ impl Desk {
 
     /// An agent for the process, who says `yes`, `no`, or `nothing`.
     pub fn agent(&self, lab: &Lab, process: &Process, says: &str) -> Agent {
-        let role = ["polkit-agent", &self.address, &process.pid.to_string(), says];
+        self.agent_of(lab, process.pid, says)
+    }
+
+    /// The same for a process that the test knows by its number.
+    pub fn agent_of(&self, lab: &Lab, pid: u32, says: &str) -> Agent {
+        let role = ["polkit-agent", &self.address, &pid.to_string(), says];
         let (process, line, _) = lab.root().agent(&role);
         assert_eq!(line, "ok");
         Agent { process, lines: VecDeque::new() }
+    }
+
+    /// A command of a user's at a terminal that is its own, which its standard input has to be.
+    pub fn at_terminal(&self, command: &Command) -> Command {
+        let shadow = self.directory.join("shadow");
+        fs::write(&shadow, SHADOW).unwrap();
+        fs::set_permissions(&shadow, fs::Permissions::from_mode(0o600)).unwrap();
+        let bus = self.address.strip_prefix("unix:path=").unwrap();
+        let mut staged = Command::new("unshare");
+        staged.args(["--mount", "sh", "-c", TERMINAL, "stage"]).arg(&self.directory).arg(bus);
+        staged.arg(command.get_program()).args(command.get_args()).env_clear();
+        staged.envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        staged
     }
 
     /// What polkitd said.

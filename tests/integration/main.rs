@@ -11,6 +11,7 @@
 mod common;
 
 mod applications;
+mod asking;
 mod attach;
 mod attacks;
 mod badinput;
@@ -104,6 +105,7 @@ fn main() -> std::process::ExitCode {
         one_liners::TESTS,
         pam::TESTS,
         polkit::TESTS,
+        asking::TESTS,
         system::TESTS,
         system_attacks::TESTS,
         system_autostart::TESTS,

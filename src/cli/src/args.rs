@@ -65,6 +65,13 @@ pub(crate) struct Global {
     /// How results are written
     #[arg(long, global = true, value_enum, default_value_t = Format::Table, help_heading = "Global options")]
     pub(crate) format: Format,
+
+    /// Let nobody be asked for a password
+    ///
+    /// From a terminal, what policy leaves to polkit is asked about: by the agent of the session, or by pkttyagent at the
+    /// terminal. Where standard input is no terminal nobody is asked.
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub(crate) no_ask: bool,
 }
 
 const EXAMPLES: &str = "\

@@ -258,6 +258,7 @@ mod tests {
             limit: None,
             hint: hint.map(str::to_owned),
             argument: None,
+            action: None,
         };
         Err::<(), _>(BrokerError::Refused(Box::new(refusal))).doing(|| "show the grant x".into()).unwrap_err()
     }

@@ -3,6 +3,7 @@
 //! It parses, asks, prints. What may be done is decided by the broker; what a container is, by the crate
 //! cgrant-container.
 
+mod agent;
 mod args;
 mod command;
 mod completions;
@@ -18,15 +19,16 @@ mod value;
 use std::{
     env,
     ffi::{OsStr, OsString},
-    io::Write,
+    io::{self, IsTerminal, Write},
     os::unix::ffi::OsStrExt,
     path::PathBuf,
     process::ExitCode,
 };
 
+use agent::TerminalAgent;
 use args::{Cli, Command, Global};
 use cgrant_container::Session;
-use cgrant_proto::{Endpoint, names::SOCKET_VARIABLE};
+use cgrant_proto::{Agent, Endpoint, names::SOCKET_VARIABLE};
 use clap::error::ErrorKind;
 use error::{Doing, Failure};
 
@@ -45,7 +47,7 @@ pub fn main() -> ExitCode {
             return exit::DONE;
         }
         // Standard error may be closed; the exit code still says it.
-        let _ = writeln!(std::io::stderr(), "{}", failure.line());
+        let _ = writeln!(io::stderr(), "{}", failure.line());
         failure.code()
     });
     ExitCode::from(code)
@@ -57,7 +59,7 @@ fn show_usage(error: &clap::Error) -> u8 {
     // A closed pipe is no reason to fail: whoever closed it has read enough.
     let _ = match error.kind() {
         DisplayHelp | DisplayVersion | DisplayHelpOnMissingArgumentOrSubcommand => error.print(),
-        _ => writeln!(std::io::stderr(), "{}", usage_line(&error.render().to_string())),
+        _ => writeln!(io::stderr(), "{}", usage_line(&error.render().to_string())),
     };
     match error.kind() {
         DisplayHelp | DisplayVersion => exit::DONE,
@@ -75,9 +77,11 @@ fn usage_line(text: &str) -> String {
 }
 
 fn carry_out(cli: Cli) -> Result<u8, Failure> {
-    let Cli { global: Global { socket, format }, command } = cli;
+    let Cli { global: Global { socket, format, no_ask }, command } = cli;
     let endpoint = endpoint(socket)?;
-    let client = Client { endpoint, format };
+    // Who is not at the terminal can't be asked there, and must not have others' windows ask.
+    let asks = !no_ask && io::stdin().is_terminal();
+    let client = Client { endpoint, format, asks };
     match command {
         Command::Container(command) => command::container::run(&client, command),
         Command::Grant(command) => command::grant::run(&client, command),
@@ -97,17 +101,19 @@ fn carry_out(cli: Cli) -> Result<u8, Failure> {
     }
 }
 
-/// What every verb needs: where the broker is, and how results are written.
+/// What every verb needs: where the broker is, how results are written, and whether somebody may be asked for a password.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) endpoint: Endpoint,
     pub(crate) format: args::Format,
+    pub(crate) asks: bool,
 }
 
 impl Client {
     /// Connects, which is the first thing that can fail of whatever is `doing`.
     pub(crate) fn connect(&self, doing: &str) -> Result<Session, Failure> {
-        Session::connect(&self.endpoint).doing(|| doing.to_owned())
+        let agent = || Box::new(TerminalAgent::default()) as Box<dyn Agent>;
+        Session::connect_asking(&self.endpoint, self.asks.then(agent)).doing(|| doing.to_owned())
     }
 }
 

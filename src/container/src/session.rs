@@ -3,18 +3,22 @@
 //! It has a runtime of one thread, made with the connection, which runs only while a call is waited for. A
 //! [`crate::Launch`] must be begun before: it forks, and is refused once the runtime has made a thread.
 
-use std::{collections::HashMap, future::Future, io, time::Duration};
+use std::{collections::HashMap, future::Future, io, pin::pin, sync::Arc, time::Duration};
 
-use cgrant_proto::{CgroupProxy, Endpoint, Error, GrantProxy, LinksProxy, ManagerProxy, MountsProxy};
+use cgrant_proto::{
+    Agent, Asked, Asking, CgroupProxy, Endpoint, Error, GrantProxy, LinksProxy, ManagerProxy, MountsProxy,
+};
 use zbus::{
     Connection, OwnedObjectPath, OwnedVariant, Proxy,
     fdo::{ObjectManagerProxy, PropertiesProxy},
-    names::InterfaceName,
-    proxy::{Builder, CacheProperties, Defaults},
+    proxy::{Builder, CacheProperties, Defaults, ProxyImpl},
 };
 
-/// How long a call may take before the broker is given up. The broker bounds what it does itself by less.
-const DEADLINE: Duration = Duration::from_secs(60);
+/// How long a call may take before the broker is given up. The broker bounds what it does itself by less than a minute, and
+/// asks polkit four questions about a request at most, for 20 seconds each where no person is asked.
+const DEADLINE: Duration = Duration::from_secs(60 + 4 * 20);
+/// How much longer if a person is asked: four questions, of five minutes each.
+const PERSONS_PATIENCE: Duration = Duration::from_secs(4 * 300);
 
 /// Why a session has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +27,7 @@ pub enum SessionError {
     #[error(transparent)]
     Broker(#[from] Error),
     /// The broker did not answer.
-    #[error("the broker did not answer within {} seconds", DEADLINE.as_secs())]
+    #[error("the broker did not answer in time")]
     Silent,
     /// The runtime could not be made.
     #[error("cannot prepare to talk to the broker: {0}")]
@@ -35,6 +39,7 @@ pub enum SessionError {
 pub struct Session {
     runtime: tokio::runtime::Runtime,
     connection: Connection,
+    asking: Arc<Asking>,
 }
 
 impl Session {
@@ -43,23 +48,32 @@ impl Session {
     /// # Errors
     /// [`SessionError::Runtime`], [`SessionError::Silent`], or what [`cgrant_proto::connect()`] says.
     pub fn connect(endpoint: &Endpoint) -> Result<Self, SessionError> {
+        Self::connect_asking(endpoint, None)
+    }
+
+    /// The same, where a person may be asked to agree to what policy does not simply allow, by this agent or another one.
+    ///
+    /// # Errors
+    /// As [`Session::connect`].
+    pub fn connect_asking(endpoint: &Endpoint, agent: Option<Box<dyn Agent>>) -> Result<Self, SessionError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(SessionError::Runtime)?;
-        let connection = within(&runtime, DEADLINE, cgrant_proto::connect(endpoint))?;
-        Ok(Self { runtime, connection })
+        let asking = Asking::new(agent);
+        let connection = within(&runtime, DEADLINE, &asking, cgrant_proto::connect(endpoint))?;
+        Ok(Self { runtime, connection, asking })
     }
 
     /// Waits for the answer to a call.
     ///
     /// # Errors
-    /// What the call says; [`SessionError::Silent`] if it takes longer than a minute.
+    /// What the call says; [`SessionError::Silent`] if it takes longer than the broker lets anything take.
     pub fn call<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, SessionError> {
         self.call_within(DEADLINE, call)
     }
 
-    /// As [`Session::call`], for at most this long.
+    /// As [`Session::call`], for at most this long if no person is asked.
     ///
     /// # Errors
     /// As [`Session::call`].
@@ -68,7 +82,7 @@ impl Session {
         time: Duration,
         call: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, SessionError> {
-        within(&self.runtime, time, call)
+        within(&self.runtime, time, &self.asking, call)
     }
 
     /// Waits for something that may take any time, such as signals.
@@ -85,32 +99,32 @@ impl Session {
     ///
     /// # Errors
     /// What zbus says about making the proxy, which does not talk to the broker.
-    pub fn manager(&self) -> Result<ManagerProxy<'static>, SessionError> {
-        self.proxy(ManagerProxy::builder(&self.connection))
+    pub fn manager(&self) -> Result<Asked<ManagerProxy<'static>>, SessionError> {
+        self.asked(ManagerProxy::builder(&self.connection))
     }
 
     /// A grant.
     ///
     /// # Errors
     /// As [`Session::manager`].
-    pub fn grant(&self, path: &OwnedObjectPath) -> Result<GrantProxy<'static>, SessionError> {
-        self.proxy(GrantProxy::builder(&self.connection).path(path.clone()))
+    pub fn grant(&self, path: &OwnedObjectPath) -> Result<Asked<GrantProxy<'static>>, SessionError> {
+        self.asked(GrantProxy::builder(&self.connection).path(path.clone()))
     }
 
     /// The cgroup of a grant.
     ///
     /// # Errors
     /// As [`Session::manager`].
-    pub fn cgroup(&self, path: &OwnedObjectPath) -> Result<CgroupProxy<'static>, SessionError> {
-        self.proxy(CgroupProxy::builder(&self.connection).path(path.clone()))
+    pub fn cgroup(&self, path: &OwnedObjectPath) -> Result<Asked<CgroupProxy<'static>>, SessionError> {
+        self.asked(CgroupProxy::builder(&self.connection).path(path.clone()))
     }
 
     /// The links of a grant.
     ///
     /// # Errors
     /// As [`Session::manager`].
-    pub fn links(&self, path: &OwnedObjectPath) -> Result<LinksProxy<'static>, SessionError> {
-        self.proxy(LinksProxy::builder(&self.connection).path(path.clone()))
+    pub fn links(&self, path: &OwnedObjectPath) -> Result<Asked<LinksProxy<'static>>, SessionError> {
+        self.asked(LinksProxy::builder(&self.connection).path(path.clone()))
     }
 
     /// What makes mounts for a grant's ids.
@@ -151,11 +165,14 @@ impl Session {
         let properties = PropertiesProxy::builder(&self.connection)
             .destination(cgrant_proto::names::BUS_NAME)
             .path(path.clone());
-        let proxy = self.proxy(properties)?;
-        self.call(async move {
-            let name = InterfaceName::try_from(interface)?;
-            Ok(proxy.get_all(name).await?)
-        })
+        self.call(self.asked(properties)?.get_all(interface))
+    }
+
+    fn asked<T: Defaults + From<Proxy<'static>> + ProxyImpl<'static>>(
+        &self,
+        builder: Builder<'static, T>,
+    ) -> Result<Asked<T>, SessionError> {
+        Ok(Asked::new(self.proxy(builder)?, &self.asking))
     }
 
     /// Properties are not cached: a command asks once, and a cache would begin with a call of its own.
@@ -170,8 +187,15 @@ impl Session {
 fn within<T>(
     runtime: &tokio::runtime::Runtime,
     time: Duration,
+    asking: &Asking,
     call: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, SessionError> {
-    let answer = runtime.block_on(async move { tokio::time::timeout(time, call).await });
+    let answer = runtime.block_on(async move {
+        let mut call = pin!(call);
+        match tokio::time::timeout(time, call.as_mut()).await {
+            Err(_) if asking.is_open() => tokio::time::timeout(PERSONS_PATIENCE, call).await,
+            answer => answer,
+        }
+    });
     Ok(answer.map_err(|_| SessionError::Silent)??)
 }

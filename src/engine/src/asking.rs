@@ -18,9 +18,7 @@ use std::{
 };
 
 use cgrant_policy::{Action, HostPort, HostUid, NewLink, Request, Verb};
-use cgrant_wire::{
-    Consent, FromEngine, Question, QuestionId, Refusal, RefusalCode, Subject, boot::FrontKind,
-};
+use cgrant_wire::{Consent, FromEngine, Question, QuestionId, Refusal, Subject, boot::FrontKind};
 
 use crate::{
     connection::Caller,
@@ -453,15 +451,16 @@ fn known_to_polkit(uid: HostUid) -> Result<(), &'static str> {
     i32::try_from(uid.0).map(drop).map_err(|_| "polkit knows no uids of this size")
 }
 
-/// What the caller is told whose request polkit did not agree to. `refusal` is what policy alone would have said.
-pub fn refused(refusal: Refusal, ending: &Ending) -> Refusal {
+/// What the caller is told whose request polkit did not agree to. `refusal` is what policy alone would have said; `hidden` says
+/// that it hides whether there is anything to agree to.
+pub fn refused(refusal: Refusal, ending: &Ending, action: Action, hidden: bool) -> Refusal {
     let hint = match ending {
         Ending::Said(Consent::Unavailable(why)) => {
             format!("an administrator could agree to it, but polkit can't be asked: {why}")
         }
         Ending::Said(Consent::NeedsPerson) => {
-            "an administrator can agree to it: ask again and let a person be asked (on D-Bus the flag \
-             ALLOW_INTERACTIVE_AUTHORIZATION), from a session where a polkit agent runs"
+            "an administrator can agree to it: ask again and let a person be asked (with `cgrant` from a terminal, on \
+             D-Bus with the flag ALLOW_INTERACTIVE_AUTHORIZATION), where a polkit agent runs"
                 .to_owned()
         }
         Ending::Said(_) => "polkit was asked, and said no".to_owned(),
@@ -473,9 +472,13 @@ pub fn refused(refusal: Refusal, ending: &Ending) -> Refusal {
         }
     };
     // What is not to be known of is not known of by its hint, either.
-    if refusal.code == RefusalCode::NoSuchGrant {
+    if hidden {
         return refusal;
     }
+    let refusal = match ending {
+        Ending::Said(Consent::NeedsPerson) => refusal.action(action.id()),
+        _ => refusal,
+    };
     let hint = match &refusal.hint {
         Some(own) => format!("{own}; {hint}"),
         None => hint,
@@ -486,6 +489,8 @@ pub fn refused(refusal: Refusal, ending: &Ending) -> Refusal {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use cgrant_wire::RefusalCode;
+
     use super::*;
 
     #[test]
@@ -514,11 +519,15 @@ mod tests {
     #[test]
     fn a_refusal_that_hides_hides_that_somebody_was_asked() {
         let hidden = Refusal::new(RefusalCode::NoSuchGrant, "there is no grant 7 of yours");
-        for ending in [Ending::Said(Consent::No), Ending::TimedOut, Ending::TooMany] {
-            assert_eq!(refused(hidden.clone(), &ending), hidden);
+        let needs_person = || Ending::Said(Consent::NeedsPerson);
+        for ending in [Ending::Said(Consent::No), Ending::TimedOut, Ending::TooMany, needs_person()] {
+            assert_eq!(refused(hidden.clone(), &ending, Action::ManageOthers, true), hidden);
         }
-        let quota = Refusal::new(RefusalCode::QuotaExceeded, "too many").hint("release some");
-        let told = refused(quota, &Ending::Said(Consent::No));
+        let quota = || Refusal::new(RefusalCode::QuotaExceeded, "too many").hint("release some");
+        let told = refused(quota(), &Ending::Said(Consent::No), Action::ExceedQuota, false);
         assert_eq!(told.hint.unwrap(), "release some; polkit was asked, and said no");
+        assert_eq!(told.met, None, "a person was asked");
+        let told = refused(quota(), &needs_person(), Action::ExceedQuota, false);
+        assert_eq!(told.met.unwrap().action.as_deref(), Some("org.cgrant.broker1.exceed-quota"));
     }
 }

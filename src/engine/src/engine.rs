@@ -536,7 +536,9 @@ pub fn refused(denial: Denial) -> Refusal {
         rule: Some(denial.rule),
         quota: denial.quota,
         usage: denial.usage,
-        met: denial.resource.map(|resource| Box::new(Met { resource, limit: denial.limit })),
+        met: denial
+            .resource
+            .map(|resource| Box::new(Met { resource: Some(resource), limit: denial.limit, action: None })),
         hint: denial.hint,
     }
 }

@@ -679,7 +679,10 @@ impl Attempt {
                 self.agreed.push(matter);
                 self.queue();
             } else {
-                self.refuse(&asking::refused(refusal, &ending));
+                // A grant that is named is asked about before anybody looks whether it is there.
+                let hidden =
+                    refusal.code == RefusalCode::NoSuchGrant && !matches!(self.op, Op::FindGrant { .. });
+                self.refuse(&asking::refused(refusal, &ending, matter.action, hidden));
             }
         };
         engine.ask(&caller, needed, interactive, Box::new(resume));

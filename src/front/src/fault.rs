@@ -105,8 +105,9 @@ pub(crate) fn details(refusal: &Refusal) -> BTreeMap<&'static str, Variant<'_>> 
     let met = refusal.met.as_deref();
     let texts = [
         ("rule", refusal.rule.as_deref()),
-        ("resource", met.map(|met| met.resource.as_str())),
+        ("resource", met.and_then(|met| met.resource.as_deref())),
         ("limit", met.and_then(|met| met.limit.as_deref())),
+        ("action", met.and_then(|met| met.action.as_deref())),
         ("hint", refusal.hint.as_deref()),
     ];
     for (key, text) in texts {

@@ -119,6 +119,8 @@ pub struct Refusal {
     pub hint: Option<String>,
     /// The argument or option that is wrong.
     pub argument: Option<String>,
+    /// The polkit action that a person could agree to, if the same call let one be asked.
+    pub action: Option<String>,
 }
 
 impl fmt::Display for Refusal {
@@ -190,6 +192,7 @@ impl From<zbus::Error> for Error {
             limit: text_of(&details, "limit"),
             hint: text_of(&details, "hint"),
             argument: text_of(&details, "argument"),
+            action: text_of(&details, "action"),
         }))
     }
 }

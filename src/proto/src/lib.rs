@@ -3,6 +3,7 @@
 //! Held against `dbus/*.xml` by a test. It speaks D-Bus and nothing else: no kernel objects beyond the
 //! descriptors that it passes on, no privilege, no state.
 
+pub mod asking;
 pub mod connect;
 pub mod description;
 pub mod error;
@@ -11,6 +12,7 @@ pub mod options;
 pub mod port;
 pub mod proxy;
 
+pub use asking::{Agent, Asked, Asking};
 pub use connect::{Endpoint, connect};
 pub use description::Description;
 pub use error::{Code, Error, Refusal};

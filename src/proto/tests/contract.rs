@@ -11,8 +11,9 @@ use std::{
 };
 
 use cgrant_proto::{
-    Account, AccountProxy, AddLink, AdoptGrant, AttachTo, CgroupProxy, CreateGrant, ExplainRequest,
-    GrantProxy, IdsProxy, LinksProxy, ListGrants, ManagerProxy, MapDirectory, MountsProxy, ReleaseGrant,
+    Account, AccountProxy, AddLink, AdoptGrant, Asked, Asking, AttachTo, CgroupProxy, CreateGrant,
+    ExplainRequest, GrantProxy, IdsProxy, LinksProxy, ListGrants, ManagerProxy, MapDirectory, MountsProxy,
+    ReleaseGrant,
     names::{CGROUP, GRANT, IDS, LINKS, MANAGER, MANAGER_PATH, MOUNTS, grant_path},
 };
 use futures_util::StreamExt;
@@ -255,6 +256,7 @@ async fn proxies_and_xml_are_one_contract() {
     assert_eq!(signals, 7, "a signal that no proxy has");
 
     properties(&connection, &path).await;
+    asked(&connection, &path).await;
     let expected: BTreeSet<_> = contract()
         .into_iter()
         .flat_map(|(name, interface)| {
@@ -268,6 +270,36 @@ async fn proxies_and_xml_are_one_contract() {
             .iter()
             .all(|name| expected.iter().any(|(interface, _)| interface == name))
     );
+}
+
+/// What a person may be asked about is called in a way of its own: by these names, and read as these types.
+async fn asked(connection: &Connection, path: &str) {
+    let asking = Asking::new(None);
+    let manager = Asked::new(ManagerProxy::new(connection).await.unwrap(), &asking);
+    manager.create_grant("x", &CreateGrant::new()).await.unwrap();
+    manager.list_grants(&ListGrants::new()).await.unwrap();
+    manager.get_grant("x", &Account::new()).await.unwrap();
+    manager.get_usage(&Account::new()).await.unwrap();
+    manager.list_accounts(&ListGrants::new()).await.unwrap();
+    let path = path.to_owned();
+    let grant = Asked::new(GrantProxy::new(connection, path.clone()).await.unwrap(), &asking);
+    grant.adopt(&AdoptGrant::new()).await.unwrap();
+    let cgroup = Asked::new(CgroupProxy::new(connection, path.clone()).await.unwrap(), &asking);
+    cgroup.set_limits(&HashMap::new()).await.unwrap();
+    cgroup.get_values(&[]).await.unwrap();
+    cgroup.stat().await.unwrap();
+    cgroup.list_processes().await.unwrap();
+    cgroup.freeze().await.unwrap();
+    cgroup.thaw().await.unwrap();
+    cgroup.kill().await.unwrap();
+    cgroup.create_cgroup("x").await.unwrap();
+    cgroup.list_cgroups().await.unwrap();
+    let links = Asked::new(LinksProxy::new(connection, path).await.unwrap(), &asking);
+    assert_eq!(links.add_link(&AddLink::new()).await.unwrap().text("name"), Some("eth0"));
+    links.remove_link("eth0").await.unwrap();
+    links.publish_ports("eth0", &[]).await.unwrap();
+    links.unpublish_ports("eth0", &[]).await.unwrap();
+    grant.release(&ReleaseGrant::new()).await.unwrap();
 }
 
 /// A proxy that keeps properties would ask for all at once; here each is asked for by its name.

@@ -7,6 +7,7 @@
 
 pub mod clone;
 pub mod code;
+pub mod companion;
 pub mod credentials;
 pub mod deny;
 pub mod dir;

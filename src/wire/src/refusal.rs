@@ -50,12 +50,14 @@ pub enum RefusalCode {
 }
 
 /// What was met.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Met {
     /// What the quota counts, or the limit whose ceiling it is: `grants`, `memory.max`.
-    pub resource: String,
+    pub resource: Option<String>,
     /// The ceiling, as a value of that limit.
     pub limit: Option<String>,
+    /// The polkit action that a person could agree to, if the caller let one be asked.
+    pub action: Option<String>,
 }
 
 /// Why a request was not carried out.
@@ -71,7 +73,7 @@ pub struct Refusal {
     pub quota: Option<u64>,
     /// What the account uses of it.
     pub usage: Option<u64>,
-    /// Of what the quota or the ceiling is that was met. Boxed, because it is rare.
+    /// Of what the quota or the ceiling is that was met, and who could open it. Boxed, because it is rare.
     pub met: Option<Box<Met>>,
     /// What to do about it.
     pub hint: Option<String>,
@@ -100,7 +102,14 @@ impl Refusal {
     /// The same with what is counted.
     #[must_use]
     pub fn resource(mut self, resource: impl Into<String>) -> Self {
-        self.met = Some(Box::new(Met { resource: resource.into(), limit: None }));
+        self.met.get_or_insert_default().resource = Some(resource.into());
+        self
+    }
+
+    /// The same with the polkit action that a person could agree to.
+    #[must_use]
+    pub fn action(mut self, action: impl Into<String>) -> Self {
+        self.met.get_or_insert_default().action = Some(action.into());
         self
     }
 

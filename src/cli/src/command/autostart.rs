@@ -35,7 +35,7 @@ fn start(client: &Client, seconds: u16) -> Result<u8, Failure> {
         return autostart::start(client);
     }
     let endpoint = waited_for(&client.endpoint, Duration::from_secs(seconds.into()));
-    autostart::start(&Client { endpoint, format: client.format })
+    autostart::start(&Client { endpoint, format: client.format, asks: client.asks })
 }
 
 /// Waits until something listens at the broker's socket, but no longer than this. On a bus there is nothing to wait for; but the

@@ -5,7 +5,7 @@ use std::{collections::HashMap, os::fd::AsFd};
 use cgrant_container::Pidfd;
 use cgrant_container::Session;
 use cgrant_proto::{
-    Account, AdoptGrant, AttachTo, CgroupProxy, CreateGrant, Error, GrantProxy, Lifetime, ListGrants,
+    Account, AdoptGrant, Asked, AttachTo, CgroupProxy, CreateGrant, Error, GrantProxy, Lifetime, ListGrants,
     ReleaseGrant, Target, names,
 };
 use serde_json::{Map, Value, json};
@@ -172,11 +172,11 @@ impl<'a> Found<'a> {
         Ok(Self { client, session, path, doing })
     }
 
-    fn grant(&self) -> Result<GrantProxy<'static>, Failure> {
+    fn grant(&self) -> Result<Asked<GrantProxy<'static>>, Failure> {
         self.session.grant(&self.path).doing(|| self.doing.clone())
     }
 
-    pub(super) fn cgroup(&self) -> Result<CgroupProxy<'static>, Failure> {
+    pub(super) fn cgroup(&self) -> Result<Asked<CgroupProxy<'static>>, Failure> {
         self.session.cgroup(&self.path).doing(|| self.doing.clone())
     }
 

@@ -3,7 +3,7 @@
 use std::{ffi::OsStr, fs::File, net::IpAddr, os::fd::AsFd, path::PathBuf};
 
 use cgrant_container::Pidfd;
-use cgrant_proto::{AddLink, LinksProxy, ListGrants, Port};
+use cgrant_proto::{AddLink, Asked, LinksProxy, ListGrants, Port};
 use serde_json::{Map, Value, json};
 
 use super::{grant::Found, tap};
@@ -171,7 +171,7 @@ fn bridges(client: &Client) -> Result<(), Failure> {
     output::print(client.format, &List::new(heads, bridges.iter().map(value::description)))
 }
 
-pub(super) fn links(found: &Found<'_>) -> Result<LinksProxy<'static>, Failure> {
+pub(super) fn links(found: &Found<'_>) -> Result<Asked<LinksProxy<'static>>, Failure> {
     found.session.links(&found.path).doing(|| found.doing.clone())
 }
 

@@ -11,7 +11,7 @@ use crate::{
 const DESCRIPTION: &str = "The interface is on the system bus, name org.cgrant.Broker1, and peer to peer on the socket \
     /run/cgrant/public/bus. Types are D-Bus signatures; h is a descriptor, and behind the name of an option stands the type of its \
     value.";
-const DETAILS: &str = "Errors have the body (s message, a{sv} details). Details, where they apply: rule s, quota t, usage t, hint s, \
+const DETAILS: &str = "Errors have the body (s message, a{sv} details). Details, where they apply: rule s, resource s, quota t, usage t, limit s, hint s, action s, \
     argument s.";
 
 /// The whole page.

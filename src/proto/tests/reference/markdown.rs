@@ -25,8 +25,9 @@ each name stands the type that its value has to have.
 
 const DETAILS: &str = "\
 Errors have the body `(s message, a{sv} details)`. Details, where they apply: `rule` `s` (the rule of the policy that decided),
-`quota` `t` and `usage` `t` (the quota that was met), `hint` `s` (what to do about it), `argument` `s` (the argument or option that
-is wrong).
+`resource` `s` (what is counted, or the limit whose ceiling was met), `quota` `t` and `usage` `t` (the quota that was met), `limit` `s`
+(the ceiling), `hint` `s` (what to do about it), `argument` `s` (the argument or option that is wrong), `action` `s` (the polkit action
+that a person could agree to, if the same call had the flag `ALLOW_INTERACTIVE_AUTHORIZATION`).
 
 | error | meaning |
 |---|---|
