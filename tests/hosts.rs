@@ -45,6 +45,8 @@ mod links;
 mod links_attacks;
 #[path = "integration/mounts.rs"]
 mod mounts;
+#[path = "integration/nested.rs"]
+mod nested;
 #[path = "hosts/package.rs"]
 mod package;
 #[path = "integration/pam.rs"]
@@ -127,6 +129,7 @@ fn main() -> std::process::ExitCode {
         links::TESTS,
         links_attacks::TESTS,
         mounts::TESTS,
+        nested::TESTS,
         pam::TESTS,
         containers::TESTS,
         vlans::TESTS,

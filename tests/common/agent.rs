@@ -74,6 +74,26 @@ fn play(arguments: &[OsString]) -> ExitCode {
             Ok(stream) => tell(&socket, "ok", &[stream.as_fd()]),
             Err(error) => tell(&socket, &format!("error {error}"), &[]),
         },
+        // The same for each `go`, so that the test can move this process first.
+        ["connect-when-told", path] => {
+            tell(&socket, "ok", &[]);
+            let mut word = [0; 2];
+            while (&socket).read_exact(&mut word).is_ok() {
+                match UnixStream::connect(path) {
+                    Ok(stream) => tell(&socket, "ok", &[stream.as_fd()]),
+                    Err(error) => tell(&socket, &format!("error {error}"), &[]),
+                }
+            }
+            return ExitCode::SUCCESS;
+        }
+        // As root of a user namespace with the ids that this one has, but not that one: makes it, then as before.
+        ["connect-from-inner-userns", path] => {
+            unshare(CloneFlags::CLONE_NEWUSER).unwrap();
+            fs::write("/proc/self/uid_map", "0 0 1").unwrap();
+            fs::write("/proc/self/setgroups", "deny").unwrap();
+            fs::write("/proc/self/gid_map", "0 0 1").unwrap();
+            return play(&["connect-when-told".into(), path.into()]);
+        }
         // So many connections to a socket, one after the other, of which as many stay open as can be.
         ["flood", path, number] => {
             flood(path, number.parse().unwrap(), &socket);

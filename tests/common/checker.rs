@@ -90,20 +90,25 @@ fn subdirectories(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The grants that the kernel has: by account and name, their directories by hierarchy.
+/// The grants that the kernel has: by account and name, those of the grants around it before with slashes; their directories
+/// by hierarchy.
 pub fn grants_in_kernel(lab: &Lab) -> BTreeMap<(u32, String), Places> {
     let mut grants: BTreeMap<(u32, String), Places> = BTreeMap::new();
     for (tree, base) in bases(&lab.host, &lab.instance) {
         for account in subdirectories(&base) {
             let name = account.file_name().unwrap().to_str().unwrap().to_owned();
             let Some(uid) = name.strip_prefix('u').and_then(|uid| uid.parse::<u32>().ok()) else { continue };
-            for grant in subdirectories(&account) {
-                let name = grant.file_name().unwrap().to_str().unwrap().to_owned();
-                // Where processes are put whose grant was never finished; no grant can have this name.
-                if name == "_evicted" {
-                    continue;
+            let mut above = vec![(account, String::new())];
+            while let Some((directory, prefix)) = above.pop() {
+                for grant in subdirectories(&directory) {
+                    let name = grant.file_name().unwrap().to_str().unwrap().to_owned();
+                    // Where processes are put whose grant was never finished; no grant can have this name.
+                    if name == "_evicted" {
+                        continue;
+                    }
+                    above.push((grant.join("children"), format!("{prefix}{name}/")));
+                    grants.entry((uid, format!("{prefix}{name}"))).or_default().insert(tree.clone(), grant);
                 }
-                grants.entry((uid, name)).or_default().insert(tree.clone(), grant);
             }
         }
     }
@@ -169,12 +174,13 @@ pub fn audit(lab: &Lab) -> Vec<String> {
     let mut with_range = Vec::new();
     for record in &records {
         let account = u32::try_from(record["account"].as_u64().unwrap()).unwrap();
-        let name = record["name"].as_str().unwrap().to_owned();
+        let name = name_of(record);
         let id = record["id"].as_str().unwrap();
         if record["phase"] != "active" {
             complaints.push(format!("grant {id} {name} is {} on record", record["phase"]));
         }
-        if record["range"].is_object() {
+        // What is inside another grant's range is marked with that.
+        if record["range"].is_object() && !record["nested"].is_object() {
             let range = &record["range"];
             with_range.push(format!("{id} {} {} {account}", range["uid"], range["count"]));
         }
@@ -196,6 +202,13 @@ pub fn audit(lab: &Lab) -> Vec<String> {
     }
     complaints.extend(overlaps(&records));
     complaints
+}
+
+// Its name behind those of the grants around it.
+fn name_of(record: &Value) -> String {
+    let around = record["nested"]["around"].as_array().into_iter().flatten();
+    let names = around.chain([&record["name"]]).map(|name| name.as_str().unwrap());
+    names.collect::<Vec<_>>().join("/")
 }
 
 fn compare(lab: &Lab, record: &Value, places: &Places) -> Vec<String> {
@@ -242,17 +255,26 @@ fn compare(lab: &Lab, record: &Value, places: &Places) -> Vec<String> {
     complaints
 }
 
-// No id in two grants.
+// No id in two grants, but for those of a grant inside another: they are in that one's, behind its own.
 fn overlaps(records: &[Value]) -> Vec<String> {
-    let ranges: Vec<(&Value, u64, u64)> = records
-        .iter()
-        .filter_map(|r| Some((&r["id"], r["range"]["uid"].as_u64()?, r["range"]["count"].as_u64()?)))
-        .collect();
+    let of = |r: &Value| {
+        let (uid, count) = (r["range"]["uid"].as_u64()?, r["range"]["count"].as_u64()?);
+        let own = count - r["nesting"].as_u64().unwrap_or(0) * 65_536;
+        Some((r["id"].to_string(), format!("{}:{}", r["account"], name_of(r)), uid, count, own))
+    };
+    let ranges: Vec<(String, String, u64, u64, u64)> = records.iter().filter_map(of).collect();
     let mut complaints = Vec::new();
-    for (at, (id, uid, count)) in ranges.iter().enumerate() {
-        for (other, other_uid, other_count) in &ranges[at + 1..] {
-            if uid < &(other_uid + other_count) && other_uid < &(uid + count) {
-                complaints.push(format!("ranges of {id} and {other} overlap"));
+    for (at, one) in ranges.iter().enumerate() {
+        for other in &ranges[at + 1..] {
+            let is_in =
+                |outer: &str, name: &str| name.strip_prefix(outer).is_some_and(|r| r.starts_with('/'));
+            let (outer, inner) = if is_in(&other.1, &one.1) { (other, one) } else { (one, other) };
+            let fits = match is_in(&outer.1, &inner.1) {
+                true => outer.2 + outer.4 <= inner.2 && inner.2 + inner.3 <= outer.2 + outer.3,
+                false => outer.2 >= inner.2 + inner.3 || inner.2 >= outer.2 + outer.3,
+            };
+            if !fits {
+                complaints.push(format!("ranges of {} and {} overlap", outer.0, inner.0));
             }
         }
     }

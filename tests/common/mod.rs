@@ -18,6 +18,7 @@ pub mod front;
 pub mod harness;
 pub mod host;
 pub mod lab;
+pub mod level;
 pub mod network;
 pub mod node;
 pub mod original;
@@ -35,7 +36,6 @@ pub use lab::Lab;
 pub use network::{Container, Network};
 pub use node::Node;
 pub use place::Place;
-pub use polkit::Desk;
 pub use user::{Process, User};
 
 use std::time::{Duration, Instant};

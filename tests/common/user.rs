@@ -211,6 +211,11 @@ impl Process {
         self.hear().map(|(line, _)| line)
     }
 
+    /// Says `go` to an agent; its answer is for [`hear`](Self::hear).
+    pub fn say_go(&self) {
+        self.socket.as_ref().unwrap().write_all(b"go").unwrap();
+    }
+
     /// Says a line to an agent.
     pub fn say(&self, line: &str, fds: &[std::os::fd::BorrowedFd<'_>]) {
         agent::tell(self.socket.as_ref().unwrap(), line, fds);

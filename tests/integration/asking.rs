@@ -16,7 +16,8 @@ use rustix::{
 };
 
 use crate::common::{
-    Broker, Client, Desk, Lab, Options, User, checker, harness,
+    Broker, Client, Lab, Options, User, checker, harness,
+    polkit::Desk,
     polkit::{Agent, PASSWORD},
     wait_until,
 };

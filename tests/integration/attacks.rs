@@ -46,7 +46,7 @@ fn the_ids_in_a_users_namespace_are_no_accounts(lab: &Lab) {
     own.create("own", Options::new()).unwrap();
     let (process, stream) = connect_in(&user, &namespace, 7, broker.socket());
     let other = Client::new(stream, first + 6, process);
-    other.create("other", Options::new()).unwrap_err().is("Unsupported", &format!("account {}", user.uid));
+    other.create("other", Options::new()).unwrap_err().is("NotAuthorized", "acts for nobody");
     // Their connections are the user's.
     let (_third, stream) = connect_in(&user, &namespace, 8, broker.socket());
     let mut third = Raw::new(stream);
@@ -68,7 +68,7 @@ fn root_in_a_users_namespace_is_not_root(lab: &Lab) {
     let namespace = mapped(&user, 0, 1);
     let (process, stream) = connect_in(&user, &namespace, 1, broker.socket());
     let root = Client::new(stream, 0, process);
-    root.release(&grant.path, true).unwrap_err().is("Unsupported", &format!("account {}", user.uid));
+    root.release(&grant.path, true).unwrap_err().is("NotAuthorized", "acts for nobody");
     assert_eq!(client.names(), ["victim"]);
 }
 

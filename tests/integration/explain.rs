@@ -22,7 +22,7 @@ pub fn explain(client: &Client, request: &str, options: Options) -> Result<Answe
     client.manager("Explain", &(request, options.0))
 }
 
-fn text(answer: &Answer, key: &str) -> Option<String> {
+pub fn text(answer: &Answer, key: &str) -> Option<String> {
     match answer.get(key).map(|value| &**value) {
         Some(Variant::Str(text)) => Some(text.to_string()),
         _ => None,
@@ -36,7 +36,7 @@ fn number(answer: &Answer, key: &str) -> Option<u64> {
     }
 }
 
-fn allowed(answer: &Answer) -> bool {
+pub fn allowed(answer: &Answer) -> bool {
     matches!(answer.get("allowed").map(|value| &**value), Some(Variant::Bool(true)))
 }
 

@@ -26,6 +26,7 @@ fn create(name: &str, holder: Holder) -> CreateGrant {
         holder,
         range: Some(RangeRequest { count: 0, named: true, setgroups: true, own_ids: false }),
         range_name: String::new(),
+        nesting: 0,
         userns: None,
         stage: None,
         limits: Vec::new(),
@@ -57,7 +58,7 @@ fn every_operation(grant: GrantId, account: u32) -> Vec<(Op, bool)> {
     let attach = |target, tree| Op::Attach(Attach { grant, pidfd: FdIndex(0), target, tree });
     vec![
         (Op::Usage { account: Some(account) }, false),
-        (Op::ListGrants { all: true }, false),
+        (Op::ListGrants { all: true, nested: true }, false),
         (Op::FindGrant { name: "victim".into(), account: Some(account) }, false),
         (Op::FindGrant { name: "victim".into(), account: None }, false),
         (Op::Describe { grant }, false),
@@ -81,7 +82,7 @@ fn every_operation(grant: GrantId, account: u32) -> Vec<(Op, bool)> {
         (Op::RemoveLink { grant, name: "eth0".into() }, false),
         (Op::PublishPorts { grant, name: "eth0".into(), ports: Vec::new() }, false),
         (Op::UnpublishPorts { grant, name: "eth0".into(), ports: Vec::new() }, false),
-        (Op::Release { grant, kill: true }, false),
+        (Op::Release { grant, kill: true, force: false }, false),
     ]
 }
 
@@ -119,7 +120,9 @@ fn unharmed(lab: &Lab, victim: &Victim) {
 }
 
 fn release(engine: &mut LoneEngine, victim: &Victim) {
-    engine.ask(SOCKET, victim.connection, Op::Release { grant: victim.grant, kill: true }, &[]).unwrap();
+    engine
+        .ask(SOCKET, victim.connection, Op::Release { grant: victim.grant, kill: true, force: false }, &[])
+        .unwrap();
 }
 
 fn numbers_that_were_not_given_to_this_front(lab: &Lab) {
@@ -191,7 +194,9 @@ fn a_closed_connection_stays_closed(lab: &Lab) {
     let root = lab.root().connect(&engine.socket);
     let (root_connection, uid, _root_socket) = engine.connected();
     assert_eq!(uid, 0);
-    engine.ask(SOCKET, root_connection, Op::Release { grant: victim.grant, kill: true }, &[]).unwrap();
+    engine
+        .ask(SOCKET, root_connection, Op::Release { grant: victim.grant, kill: true, force: false }, &[])
+        .unwrap();
     drop(root);
     checker::assert_empty(lab);
 }
@@ -289,18 +294,21 @@ fn only_the_bus_front_introduces_clients_of_the_bus(lab: &Lab) {
     let Ok((Answer::Connection(number), _)) = engine.answer(BUS, RequestId(901)) else {
         panic!("not introduced")
     };
-    let refusal =
-        engine.ask(SOCKET, number, Op::Release { grant: victim.grant, kill: true }, &[]).unwrap_err();
+    let refusal = engine
+        .ask(SOCKET, number, Op::Release { grant: victim.grant, kill: true, force: false }, &[])
+        .unwrap_err();
     assert_eq!(refusal.code, RefusalCode::NotAuthorized);
     // Of a process that nobody can name it is not known whether it lies in the grant.
     engine.link(BUS).send(&ToEngine::BusClient { id: RequestId(902), client: client(victim.uid) }, &[]);
     let Ok((Answer::Connection(unknown), _)) = engine.answer(BUS, RequestId(902)) else {
         panic!("not introduced")
     };
-    let refusal = engine.ask(BUS, unknown, Op::Release { grant: victim.grant, kill: true }, &[]).unwrap_err();
+    let refusal = engine
+        .ask(BUS, unknown, Op::Release { grant: victim.grant, kill: true, force: false }, &[])
+        .unwrap_err();
     assert_eq!(refusal.code, RefusalCode::NotAuthorized);
     unharmed(lab, &victim);
-    engine.ask(BUS, number, Op::Release { grant: victim.grant, kill: true }, &[]).unwrap();
+    engine.ask(BUS, number, Op::Release { grant: victim.grant, kill: true, force: false }, &[]).unwrap();
     checker::assert_empty(lab);
 }
 

@@ -244,7 +244,7 @@ fn a_process_of_the_range_is_not_served_as_somebody_else(lab: &Lab) {
     let held = held(lab);
     let root = User::new(held.grant.uid, &[], &lab.scratch, &lab.programs);
     let client = root.client(held.broker.socket());
-    client.create("nested", Options::new()).unwrap_err().is("Unsupported", "container");
+    client.create("nested", Options::new()).unwrap_err().is("NotAuthorized", "acts for nobody");
     assert!(client.find("held").is_err());
     client.release(&held.grant.path, true).unwrap_err();
     client.set_limits(&held.grant.path, &[("pids.max", "max")]).unwrap_err();

@@ -45,6 +45,8 @@ mod links_callers;
 mod links_failures;
 mod metrics;
 mod mounts;
+mod nested;
+mod nested_policy;
 mod one_liners;
 mod pam;
 mod policy;
@@ -102,6 +104,8 @@ fn main() -> std::process::ExitCode {
         links_callers::TESTS,
         links_failures::TESTS,
         mounts::TESTS,
+        nested::TESTS,
+        nested_policy::TESTS,
         one_liners::TESTS,
         pam::TESTS,
         polkit::TESTS,

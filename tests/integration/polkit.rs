@@ -9,10 +9,11 @@ use cgrant_wire::{
 };
 
 use crate::common::{
-    Broker, Client, Desk, Lab, Options, PATIENCE, User,
+    Broker, Client, Lab, Options, PATIENCE, User,
     bus::{CGROUP, GRANT, MANAGER, MANAGER_PATH, Refused},
     checker,
     front::LoneEngine,
+    polkit::Desk,
     wait_until,
 };
 
@@ -31,7 +32,7 @@ fn start(lab: &Lab, desk: &Desk) -> Broker {
     broker
 }
 
-fn sees_polkit(broker: &Broker, user: &User, there: bool) {
+pub fn sees_polkit(broker: &Broker, user: &User, there: bool) {
     let client = user.client(broker.socket());
     wait_until("the broker knows of polkit", || feature(&client) == there);
 }
@@ -397,6 +398,7 @@ fn request(name: &str) -> Op {
         limits: Vec::new(),
         pressure: Vec::new(),
         links: Vec::new(),
+        nesting: 0,
     })
 }
 
@@ -405,7 +407,7 @@ fn question(engine: &LoneEngine) -> (Question, bool) {
     loop {
         match engine.bus_front.receive::<FromEngine>().expect("no question comes") {
             (FromEngine::Ask(question), fds) => return (question, fds.len() == 1),
-            (FromEngine::Event(_), _) => (),
+            (FromEngine::Event { .. }, _) => (),
             (other, _) => panic!("{other:?}"),
         }
     }
@@ -438,7 +440,7 @@ fn what_is_asked_for_is_said_in_full(lab: &Lab) {
             with("raw", &[("memory.min", "7")]),
             vec![("name", "raw"), ("key", "memory.min"), ("value", "7"), ("request", "write raw")],
         ),
-        (Op::ListGrants { all: true }, vec![("account", "all"), ("name", "")]),
+        (Op::ListGrants { all: true, nested: false }, vec![("account", "all"), ("name", "")]),
         // There is none of that name, and it is asked about all the same.
         (find, vec![("account", &stranger), ("name", ""), ("asks", "read")]),
     ];
@@ -520,7 +522,7 @@ fn answers_are_taken_from_who_was_asked_and_once(lab: &Lab) {
     // A front that was not asked, and answers of nobody's questions.
     ask(&engine, 904, "fourth");
     let (fourth, _) = question(&engine);
-    let release = Op::Release { grant: first.grant.id, kill: true };
+    let release = Op::Release { grant: first.grant.id, kill: true, force: false };
     engine.ask(FrontKind::Socket, connection, release, &[]).unwrap();
     say(&engine, FrontKind::Socket, fourth.id, Consent::Yes);
     assert!(engine.socket_front.is_closed(), "a forged answer was put up with");
@@ -556,7 +558,7 @@ fn a_process_that_is_gone_is_agreed_to_by_nobody(lab: &Lab) {
     assert!(refusal.hint.as_deref().is_some_and(|hint| hint.contains("has ended")), "{refusal:?}");
     assert!(checker::records(lab).is_empty(), "a dead process was agreed with");
     // Polkit is not asked about the dead at all.
-    let op = Op::ListGrants { all: true };
+    let op = Op::ListGrants { all: true, nested: false };
     let message = ToEngine::Request { id: RequestId(801), connection, interactive: true, op };
     engine.socket_front.send(&message, &[]);
     let refusal = engine.answer(FrontKind::Socket, RequestId(801)).unwrap_err();

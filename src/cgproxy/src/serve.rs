@@ -18,8 +18,8 @@ use cgrant_sys::{
     socket,
 };
 use cgrant_wire::{
-    Answer, ConnectionId, FromEngine, Legacy, LegacyAnswer, LegacyCall, Op, Refusal, RefusalCode, RequestId,
-    Surface, ToEngine,
+    Answer, Audience, ConnectionId, FromEngine, Legacy, LegacyAnswer, LegacyCall, Op, Refusal, RefusalCode,
+    RequestId, Surface, ToEngine,
     legacy::{MAX_DATAGRAM, MAX_SHOWN, OnSocket},
 };
 use rustix::{io::Errno, net::sockopt};
@@ -143,8 +143,15 @@ impl Proxy {
         let number = ConnectionId(self.next.get());
         self.next.set(number.0.wrapping_add(1));
         let pid = Some(peer.named.pid);
-        let known =
-            FromEngine::Connected { connection: number, surface: Surface::Legacy, uid, account: uid, pid };
+        let known = FromEngine::Connected {
+            connection: number,
+            surface: Surface::Legacy,
+            uid,
+            account: uid,
+            claim: None,
+            audience: Audience::Account(uid),
+            pid,
+        };
         self.peers.borrow_mut().insert(number, Rc::new(peer));
         send(link, &known, Some(connection)).await
     }

@@ -272,14 +272,18 @@ Examples:
     /// Ends a grant
     #[command(after_help = "\
 Examples:
-  cgrant grant release build          refused while processes are in it
-  cgrant grant release build --kill   kills them")]
+  cgrant grant release build                   refused while processes are in it
+  cgrant grant release build --kill            kills them
+  cgrant grant release build --kill --force    ends the grants made inside it too")]
     Release {
         #[command(flatten)]
         grant: GrantName,
         /// Kill what is left in it
         #[arg(long)]
         kill: bool,
+        /// End the grants that were made from inside it too, the innermost first
+        #[arg(long)]
+        force: bool,
     },
     /// Makes, removes and lists cgroups inside a grant
     #[command(subcommand)]

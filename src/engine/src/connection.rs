@@ -17,9 +17,20 @@ use cgrant_sys::{
     pidfd::Pidfd,
     socket::{self, PeerPidfd},
 };
-use cgrant_wire::{BusClient, ConnectionId, Surface, boot::FrontKind};
+use cgrant_wire::{Audience, BusClient, ConnectionId, Range, Surface, boot::FrontKind};
 
-use crate::{legacy::Known, ops::inside::Around};
+use crate::{legacy::Known, ops::inside::Around, registry::Grant};
+
+/// The grant that a caller is the root of, from inside: all that it does is inside of that one.
+#[derive(Debug)]
+pub struct Inside {
+    /// The grant. It may have ended since.
+    pub grant: Arc<Grant>,
+    /// The grant's range.
+    pub range: Range,
+    /// The account, as policy saw it when the grant was made. The caller's own groups are the container's.
+    pub subject: Subject,
+}
 
 /// A caller, as the kernel or the bus daemon describes it.
 #[derive(Debug)]
@@ -49,6 +60,8 @@ pub struct Caller {
     pub born_in: Option<GrantPath>,
     /// The application that its process was of when it connected.
     pub application: Option<Application>,
+    /// What it is the root of, if it is served as one inside.
+    pub nested: Option<Inside>,
     /// What its process is known by for calls of CGManager's interface, from the first one on.
     pub known: OnceLock<Known>,
     ended: AtomicU8,
@@ -97,8 +110,41 @@ impl Caller {
         self.inside.unwrap_or(self.uid)
     }
 
+    /// The account that it acts for.
+    pub fn account(&self) -> HostUid {
+        self.nested.as_ref().map_or(self.uid, |nested| nested.grant.account)
+    }
+
+    /// Where its own grants are made: in the account's node, or in the grant around it.
+    pub fn place(&self) -> GrantPath {
+        match &self.nested {
+            Some(nested) => nested.grant.path.clone(),
+            None => GrantPath { account: self.uid, names: Vec::new() },
+        }
+    }
+
+    /// May it know of what lies there? On the host its account's, and everything if it is root; from inside what is in its own
+    /// grant, and not that one itself.
+    pub fn may_see(&self, path: &GrantPath) -> bool {
+        match &self.nested {
+            Some(nested) => path.is_inside(&nested.grant.path),
+            None => path.account == self.uid || self.uid.is_root(),
+        }
+    }
+
+    /// What it is told of.
+    pub fn audience(&self) -> Audience {
+        match &self.nested {
+            Some(nested) => Audience::Inside(nested.grant.id),
+            None => Audience::Account(self.uid.0),
+        }
+    }
+
     /// The caller as policy sees it.
     pub fn subject(&self) -> Subject {
+        if let Some(nested) = &self.nested {
+            return nested.subject.clone();
+        }
         Subject {
             uid: self.uid,
             gid: self.gid,
@@ -244,6 +290,7 @@ impl Connections {
         peer: Peer,
         inside: Option<HostUid>,
         around: Around,
+        nested: Option<Inside>,
     ) -> Arc<Caller> {
         self.last += 1;
         Arc::new(Caller {
@@ -259,6 +306,7 @@ impl Connections {
             inside,
             born_in: around.grant,
             application: around.application,
+            nested,
             known: OnceLock::new(),
             ended: AtomicU8::new(0),
             outside: AtomicU64::new(0),

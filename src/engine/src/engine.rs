@@ -10,13 +10,13 @@ use std::{
 };
 
 use cgrant_policy::{
-    Action, Caller as Subject, Denial, DenialCode, HostUid, Policy, Request, UsageNow, Verb, Verdict,
-    judge_consented,
+    Action, Caller as Subject, Denial, DenialCode, GrantPath, HostUid, Policy, Request, UsageNow, Verb,
+    Verdict, judge_consented,
 };
 use cgrant_sys::{dir::Dir, namespace::NsId};
 use cgrant_wire::{
-    Answer, EndReason, Event, FromEngine, GrantChange, GrantId, Met, Refusal, RefusalCode, RequestId,
-    boot::FrontKind,
+    Answer, Audience, EndReason, Event, FromEngine, GrantChange, GrantId, Met, Refusal, RefusalCode,
+    RequestId, boot::FrontKind,
 };
 use nix::sys::inotify::AddWatchFlags;
 
@@ -33,6 +33,7 @@ use crate::{
     metrics::Counters,
     mountmap::Mounter,
     net::Network,
+    ops::nested,
     pace::Paces,
     pool::Pool,
     record::{GrantRecord, Journal, JournalError},
@@ -116,16 +117,19 @@ pub struct Engine {
 
 thread_local! {
     /// What the operation of this thread has told and is not sent yet; `None` outside of operations.
-    static HELD: RefCell<Option<Vec<Event>>> = const { RefCell::new(None) };
+    static HELD: RefCell<Option<Vec<Told>>> = const { RefCell::new(None) };
 }
+
+/// An event, and the grants around the one that it is about.
+type Told = (Event, Vec<Arc<Grant>>);
 
 /// Sends what was held when the operation is over, however it ended.
 struct Held<'a>(&'a Engine);
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        for event in HELD.take().into_iter().flatten() {
-            self.0.tell_now(event);
+        for (event, around) in HELD.take().into_iter().flatten() {
+            self.0.tell_now(event, &around);
         }
     }
 }
@@ -173,7 +177,8 @@ impl Engine {
 
     /// What the account uses now.
     pub fn usage(&self, account: HostUid) -> UsageNow {
-        let cgroups = self.tree.count_cgroups(account) + self.ledger.count(account);
+        let nested = self.registry().counts(account).nested;
+        let cgroups = self.tree.count_cgroups(account, nested) + self.ledger.count(account);
         let addresses = self.network.addresses.used(account.0);
         UsageNow { cgroups, ids: self.ids.used(account), addresses, ..self.quick_usage(account) }
     }
@@ -223,7 +228,8 @@ impl Engine {
 
     fn decide(&self, caller: &Caller, about: &str, request: &Request<'_>) -> Result<String, Refusal> {
         let consents = asking::consents(caller, request);
-        match self.verdict(&caller.subject(), caller.charged(), request, &consents) {
+        let verdict = self.verdict(&caller.subject(), caller.charged(), request, &consents);
+        match asking::settled(caller, verdict) {
             Verdict::Allow { rule } => {
                 let agreed = consents.iter().map(|action| format!(" and polkit's yes to {}", action.id()));
                 Ok(rule + &agreed.collect::<String>())
@@ -285,7 +291,7 @@ impl Engine {
         decided.inspect_err(|refusal| self.log_refusal(caller, verb(request), "", refusal))
     }
 
-    /// The grant, if there is one and the caller may know of it: its own account's, or root.
+    /// The grant, if there is one and the caller may know of it ([`Caller::may_see`]).
     ///
     /// An attacker wants to learn which grants others have. Theirs and those that don't exist answer alike.
     ///
@@ -294,7 +300,7 @@ impl Engine {
     pub fn grant_for(&self, caller: &Caller, id: GrantId) -> Result<Arc<Grant>, Refusal> {
         self.registry()
             .get(id)
-            .filter(|grant| grant.is_active() && (grant.account == caller.uid || caller.uid.is_root()))
+            .filter(|grant| grant.is_active() && caller.may_see(&grant.path))
             .ok_or_else(|| no_such_grant(id))
     }
 
@@ -364,39 +370,79 @@ impl Engine {
         drop(held);
     }
 
-    /// Tells both fronts what happened; after the answer, in an operation.
+    /// Tells both fronts what happened to a grant that is there; after the answer, in an operation.
     pub fn tell(&self, event: Event) {
-        let event = HELD.with_borrow_mut(|held| match held {
+        let grant = subject_of(&event).and_then(|grant| self.registry().get(grant));
+        let path = grant.map(|grant| grant.path.clone());
+        self.tell_of(path.as_ref(), event);
+    }
+
+    /// As [`tell`](Self::tell), of a grant that lies there or did.
+    fn tell_of(&self, path: Option<&GrantPath>, event: Event) {
+        let around = path.map(|path| nested::around(self, path)).unwrap_or_default();
+        let told = HELD.with_borrow_mut(|held| match held {
             Some(events) => {
-                events.push(event);
+                events.push((event, around));
                 None
             }
-            None => Some(event),
+            None => Some((event, around)),
         });
-        if let Some(event) = event {
-            self.tell_now(event);
+        if let Some((event, around)) = told {
+            self.tell_now(event, &around);
         }
     }
 
-    fn tell_now(&self, event: Event) {
+    /// Tells the account, and whoever is inside the grants around the one that it is about, each in its own words.
+    fn tell_now(&self, event: Event, around: &[Arc<Grant>]) {
         log(&event);
         if let Some(account) = whose_usage(&event) {
             self.touch(account);
         }
-        let message = FromEngine::Event(event);
+        for around in around {
+            let Some(event) = nested::retold(around, &event) else { continue };
+            // Only the socket front has callers from inside.
+            let message = FromEngine::Event { event, audience: Audience::Inside(around.id) };
+            self.send(FrontKind::Socket, &message, Vec::new());
+        }
+        let message = FromEngine::Event { audience: audience_of(&event), event };
         for front in [FrontKind::Socket, FrontKind::Bus] {
             self.send(front, &message, Vec::new());
         }
     }
 
-    /// Tells that a grant has ended.
+    /// Tells that a grant has ended. Those around it are there still.
     pub fn tell_ended(&self, grant: &Grant, reason: EndReason) {
-        self.tell(Event::Ended {
-            grant: grant.id,
-            name: grant.name.to_string(),
-            account: grant.account.0,
-            reason,
-        });
+        let (name, account) = (grant.name.to_string(), grant.account.0);
+        self.tell_of(Some(&grant.path), Event::Ended { grant: grant.id, name, account, reason });
+    }
+}
+
+/// The grant that an event is about.
+const fn subject_of(event: &Event) -> Option<GrantId> {
+    match event {
+        Event::Added { grant } => Some(grant.id),
+        Event::Ended { grant, .. }
+        | Event::Changed { grant, .. }
+        | Event::LinkAdded { grant, .. }
+        | Event::LinkRemoved { grant, .. }
+        | Event::Oom { grant, .. }
+        | Event::Pressure { grant, .. } => Some(*grant),
+        Event::Usage { .. } | Event::Policy => None,
+    }
+}
+
+/// Who is told of an event on the host.
+const fn audience_of(event: &Event) -> Audience {
+    match event {
+        Event::Added { grant } => Audience::Account(grant.account),
+        Event::Ended { account, .. }
+        | Event::Changed { account, .. }
+        | Event::LinkAdded { account, .. }
+        | Event::LinkRemoved { account, .. }
+        | Event::Oom { account, .. }
+        | Event::Usage { account, .. }
+        | Event::Pressure { account, .. } => Audience::Account(*account),
+        Event::Policy => Audience::Everybody,
     }
 }
 

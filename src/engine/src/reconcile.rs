@@ -8,6 +8,7 @@
 //! | active, of a user who was deleted or is another one now | nothing (a reboot) | ended, if policy says so |
 //! | active, persistent | nothing (a reboot) | made again, without links: their namespaces are gone |
 //! | active | nothing, or another cgroup | ended: lost |
+//! | any, inside a grant that is not there (any more) | anything | ended: lost |
 //! | releasing | anything | the release goes on |
 //! | link active | its device | the network helper is told to expect it, and mends or tells |
 //! | link being made or removed | anything | the network helper is not told of it, and removes it |
@@ -43,6 +44,9 @@ pub fn reconcile(engine: &Engine) -> Result<(), Refusal> {
     }
     let mut known: HashSet<GrantPath> = HashSet::new();
     let mut unsettled: HashSet<GrantId> = HashSet::new();
+    let mut records = records;
+    // Each after those around it.
+    records.sort_by_key(|record| record.nested.as_ref().map_or(0, |nested| nested.around.len()));
     for record in records {
         let Some((id, path)) = identity(&record) else {
             tracing::error!(record = record.id, "the journal has a record of no valid grant; left alone");
@@ -64,28 +68,47 @@ pub fn reconcile(engine: &Engine) -> Result<(), Refusal> {
 
 fn identity(record: &GrantRecord) -> Option<(GrantId, GrantPath)> {
     let id = record.id.parse().ok()?;
-    let name = GrantName::new(&record.name).ok()?;
-    Some((id, GrantPath::new(HostUid(record.account), name)))
+    path_of(record).map(|path| (id, path))
+}
+
+fn path_of(record: &GrantRecord) -> Option<GrantPath> {
+    let around = record.nested.iter().flat_map(|nested| &nested.around);
+    let names = around.chain([&record.name]).map(|name| GrantName::new(name).ok());
+    Some(GrantPath { account: HostUid(record.account), names: names.collect::<Option<_>>()? })
+}
+
+/// Is the grant that this one was made in there? Of one that was made from the host nothing is asked.
+fn parent_is_there(engine: &Engine, path: &GrantPath, record: &GrantRecord) -> bool {
+    record.nested.as_ref().is_none_or(|nested| {
+        let parent = engine.registry().at(&path.around());
+        parent.is_some_and(|parent| parent.is_active() && parent.id.to_string() == nested.parent)
+    })
 }
 
 fn settle(engine: &Engine, id: GrantId, record: &GrantRecord) -> Result<(), Refusal> {
     let Ok(name) = GrantName::new(&record.name) else { return Ok(()) };
+    let Some(path) = path_of(record) else { return Ok(()) };
     let rebooted = record.boot != engine.boot_id;
-    let grant = Arc::new(Grant::new(id, HostUid(record.account), name, record.clone()));
+    let orphan = !parent_is_there(engine, &path, record);
+    let nested = path.is_nested();
+    let grant = Arc::new(Grant::new(id, path, name, record.clone()));
     match record.phase {
+        Phase::Creating | Phase::Active if orphan => go_on_releasing(engine, &grant, EndReason::Lost),
         Phase::Creating => undo(engine, &grant),
         Phase::Releasing => go_on_releasing(engine, &grant, EndReason::Released),
         // Its range is not given to anybody any more.
         Phase::Active if rebooted && leaving::is_departed(engine, record) => {
             go_on_releasing(engine, &grant, EndReason::UserGone)
         }
-        Phase::Active if rebooted && record.lifetime == Lifetime::Persistent => make_again(engine, &grant),
+        Phase::Active if rebooted && !nested && record.lifetime == Lifetime::Persistent => {
+            make_again(engine, &grant)
+        }
         Phase::Active if rebooted => go_on_releasing(engine, &grant, EndReason::Lost),
         Phase::Active => {
             let there = engine.tree.payload_id(&grant.path)?;
             if there == Some(record.cgroup_id) {
                 take_over(engine, &grant)
-            } else if record.lifetime == Lifetime::Persistent && there.is_none() {
+            } else if record.lifetime == Lifetime::Persistent && !nested && there.is_none() {
                 make_again(engine, &grant)
             } else {
                 go_on_releasing(engine, &grant, EndReason::Lost)

@@ -10,7 +10,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use cgrant_policy::{Controllers, Departed, Logout};
+use cgrant_policy::{Application, Controllers, Departed, Logout};
 use cgrant_sys::dir::Dir;
 use cgrant_wire::{
     GrantId, Lifetime, Range,
@@ -123,6 +123,31 @@ pub struct GrantRecord {
     /// Was the account's user logged in when it was made?
     #[serde(default)]
     pub in_session: bool,
+    /// How many blocks of 65536 ids at the end of its range are for grants made from inside; 0 if nobody inside is served.
+    #[serde(default)]
+    pub nesting: u32,
+    /// The account's groups when it was made: what callers from inside are judged by, whose own groups are the container's.
+    #[serde(default)]
+    pub groups: Vec<u32>,
+    /// The application that made it, likewise.
+    #[serde(default)]
+    pub application: Option<Application>,
+    /// For a grant that was made from inside another.
+    #[serde(default)]
+    pub nested: Option<NestedRecord>,
+}
+
+/// What a grant that was made from inside another has beside the rest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NestedRecord {
+    /// The names of the grants around it, the outermost first.
+    pub around: Vec<String>,
+    /// The id of the innermost of them.
+    pub parent: String,
+    /// Who made it, as the initial user namespace counts: the root of that grant's range.
+    pub uid: u32,
+    /// Its gid.
+    pub gid: u32,
 }
 
 impl GrantRecord {
@@ -154,6 +179,10 @@ impl GrantRecord {
             logout: Logout::Keep,
             departed: Departed::Keep,
             in_session: false,
+            nesting: 0,
+            groups: Vec::new(),
+            application: None,
+            nested: None,
         }
     }
 }

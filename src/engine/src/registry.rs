@@ -58,9 +58,9 @@ impl Live {
 }
 
 impl Grant {
-    /// The grant that `record` describes.
-    pub fn new(id: GrantId, account: HostUid, name: GrantName, record: GrantRecord) -> Self {
-        let path = GrantPath::new(account, name.clone());
+    /// The grant that `record` describes; `name` is the last of its path.
+    pub fn new(id: GrantId, path: GrantPath, name: GrantName, record: GrantRecord) -> Self {
+        let account = path.account;
         let live = Live {
             record,
             connection: None,
@@ -102,6 +102,8 @@ impl Grant {
             cgroup_id: live.record.cgroup_id,
             hierarchies: live.hierarchies.clone(),
             links: crate::ops::link::all_told(&live.record),
+            nesting: live.record.nesting,
+            parent: live.record.nested.as_ref().and_then(|nested| nested.parent.parse().ok()),
         }
     }
 }
@@ -114,6 +116,7 @@ struct Account {
     pressure: u64,
     links: u64,
     ports: u64,
+    nested: u64,
 }
 
 /// How many links a record has, and how many published ports.
@@ -135,6 +138,8 @@ pub struct Counts {
     pub links: u64,
     /// Published ports.
     pub ports: u64,
+    /// Grants among them that were made inside others.
+    pub nested: u64,
 }
 
 impl Account {
@@ -144,6 +149,7 @@ impl Account {
         let (links, ports) = links(record);
         self.links += links;
         self.ports += ports;
+        self.nested += u64::from(record.nested.is_some());
     }
 
     fn discount(&mut self, record: &GrantRecord) {
@@ -152,6 +158,7 @@ impl Account {
         let (links, ports) = links(record);
         self.links = self.links.saturating_sub(links);
         self.ports = self.ports.saturating_sub(ports);
+        self.nested = self.nested.saturating_sub(u64::from(record.nested.is_some()));
     }
 }
 
@@ -160,8 +167,9 @@ impl Account {
 pub struct Registry {
     by_id: HashMap<GrantId, Arc<Grant>>,
     accounts: HashMap<HostUid, Account>,
-    by_name: HashMap<(HostUid, GrantName), GrantId>,
-    by_key: HashMap<(HostUid, String), GrantId>,
+    by_path: HashMap<GrantPath, GrantId>,
+    /// By what they are in, and their key.
+    by_key: HashMap<(GrantPath, String), GrantId>,
     by_connection: HashMap<ConnectionId, BTreeSet<GrantId>>,
 }
 
@@ -170,9 +178,9 @@ impl Registry {
     pub fn add(&mut self, grant: &Arc<Grant>) {
         let key = grant.live().record.key.clone();
         if !key.is_empty() {
-            self.by_key.insert((grant.account, key), grant.id);
+            self.by_key.insert((grant.path.around(), key), grant.id);
         }
-        self.by_name.insert((grant.account, grant.name.clone()), grant.id);
+        self.by_path.insert(grant.path.clone(), grant.id);
         let account = self.accounts.entry(grant.account).or_default();
         if account.grants.insert(grant.id) {
             account.count(&grant.live().record);
@@ -186,8 +194,8 @@ impl Registry {
             let live = grant.live();
             (live.record.key.clone(), live.connection)
         };
-        self.by_key.remove(&(grant.account, key));
-        self.by_name.remove(&(grant.account, grant.name.clone()));
+        self.by_key.remove(&(grant.path.around(), key));
+        self.by_path.remove(&grant.path);
         if let Some(account) = self.accounts.get_mut(&grant.account)
             && account.grants.remove(&grant.id)
         {
@@ -212,14 +220,21 @@ impl Registry {
         self.by_id.get(&id).cloned()
     }
 
-    /// The account's grant of this name.
-    pub fn named(&self, account: HostUid, name: &GrantName) -> Option<Arc<Grant>> {
-        self.by_name.get(&(account, name.clone())).and_then(|id| self.get(*id))
+    /// The grant that lies there.
+    pub fn at(&self, path: &GrantPath) -> Option<Arc<Grant>> {
+        self.by_path.get(path).and_then(|id| self.get(*id))
     }
 
-    /// The account's grant that was asked for with this key.
-    pub fn keyed(&self, account: HostUid, key: &str) -> Option<Arc<Grant>> {
-        self.by_key.get(&(account, key.to_owned())).and_then(|id| self.get(*id))
+    /// The grant directly in `around` that was asked for with this key.
+    pub fn keyed(&self, around: GrantPath, key: &str) -> Option<Arc<Grant>> {
+        self.by_key.get(&(around, key.to_owned())).and_then(|id| self.get(*id))
+    }
+
+    /// The grants inside of one, at any depth, each before those inside of it. Looks at all of the account's.
+    pub fn inside(&self, around: &GrantPath) -> Vec<Arc<Grant>> {
+        let mut grants = self.list(Some(around.account));
+        grants.retain(|grant| grant.path.is_inside(around));
+        grants
     }
 
     /// What the account's grants come to.
@@ -230,6 +245,7 @@ impl Registry {
             pressure: account.pressure,
             links: account.links,
             ports: account.ports,
+            nested: account.nested,
         })
     }
 
@@ -242,7 +258,7 @@ impl Registry {
         live.record = record;
     }
 
-    /// The account's grants, or everybody's.
+    /// The account's grants, or everybody's, each before those inside of it.
     pub fn list(&self, account: Option<HostUid>) -> Vec<Arc<Grant>> {
         let mut grants: Vec<_> = match account {
             Some(account) => self
@@ -254,7 +270,7 @@ impl Registry {
                 .collect(),
             None => self.by_id.values().cloned().collect(),
         };
-        grants.sort_by(|a, b| (a.account, &a.name).cmp(&(b.account, &b.name)));
+        grants.sort_by(|a, b| a.path.cmp(&b.path));
         grants
     }
 
@@ -299,7 +315,8 @@ mod tests {
             ..GrantRecord::new(GrantId(7), 1000, 1000, "web", "boot")
         };
         let name = GrantName::new("web").unwrap();
-        let grant = Grant::new(GrantId(7), HostUid(1000), name, record(Lifetime::Populated));
+        let path = GrantPath::new(HostUid(1000), name.clone());
+        let grant = Grant::new(GrantId(7), path, name, record(Lifetime::Populated));
         grant.live().deadline = Some(1);
         assert!(grant.live().is_overdue(1));
         grant.live().record = record(Lifetime::Connection);

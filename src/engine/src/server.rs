@@ -398,7 +398,11 @@ impl Server {
             around.application = around.application.map(Application::doubted);
         }
         let inside = self.engine.ids.owner_of(uid).or(around.maker);
-        let caller = self.engine.connections().number(front, surface, peer, inside, around);
+        let native = front == FrontKind::Socket && surface == Surface::Native;
+        let nested = (native && inside.is_some())
+            .then(|| ops::nested::standing(&self.engine, peer.process(), uid, around.grant.as_ref()))
+            .flatten();
+        let caller = self.engine.connections().number(front, surface, peer, inside, around, nested);
         self.engine.authorize_silently(&caller, &Request::Connect)?;
         match surface {
             Surface::Native => (),
@@ -447,7 +451,8 @@ impl Server {
         let (uid, pid) = (peer.uid().0, peer.pid());
         let caller = self.introduce(FrontKind::Socket, surface, peer).ok()?;
         let (connection, account) = (caller.connection, caller.charged().0);
-        Some(FromEngine::Connected { connection, surface, uid, account, pid })
+        let (claim, audience) = (ops::nested::claim(&self.engine, &caller), caller.audience());
+        Some(FromEngine::Connected { connection, surface, uid, account, claim, audience, pid })
     }
 
     fn connection_ended(&self, caller: &Caller, how: Ended) {

@@ -177,19 +177,19 @@ struct Doors {
 async fn receive(channel: &AsyncChannel, core: &Core, doors: &Doors) -> Result<(), LinkError> {
     while let Some(received) = channel.receive().await? {
         match core.engine.take(received)? {
-            Some(Incoming::Connected { connection, surface, uid, account, socket }) => {
-                let peer = Peer { connection, uid };
+            Some(Incoming::Connected { connection, surface, uid, account, claim, audience, socket }) => {
+                let peer = Peer { connection, uid, claim, audience };
                 match surface {
                     Surface::Native => doors.peers.serve(peer, socket),
                     Surface::Legacy => doors.legacy.serve(peer, account, socket),
                     Surface::Metrics => doors.metrics.serve(peer, socket),
                 }
             }
-            Some(Incoming::Event(event)) => {
+            Some(Incoming::Event(event, audience)) => {
                 // Who has had an answer may have called again: that goes on first, signals are nothing that anybody waits for.
                 // Nothing more is taken from the engine before they are sent, so answers don't overtake them.
                 tokio::task::yield_now().await;
-                core.subscribers.publish(&event);
+                core.subscribers.publish(&event, audience);
             }
             Some(Incoming::Ask(question, process)) => core.ask_polkit(*question, process).await,
             Some(Incoming::Withdraw(question)) => {

@@ -28,6 +28,8 @@ pub const MAX_NAME: usize = 255;
 const MAX_KEY: usize = 128;
 /// Longest word of an option that has a few fixed ones.
 pub const MAX_WORD: usize = 32;
+/// What is wrong with `nesting` beside `no-range`.
+pub const NO_RANGE_TO_NEST: &str = "there is no range for it to be in with no-range";
 
 /// Who calls, as the engine introduced the connection.
 #[derive(Debug, Clone, Copy)]
@@ -209,9 +211,9 @@ impl Request<'_> {
         })
     }
 
-    /// Everything that the caller may see: root sees all accounts' grants.
+    /// Everything that the caller may see, grants inside of its own too: root sees all accounts' grants.
     const fn all_visible(&self) -> Op {
-        Op::ListGrants { all: self.caller.uid == 0 }
+        Op::ListGrants { all: self.caller.uid == 0, nested: true }
     }
 
     fn needs_fds(&self) -> Result<(), Fault> {
@@ -314,8 +316,9 @@ impl Request<'_> {
             "ListGrants" => {
                 let mut options: Options = self.body()?;
                 let all = options.flag("all")?.unwrap_or(false);
+                let nested = options.flag("nested")?.unwrap_or(false);
                 options.finish()?;
-                Ok(ask(Op::ListGrants { all }, View::Grants))
+                Ok(ask(Op::ListGrants { all, nested }, View::Grants))
             }
             "GetGrant" => {
                 let (name, mut options): (String, Options) = self.body()?;
@@ -372,6 +375,7 @@ impl Request<'_> {
                 .into_iter()
                 .map(|link| request(link, &mut fds))
                 .collect::<Result<_, Fault>>()?,
+            nesting: options.number("nesting")?.unwrap_or(0),
         });
         options.finish()?;
         if let Op::CreateGrant(CreateGrant { range: None, userns: Some(_), .. }) = op {
@@ -382,6 +386,9 @@ impl Request<'_> {
             && !range.is_some_and(|range| range.named)
         {
             return Err(Fault::argument("range-name", "there is no range that belongs to a name"));
+        }
+        if let Op::CreateGrant(CreateGrant { range: None, nesting: 1.., .. }) = op {
+            return Err(Fault::argument("nesting", NO_RANGE_TO_NEST));
         }
         if let Op::CreateGrant(CreateGrant { range: Some(range), userns: None, .. }) = &op
             && range.own_ids
@@ -396,8 +403,9 @@ impl Request<'_> {
         match member {
             "Release" => {
                 let kill = options.flag("kill")?.unwrap_or(false);
+                let force = options.flag("force")?.unwrap_or(false);
                 options.finish()?;
-                Ok(ask(Op::Release { grant, kill }, View::Done))
+                Ok(ask(Op::Release { grant, kill, force }, View::Done))
             }
             "Adopt" => {
                 let mut fds = Descriptors::default();

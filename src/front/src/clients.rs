@@ -12,7 +12,7 @@ use std::{
 };
 
 use cgrant_sys::Pidfd;
-use cgrant_wire::{Answer, BusClient};
+use cgrant_wire::{Answer, Audience, BusClient};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::spawn_local,
@@ -241,7 +241,12 @@ impl Clients {
         }
         tracing::debug!(name, uid = caller.uid, connection = caller.connection.0, "client introduced");
         let outbox = self.bus.outbox().clone();
-        self.core.subscribers.add_client(caller.uid, caller.connection, outbox, name.to_owned());
+        self.core.subscribers.add_client(
+            Audience::Account(caller.uid),
+            caller.connection,
+            outbox,
+            name.to_owned(),
+        );
         self.clients.borrow_mut().insert(name.to_owned(), Client::Known { caller, slots, _place: place });
     }
 
@@ -350,7 +355,7 @@ impl Clients {
 
     async fn end(&self, client: Client) {
         if let Client::Known { caller, .. } = client {
-            self.core.subscribers.remove(caller.uid, caller.connection);
+            self.core.subscribers.remove(Audience::Account(caller.uid), caller.connection);
             self.core.engine.closed(caller.connection).await;
         }
     }

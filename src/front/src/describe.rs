@@ -24,6 +24,7 @@ pub fn grant<'a>(info: &'a GrantInfo, interface: &str) -> Option<Properties<'a>>
             ("Account", Variant::from(info.account)),
             ("Lifetime", Variant::from(lifetime(info.lifetime))),
             ("Created", Variant::from(info.created)),
+            ("Parent", Variant::from(info.parent.map(|parent| parent.to_string()).unwrap_or_default())),
         ])),
         CGROUP => Some(BTreeMap::from([
             ("Limits", pairs(&info.limits)),
@@ -46,6 +47,7 @@ pub fn grant<'a>(info: &'a GrantInfo, interface: &str) -> Option<Properties<'a>>
                 ("Uid", Variant::from(range.uid)),
                 ("Gid", Variant::from(range.gid)),
                 ("Count", Variant::from(range.count)),
+                ("Nesting", Variant::from(info.nesting)),
             ])
         }),
         MOUNTS => info.range.map(|_| BTreeMap::new()),
@@ -234,6 +236,7 @@ pub const fn reason(reason: EndReason) -> &'static str {
         EndReason::Lost => "lost",
         EndReason::LoggedOut => "logged-out",
         EndReason::UserGone => "user-gone",
+        EndReason::ParentEnded => "parent-ended",
     }
 }
 
@@ -319,6 +322,8 @@ pub mod tests {
             cgroup_id: 7,
             hierarchies: vec![Hierarchy { name: "cgroup2".to_owned(), path: "/x".to_owned() }],
             links: vec![link("eth0")],
+            nesting: 0,
+            parent: None,
         };
         for name in [GRANT, CGROUP, LINKS, IDS] {
             assert_eq!(served(&grant(&info, name).unwrap()), contract(name), "{name}");

@@ -3,7 +3,7 @@
 use cgrant_wire::{Act, CreateGrant, Explain, GrantId, Holder, Inquiry, RangeRequest};
 
 use crate::{
-    call::{MAX_NAME, MAX_WORD},
+    call::{MAX_NAME, MAX_WORD, NO_RANGE_TO_NEST},
     fault::Fault,
     network::{described, ports},
     object::{self, Object},
@@ -66,7 +66,8 @@ fn about(method: &str, options: &mut Options) -> Result<Inquiry, Fault> {
             _ => Act::Adopt,
         },
         "Stat" | "ListProcesses" | "ListCgroups" => Act::Read,
-        "RemoveCgroup" | "OpenCgroup" => Act::Cgroup,
+        "RemoveCgroup" => Act::Cgroup,
+        "OpenCgroup" => Act::OpenCgroup,
         "Attach" => Act::Attach,
         "Freeze" => Act::Freeze,
         "Thaw" => Act::Thaw,
@@ -94,17 +95,23 @@ fn create(options: &mut Options) -> Result<CreateGrant, Fault> {
         setgroups: options.flag("setgroups")?.unwrap_or(true),
         own_ids: false,
     };
+    let range = (!options.flag("no-range")?.unwrap_or(false)).then_some(range);
+    let nesting = options.number("nesting")?.unwrap_or(0);
+    if range.is_none() && nesting > 0 {
+        return Err(Fault::argument("nesting", NO_RANGE_TO_NEST));
+    }
     Ok(CreateGrant {
         name: options.text("name", MAX_NAME)?.unwrap_or_default(),
         key: String::new(),
         holder,
-        range: (!options.flag("no-range")?.unwrap_or(false)).then_some(range),
+        range,
         range_name: options.text("range-name", MAX_NAME)?.unwrap_or_default(),
         userns: None,
         stage: None,
         limits: options.pairs("limits")?.unwrap_or_default().0,
         pressure: options.texts("pressure")?.unwrap_or_default().0,
         links: links(options)?,
+        nesting,
     })
 }
 

@@ -13,8 +13,8 @@ use std::{
 
 use cgrant_sys::{Channel, ChannelError, Received, close_aside};
 use cgrant_wire::{
-    Answer, BusClient, ConnectionId, Consent, FromEngine, Op, Question, QuestionId, Refusal, RefusalCode,
-    RequestId, Surface, ToEngine,
+    Answer, Audience, BusClient, ConnectionId, Consent, FromEngine, Op, Question, QuestionId, Refusal,
+    RefusalCode, RequestId, Surface, ToEngine,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -140,11 +140,15 @@ pub enum Incoming {
         uid: u32,
         /// The account that it is counted to.
         account: u32,
+        /// The uid that the peer has in its own user namespace, if that is another one and known.
+        claim: Option<u32>,
+        /// What it is told of.
+        audience: Audience,
         /// The socket.
         socket: OwnedFd,
     },
     /// Something happened.
-    Event(Box<cgrant_wire::Event>),
+    Event(Box<cgrant_wire::Event>, Audience),
     /// Polkit is to be asked, about this process if the subject is one.
     Ask(Box<Question>, Option<OwnedFd>),
     /// An answer is not wanted any more.
@@ -270,18 +274,24 @@ impl Engine {
                 }
                 Ok(None)
             }
-            FromEngine::Connected { connection, surface, uid, account, pid: _ } => {
+            FromEngine::Connected { connection, surface, uid, account, claim, audience, pid: _ } => {
                 match received.fds.into_iter().next() {
-                    Some(socket) => {
-                        Ok(Some(Incoming::Connected { connection, surface, uid, account, socket }))
-                    }
+                    Some(socket) => Ok(Some(Incoming::Connected {
+                        connection,
+                        surface,
+                        uid,
+                        account,
+                        claim,
+                        audience,
+                        socket,
+                    })),
                     None => {
                         tracing::error!(connection = connection.0, "a connection came without its socket");
                         Ok(None)
                     }
                 }
             }
-            FromEngine::Event(event) => Ok(Some(Incoming::Event(Box::new(event)))),
+            FromEngine::Event { event, audience } => Ok(Some(Incoming::Event(Box::new(event), audience))),
             FromEngine::Ask(question) => {
                 Ok(Some(Incoming::Ask(Box::new(question), received.fds.into_iter().next())))
             }

@@ -41,20 +41,21 @@ impl Peers {
             });
             // However it ended, by a fault of ours too, the engine must hear of it.
             let _ = session.await;
-            peers.core.subscribers.remove(peer.uid, peer.connection);
+            peers.core.subscribers.remove(peer.audience, peer.connection);
             peers.core.engine.closed(peer.connection).await;
         });
     }
 
     async fn session(&self, peer: Peer, socket: OwnedFd) {
-        let Peer { connection, uid } = peer;
+        let Peer { connection, uid, claim, audience } = peer;
+        let claim = claim.map_or(Claim::Own(uid), |claim| Claim::Inside { uid, claim });
         let bin = self.castoffs.of(uid);
-        let Some(session) = Session::open(peer, Claim::Own(uid), socket, &self.guid, bin).await else {
+        let Some(session) = Session::open(peer, claim, socket, &self.guid, bin).await else {
             return;
         };
         let outbox = session.outbox.clone();
         let subscribers = &self.core.subscribers;
-        subscribers.add_peer(uid, connection, outbox.clone());
+        subscribers.add_peer(audience, connection, outbox.clone());
         let caller = Caller { connection, uid, peer_to_peer: true, unix_fds: session.unix_fds };
         let places = self.core.calls.of(uid);
         let (mut is_first, called) = (true, Notify::new());
@@ -62,13 +63,13 @@ impl Peers {
             self.core.call(caller, &parcel, &outbox, slots).await;
             // `Hello` is answered by now: nobody but this process is asked for it.
             if std::mem::take(&mut is_first) {
-                subscribers.begin(uid, connection);
+                subscribers.begin(audience, connection);
                 called.notify_one();
             }
         });
         let listening = async {
             let _ = timeout(BEFORE_HELLO, called.notified()).await;
-            subscribers.begin(uid, connection);
+            subscribers.begin(audience, connection);
             pending().await
         };
         // Nothing waits for the time to pass when there was a call, or the connection has ended.

@@ -17,6 +17,13 @@ pub const MAX_BYTES: usize = 4096;
 pub enum Claim {
     /// This uid, which it has.
     Own(u32),
+    /// Of one in a container: the uid that it has on the host, or the one that it has there.
+    Inside {
+        /// On the host.
+        uid: u32,
+        /// In its own user namespace.
+        claim: u32,
+    },
     /// Anything, or nothing.
     Any,
 }
@@ -24,7 +31,7 @@ pub enum Claim {
 impl Claim {
     const fn rejected(self) -> &'static str {
         match self {
-            Self::Own(_) => "REJECTED EXTERNAL\r\n",
+            Self::Own(_) | Self::Inside { .. } => "REJECTED EXTERNAL\r\n",
             Self::Any => "REJECTED EXTERNAL ANONYMOUS\r\n",
         }
     }
@@ -34,6 +41,7 @@ impl Claim {
         match self {
             _ if identity.is_empty() => true,
             Self::Own(uid) => identity == hex(&uid.to_string()),
+            Self::Inside { uid, claim } => [uid, claim].iter().any(|id| identity == hex(&id.to_string())),
             Self::Any => is_hex(identity),
         }
     }

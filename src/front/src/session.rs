@@ -9,7 +9,7 @@ use std::{
 };
 
 use cgrant_sys::socket::set_pass_rights;
-use cgrant_wire::ConnectionId;
+use cgrant_wire::{Audience, ConnectionId};
 use rustix::io::ioctl_fionread;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -40,6 +40,10 @@ pub struct Peer {
     pub connection: ConnectionId,
     /// The uid behind it.
     pub uid: u32,
+    /// The uid that it has in its own user namespace, if that is another one and known.
+    pub claim: Option<u32>,
+    /// What it is told of.
+    pub audience: Audience,
 }
 
 /// A connection over which messages go.
@@ -57,7 +61,7 @@ pub struct Session {
 impl Session {
     /// Serves the handshake; `None` if the connection has ended with it.
     pub async fn open(peer: Peer, claim: Claim, socket: OwnedFd, guid: &str, bin: Bin) -> Option<Self> {
-        let Peer { connection, uid } = peer;
+        let Peer { connection, uid, .. } = peer;
         let stream = to_stream(socket)
             .inspect_err(|error| tracing::warn!(%error, "cannot watch a connection"))
             .ok()?;

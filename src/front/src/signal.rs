@@ -1,6 +1,6 @@
 //! From an event of the engine's to the signals of the contract, and to whom they go.
 //!
-//! A signal is sent to the connections of the account that it is about and to root's, one by one. On a bus it is
+//! A signal is sent to the connections of the account that it is about and to root's, or to those inside a grant, one by one. On a bus it is
 //! addressed to each client and never broadcast: a broadcast would tell everybody what everybody runs.
 //!
 //! A peer of our own socket that takes it for a bus begins with `Hello`, and sd-bus ends a connection on which anything comes
@@ -9,7 +9,7 @@
 use std::{cell::RefCell, collections::BTreeMap};
 
 use cgrant_proto::names::{ACCOUNT, CGROUP, GRANT, IDS, LINKS, MANAGER, MANAGER_PATH, MOUNTS, account_path};
-use cgrant_wire::{ConnectionId, Event, GrantChange};
+use cgrant_wire::{Audience, ConnectionId, Event, GrantChange};
 use serde::Serialize;
 use zbus::{DynamicType, Message, ObjectPath, Variant};
 
@@ -33,26 +33,26 @@ struct Subscriber {
     held: Option<Vec<Message>>,
 }
 
-/// Everybody who gets signals, by uid.
+/// Everybody who gets signals, by what they are told of.
 #[derive(Debug, Default)]
-pub struct Subscribers(RefCell<BTreeMap<(u32, ConnectionId), Subscriber>>);
+pub struct Subscribers(RefCell<BTreeMap<(Audience, ConnectionId), Subscriber>>);
 
 impl Subscribers {
     /// Adds a client of a bus, which hears signals from now on.
-    pub fn add_client(&self, uid: u32, connection: ConnectionId, outbox: Outbox, name: String) {
+    pub fn add_client(&self, audience: Audience, connection: ConnectionId, outbox: Outbox, name: String) {
         let subscriber = Subscriber { outbox, destination: Some(name), held: None };
-        self.0.borrow_mut().insert((uid, connection), subscriber);
+        self.0.borrow_mut().insert((audience, connection), subscriber);
     }
 
     /// Adds a connection of our own socket, for which signals are held back until [`begin`](Self::begin).
-    pub fn add_peer(&self, uid: u32, connection: ConnectionId, outbox: Outbox) {
+    pub fn add_peer(&self, audience: Audience, connection: ConnectionId, outbox: Outbox) {
         let subscriber = Subscriber { outbox, destination: None, held: Some(Vec::new()) };
-        self.0.borrow_mut().insert((uid, connection), subscriber);
+        self.0.borrow_mut().insert((audience, connection), subscriber);
     }
 
     /// Sends a peer what was held back for it, behind all that it was answered, and holds nothing back any more.
-    pub fn begin(&self, uid: u32, connection: ConnectionId) {
-        if let Some(subscriber) = self.0.borrow_mut().get_mut(&(uid, connection))
+    pub fn begin(&self, audience: Audience, connection: ConnectionId) {
+        if let Some(subscriber) = self.0.borrow_mut().get_mut(&(audience, connection))
             && let Some(held) = subscriber.held.take()
         {
             subscriber.send(&held);
@@ -60,18 +60,22 @@ impl Subscribers {
     }
 
     /// Removes one.
-    pub fn remove(&self, uid: u32, connection: ConnectionId) {
-        self.0.borrow_mut().remove(&(uid, connection));
+    pub fn remove(&self, audience: Audience, connection: ConnectionId) {
+        self.0.borrow_mut().remove(&(audience, connection));
     }
 
     /// Sends the signals of an event to those whom it concerns.
-    pub fn publish(&self, event: &Event) {
-        let Some(account) = account_of(event) else { return self.publish_policy() };
+    pub fn publish(&self, event: &Event, audience: Audience) {
+        let root = match audience {
+            Audience::Everybody => return self.publish_policy(),
+            Audience::Account(0) | Audience::Inside(_) => None,
+            Audience::Account(_) => Some(Audience::Account(0)),
+        };
         let mut subscribers = self.0.borrow_mut();
         let mut for_peers: Option<Vec<Message>> = None;
-        for uid in std::iter::once(account).chain((account != 0).then_some(0)) {
-            let of_uid = (uid, ConnectionId(0))..=(uid, ConnectionId(u64::MAX));
-            for (_, subscriber) in subscribers.range_mut(of_uid) {
+        for who in std::iter::once(audience).chain(root) {
+            let of_one = (who, ConnectionId(0))..=(who, ConnectionId(u64::MAX));
+            for (_, subscriber) in subscribers.range_mut(of_one) {
                 let built = match &subscriber.destination {
                     Some(name) => signals(event, Some(name)),
                     // The same messages serve all peers: nothing in them is about who gets them.
@@ -94,8 +98,10 @@ impl Subscribers {
 impl Subscribers {
     /// Tells everybody that another policy is in force: what the own account may have can be another by now.
     fn publish_policy(&self) {
-        for ((uid, _), subscriber) in self.0.borrow_mut().iter_mut() {
-            match Destination(subscriber.destination.as_deref()).quotas_changed(*uid) {
+        for ((audience, _), subscriber) in self.0.borrow_mut().iter_mut() {
+            // Inside a grant the account is called 0.
+            let uid = if let Audience::Account(uid) = audience { *uid } else { 0 };
+            match Destination(subscriber.destination.as_deref()).quotas_changed(uid) {
                 Ok(message) => subscriber.take(&[message]),
                 Err(error) => tracing::error!(%error, "cannot build a signal"),
             }
@@ -132,21 +138,6 @@ impl Subscriber {
         tracing::info!("a peer that does not read its signals is disconnected");
         self.outbox.disconnect();
     }
-}
-
-/// Whom an event is about; `None` if everybody.
-const fn account_of(event: &Event) -> Option<u32> {
-    Some(match event {
-        Event::Policy => return None,
-        Event::Added { grant } => grant.account,
-        Event::Ended { account, .. }
-        | Event::Changed { account, .. }
-        | Event::LinkAdded { account, .. }
-        | Event::LinkRemoved { account, .. }
-        | Event::Oom { account, .. }
-        | Event::Usage { account, .. }
-        | Event::Pressure { account, .. } => *account,
-    })
 }
 
 /// The signals of an event, in the order in which they are sent.
@@ -292,6 +283,8 @@ mod tests {
             cgroup_id: 2,
             hierarchies: Vec::new(),
             links: vec![link("eth0")],
+            nesting: 0,
+            parent: None,
         };
         let change = |change| Event::Changed { grant, account: 1000, change };
         let removed = |reason| Event::LinkRemoved { grant, account: 1000, name: "eth0".to_owned(), reason };

@@ -68,6 +68,7 @@ fn every_method_of_the_manager_is_its_operation() {
             .range_named(false)
             .setgroups(false)
             .own_ids()
+            .nesting(2)
             .userns(file.as_fd())
             .stage(file.as_fd())
             .limits(&limits)
@@ -105,6 +106,7 @@ fn every_method_of_the_manager_is_its_operation() {
                 LinkRequest { netns: Some(FdIndex(3)), ports: vec![port("8080:80")], ..plain_link() },
                 LinkRequest { kind: LinkKind::Tap, name: "tap0".to_owned(), ..plain_link() },
             ],
+            nesting: 2,
         };
         assert_eq!(seen[0].op, Op::CreateGrant(expected));
 
@@ -150,7 +152,7 @@ fn every_method_of_the_manager_is_its_operation() {
         assert_eq!(
             ops,
             [
-                Op::ListGrants { all: true },
+                Op::ListGrants { all: true, nested: false },
                 Op::FindGrant { name: "web".to_owned(), account: Some(7) },
                 Op::Usage { account: None },
                 Op::ListAccounts { all: true },
@@ -225,7 +227,7 @@ fn every_method_of_a_grant_is_its_operation() {
                 Op::OpenCgroup { grant, path: String::new() },
                 Op::Adopt { grant, holder: Holder::Connection },
                 Op::Adopt { grant, holder: Holder::Process(FdIndex(0)) },
-                Op::Release { grant, kill: true },
+                Op::Release { grant, kill: true, force: false },
             ]
         );
         assert_eq!(grant_proxy.name().await.unwrap(), "web");

@@ -6,7 +6,7 @@
 
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{diagnostic::text, ids::HostUid};
 
@@ -16,7 +16,7 @@ const MAX_UNIT: usize = 255;
 const MAX_SLICES: usize = 16;
 
 /// Who could have given a process the name of an application.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Maker {
     /// Root alone.
     Root,
@@ -25,7 +25,7 @@ pub enum Maker {
 }
 
 /// What kind of name it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Kind {
     Unit,
     UserUnit,
@@ -49,7 +49,7 @@ impl Kind {
 }
 
 /// An application, by all of its names.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Application {
     maker: Maker,
     names: Vec<(Kind, String)>,

@@ -191,6 +191,8 @@ mod tests {
             persistent: false,
             pressure: 0,
             links,
+            nesting: 0,
+            depth: 0,
         }
     }
 

@@ -131,6 +131,10 @@ pub struct NewGrant<'a> {
     pub pressure: usize,
     /// Its links.
     pub links: &'a [NewLink<'a>],
+    /// How many blocks of 65536 ids it is to have for grants made from inside.
+    pub nesting: u32,
+    /// In how many other grants it is to be, one in the other.
+    pub depth: usize,
 }
 
 /// A link that is asked for.
@@ -571,6 +575,13 @@ fn create_grant(rules: &Ruling, caller: &Caller, grant: &NewGrant<'_>, usage: &U
                 .map_err(|denial| denial.hinted("ask for ids without setgroups"))?;
         }
     }
+    at_most(rules, "nesting-blocks", rules.quotas.nesting_blocks, grant.nesting.into())?;
+    at_most(
+        rules,
+        "nesting-depth",
+        rules.quotas.nesting_depth,
+        u64::try_from(grant.depth).unwrap_or(u64::MAX),
+    )?;
     let watches = u64::try_from(grant.pressure).unwrap_or(u64::MAX);
     within(rules, Resource::PressureWatches, watches, usage)?;
     of_controllers(rules, caller, grant.asked)?;
@@ -916,6 +927,8 @@ mod tests {
             persistent: false,
             pressure: 0,
             links: &[],
+            nesting: 0,
+            depth: 0,
         }
     }
 

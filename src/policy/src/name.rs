@@ -203,6 +203,32 @@ impl GrantPath {
         Self { account, names: vec![name] }
     }
 
+    /// The path of a grant of this name that is made inside this one; of one made from the host in an account's node.
+    #[must_use]
+    pub fn inner(&self, name: GrantName) -> Self {
+        let names = self.names.iter().cloned().chain([name]).collect();
+        Self { account: self.account, names }
+    }
+
+    /// The grant around this one; the account's node around one that was made from the host and around itself.
+    #[must_use]
+    pub fn around(&self) -> Self {
+        let above = self.names.split_last().map_or(&[][..], |(_, above)| above);
+        Self { account: self.account, names: above.to_vec() }
+    }
+
+    /// Was it made inside `other`, or inside a grant that was? Nothing is inside itself.
+    pub fn is_inside(&self, other: &Self) -> bool {
+        self.account == other.account
+            && self.names.len() > other.names.len()
+            && self.names.starts_with(&other.names)
+    }
+
+    /// Was it made from inside another grant?
+    pub fn is_nested(&self) -> bool {
+        self.names.len() > 1
+    }
+
     /// The grant's own name; `None` for the account's node.
     pub fn name(&self) -> Option<&GrantName> {
         self.names.last()
@@ -364,6 +390,14 @@ mod tests {
         path.names.push(GrantName::new("inner").unwrap());
         assert_eq!(path.to_string(), "u1000/web/inner");
         assert_eq!(path.name().unwrap().as_str(), "inner");
+        let web = path.around();
+        assert_eq!(web.inner(path.name().unwrap().clone()), path);
+        assert!(path.is_inside(&web) && path.is_inside(&web.around()) && !path.is_inside(&path));
+        assert!(!web.is_inside(&path) && path.is_nested() && !web.is_nested());
+        let other = GrantPath::new(HostUid(1001), web.name().unwrap().clone());
+        assert!(!path.is_inside(&other), "another account's");
+        let longer = GrantPath::new(HostUid(1000), GrantName::new("web2").unwrap());
+        assert!(!longer.inner(path.name().unwrap().clone()).is_inside(&web), "a name that begins alike");
     }
 
     proptest! {

@@ -201,6 +201,10 @@ table! {
         ids: u64 = Bounded<4_294_967_295>,
         /// Ids in one grant.
         ids_per_grant: u64 = Bounded<4_294_967_295>,
+        /// Blocks of 65536 ids that one grant has for grants made from inside.
+        nesting_blocks: u64 = Bounded<1024>,
+        /// Levels of grants inside a grant that was made from the host.
+        nesting_depth: u64 = Bounded<8>,
         /// Notices about pressure.
         pressure_watches: u64 = Bounded<65_536>,
         /// Links in all grants.
@@ -265,7 +269,7 @@ impl LifetimeRules {
 impl QuotaText {
     /// Does it name what is set on the account's own cgroup?
     pub(crate) fn bounds_the_account(&self) -> bool {
-        self.cgroups.is_some() || self.cgroup_depth.is_some()
+        self.cgroups.is_some() || self.cgroup_depth.is_some() || self.nesting_depth.is_some()
     }
 }
 
@@ -283,6 +287,8 @@ impl Quotas {
             cgroup_depth: self.cgroup_depth.min(other.cgroup_depth),
             ids: self.ids.min(other.ids),
             ids_per_grant: self.ids_per_grant.min(other.ids_per_grant),
+            nesting_blocks: self.nesting_blocks.min(other.nesting_blocks),
+            nesting_depth: self.nesting_depth.min(other.nesting_depth),
             pressure_watches: self.pressure_watches.min(other.pressure_watches),
             links: self.links.min(other.links),
             published_ports: self.published_ports.min(other.published_ports),

@@ -125,6 +125,12 @@ impl<'a> CreateGrant<'a> {
         self.with("no-range", true)
     }
 
+    /// How many blocks of 65536 ids the grant has beside its own for grants made from inside it.
+    #[must_use]
+    pub fn nesting(self, blocks: u32) -> Self {
+        self.with("nesting", blocks)
+    }
+
     /// How many ids; 0 for what policy has as default.
     #[must_use]
     pub fn range_count(self, count: u32) -> Self {
@@ -310,6 +316,12 @@ impl ListGrants<'_> {
     pub fn all(self) -> Self {
         self.with("all", true)
     }
+
+    /// Those inside others too, each after the one that it is in.
+    #[must_use]
+    pub fn nested(self) -> Self {
+        self.with("nested", true)
+    }
 }
 
 impl Account<'_> {
@@ -325,6 +337,12 @@ impl ReleaseGrant<'_> {
     #[must_use]
     pub fn kill(self) -> Self {
         self.with("kill", true)
+    }
+
+    /// End the grants inside of it too.
+    #[must_use]
+    pub fn force(self) -> Self {
+        self.with("force", true)
     }
 }
 

@@ -149,6 +149,10 @@ pub trait Grant {
     /// When it was made, microseconds since 1970.
     #[zbus(property(emits_changed_signal = "const"))]
     fn created(&self) -> Result<u64, Error>;
+
+    /// The id of the grant that it was made in, if the caller may know of that one; else "".
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn parent(&self) -> Result<String, Error>;
 }
 
 /// The cgroup of a grant.
@@ -273,6 +277,10 @@ pub trait Ids {
     /// How many of each.
     #[zbus(property(emits_changed_signal = "const"))]
     fn count(&self) -> Result<u32, Error>;
+
+    /// How many blocks of 65536 at their end are for grants made from inside; 0 if nobody inside is served.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn nesting(&self) -> Result<u32, Error>;
 }
 
 /// Mounts for the ids of a grant.

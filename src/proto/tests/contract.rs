@@ -311,6 +311,7 @@ async fn properties(connection: &Connection, path: &str) {
     grant.account().await.unwrap();
     grant.lifetime().await.unwrap();
     grant.created().await.unwrap();
+    grant.parent().await.unwrap();
     let cgroup = CgroupProxy::builder(connection).path(path).cache_properties(No).build().await.unwrap();
     cgroup.limits().await.unwrap();
     cgroup.frozen().await.unwrap();
@@ -328,6 +329,7 @@ async fn properties(connection: &Connection, path: &str) {
     account.usage().await.unwrap();
     account.quotas().await.unwrap();
     account.rule().await.unwrap();
+    ids.nesting().await.unwrap();
     let manager = ManagerProxy::builder(connection).cache_properties(No).build().await.unwrap();
     manager.version().await.unwrap();
     manager.instance().await.unwrap();

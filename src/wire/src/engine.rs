@@ -93,7 +93,18 @@ pub enum GrantChange {
     Links(Vec<LinkInfo>),
 }
 
-/// Something happened. Sent to both fronts; a front passes it on to callers of the account and to root only.
+/// Who is told of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Audience {
+    /// Callers of the account on the host, and root.
+    Account(u32),
+    /// Callers inside of the grant that may act there, and nobody else.
+    Inside(GrantId),
+    /// All callers.
+    Everybody,
+}
+
+/// Something happened. Sent to both fronts; a front passes it on to its audience only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// A grant was made.
@@ -183,6 +194,10 @@ pub enum FromEngine {
         uid: u32,
         /// The account that it is counted to.
         account: u32,
+        /// The uid that the peer has in its own user namespace, if that is another one and known.
+        claim: Option<u32>,
+        /// What it is told of.
+        audience: Audience,
         /// The peer's pid, if it can be seen from here.
         pid: Option<u32>,
     },
@@ -194,7 +209,12 @@ pub enum FromEngine {
         result: Result<Answer, Refusal>,
     },
     /// Something happened.
-    Event(Event),
+    Event {
+        /// What.
+        event: Event,
+        /// Who is told.
+        audience: Audience,
+    },
     /// Ask polkit. The process comes beside the message if the subject is one. Only to the bus front.
     Ask(Question),
     /// The answer to a question is not wanted any more. Only to the bus front.

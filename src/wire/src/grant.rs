@@ -61,6 +61,8 @@ pub enum EndReason {
     LoggedOut,
     /// Its account's user was deleted, or the uid is another's now.
     UserGone,
+    /// The grant that it was made in has ended.
+    ParentEnded,
 }
 
 /// A range of ids: `count` uids from `uid` and as many gids from `gid`, as the initial user namespace counts them.
@@ -110,6 +112,10 @@ pub struct GrantInfo {
     pub hierarchies: Vec<Hierarchy>,
     /// Its links.
     pub links: Vec<LinkInfo>,
+    /// How many blocks of 65536 ids at the end of its range are for grants made from inside it; 0 if nobody inside is served.
+    pub nesting: u32,
+    /// The grant that it was made in, as far as the caller may know.
+    pub parent: Option<GrantId>,
 }
 
 /// What a grant uses now. A figure the host's kernel does not give is `None`.

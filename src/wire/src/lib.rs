@@ -17,7 +17,7 @@ pub mod patience;
 pub mod question;
 pub mod refusal;
 
-pub use engine::{BusClient, ConnectionId, Event, FromEngine, GrantChange, RequestId, ToEngine};
+pub use engine::{Audience, BusClient, ConnectionId, Event, FromEngine, GrantChange, RequestId, ToEngine};
 pub use frame::{FrameError, MAX_FDS, MAX_INLINE, MAX_MESSAGE, decode, encode};
 pub use grant::{EndReason, GrantId, GrantInfo, Hierarchy, Lifetime, Range, Stat};
 pub use legacy::{Legacy, LegacyAnswer, LegacyCall, LegacyKey, Place, Surface};

@@ -104,6 +104,9 @@ pub struct CreateGrant {
     pub pressure: Vec<String>,
     /// Links.
     pub links: Vec<LinkRequest>,
+    /// How many blocks of 65536 ids it has beside its own, for grants that are made from inside it; 0 if nobody inside is
+    /// served. Needs `range`.
+    pub nesting: u32,
 }
 
 /// Processes to be attached.
@@ -136,8 +139,10 @@ pub enum Act {
     Thaw,
     /// Killing.
     Kill,
-    /// Cgroups removed, or opened.
+    /// Cgroups removed.
     Cgroup,
+    /// A descriptor of one.
+    OpenCgroup,
     /// Its end.
     Release,
     /// A link removed.
@@ -274,6 +279,8 @@ pub enum Op {
     ListGrants {
         /// Everybody's?
         all: bool,
+        /// Those inside others too, each after the one that it is in?
+        nested: bool,
     },
     /// The caller's grant of this name.
     FindGrant {
@@ -367,6 +374,8 @@ pub enum Op {
         grant: GrantId,
         /// Kill what is left in it? Otherwise a populated grant is [`crate::RefusalCode::Busy`].
         kill: bool,
+        /// End the grants inside of it too? Otherwise a grant with others in it is [`crate::RefusalCode::Busy`].
+        force: bool,
     },
     /// Adds a link to a grant.
     AddLink {

@@ -52,9 +52,15 @@ pub(crate) fn run(client: &Client, command: GrantCommand) -> Result<u8, Failure>
             let found = Found::new(client, &name, "kill what is in")?;
             found.with(found.cgroup()?.kill())
         }
-        GrantCommand::Release { grant, kill } => {
+        GrantCommand::Release { grant, kill, force } => {
             let found = Found::new(client, &grant, "release")?;
-            let options = if kill { ReleaseGrant::new().kill() } else { ReleaseGrant::new() };
+            let mut options = ReleaseGrant::new();
+            if kill {
+                options = options.kill();
+            }
+            if force {
+                options = options.force();
+            }
             found.with(found.grant()?.release(&options))
         }
         GrantCommand::Cgroup(command) => cgroup(client, command),

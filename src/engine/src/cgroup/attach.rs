@@ -6,7 +6,7 @@
 
 use std::{io, sync::Arc};
 
-use cgrant_policy::{GrantPath, HostUid};
+use cgrant_policy::GrantPath;
 use cgrant_sys::{Pidfd, PidfdInfo, ProcFs, process::Stat};
 use cgrant_wire::AttachTarget;
 use rustix::io::Errno;
@@ -43,7 +43,8 @@ pub(super) struct Moved {
 #[must_use]
 pub struct Attached {
     hierarchies: Arc<Hierarchies>,
-    account: HostUid,
+    /// What the grant is in.
+    around: GrantPath,
     moved: Vec<Moved>,
 }
 
@@ -54,23 +55,23 @@ impl Attached {
     }
 
     /// Puts them back to where they were, for a caller whose next step failed. Those that have ended are left out; one whose
-    /// cgroup was removed meanwhile goes to the nearest one above that takes it, or else to the account's `_evicted`.
+    /// cgroup was removed meanwhile goes to `_evicted` of what the grant is in.
     pub fn put_back(self) {
         for moved in self.moved.iter().rev() {
-            put_back(&self.hierarchies, self.account, moved);
+            put_back(&self.hierarchies, &self.around, moved);
         }
     }
 }
 
 /// Puts one process back in every hierarchy, cgroup2 first: the opposite order.
-pub(super) fn put_back(hierarchies: &Hierarchies, account: HostUid, moved: &Moved) {
+pub(super) fn put_back(hierarchies: &Hierarchies, around: &GrantPath, moved: &Moved) {
     let Ok(process) = Pidfd::open(moved.pid) else { return };
     if process.start_time().ok() != Some(moved.start_time) {
         return;
     }
     for hierarchy in hierarchies.all().rev() {
         if let Some(path) = path_in(&moved.origin, hierarchy)
-            && let Err(error) = put_into(hierarchy, path, account, moved.pid)
+            && let Err(error) = put_into(hierarchy, path, around, moved.pid)
         {
             tracing::warn!(pid = moved.pid, hierarchy = hierarchy.name, path, %error, "a process could not be put back");
         }
@@ -83,19 +84,19 @@ pub(super) fn path_in<'o>(origin: &'o Origin, hierarchy: &Hierarchy) -> Option<&
     Some(path.strip_suffix(DELETED).unwrap_or(path))
 }
 
-/// Moves a process into the cgroup at `path`, or where that is gone or takes no processes, into the account's `_evicted`.
+/// Moves a process into the cgroup at `path`, or where that is gone or takes no processes, into `_evicted` of `around`.
 ///
 /// An attacker wants a process of its own out of what bounds it: it removes the cgroup that the process came from, or hands
 /// controllers down in it, while the broker has the process, and is refused something. The cgroups above may well take
 /// none either, up to the hierarchy's root, which bounds nothing and always does. So none of them is tried.
-fn put_into(hierarchy: &Hierarchy, path: &str, account: HostUid, pid: u32) -> Result<(), CgroupError> {
+fn put_into(hierarchy: &Hierarchy, path: &str, around: &GrantPath, pid: u32) -> Result<(), CgroupError> {
     let ended = |error: &io::Error| errno(error) == Some(Errno::SRCH);
     match hierarchy.open(path).and_then(|dir| dir.write(PROCS, &pid.to_string())) {
         Ok(()) => return Ok(()),
         Err(error) if ended(&error) => return Ok(()),
         Err(_) => (),
     }
-    let evicted = evicted(hierarchy, account)?;
+    let evicted = evicted(hierarchy, around)?;
     match evicted.write(PROCS, &pid.to_string()) {
         Err(source) if !ended(&source) => {
             Err(CgroupError::Move { pid, cgroup: evicted.path().to_owned(), source })
@@ -131,7 +132,7 @@ impl Tree {
             true => self.attach_tree(grant, target, &places, process, may)?,
             false => vec![self.attach_one(grant, target, &places, process, may)?],
         };
-        Ok(Attached { hierarchies: Arc::clone(&self.hierarchies), account: grant.account, moved })
+        Ok(Attached { hierarchies: Arc::clone(&self.hierarchies), around: grant.around(), moved })
     }
 
     /// Where processes go, in the order of [`Hierarchies::all`].
@@ -173,7 +174,7 @@ impl Tree {
         let result = places.iter().try_for_each(|place| enter(place, process, moved.pid));
         if let Err(error) = result {
             // Hierarchies that it was not moved in yet take it back where it is: no harm.
-            put_back(&self.hierarchies, grant.account, &moved);
+            put_back(&self.hierarchies, &grant.around(), &moved);
             if matches!(error, CgroupError::NoSuchProcess) {
                 self.hierarchies.all().for_each(|hierarchy| self.put_right(grant, hierarchy, moved.pid));
             }
@@ -215,9 +216,11 @@ impl Tree {
         }
         let inside = moved.origin.iter().find_map(|(hierarchy, path)| self.place_of(hierarchy, path));
         if let Some((around, part)) = inside {
-            let own = around == *grant;
-            let escapes = target != AttachTarget::Payload && (part == PAYLOAD || part == CHILDREN);
-            if !own || escapes {
+            let within = part == PAYLOAD || part == CHILDREN;
+            // From a grant into one inside of it: the limits of the outer one go on holding.
+            let deeper = within && grant.is_inside(&around);
+            let stays = around == *grant && (target == AttachTarget::Payload || !within);
+            if !deeper && !stays {
                 return Err(refused);
             }
         }
@@ -257,7 +260,7 @@ impl Tree {
             hierarchy = hierarchy.name,
             "a process ended while it was attached and its number was given away: put right"
         );
-        if let Err(error) = put_into(hierarchy, &parents, grant.account, pid) {
+        if let Err(error) = put_into(hierarchy, &parents, &grant.around(), pid) {
             tracing::error!(pid, hierarchy = hierarchy.name, %error, "it could not be put right");
         }
     }

@@ -424,7 +424,7 @@ impl<'a> Catch<'a> {
     /// Puts everybody back to where they were.
     fn let_go(&mut self, placed: &[Moved]) {
         for moved in placed.iter().rev() {
-            put_back(&self.tree.hierarchies, self.grant.account, moved);
+            put_back(&self.tree.hierarchies, &self.grant.around(), moved);
         }
         for pid in self.entry.pids(MOST).unwrap_or_default() {
             let moved = match self.caught.remove(&pid) {
@@ -436,7 +436,7 @@ impl<'a> Catch<'a> {
                 }),
             };
             match moved {
-                Ok(moved) => put_back(&self.tree.hierarchies, self.grant.account, &moved),
+                Ok(moved) => put_back(&self.tree.hierarchies, &self.grant.around(), &moved),
                 Err(error) => tracing::warn!(pid, %error, "a process could not be put back"),
             }
         }

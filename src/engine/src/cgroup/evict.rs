@@ -3,8 +3,10 @@
 //! Where they came from was in the memory of a broker that died. A process whose parent has the same uid and is outside of the
 //! tree goes to where that is, which is where it was forked; any other one goes to the account's `_evicted`, under the
 //! account's ceilings. Nobody gets into a cgroup that is not an own parent's.
+//!
+//! Of a grant inside another, outside is inside that other one: with a parent in its payload, or in `children/_evicted`.
 
-use cgrant_policy::{GrantPath, HostUid};
+use cgrant_policy::GrantPath;
 use cgrant_sys::{Dir, Pidfd};
 
 use super::{
@@ -15,7 +17,7 @@ use super::{
     node::{Node, PidsError, pids},
     processes::MOST_PROCESSES,
     state::set_frozen,
-    tree::{EVICTED, Tree, account_name, below_base},
+    tree::{CHILDREN, EVICTED, PAYLOAD, Tree, account_name, below_base, with_part},
     walk::{Visit, walk},
 };
 
@@ -87,13 +89,13 @@ impl Tree {
 
     fn put_one_outside(&self, grant: &GrantPath, hierarchy: &Hierarchy, pid: u32) -> Result<(), CgroupError> {
         let Ok(process) = Pidfd::open(pid) else { return Ok(()) };
-        if let Some(path) = self.parents_place(hierarchy, &process, pid)
+        if let Some(path) = self.parents_place(grant, hierarchy, &process, pid)
             && let Ok(dir) = hierarchy.open(&path)
             && dir.write(PROCS, &pid.to_string()).is_ok()
         {
             return Ok(());
         }
-        let evicted = evicted(hierarchy, grant.account)?;
+        let evicted = evicted(hierarchy, &grant.around())?;
         match evicted.write(PROCS, &pid.to_string()) {
             Err(source) if process.is_alive().unwrap_or(false) => {
                 Err(CgroupError::Move { pid, cgroup: evicted.path().to_owned(), source })
@@ -102,8 +104,15 @@ impl Tree {
         }
     }
 
-    /// Where the parent of a process is, if it has the same uid and is outside of the instance's tree.
-    fn parents_place(&self, hierarchy: &Hierarchy, process: &Pidfd, pid: u32) -> Option<String> {
+    /// Where the parent of a process is, if it has the same uid and is outside of the instance's tree; or in the payload around
+    /// the grant, if there is one.
+    fn parents_place(
+        &self,
+        grant: &GrantPath,
+        hierarchy: &Hierarchy,
+        process: &Pidfd,
+        pid: u32,
+    ) -> Option<String> {
         let parent = Pidfd::open(self.proc.stat(pid).ok()?.ppid).ok()?;
         let (own, parents) = (process.info().ok()?, parent.info().ok()?);
         let same = [parents.ruid, parents.euid, parents.suid].iter().all(|uid| *uid == own.ruid);
@@ -112,20 +121,36 @@ impl Tree {
         }
         let origin = self.proc.cgroups(parents.pid).ok()?;
         let path = path_in(&origin, hierarchy)?.to_owned();
-        let outside = strip(&path, &hierarchy.base_path).is_none();
+        let base = hierarchy.base_path.trim_end_matches('/');
+        let outside = match grant.is_nested() {
+            true => {
+                let payload = with_part(&below_base(&grant.around()), PAYLOAD).join("/");
+                strip(&path, &format!("{base}/{payload}")).is_some()
+            }
+            false => strip(&path, &hierarchy.base_path).is_none(),
+        };
         // Of a process that is ending, its v1 paths are not told.
         let told = !self.proc.stat(parents.pid).ok()?.exiting;
         (outside && told && parent.is_alive().ok()?).then_some(path)
     }
 }
 
-/// The cgroup of an account for processes that have no place of their own, made if it is not there. It goes with the account's node,
-/// once it is empty.
-pub(super) fn evicted(hierarchy: &Hierarchy, account: HostUid) -> Result<Node, CgroupError> {
-    let (above, made) = hierarchy.base.ensure(&account_name(account))?;
-    if made {
-        cpuset::inherit(hierarchy, &hierarchy.base, &above)?;
-    }
+/// The cgroup of an account, or of a grant that others are made in, for processes that have no place of their own, made if it is
+/// not there. It goes with the account's node once it is empty, or with the grant.
+pub(super) fn evicted(hierarchy: &Hierarchy, around: &GrantPath) -> Result<Node, CgroupError> {
+    let above = match around.names.is_empty() {
+        true => {
+            let (above, made) = hierarchy.base.ensure(&account_name(around.account))?;
+            if made {
+                cpuset::inherit(hierarchy, &hierarchy.base, &above)?;
+            }
+            above
+        }
+        false => hierarchy
+            .base
+            .below(&with_part(&below_base(around), CHILDREN))?
+            .ok_or_else(|| CgroupError::NoSuchGrant(around.clone()))?,
+    };
     let (evicted, made) = above.ensure(EVICTED)?;
     if made {
         cpuset::inherit(hierarchy, &above, &evicted)?;

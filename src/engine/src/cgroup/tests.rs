@@ -28,7 +28,7 @@ use cgrant_sys::{Pidfd, PidfdInfo};
 use cgrant_wire::{AttachTarget, Refusal, RefusalCode, boot::Placement};
 
 use super::{
-    CgroupError, Delegation, HostKind, OomWatch, Tree,
+    CgroupError, Delegation, HostKind, Nested, OomWatch, Tree,
     attach_tree::Catch,
     mounts::{Kind, Mount, mounts},
 };
@@ -322,7 +322,16 @@ fn a_grant_inside_a_grant() {
     let hierarchies = place.tree.hierarchies(&inner);
     let v2 = hierarchies.iter().find(|hierarchy| hierarchy.name == "cgroup2").unwrap();
     assert_eq!(place.tree.payload_around("cgroup2", &format!("{}/x", v2.path)), Some(inner.clone()));
-    assert_eq!(place.tree.payload_around("cgroup2", &v2.path.replace("payload", "monitor")), None);
+    assert_eq!(
+        place.tree.payload_around("cgroup2", &v2.path.replace("payload", "monitor")),
+        Some(outer.clone()),
+        "a monitor is outside of its own grant alone"
+    );
+    let own = place.tree.hierarchies(&outer);
+    let own = own.iter().find(|hierarchy| hierarchy.name == "cgroup2").unwrap();
+    assert_eq!(place.tree.payload_around("cgroup2", &own.path.replace("payload", "monitor")), None);
+    let left = own.path.replace("payload", "children/_evicted");
+    assert_eq!(place.tree.payload_around("cgroup2", &left), Some(outer.clone()));
     assert_eq!(place.tree.payload_around("memory", &v2.path), None);
     let process = Running::new(RANGE, "exec sleep 1000");
     let _ = place.tree.attach(&inner, AttachTarget::Payload, &process.pidfd(), false, &anybody).unwrap();
@@ -465,7 +474,7 @@ fn cpu_time_goes_from_any_limit_to_any_other() {
     let place = Place::new();
     let grant = place.make("web");
     let ceiling = setting("cpu.max", "4000000 1000000");
-    place.tree.govern_account(HostUid(ACCOUNT), 100, 8, &[ceiling]).unwrap();
+    place.tree.govern_account(HostUid(ACCOUNT), 100, 8, Nested::default(), &[ceiling]).unwrap();
     let values =
         ["max", "1000 1000", "4000 1000", "1000 1000000", "400000 100000", "50000 200000", "3999999 1000000"];
     for from in values {
@@ -1008,7 +1017,7 @@ fn cgroups_below_a_payload() {
         assert_eq!(fs::metadata(&dir).unwrap().uid(), holder, "{name}");
     }
     assert_eq!(tree.list_cgroups(&grant).unwrap(), ["a.service", "a.service/b"]);
-    assert_eq!(tree.count_cgroups(HostUid(ACCOUNT)), 2);
+    assert_eq!(tree.count_cgroups(HostUid(ACCOUNT), 0), 2);
     assert_eq!(code(tree.create_cgroup(&grant, &of("a.service")).unwrap_err()), RefusalCode::CgroupExists);
     assert_eq!(code(tree.create_cgroup(&grant, &of("x/y")).unwrap_err()), RefusalCode::NoSuchCgroup);
     assert_eq!(code(tree.create_cgroup(&grant, &of(".cgrant")).unwrap_err()), RefusalCode::InvalidName);
@@ -1035,7 +1044,7 @@ fn cgroups_below_a_payload() {
     tree.remove_cgroup(&grant, &of("a.service")).unwrap();
     assert!(!place.grant("memory", &grant).join("payload/a.service").exists());
     // The account's number of cgroups is kept by the kernel.
-    tree.govern_account(HostUid(ACCOUNT), 3, 2, &[]).unwrap();
+    tree.govern_account(HostUid(ACCOUNT), 3, 2, Nested::default(), &[]).unwrap();
     let made = (0..40).filter(|n| tree.create_cgroup(&grant, &of(&format!("n{n}"))).is_ok()).count();
     assert!((1..20).contains(&made), "{made}");
     assert!(
@@ -1062,9 +1071,9 @@ fn cgroups_below_a_payload() {
     // Made anew, the account's node is bounded anew, and so it is when policy has changed.
     place.make("web");
     assert_ne!(bounds(), before);
-    tree.govern_account(HostUid(ACCOUNT), 3, 2, &[]).unwrap();
+    tree.govern_account(HostUid(ACCOUNT), 3, 2, Nested::default(), &[]).unwrap();
     assert_eq!(bounds(), before);
-    tree.govern_account(HostUid(ACCOUNT), 4, 2, &[]).unwrap();
+    tree.govern_account(HostUid(ACCOUNT), 4, 2, Nested::default(), &[]).unwrap();
     assert_ne!(bounds(), before);
     tree.remove(&grant, false).unwrap();
     assert_eq!(place.left(), Vec::<PathBuf>::new());
@@ -1085,7 +1094,7 @@ fn a_hostile_payload_is_listed_and_removed() {
         payload.display()
     );
     assert!(succeeds(RANGE, &script));
-    assert_eq!(place.tree.count_cgroups(HostUid(ACCOUNT)), 206);
+    assert_eq!(place.tree.count_cgroups(HostUid(ACCOUNT), 0), 206);
     assert!(matches!(place.tree.list_cgroups(&grant), Err(CgroupError::TooMany { .. })));
     place.tree.remove(&grant, false).unwrap();
     assert_eq!(place.left(), Vec::<PathBuf>::new());
@@ -1109,7 +1118,7 @@ fn a_holder_that_keeps_making_and_forking_does_not_keep_its_grant() {
     // The account itself, outside, makes cgroups in its bare payload as fast as it can.
     let outside =
         Running::new(uid, &format!("n=0; while :; do n=$((n+1)); mkdir -p {payload}/o$n/p/q; done"));
-    until("they are at it", || place.tree.count_cgroups(HostUid(uid)) > 100);
+    until("they are at it", || place.tree.count_cgroups(HostUid(uid), 0) > 100);
     assert_eq!(code(place.tree.remove(&grant, false).unwrap_err()), RefusalCode::Busy);
     place.tree.remove(&grant, true).unwrap();
     assert!(outside.pidfd().is_alive().unwrap() && !inside.pidfd().is_alive().unwrap());

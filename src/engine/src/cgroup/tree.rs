@@ -200,12 +200,16 @@ impl Tree {
             .collect()
     }
 
-    /// The grant whose payload, or a grant inside of whose payload, a process is in, by a line of its `/proc/PID/cgroup`.
+    /// The innermost grant that a process is inside of, by a line of its `/proc/PID/cgroup`. A launch stage and a monitor are
+    /// outside of their grant, and so inside the one around it, if there is one.
     ///
     /// Only cgroup2 says so: on v1 the account's own launch stage and monitor are in the payload's cgroups too.
     pub fn payload_around(&self, hierarchy: &str, path: &str) -> Option<GrantPath> {
         let (grant, part) = self.place_of(hierarchy, path)?;
-        (part == PAYLOAD).then_some(grant)
+        if part == PAYLOAD || part == CHILDREN {
+            return Some(grant);
+        }
+        grant.is_nested().then(|| grant.around())
     }
 
     /// The hierarchies in which a service manager may say what processes are, by the names that lists of cgroups have, the better
@@ -289,9 +293,11 @@ impl Tree {
         Ok(found)
     }
 
-    /// How many cgroups the account's payloads have below them. Costs the same however many there are.
-    pub fn count_cgroups(&self, account: HostUid) -> u64 {
+    /// How many cgroups the account's payloads have below them, when so many of its grants are inside others. Costs the same
+    /// however many there are.
+    pub fn count_cgroups(&self, account: HostUid, nested: u64) -> u64 {
         let Some((_, grants)) = self.account_node(account) else { return 0 };
+        let grants = grants.saturating_add(nested);
         let names = [account_name(account), "cgroup.stat".to_owned()];
         let all = self.v2().base.keyed_below(&names, "nr_descendants").ok().flatten().flatten().unwrap_or(0);
         all.saturating_sub(grants.saturating_mul(PARTS))

@@ -34,6 +34,12 @@ pub enum MapRefusal {
     /// Its parent is not the host's user namespace.
     #[error("the user namespace is nested: its parent is not the host's own")]
     Nested,
+    /// Its parent is not the one that it has to be.
+    #[error("the user namespace is not a child of your own")]
+    OthersChild,
+    /// A process inside another user namespace could be taken over from there.
+    #[error("no map is written into nested user namespaces while fs.suid_dumpable is 1")]
+    Dumpable,
     /// Another uid made it.
     #[error("the user namespace belongs to uid {0}")]
     OthersNamespace(u32),
@@ -65,6 +71,8 @@ pub enum Step {
     Fork,
     /// Joining it.
     Join,
+    /// Joining its parent and opening its maps there.
+    JoinParent,
     /// Writing `setgroups`.
     Setgroups,
     /// Writing `gid_map`.
@@ -79,6 +87,7 @@ impl std::fmt::Display for Step {
             Self::Look => "to describe the user namespace",
             Self::Fork => "a process to join the user namespace",
             Self::Join => "to join the user namespace",
+            Self::JoinParent => "to open the maps from the parent of the user namespace",
             Self::Setgroups => "to deny setgroups",
             Self::GidMap => "the gid map",
             Self::UidMap => "the uid map",
@@ -111,6 +120,10 @@ impl From<MapRefusal> for Refusal {
             }
             MapRefusal::Nested => of(RefusalCode::Unsupported)
                 .hint("make the namespace from a process that is in the host's user namespace"),
+            MapRefusal::OthersChild => of(RefusalCode::NotAuthorized)
+                .hint("make the namespace from a process that is in the container's own user namespace"),
+            MapRefusal::Dumpable => of(RefusalCode::Unsupported)
+                .hint("the administrator should set fs.suid_dumpable to 0 or 2 (man 5 proc_sys_fs)"),
             MapRefusal::OthersNamespace(_) => {
                 of(RefusalCode::NotAuthorized).hint("show a user namespace that your own uid made")
             }

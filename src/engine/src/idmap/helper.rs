@@ -7,6 +7,10 @@
 //! name another process before that, and the directory never does. While nothing else is to do the next member is made: a
 //! fork takes longer than all the rest.
 //!
+//! The kernel takes the map of a namespace only from who opened it in that one or in its parent. Where the parent is not the host's
+//! another process, the *opener*, joins the parent when the member has ended, opens the two maps in the member's directory, hands
+//! them back and ends. The helper writes them, as ever.
+//!
 //! The engine shows the namespace first, and sends the numbers when the ids are the account's and all that can be undone is
 //! done. If it drops the pipe that they come by, or dies, nothing is written.
 //!
@@ -17,6 +21,9 @@
 //!   belongs to the initial user namespace, where the attacker has no capability (`__ptrace_may_access`). Where
 //!   `fs.suid_dumpable` is 1 joining makes the member dumpable again; so it has by then a uid that nobody else
 //!   has, no capability outside the shown namespace, and no descriptor but that of the namespace.
+//! * *Take the opener over*, which has the host's uid 0, for only that opens the maps: it is not dumpable either, and stays so, for
+//!   where `fs.suid_dumpable` is 1 none is made. It has no capability outside of the attacker's namespace, and ends with what it
+//!   was made for. Killed or stopped it holds up the attacker's own request, as the member does.
 //! * *Kill, stop or slow it*: before it joins nobody has a right to it; afterwards it has one system call to go, its last.
 //!   Until then it holds up the attacker's own request only: the helper waits for all members at once,
 //!   and each has a time limit, at which it is killed, so that stopped ones don't pile up. A zombie can't be stopped, traced or ended, however long the numbers take.
@@ -33,7 +40,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cgrant_sys::{Child, Clone3, Dir, NsId, Pidfd, Received, UsernsFd, privilege, seqpacket::Channel};
+use cgrant_sys::{
+    Child, Clone3, Dir, NsId, Pidfd, Received, UsernsFd, pidfd::Exit, privilege, seqpacket::Channel,
+};
 use nix::sys::signal::{SigSet, Signal};
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -85,6 +94,20 @@ struct Pending {
     /// Until when it has to have joined.
     deadline: Instant,
     stage: Stage,
+    /// The parent of its namespace, where that is not the host's.
+    parent: Option<UsernsFd>,
+    opener: Option<Opener>,
+}
+
+/// What happened to a member, and to what belongs to it.
+#[derive(Debug, Clone, Copy, Default)]
+struct News {
+    /// It has ended.
+    ended: bool,
+    /// Its opener has.
+    opened: bool,
+    /// There are numbers, or their end.
+    ordered: bool,
 }
 
 /// The maps of the namespace that a member has joined, both empty. They stay that namespace's whatever becomes of the member.
@@ -102,6 +125,12 @@ enum Stage {
     Ended,
     /// Answered; to be reaped when it dies.
     GivenUp,
+}
+
+/// A process that opens the maps of a namespace from inside of its parent.
+struct Opener {
+    process: Pidfd,
+    gate: Channel,
 }
 
 /// A member that waits to be told where to go.
@@ -174,21 +203,23 @@ impl<'a> Helper<'a> {
         }
     }
 
-    /// Waits for a request, for members and for numbers; says whether there is a request, and of each that is pending
-    /// whether its member has ended and whether there are numbers, or their end.
-    fn wait(&self) -> Result<(bool, Vec<(bool, bool)>), Errno> {
+    /// Waits for a request, for members and for numbers; says whether there is a request, and what is new of each that is pending.
+    fn wait(&self) -> Result<(bool, Vec<News>), Errno> {
         let mut fds = vec![PollFd::new(self.channel, PollFlags::IN)];
         for pending in &self.pending {
             // With no event asked for, poll(2) would still say that a pipe has ended, again and again.
             if pending.awaits_end() {
                 fds.push(PollFd::new(&pending.member, PollFlags::IN));
             }
+            if let Some(opener) = &pending.opener {
+                fds.push(PollFd::new(&opener.process, PollFlags::IN));
+            }
             if pending.awaits_numbers() {
                 fds.push(PollFd::new(&pending.orders, PollFlags::IN));
             }
         }
-        let joining = self.pending.iter().filter(|pending| pending.stage == Stage::Joining);
-        let next = joining.map(|pending| pending.deadline).min();
+        let bounded = self.pending.iter().filter(|pending| pending.is_bounded());
+        let next = bounded.map(|pending| pending.deadline).min();
         let limit = next.map(|deadline| timespec(deadline.saturating_duration_since(Instant::now())));
         match poll(&mut fds, limit.as_ref()) {
             Ok(_) | Err(Errno::INTR) => (),
@@ -197,18 +228,19 @@ impl<'a> Helper<'a> {
         let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
         let has_request = ready.next().unwrap_or(false);
         let mut next = |asked: bool| asked && ready.next().unwrap_or(false);
-        let news = self.pending.iter().map(|each| (next(each.awaits_end()), next(each.awaits_numbers())));
+        let news = self.pending.iter().map(|each| News {
+            ended: next(each.awaits_end()),
+            opened: next(each.opener.is_some()),
+            ordered: next(each.awaits_numbers()),
+        });
         Ok((has_request, news.collect()))
     }
 
     /// Goes on with what has news, and gives up members whose time is over.
-    fn settle(&mut self, news: &[(bool, bool)]) {
+    fn settle(&mut self, news: &[News]) {
         let now = Instant::now();
         let mut news = news.iter();
-        self.pending.retain_mut(|pending| {
-            let (ended, ordered) = news.next().copied().unwrap_or_default();
-            pending.go_on(ended, ordered, now)
-        });
+        self.pending.retain_mut(|pending| pending.go_on(news.next().copied().unwrap_or_default(), now));
     }
 
     /// Takes a request up: checks the namespace and sends a member into it.
@@ -218,8 +250,12 @@ impl<'a> Helper<'a> {
             return;
         };
         let Ok(request) = cgrant_wire::decode::<MapRequest>(&received.bytes) else { return };
-        match self.send_member(request, namespace) {
-            Ok((member, directory)) => self.pending.push(Pending {
+        let parent = fds.next().map(UsernsFd::from_fd).transpose();
+        let sent = parent
+            .map_err(|_| MapRefusal::NotAUserNamespace)
+            .and_then(|parent| Ok((self.send_member(request, namespace, parent.as_ref())?, parent)));
+        match sent {
+            Ok(((member, directory), parent)) => self.pending.push(Pending {
                 member,
                 directory,
                 pipe,
@@ -228,17 +264,24 @@ impl<'a> Helper<'a> {
                 maps: None,
                 deadline: Instant::now() + MEMBER_LIMIT,
                 stage: Stage::Joining,
+                parent,
+                opener: None,
             }),
             Err(refusal) => answer(&pipe, &MapAnswer::Err(refusal)),
         }
     }
 
-    fn send_member(&mut self, request: MapRequest, namespace: OwnedFd) -> Result<(Pidfd, Dir), MapRefusal> {
+    fn send_member(
+        &mut self,
+        request: MapRequest,
+        namespace: OwnedFd,
+        parent: Option<&UsernsFd>,
+    ) -> Result<(Pidfd, Dir), MapRefusal> {
         if self.pending.len() >= MAX_MEMBERS {
             return Err(MapRefusal::TooMany);
         }
         let namespace = UsernsFd::from_fd(namespace).map_err(|_| MapRefusal::NotAUserNamespace)?;
-        self.check(&namespace, request.owner)?;
+        self.check(&namespace, parent, request.owner)?;
         if let Some(sent) = self.ready.take().and_then(|ready| ready.send(&namespace)) {
             return Ok(sent);
         }
@@ -248,15 +291,20 @@ impl<'a> Helper<'a> {
     }
 
     /// Is this a namespace that the owner may have a map in?
-    fn check(&self, namespace: &UsernsFd, owner: u32) -> Result<(), MapRefusal> {
+    fn check(&self, namespace: &UsernsFd, above: Option<&UsernsFd>, owner: u32) -> Result<(), MapRefusal> {
         let look = |error: std::io::Error| MapRefusal::io(Step::Look, &error);
         if namespace.id().map_err(look)? == self.host {
             return Err(MapRefusal::HostNamespace);
         }
         // EPERM: its parent is outside the host's namespace; one that is not ours to see is not ours to map either.
-        let parent = namespace.parent().map_err(|_| MapRefusal::Nested)?;
-        if parent.id().map_err(look)? != self.host {
-            return Err(MapRefusal::Nested);
+        let parent = namespace.parent().map_err(|_| MapRefusal::Nested)?.id().map_err(look)?;
+        match above.map(UsernsFd::id).transpose().map_err(look)? {
+            Some(above) if above != parent => return Err(MapRefusal::OthersChild),
+            None if parent != self.host => return Err(MapRefusal::Nested),
+            _ => (),
+        }
+        if above.is_some() && keeps_dumpable() {
+            return Err(MapRefusal::Dumpable);
         }
         match namespace.owner_uid().map_err(look)? {
             uid if uid == owner => Ok(()),
@@ -301,6 +349,11 @@ fn dismiss(gate: Channel, member: &Pidfd) {
 }
 
 impl Pending {
+    /// Has it a time limit now?
+    fn is_bounded(&self) -> bool {
+        self.stage == Stage::Joining || (self.stage == Stage::Ended && self.opener.is_some())
+    }
+
     fn awaits_end(&self) -> bool {
         self.stage != Stage::Ended
     }
@@ -309,24 +362,37 @@ impl Pending {
         self.stage != Stage::GivenUp && self.numbers.is_none()
     }
 
-    /// Goes on as far as it can; `false` when there is nothing more to do. `ended`: the member has; `ordered`: there are
-    /// numbers, or their end.
-    fn go_on(&mut self, ended: bool, ordered: bool, now: Instant) -> bool {
-        if ended && self.stage == Stage::GivenUp {
-            return self.member.try_wait().is_ok_and(|exit| exit.is_none());
+    /// Goes on as far as it can; `false` when there is nothing more to do.
+    fn go_on(&mut self, news: News, now: Instant) -> bool {
+        if self.stage == Stage::GivenUp {
+            return !(news.ended || news.opened) || self.is_left();
         }
-        if ended {
+        if news.ended {
             self.stage = Stage::Ended;
-            self.maps = Some(self.open_maps());
+            match self.parent.take() {
+                None => self.maps = Some(self.open_maps()),
+                Some(parent) => match self.joined().and_then(|()| Opener::send(&parent, &self.directory)) {
+                    Ok(opener) => {
+                        self.opener = Some(opener);
+                        self.deadline = now + MEMBER_LIMIT;
+                    }
+                    Err(refusal) => self.maps = Some(Err(refusal)),
+                },
+            }
         }
-        if ordered {
+        if news.opened
+            && let Some(opener) = self.opener.take()
+        {
+            self.maps = Some(opener.finish());
+        }
+        if news.ordered {
             match read(&self.orders) {
                 Ok(Some(numbers)) => self.numbers = Some(numbers),
                 // The engine does not want it any more.
                 Ok(None) | Err(_) => return self.give_up(),
             }
         }
-        if self.stage == Stage::Joining && self.deadline <= now {
+        if self.is_bounded() && self.deadline <= now {
             answer(&self.pipe, &MapAnswer::Err(MapRefusal::Interfered));
             return self.give_up();
         }
@@ -342,8 +408,18 @@ impl Pending {
         if self.stage == Stage::Joining {
             let _ = self.member.send_signal(cgrant_sys::pidfd::Signal::KILL);
         }
+        if let Some(opener) = &self.opener {
+            let _ = opener.process.send_signal(cgrant_sys::pidfd::Signal::KILL);
+        }
         self.stage = Stage::GivenUp;
-        self.member.try_wait().is_ok_and(|exit| exit.is_none())
+        self.is_left()
+    }
+
+    /// Is the member or its opener still to be reaped?
+    fn is_left(&mut self) -> bool {
+        let lives = |process: &Pidfd| process.try_wait().is_ok_and(|exit| exit.is_none());
+        self.opener = self.opener.take().filter(|opener| lives(&opener.process));
+        lives(&self.member) || self.opener.is_some()
     }
 
     /// Opens the maps, through a member that has ended.
@@ -388,6 +464,84 @@ impl Pending {
             Some(_) => Err(MapRefusal::Kernel { step: Step::Fork, errno: Errno::PERM.raw_os_error() }),
             None => Err(MapRefusal::Interfered),
         }
+    }
+}
+
+impl Opener {
+    /// Makes one, and sends it into the parent of the namespace that the member has joined whose directory this is.
+    fn send(parent: &UsernsFd, directory: &Dir) -> Result<Self, MapRefusal> {
+        let fork = |error: std::io::Error| MapRefusal::io(Step::Fork, &error);
+        let (gate, far) = cgrant_sys::seqpacket::pair().map_err(fork)?;
+        let child = Clone3::new().spawn(|| open_from_parent(&far)).map_err(fork)?;
+        drop(far);
+        match gate.send(&[1], &[parent.as_fd(), directory.as_fd()]) {
+            Ok(()) => Ok(Self { process: child.pidfd, gate }),
+            Err(_) => {
+                dismiss(gate, &child.pidfd);
+                Err(MapRefusal::Interfered)
+            }
+        }
+    }
+
+    /// The maps that it opened. It has ended.
+    fn finish(self) -> Result<Maps, MapRefusal> {
+        match self.process.try_wait() {
+            Ok(Some(Exit::Code(0))) => (),
+            Ok(Some(Exit::Code(errno)))
+                if errno > 0 && errno < UNPREPARED && errno != cgrant_sys::clone::PANICKED =>
+            {
+                return Err(MapRefusal::Kernel { step: Step::JoinParent, errno });
+            }
+            _ => return Err(MapRefusal::Interfered),
+        }
+        let received = self.gate.receive().ok().flatten().ok_or(MapRefusal::Interfered)?;
+        let [gid, uid] = <[OwnedFd; 2]>::try_from(received.fds).map_err(|_| MapRefusal::Interfered)?;
+        for (map, step) in [(&gid, Step::GidMap), (&uid, Step::UidMap)] {
+            if !is_unmapped(map).map_err(|errno| MapRefusal::kernel(step, errno))? {
+                return Err(MapRefusal::AlreadyMapped);
+            }
+        }
+        Ok(Maps { gid, uid })
+    }
+}
+
+/// Does a process that enters another user namespace become one that whoever has rights there may trace?
+fn keeps_dumpable() -> bool {
+    // Unreadable: not known to be safe.
+    std::fs::read_to_string("/proc/sys/fs/suid_dumpable").map_or(true, |text| text.trim() == "1")
+}
+
+/// The whole life of an opener. It runs in a copy of the helper.
+fn open_from_parent(gate: &Channel) -> i32 {
+    let only = CapabilitySets {
+        effective: CapabilitySet::SYS_ADMIN,
+        permitted: CapabilitySet::SYS_ADMIN,
+        inheritable: CapabilitySet::empty(),
+    };
+    let prepared = privilege::close_fds_from(0, &[gate.as_fd().as_raw_fd()])
+        .and_then(|()| Ok(set_capabilities(None, only)?))
+        .and_then(|()| privilege::set_dumpable(false));
+    if prepared.is_err() {
+        return UNPREPARED;
+    }
+    let Ok(Some(Received { fds, .. })) = gate.receive() else { return UNPREPARED };
+    let mut fds = fds.into_iter();
+    let (Some(Ok(parent)), Some(directory)) = (fds.next().map(UsernsFd::from_fd), fds.next()) else {
+        return UNPREPARED;
+    };
+    let opened = parent.enter().and_then(|()| {
+        let open = |file: &str| {
+            let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            rustix::fs::openat(&directory, file, flags, rustix::fs::Mode::empty())
+        };
+        Ok((open("gid_map")?, open("uid_map")?))
+    });
+    match opened {
+        Ok((gid, uid)) => match gate.send(&[1], &[gid.as_fd(), uid.as_fd()]) {
+            Ok(()) => 0,
+            Err(_) => UNPREPARED,
+        },
+        Err(error) => error.raw_os_error().unwrap_or(UNPREPARED),
     }
 }
 

@@ -24,7 +24,7 @@ use super::error::MapRefusal;
 const MAX_ANSWER: usize = 512;
 
 /// To the helper that writes maps: that a namespace will be mapped. Beside it: the pipe for the answer, the pipe that
-/// the numbers come by ([`MapNumbers`]), then the user namespace.
+/// the numbers come by ([`MapNumbers`]), then the user namespace, and after it its parent if that is to be another than the host's.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct MapRequest {
     /// Who must have made the namespace.
@@ -34,9 +34,9 @@ pub struct MapRequest {
 /// What is to be written. It comes last; if its pipe ends without it, nothing is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MapNumbers {
-    /// The host uid that 0 inside becomes.
+    /// The uid that 0 inside becomes, as the parent of the namespace counts.
     pub uid: u32,
-    /// The host gid that 0 inside becomes.
+    /// The gid that 0 inside becomes, counted likewise.
     pub gid: u32,
     /// How many ids.
     pub count: u32,

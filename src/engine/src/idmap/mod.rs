@@ -63,15 +63,21 @@ impl Mapper {
         Ok(Self { maps, names: Arc::new(names), processes })
     }
 
-    /// Has a process join a user namespace that `owner` made, and that is to be mapped. That takes a while, in which the
-    /// caller can do other things; nothing is written before [`Mapping::write`].
+    /// Has a process join a user namespace that `owner` made, and that is to be mapped; its parent has to be `parent`, or the
+    /// host's own. That takes a while, in which the caller can do other things; nothing is written before [`Mapping::write`].
     ///
     /// # Errors
     /// [`MapError`] if the helper can't be asked.
-    pub fn begin(&self, namespace: &UsernsFd, owner: HostUid) -> Result<Mapping, MapError> {
+    pub fn begin(
+        &self,
+        namespace: &UsernsFd,
+        parent: Option<&UsernsFd>,
+        owner: HostUid,
+    ) -> Result<Mapping, MapError> {
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from);
         let ((answer, answers), (orders, numbers)) = (pipe()?, pipe()?);
-        let fds = [answers.as_fd(), orders.as_fd(), namespace.as_fd()];
+        let namespaces = [Some(namespace), parent].into_iter().flatten().map(AsFd::as_fd);
+        let fds: Vec<_> = [answers.as_fd(), orders.as_fd()].into_iter().chain(namespaces).collect();
         send(&self.maps, &MapRequest { owner: owner.0 }, &fds)?;
         Ok(Mapping { answer, numbers })
     }
@@ -99,7 +105,7 @@ impl Mapping {
     /// Has `range` written into the namespace, and before that said whether it may call setgroups(2). The caller can do other
     /// things meanwhile.
     ///
-    /// The namespace must be a child of the engine's own and have no map. Afterwards id 0 inside is the first of the range.
+    /// The ids are those of the namespace's parent, which has them. The namespace must have no map. Afterwards id 0 inside is the first of the range.
     /// What can't be undone: a map stays for the namespace's life, also beyond the grant's; so the range must be the account's own for ever.
     ///
     /// `own` are the ids of the account itself, as the id behind the range's last. They must be those of the connection that

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// Format of the files. One of another format is refused, never guessed at.
 const FORMAT: u32 = 1;
+/// Most ranges of names inside those of an area.
+pub const MAX_INNER: usize = 128;
 /// Most ranges in an area: bounds the file and every search in it.
 pub const MAX_SLOTS: usize = 128;
 
@@ -20,6 +22,22 @@ pub struct Slot {
     pub name: Option<GrantName>,
     /// The live grant that uses it.
     pub grant: Option<GrantId>,
+    /// Ranges within it that belong to names of grants made inside that one. They go with it.
+    pub inner: Vec<InnerSlot>,
+}
+
+/// A part of a range that stays with the name of a grant inside the one that has the range.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InnerSlot {
+    /// Where the range of the grant around it begins, counted from the outermost one's first id.
+    pub around: u32,
+    /// Where it begins, counted likewise.
+    pub offset: u32,
+    /// How many ids.
+    pub count: u32,
+    /// The name.
+    pub name: GrantName,
 }
 
 /// A run of blocks of one account.
@@ -139,7 +157,7 @@ impl Area {
     pub fn to_bytes(&self) -> serde_json::Result<Vec<u8>> {
         let named = |slot: &Slot| {
             let name = slot.name.clone()?;
-            Some(RangeText { offset: slot.offset, count: slot.count, name })
+            Some(RangeText { offset: slot.offset, count: slot.count, name, inner: slot.inner.clone() })
         };
         let text = AreaText {
             format: FORMAT,
@@ -182,9 +200,16 @@ impl Area {
             return Err(format!("it has more than {MAX_SLOTS} ranges"));
         }
         for range in text.ranges {
-            let slot = Slot { offset: range.offset, count: range.count, name: Some(range.name), grant: None };
+            let (offset, count, inner) = (range.offset, range.count, range.inner);
+            let fits = |inner: &InnerSlot| {
+                inner.offset.checked_add(inner.count).is_some_and(|end| inner.count > 0 && end <= count)
+            };
+            if !inner.iter().all(fits) {
+                return Err(format!("a range inside that at {offset} is not within it"));
+            }
+            let slot = Slot { offset, count, name: Some(range.name), grant: None, inner };
             if !self.insert(slot) {
-                return Err(format!("its range at {} overlaps another or is not within it", range.offset));
+                return Err(format!("its range at {} overlaps another or is not within it", offset));
             }
         }
         Ok(self)
@@ -212,6 +237,8 @@ struct RangeText {
     offset: u32,
     count: u32,
     name: GrantName,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    inner: Vec<InnerSlot>,
 }
 
 #[cfg(test)]
@@ -226,7 +253,7 @@ mod tests {
     }
 
     fn slot(offset: u32, count: u32, name: &str) -> Slot {
-        Slot { offset, count, name: Some(GrantName::new(name).unwrap()), grant: None }
+        Slot { offset, count, name: Some(GrantName::new(name).unwrap()), grant: None, inner: Vec::new() }
     }
 
     #[test]
@@ -253,7 +280,7 @@ mod tests {
         let mut area = area(2);
         area.insert(slot(0, BLOCK, "web"));
         let before = area.clone();
-        area.insert(Slot { offset: BLOCK, count: 7, name: None, grant: Some(GrantId(1)) });
+        area.insert(Slot { offset: BLOCK, count: 7, name: None, grant: Some(GrantId(1)), inner: Vec::new() });
         let text = String::from_utf8(area.to_bytes().unwrap()).unwrap();
         let read = Area::from_file_name(&area.file()).unwrap().with_text(&text);
         assert_eq!(read, Ok(before));

@@ -79,6 +79,12 @@ pub enum IdError {
     /// Ids of the range have become somebody else's by `/etc/subuid` or the like.
     #[error("the ids {0} of the range are now given to somebody by /etc/passwd, group, subuid or subgid")]
     Taken(IdSpan),
+    /// The grant has no room for grants inside it.
+    #[error("of the ids that the container has for others inside it, no {count} in one piece are free")]
+    NoRoomInside {
+        /// How many are asked for.
+        count: u32,
+    },
     /// The account has no range of the name.
     #[error("the account has no range of the name {0}")]
     NoSuchRange(GrantName),
@@ -131,6 +137,9 @@ impl From<IdError> for Refusal {
             }
             IdError::Taken(_) => of(RefusalCode::NoFreeRange)
                 .hint("the administrator should move the entry, or the name's range must be untied"),
+            IdError::NoRoomInside { .. } => of(RefusalCode::NoFreeRange).hint(
+                "end grants or untie ranges of names that are not needed, or make the container anew with more blocks for nesting",
+            ),
             IdError::NoSuchRange(_) => of(RefusalCode::InvalidArgument).hint("ListRanges shows the ranges and their names"),
             IdError::Names(NamesError::TimedOut) => {
                 of(RefusalCode::TimedOut).hint("try again once the host's name service (NSS) answers")

@@ -256,7 +256,13 @@ impl Index {
             if area.slots().iter().any(same) {
                 area.change(offset, |slot| slot.grant = Some(mark.grant));
             } else {
-                area.insert(Slot { offset, count: mark.span.count(), name: None, grant: Some(mark.grant) });
+                area.insert(Slot {
+                    offset,
+                    count: mark.span.count(),
+                    name: None,
+                    grant: Some(mark.grant),
+                    inner: Vec::new(),
+                });
             }
         });
     }
@@ -379,7 +385,13 @@ mod tests {
         if let Some(label) = label
             && index.named(account, label).is_none()
         {
-            let slot = Slot { offset: span.first() - first, count, name: Some(label.clone()), grant: None };
+            let slot = Slot {
+                offset: span.first() - first,
+                count,
+                name: Some(label.clone()),
+                grant: None,
+                inner: Vec::new(),
+            };
             index.change(first, |area| assert!(area.insert(slot)));
         }
         index.put_mark(Mark { grant: GrantId(grant), span, account, instance: "i".into() });

@@ -21,6 +21,7 @@ mod accounts;
 mod area;
 mod error;
 mod index;
+mod inner;
 mod store;
 
 use std::{
@@ -43,6 +44,7 @@ use self::{
 pub use self::{
     accounts::{Presence, local_groups},
     error::{IdError, NamesError},
+    inner::Around,
 };
 
 /// What systemd gives to containers and keeps for files of foreign images (UIDS-GIDS.md of systemd). Kept clear on every
@@ -365,7 +367,7 @@ impl IdRecord {
         let ids = span.part(0, count).ok_or_else(|| self.none_free(&inner.index, count))?;
         let mut area = Area::new(span, wish.account, inner.accounts.user(wish.account));
         if let Some(name) = wish.name {
-            area.insert(Slot { offset: 0, count, name: Some(name.clone()), grant: None });
+            area.insert(Slot { offset: 0, count, name: Some(name.clone()), grant: None, inner: Vec::new() });
         }
         inner.write(area)?;
         tracing::info!(target: "ids", account = wish.account.0, ids = %span, "a block of ids is the account's from now on");
@@ -513,7 +515,13 @@ impl Inner {
             && let Some(mut area) = self.index.area_of(span.first()).cloned()
         {
             let offset = span.first() - area.span.first();
-            area.insert(Slot { offset, count: span.count(), name: Some(name.clone()), grant: None });
+            area.insert(Slot {
+                offset,
+                count: span.count(),
+                name: Some(name.clone()),
+                grant: None,
+                inner: Vec::new(),
+            });
             self.write(area)?;
         }
         self.mark(wish, span, instance)

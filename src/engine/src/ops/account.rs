@@ -3,7 +3,7 @@
 use cgrant_policy::Setting;
 use cgrant_wire::Refusal;
 
-use crate::{connection::Caller, engine::Engine};
+use crate::{cgroup::Nested, connection::Caller, engine::Engine};
 
 /// Makes the account's node ready for another grant: its ceilings, and how many cgroups may be below it and how deep.
 ///
@@ -17,10 +17,12 @@ pub fn prepare(engine: &Engine, caller: &Caller) -> Result<(), Refusal> {
     let quotas = policy.quotas(&subject);
     let ceilings =
         policy.account_ceilings(&subject).into_iter().map(|(key, value)| Setting::Limit(key, value));
+    let grants = engine.registry().counts(caller.account()).nested;
     engine.tree.govern_account(
-        caller.uid,
+        caller.account(),
         quotas.cgroups,
         quotas.cgroup_depth,
+        Nested { grants, depth: quotas.nesting_depth },
         &ceilings.collect::<Vec<_>>(),
     )?;
     Ok(())

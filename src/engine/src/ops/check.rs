@@ -274,7 +274,11 @@ pub fn own_process(caller: &Caller, fd: OwnedFd) -> Result<Pidfd, Refusal> {
     if !is_own(caller.uid, &info) {
         return Err(Refusal::new(
             RefusalCode::NotAuthorized,
-            format!("process {} is not yours: all its uids have to be {}", info.pid, caller.uid),
+            // What a process in a container is called outside is not its to know.
+            match caller.nested {
+                None => format!("process {} is not yours: all its uids have to be {}", info.pid, caller.uid),
+                Some(_) => "the process is not yours: all its uids have to be your own".to_owned(),
+            },
         )
         .rule("built-in own-processes"));
     }
@@ -284,8 +288,9 @@ pub fn own_process(caller: &Caller, fd: OwnedFd) -> Result<Pidfd, Refusal> {
 /// A user namespace of the caller's that a range may be written into.
 ///
 /// An attacker wants ids written into a namespace that it doesn't own, that has a parent of its own making, or that is the
-/// host's. Owner and parent are read from the descriptor that the map is later written through; whether it is still
-/// unmapped is checked by the writer, inside it.
+/// host's. The parent has to be the host's, or for a caller inside a grant the one that it is in itself. Owner and parent are
+/// read from the descriptor that the map is later written through; whether it is still unmapped is checked by the writer,
+/// inside it.
 ///
 /// # Errors
 /// [`RefusalCode::InvalidDescriptor`] or [`RefusalCode::NotAuthorized`].
@@ -300,18 +305,38 @@ pub fn unmapped_userns(engine: &Engine, caller: &Caller, fd: OwnedFd) -> Result<
     if owner != caller.uid.0 {
         return Err(Refusal::new(
             RefusalCode::NotAuthorized,
-            format!("the user namespace belongs to uid {owner}, not to you"),
+            match caller.nested {
+                None => format!("the user namespace belongs to uid {owner}, not to you"),
+                Some(_) => "the user namespace belongs to another uid than yours".to_owned(),
+            },
         )
         .rule("built-in own-namespaces"));
     }
-    let nested = || {
-        Refusal::new(RefusalCode::Unsupported, "the user namespace is not a direct child of the host's").hint(
-            "create the namespace from a process that is in the host's user namespace; grants inside grants come with a later version",
+    let own = super::nested::own_userns(caller)?;
+    let stranger = || {
+        match caller.nested {
+        None => Refusal::new(
+            RefusalCode::Unsupported,
+            "the user namespace is not a direct child of the host's",
         )
+        .hint(
+            "create the namespace from a process that is in the host's user namespace; the root of a grant that was made \
+             with nesting asks for those inside it",
+        ),
+        Some(_) => {
+            Refusal::new(RefusalCode::NotAuthorized, "the user namespace is not a direct child of your own")
+                .rule("built-in own-namespaces")
+                .hint("make it from a process that is in the same user namespace as the one that asks")
+        }
+    }
     };
-    let parent = userns.parent().map_err(|_| nested())?;
-    if parent.id().map_err(internal)? != engine.own_userns {
-        return Err(nested());
+    let expected = match &own {
+        Some(own) => own.id().map_err(internal)?,
+        None => engine.own_userns,
+    };
+    let parent = userns.parent().map_err(|_| stranger())?;
+    if parent.id().map_err(internal)? != expected {
+        return Err(stranger());
     }
     Ok(userns)
 }

@@ -8,7 +8,9 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use cgrant_policy::{Caller as Subject, GrantName, HostGid, HostUid, IdRange, NewGrant, Request};
+use cgrant_policy::{
+    BLOCK, Caller as Subject, GrantName, GrantPath, HostGid, HostUid, IdRange, IdSpan, NewGrant, Request,
+};
 use cgrant_sys::{namespace::UsernsFd, pidfd::Pidfd, process};
 use cgrant_wire::{
     Answer, AttachTarget, CreateGrant, Created, Event, FdIndex, GrantId, Holder, Lifetime, LinkRequest,
@@ -21,14 +23,15 @@ use super::{
 };
 use crate::{
     cgroup::Delegation,
-    connection::Caller,
+    connection::{Caller, Inside},
     engine::{Engine, Outcome},
-    record::{GrantRecord, HolderRecord, Phase},
+    ids::Around,
+    record::{GrantRecord, HolderRecord, NestedRecord, Phase},
     registry::Grant,
 };
 
 /// How many ids a grant has if the caller does not say.
-const DEFAULT_RANGE: u32 = 65_536;
+const DEFAULT_RANGE: u32 = BLOCK;
 /// Longest idempotency key, in bytes.
 const MAX_KEY: usize = 128;
 
@@ -37,6 +40,7 @@ struct Plan {
     record: GrantRecord,
     id: GrantId,
     name: GrantName,
+    path: GrantPath,
     settings: Settings,
     userns: Option<UsernsFd>,
     stage: Option<Pidfd>,
@@ -82,11 +86,13 @@ pub fn create(
             persistent: plan.record.lifetime == Lifetime::Persistent,
             pressure: plan.record.pressure.len(),
             links: &link::judged(&plan.links),
+            nesting: plan.record.nesting,
+            depth: plan.path.names.len().saturating_sub(1),
         }),
     )?;
-    plan.settings.authorize_raw(engine, caller, caller.uid, &plan.name)?;
-    let grant = Arc::new(Grant::new(plan.id, caller.uid, plan.name.clone(), plan.record.clone()));
-    if engine.registry().named(caller.uid, &plan.name).is_some() {
+    plan.settings.authorize_raw(engine, caller, caller.account(), &plan.name)?;
+    let grant = Arc::new(Grant::new(plan.id, plan.path.clone(), plan.name.clone(), plan.record.clone()));
+    if engine.registry().at(&plan.path).is_some() {
         return Err(exists(&plan.name));
     }
     let wishes = std::mem::take(&mut plan.links);
@@ -128,7 +134,7 @@ fn repeated(
             format!("a key is 1 to {MAX_KEY} printable ASCII characters without spaces"),
         ));
     }
-    let Some(grant) = engine.registry().keyed(caller.uid, &request.key) else { return Ok(None) };
+    let Some(grant) = engine.registry().keyed(caller.place(), &request.key) else { return Ok(None) };
     if grant.live().record.digest != digest {
         return Err(Refusal::new(
             RefusalCode::InvalidArgument,
@@ -182,7 +188,7 @@ fn plan(
     let id = GrantId(process::random_u64().map_err(check::internal)?);
     let name = name_of(request, id)?;
     let settings = settings_of(engine, &caller.subject(), request)?;
-    let mut record = GrantRecord::new(id, caller.uid.0, caller.gid.0, name.as_str(), &engine.boot_id);
+    let mut record = fresh_record(engine, caller, id, &name);
     record.key.clone_from(&request.key);
     record.digest = digest;
     record.created = SystemTime::now()
@@ -230,20 +236,23 @@ fn plan(
     let own = own_ids(caller, request)?;
     let stage =
         request.stage.map(|index| check::own_process(caller, fds.take(index, "the stage")?)).transpose()?;
+    super::nested::must_have_no_links(caller, request)?;
     let links = link::wishes(
         engine,
         &caller.subject(),
-        caller.uid,
+        caller.account(),
         &request.links,
         &[],
         Some((caller, &mut fds)),
         userns.as_ref(),
     )?;
     fds.finish()?;
-    let ids = ids_of(engine, &caller.subject(), request);
+    record.nesting = request.nesting;
+    let ids = ids_of(engine, &caller.subject(), request)?;
     Ok(Plan {
         record,
         id,
+        path: caller.place().inner(name.clone()),
         name,
         settings,
         userns,
@@ -293,10 +302,13 @@ pub fn label_of(request: &CreateGrant, name: &GrantName) -> Result<Option<GrantN
     }
 }
 
-/// How many ids are asked for. Who does not say how many gets the usual number, or what policy lets a grant have if that is less.
-pub fn ids_of(engine: &Engine, subject: &Subject, request: &CreateGrant) -> Option<u32> {
+/// How many ids are asked for, those for grants inside included.
+///
+/// # Errors
+/// [`RefusalCode::InvalidArgument`] if that is more than there are.
+pub fn ids_of(engine: &Engine, subject: &Subject, request: &CreateGrant) -> Result<Option<u32>, Refusal> {
     let most = u32::try_from(engine.policy().quotas(subject).ids_per_grant).unwrap_or(u32::MAX);
-    request.range.map(|range| if range.count == 0 && most < DEFAULT_RANGE { most } else { range.count })
+    request.range.map(|range| count(range.count, request.nesting, most)).transpose()
 }
 
 /// How many ids that is, as policy looks at it.
@@ -308,6 +320,60 @@ pub fn counted(count: u32) -> u32 {
 pub fn exists(name: &GrantName) -> Refusal {
     Refusal::new(RefusalCode::GrantExists, format!("you have a grant named {name} already"))
         .hint("choose another name, or release the other grant first")
+}
+
+/// How many ids: who does not say gets the usual number, or what policy lets a grant have if that is less; and the blocks for
+/// grants inside it beside that.
+fn count(asked: u32, nesting: u32, most: u32) -> Result<u32, Refusal> {
+    if nesting == 0 {
+        return Ok(if asked == 0 && most < DEFAULT_RANGE { most } else { asked });
+    }
+    let own = if asked == 0 { DEFAULT_RANGE } else { asked };
+    nesting.checked_mul(BLOCK).and_then(|more| own.checked_add(more)).ok_or_else(|| {
+        Refusal::new(RefusalCode::InvalidArgument, format!("{nesting} blocks of ids are more than there are"))
+    })
+}
+
+/// A record of who asks, with nothing decided.
+fn fresh_record(engine: &Engine, caller: &Caller, id: GrantId, name: &GrantName) -> GrantRecord {
+    let subject = caller.subject();
+    let mut record = GrantRecord::new(id, subject.uid.0, subject.gid.0, name.as_str(), &engine.boot_id);
+    record.application.clone_from(&subject.application);
+    record.groups = subject.groups.iter().map(|group| group.0).collect();
+    record.nested = caller.nested.as_ref().map(|inside| NestedRecord {
+        around: inside.grant.path.names.iter().map(ToString::to_string).collect(),
+        parent: inside.grant.id.to_string(),
+        uid: inside.range.uid,
+        gid: inside.range.gid,
+    });
+    record
+}
+
+/// Ids for the grant: of the account's own, or out of those of the grant that it is made in.
+fn acquire(engine: &Engine, caller: &Caller, plan: &Plan, count: u32) -> Result<IdRange, Refusal> {
+    let Some(inside) = &caller.nested else {
+        let policy = engine.policy();
+        let ruling = policy.ruling(&caller.subject());
+        let quota = ruling.quotas.ids;
+        let range = engine.ids.acquire(caller.uid, plan.label.as_ref(), count, plan.id, quota);
+        return range.map_err(|error| Refusal::from(error).rule(ruling.label.clone()));
+    };
+    let (around, live) = ids_inside(engine, inside, plan.id);
+    Ok(engine.ids.acquire_inner(around, plan.label.as_ref(), count, &live)?)
+}
+
+/// The ids that grants inside a grant are made from, and which of them others than `except` have.
+pub fn ids_inside(engine: &Engine, inside: &Inside, except: GrantId) -> (Around, Vec<(IdSpan, GrantId)>) {
+    let nesting = inside.grant.live().record.nesting;
+    let own = inside.range.count.saturating_sub(nesting.saturating_mul(BLOCK));
+    let used = |grant: &Arc<Grant>| {
+        let range = grant.live().record.range?;
+        let here = grant.path.around() == inside.grant.path && grant.id != except;
+        let span = IdSpan::new(range.uid, range.count).ok()?;
+        here.then_some((span, grant.id))
+    };
+    let live = engine.registry().inside(&inside.grant.path).iter().filter_map(used).collect();
+    (Around { range: inside.range, own }, live)
 }
 
 /// The caller's own ids, if its namespace is to have them.
@@ -326,7 +392,19 @@ fn own_ids(caller: &Caller, request: &CreateGrant) -> Result<Option<(HostUid, Ho
             "own ids are mapped, but no user namespace was shown to map them in",
         ));
     }
-    super::mount::own_ids(caller).map(Some)
+    let (uid, gid) = super::mount::own_ids(caller)?;
+    let Some(inside) = &caller.nested else { return Ok(Some((uid, gid))) };
+    // As the parent of the namespace counts.
+    let seen = (uid.0.checked_sub(inside.range.uid), gid.0.checked_sub(inside.range.gid));
+    match seen {
+        (Some(uid), Some(gid)) if uid < inside.range.count && gid < inside.range.count => {
+            Ok(Some((HostUid(uid), HostGid(gid))))
+        }
+        _ => Err(Refusal::new(
+            RefusalCode::InvalidArgument,
+            "own ids are not among those of the container, so they can't be mapped in one inside it",
+        )),
+    }
 }
 
 /// The effects, each with its undo. Ends with the grant active, recorded and watched.
@@ -358,15 +436,13 @@ fn effects(
     fault.step("create: intent recorded")?;
     // Joining takes a while and has no effect that anybody sees: it goes on beside what follows. Dropped on the way out,
     // nothing is written.
-    let mapping = plan.userns.as_ref().map(|userns| engine.mapper.begin(userns, caller.uid)).transpose()?;
+    let parent = plan.userns.as_ref().map(|_| super::nested::own_userns(caller)).transpose()?.flatten();
+    let begin = |userns| engine.mapper.begin(userns, parent.as_ref(), caller.uid);
+    let mapping = plan.userns.as_ref().map(begin).transpose()?;
     let mut record = plan.record.clone();
     if let Some(count) = plan.ids {
-        let policy = engine.policy();
-        let ruling = policy.ruling(&caller.subject());
         undo.ids = true;
-        let acquired =
-            engine.ids.acquire(grant.account, plan.label.as_ref(), count, grant.id, ruling.quotas.ids);
-        let range = acquired.map_err(|error| Refusal::from(error).rule(ruling.label.clone()))?;
+        let range = acquire(engine, caller, plan, count)?;
         record.count = range.count();
         record.range = Some(Range { uid: range.uid().0, gid: range.gid().0, count: range.count() });
         fault.step("create: ids taken")?;
@@ -390,7 +466,7 @@ fn effects(
         *taps = links.make(&mut record)?;
         fault.step("create: links made")?;
     }
-    let writing = mapping.zip(range_of(&record));
+    let writing = mapping.zip(range_of(caller, &record));
     let writing = writing.map(|(mapping, range)| mapping.write(range, plan.own, plan.setgroups));
     // While the map is written. What happens from now on is noted and looked at after this operation, the account's operations
     // being in order.
@@ -410,15 +486,23 @@ fn effects(
     Ok(())
 }
 
-fn range_of(record: &GrantRecord) -> Option<IdRange> {
-    record.range.and_then(|range| IdRange::new(HostUid(range.uid), HostGid(range.gid), range.count).ok())
+/// The ids as the parent of the namespace that they are written into counts them: the caller's own.
+fn range_of(caller: &Caller, record: &GrantRecord) -> Option<IdRange> {
+    let Range { uid, gid, count } = record.range?;
+    let (uid, gid) = match &caller.nested {
+        Some(inside) => (uid.checked_sub(inside.range.uid)?, gid.checked_sub(inside.range.gid)?),
+        None => (uid, gid),
+    };
+    IdRange::new(HostUid(uid), HostGid(gid), count).ok()
 }
 
-/// Who owns what in the grant's cgroups: the range's root, or the account itself in a grant without ids; and which controllers
-/// it has there.
+/// Who owns what in the grant's cgroups: the range's root, or in a grant without ids whoever made it: the account itself, or the
+/// root of the grant around it; and which controllers it has there.
 pub fn delegation(record: &GrantRecord) -> Delegation {
+    let account = (HostUid(record.account), HostGid(record.gid));
+    let maker = record.nested.as_ref().map(|nested| (HostUid(nested.uid), HostGid(nested.gid)));
     Delegation {
-        account: (HostUid(record.account), HostGid(record.gid)),
+        account: maker.unwrap_or(account),
         root: record.range.map(|range| (HostUid(range.uid), HostGid(range.gid))),
         controllers: record.controllers.clone(),
     }
@@ -459,7 +543,11 @@ impl Undo<'_> {
 }
 
 fn created(engine: &Engine, grant: &Arc<Grant>, new: bool, taps: Vec<link::Tap>) -> Outcome {
-    let payload = engine.tree.open_payload(&grant.path)?;
+    let payload = match grant.path.is_nested() {
+        // A directory of the host's cgroupfs, whose parents could be opened from it, is nothing for a container.
+        true => cgrant_sys::memfd::sealed("payload", &[]).map_err(check::internal)?,
+        false => engine.tree.open_payload(&grant.path)?,
+    };
     let (taps, mut fds) = link::named(taps);
     // The payload's descriptor comes after those of taps.
     let at = FdIndex(u8::try_from(fds.len()).unwrap_or(u8::MAX));

@@ -4,15 +4,16 @@
 //! effect, nothing is said in the log of decisions, and nothing waits for anybody.
 
 use cgrant_policy::{
-    Action, Application, Caller as Subject, CgroupPath, GrantName, HostGid, HostUid, Key, LimitKey, NewGrant,
-    NodeName, Request, SettingError, Verb, Verdict, judge::usage_rows,
+    Action, Application, Caller as Subject, CgroupPath, GrantName, GrantPath, HostGid, HostUid, Key,
+    LimitKey, NewGrant, NodeName, Request, SettingError, Verb, Verdict, judge::usage_rows,
 };
 use cgrant_wire::{
     Act, Answer, CreateGrant, Explain, Explanation, GrantId, Holder, Inquiry, Refusal, RefusalCode,
 };
 
-use super::{check, create, inside, link, query};
+use super::{check, create, inside, link, nested, query};
 use crate::{
+    asking,
     connection::Caller,
     engine::{Engine, Outcome, refused},
 };
@@ -102,13 +103,20 @@ fn other(engine: &Engine, caller: &Caller, ask: &Explain) -> Result<Subject, Ref
 }
 
 impl About<'_> {
+    /// Where a grant would be made.
+    fn place(&self) -> GrantPath {
+        let top = || GrantPath { account: self.subject.uid, names: Vec::new() };
+        if self.is_own { self.caller.place() } else { top() }
+    }
+
     fn charged(&self) -> HostUid {
         if self.is_own { self.caller.charged() } else { self.subject.uid }
     }
 
     /// Puts one request before the decision.
     fn judge(&mut self, request: &Request<'_>) -> Result<(), Refusal> {
-        match self.engine.verdict(&self.subject, self.charged(), request, &[]) {
+        let verdict = self.engine.verdict(&self.subject, self.charged(), request, &[]);
+        match if self.is_own { asking::settled(self.caller, verdict) } else { verdict } {
             Verdict::Allow { rule } => self.said.rule = rule,
             Verdict::Ask { action, rule, otherwise } => {
                 self.said.rule = rule;
@@ -143,6 +151,7 @@ impl About<'_> {
     }
 
     fn put(&mut self, question: &Inquiry) -> Result<(), Refusal> {
+        nested::must_be_there(self.caller, question)?;
         match question {
             Inquiry::CreateGrant(request) => self.create(request),
             Inquiry::Use { grant, act } => self.act(*grant, *act),
@@ -185,7 +194,9 @@ impl About<'_> {
             Inquiry::ListGrants { all: true } => self.judge(&Request::ListAll),
             Inquiry::ListGrants { all: false } => Ok(()),
             Inquiry::UsageOf { account } => {
-                let account = account.map_or(self.subject.uid, HostUid);
+                // From inside the account is called 0, and there is no other.
+                let asked = account.filter(|_| self.caller.nested.is_none());
+                let account = asked.map_or(self.subject.uid, HostUid);
                 self.judge(&Request::UsageOf { account })
             }
             Inquiry::Connect => self.judge(&Request::Connect),
@@ -200,8 +211,10 @@ impl About<'_> {
         let pressure = check::pressure(&request.pressure)?;
         let label = create::label_of(request, &name)?;
         let account = self.subject.uid;
+        nested::must_have_no_links(self.caller, request)?;
         let wishes = link::wishes(self.engine, &self.subject, account, &request.links, &[], None, None)?;
-        let ids = create::ids_of(self.engine, &self.subject, request);
+        let ids = create::ids_of(self.engine, &self.subject, request)?;
+        let path = self.place().inner(name.clone());
         self.said.limits = settings.limits.iter().map(|(key, _)| *key).collect();
         self.judge(&Request::CreateGrant(NewGrant {
             ids: ids.map(create::counted),
@@ -211,20 +224,31 @@ impl About<'_> {
             persistent: request.holder == Holder::Persistent,
             pressure: pressure.len(),
             links: &link::judged(&wishes),
+            nesting: request.nesting,
+            depth: path.names.len().saturating_sub(1),
         }))?;
         for (key, value) in &settings.raw {
             self.judge(&Request::WriteRaw { owner: account, key, value: value.as_str() })?;
         }
-        if self.engine.registry().named(account, &name).is_some() {
+        if self.engine.registry().at(&path).is_some() {
             return Err(create::exists(&name));
         }
         if let Some(count) = ids {
-            let policy = self.engine.policy();
-            let ruling = policy.ruling(&self.subject);
-            let found = self.engine.ids.foresee(account, label.as_ref(), count, ruling.quotas.ids);
-            found.map_err(|error| Refusal::from(error).rule(ruling.label.clone()))?;
+            self.ids(label.as_ref(), count)?;
         }
         self.must_be_had()
+    }
+
+    /// Are there ids for another grant?
+    fn ids(&self, label: Option<&GrantName>, count: u32) -> Result<(), Refusal> {
+        if let Some(inside) = &self.caller.nested {
+            let (around, live) = create::ids_inside(self.engine, inside, GrantId(0));
+            return Ok(self.engine.ids.foresee_inner(around, label, count, &live)?);
+        }
+        let policy = self.engine.policy();
+        let ruling = policy.ruling(&self.subject);
+        let found = self.engine.ids.foresee(self.subject.uid, label, count, ruling.quotas.ids);
+        found.map_err(|error| Refusal::from(error).rule(ruling.label.clone()))
     }
 
     fn set_limits(&mut self, grant: GrantId, limits: &[(String, String)]) -> Result<(), Refusal> {
@@ -267,7 +291,7 @@ impl About<'_> {
             Act::Freeze => (Verb::Freeze, "freeze or thaw"),
             Act::Thaw => (Verb::Thaw, "freeze or thaw"),
             Act::Kill => (Verb::Kill, "kill a grant"),
-            Act::Cgroup => (Verb::Cgroup, ""),
+            Act::Cgroup | Act::OpenCgroup => (Verb::Cgroup, ""),
             Act::Release => (Verb::Release, "release a grant"),
             Act::RemoveLink => (Verb::RemoveLink, "remove a link"),
             Act::Unpublish => (Verb::Unpublish, "take published ports back"),

@@ -108,11 +108,15 @@ fn maker_around(engine: &Engine, process: &Pidfd, uid: HostUid) -> io::Result<Op
     Ok(found)
 }
 
-/// Refuses a caller whose process lies in a payload, or has ended: its connection may be in the hands of one that does.
+/// Refuses a caller whose process lies in a payload, or has ended: its connection may be in the hands of one that does. One that
+/// is served as the root of a grant, and so sees only what is inside of that, has to lie in that one's.
 ///
 /// # Errors
 /// [`RefusalCode::NotAuthorized`].
 pub fn must_be_outside(engine: &Engine, caller: &Caller, what: &str) -> Result<(), Refusal> {
+    if let Some(inside) = &caller.nested {
+        return super::nested::must_be_in_place(engine, caller, inside);
+    }
     let around = caller.process.as_ref().map(|process| grant_around_caller(engine, caller, process));
     let now = match around {
         Some(Ok(around)) => around,
@@ -140,15 +144,26 @@ pub fn must_be_outside(engine: &Engine, caller: &Caller, what: &str) -> Result<(
     }
 }
 
-/// Refuses to move a process out of a grant that it lies in, unless it stays in the same one.
+/// Refuses to move a process out of a grant that it lies in, unless it stays in the same one or goes into one inside of it.
 ///
 /// # Errors
 /// [`RefusalCode::NotAuthorized`]; [`RefusalCode::NoSuchProcess`] if it has ended.
-pub fn must_not_leave(engine: &Engine, process: &Pidfd, into: &Grant) -> Result<(), Refusal> {
+pub fn must_not_leave(
+    engine: &Engine,
+    caller: &Caller,
+    process: &Pidfd,
+    into: &Grant,
+) -> Result<(), Refusal> {
     match grant_around(engine, process).map_err(|error| check::gone(&error))? {
-        Some(around) if around != into.path => Err(Refusal::new(
+        Some(around) if around != into.path && !into.path.is_inside(&around) => Err(Refusal::new(
             RefusalCode::NotAuthorized,
-            format!("the process lies in grant {around}, which nothing leaves"),
+            // Where that lies outside is not for those inside to know.
+            match caller.may_see(&around) {
+                true if caller.nested.is_none() => {
+                    format!("the process lies in grant {around}, which nothing leaves")
+                }
+                _ => "the process lies in another grant, which nothing leaves".to_owned(),
+            },
         )
         .rule("built-in inside-a-grant")),
         _ => Ok(()),

@@ -44,7 +44,7 @@ pub fn attach(
     let grant = usable(engine, caller, request.grant, Verb::Attach)?;
     inside::must_be_outside(engine, caller, "attach processes")?;
     let process = check::own_process(caller, process)?;
-    inside::must_not_leave(engine, &process, &grant)?;
+    inside::must_not_leave(engine, caller, &process, &grant)?;
     engine.fault.step("attach: allowed")?;
     let account = caller.uid;
     let attached = engine
@@ -233,9 +233,12 @@ pub fn forget_range(engine: &Engine, caller: &Arc<Caller>, name: &str) -> Outcom
     engine.authorize(
         caller,
         name.as_str(),
-        &Request::UseGrant { owner: caller.uid, verb: Verb::ForgetRange },
+        &Request::UseGrant { owner: caller.account(), verb: Verb::ForgetRange },
     )?;
-    engine.ids.forget(caller.uid, &name)?;
+    match &caller.nested {
+        Some(inside) => engine.ids.forget_inner(inside.range, &name)?,
+        None => engine.ids.forget(caller.uid, &name)?,
+    }
     done()
 }
 

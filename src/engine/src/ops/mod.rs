@@ -9,6 +9,7 @@ pub mod inside;
 pub mod link;
 pub mod manage;
 pub mod mount;
+pub mod nested;
 pub mod query;
 pub mod release;
 
@@ -29,8 +30,8 @@ use crate::{
 pub fn account_of(engine: &Engine, caller: &Caller, op: &Op, agreed: &[Matter]) -> HostUid {
     let grant = grant_of(op).and_then(|id| engine.registry().get(id));
     // Whoever has no business with it neither waits for its account's operations nor makes them wait.
-    let may = agreed.iter().any(|matter| matter.action == Action::ManageOthers);
-    let own = grant.filter(|grant| may || caller.uid.is_root() || grant.account == caller.uid);
+    let may = caller.nested.is_none() && agreed.iter().any(|matter| matter.action == Action::ManageOthers);
+    let own = grant.filter(|grant| may || caller.may_see(&grant.path));
     own.map_or(caller.charged(), |grant| grant.account)
 }
 
@@ -209,19 +210,12 @@ fn carry_out(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: check::Descript
     if let Op::Legacy(legacy) = op {
         return crate::legacy::perform(engine, caller, &legacy, fds);
     }
-    if let Some(account) = caller.inside
-        && op != Op::BrokerInfo
-    {
-        return Err(Refusal::new(
-            RefusalCode::Unsupported,
-            format!(
-                "uid {} lies in a range or a user namespace of account {account}: callers inside a container are not served yet",
-                caller.uid
-            ),
-        )
-        .rule("built-in nesting")
-        .hint("ask the broker from outside the container"));
-    }
+    nested::must_be_served(caller, &op)?;
+    let (answer, fds) = by_kind(engine, caller, op, fds)?;
+    Ok((nested::translated(engine, caller, answer)?, fds))
+}
+
+fn by_kind(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: check::Descriptors) -> Outcome {
     if !takes_descriptors(&op) {
         fds.finish()?;
         return without_descriptors(engine, caller, op);
@@ -252,7 +246,7 @@ fn without_descriptors(engine: &Engine, caller: &Arc<Caller>, op: Op) -> Outcome
         Op::Usage { account } => query::usage(engine, caller, account),
         Op::Metrics => crate::metrics::read(engine, caller),
         Op::ListAccounts { all } => query::list_accounts(engine, caller, all),
-        Op::ListGrants { all } => query::list_grants(engine, caller, all),
+        Op::ListGrants { all, nested } => query::list_grants(engine, caller, all, nested),
         Op::FindGrant { name, account } => query::find_grant(engine, caller, &name, account),
         Op::Describe { grant } => query::describe(engine, caller, grant),
         Op::ListRanges => query::list_ranges(engine, caller),
@@ -269,7 +263,7 @@ fn without_descriptors(engine: &Engine, caller: &Arc<Caller>, op: Op) -> Outcome
         Op::ListCgroups { grant } => query::list_cgroups(engine, caller, grant),
         Op::OpenCgroup { grant, path } => query::open_cgroup(engine, caller, grant, &path),
         Op::MakeDevice { grant, name } => device::make_device(engine, caller, grant, &name),
-        Op::Release { grant, kill } => release::release(engine, caller, grant, kill),
+        Op::Release { grant, kill, force } => release::release(engine, caller, grant, kill, force),
         Op::RemoveLink { grant, name } => link::remove(engine, caller, grant, &name),
         Op::PublishPorts { grant, name, ports } => link::publish(engine, caller, grant, &name, &ports),
         Op::UnpublishPorts { grant, name, ports } => link::unpublish(engine, caller, grant, &name, &ports),

@@ -3,11 +3,12 @@
 use std::{os::fd::OwnedFd, sync::Arc};
 
 use cgrant_policy::{
-    Caller as Subject, CgroupPath, GrantName, HostUid, Key, Request, SettingError, Verb, judge::usage_rows,
+    Caller as Subject, CgroupPath, GrantName, GrantPath, HostUid, Key, Request, SettingError, Verb,
+    judge::usage_rows,
 };
 use cgrant_wire::{Answer, BrokerInfo, FdIndex, GrantId, Refusal, RefusalCode, Usage, UsageRow};
 
-use super::check;
+use super::{check, nested};
 use crate::{
     connection::Caller,
     engine::{Engine, Outcome, no_such_grant},
@@ -45,6 +46,10 @@ pub fn active(engine: &Engine, id: GrantId) -> Result<Arc<Grant>, Refusal> {
 /// # Errors
 /// [`RefusalCode::NoSuchGrant`], or the decision's refusal.
 pub fn may(engine: &Engine, caller: &Caller, grant: &Grant, request: &Request<'_>) -> Result<(), Refusal> {
+    // What lies outside of a caller's own grant is nobody's to allow it, not polkit's nor that of a rule for its account.
+    if caller.nested.is_some() && !caller.may_see(&grant.path) {
+        return Err(no_such_grant(grant.id));
+    }
     engine.authorize(caller, grant.name.as_str(), request).map_err(|refusal| match refusal.code {
         // In the very words as if there were none.
         RefusalCode::NoSuchGrant => no_such_grant(grant.id),
@@ -78,11 +83,13 @@ fn features(engine: &Engine) -> Vec<(String, bool, String)> {
 /// # Errors
 /// If the caller asks for somebody else's and may not.
 pub fn usage(engine: &Engine, caller: &Caller, account: Option<u32>) -> Outcome {
-    let account = account.map_or(caller.uid, HostUid);
+    // From inside the account is called 0, and there is no other.
+    let asked = account.filter(|_| caller.nested.is_none());
+    let account = asked.map_or_else(|| caller.account(), HostUid);
     engine.authorize(caller, &account.to_string(), &Request::UsageOf { account })?;
     let policy = engine.policy();
     // Groups of another account are known only from its connections, so its quotas are those by uid.
-    let subject = if account == caller.uid { caller.subject() } else { Subject::by_uid(account) };
+    let subject = if account == caller.account() { caller.subject() } else { Subject::by_uid(account) };
     let ruling = policy.ruling(&subject);
     let rows = usage_rows(&ruling.quotas, &engine.usage(account));
     plain(Answer::Usage(Usage {
@@ -103,22 +110,29 @@ pub fn row((resource, used, quota): (&str, u64, u64)) -> UsageRow {
 /// If the caller asks for all and may not.
 pub fn list_accounts(engine: &Engine, caller: &Caller, all: bool) -> Outcome {
     if !all {
-        return plain(Answer::Accounts(vec![caller.uid.0]));
+        return plain(Answer::Accounts(vec![caller.account().0]));
     }
     engine.authorize(caller, "", &Request::ListAccounts)?;
     plain(Answer::Accounts(engine.accounts().into_iter().map(|account| account.0).collect()))
 }
 
-/// The caller's grants, or everybody's for root.
+/// The caller's grants, or everybody's for root; with `nested` those inside of them too.
 ///
 /// # Errors
 /// If the caller asks for everybody's and may not.
-pub fn list_grants(engine: &Engine, caller: &Caller, all: bool) -> Outcome {
+pub fn list_grants(engine: &Engine, caller: &Caller, all: bool, nested: bool) -> Outcome {
     if all {
         engine.authorize(caller, "", &Request::ListAll)?;
     }
-    let grants = engine.registry().list((!all).then_some(caller.uid));
-    plain(Answer::Grants(grants.iter().filter(|grant| grant.is_active()).map(|grant| grant.info()).collect()))
+    let grants = engine.registry().list((!all).then_some(caller.account()));
+    let own = caller.place();
+    let asked = |grant: &&Arc<Grant>| {
+        let level = if all { !grant.path.is_nested() } else { grant.path.around() == own };
+        // That it may have everybody's is decided above, and never for a caller from inside.
+        let may_be = (all && caller.nested.is_none()) || caller.may_see(&grant.path);
+        grant.is_active() && may_be && (nested || level)
+    };
+    plain(Answer::Grants(grants.iter().filter(asked).map(|grant| grant.info()).collect()))
 }
 
 /// A grant by name.
@@ -133,13 +147,17 @@ pub fn find_grant(engine: &Engine, caller: &Caller, name: &str, account: Option<
         Refusal::new(RefusalCode::NoSuchGrant, format!("you have no grant named {name:?}"))
             .hint("`cgrant grant list` shows your grants")
     };
-    let account = account.map_or(caller.uid, HostUid);
+    // From inside the account is called 0, and there is no other.
+    let asked = account.filter(|_| caller.nested.is_none()).map(HostUid);
     let parsed = GrantName::new(name).map_err(|error| check::bad_name(&error))?;
-    if account != caller.uid {
+    if let Some(account) = asked.filter(|account| *account != caller.uid) {
         let request = Request::UseGrant { owner: account, verb: Verb::Read };
         engine.authorize(caller, name, &request).map_err(|_| missing())?;
     }
-    let there = engine.registry().named(account, &parsed).filter(|grant| grant.is_active());
+    let place = asked
+        .map_or_else(|| caller.place(), |account| GrantPath { account, names: Vec::new() })
+        .inner(parsed);
+    let there = engine.registry().at(&place).filter(|grant| grant.is_active());
     let grant = there.ok_or_else(missing)?;
     plain(Answer::Grant(grant.info()))
 }
@@ -229,5 +247,9 @@ pub fn open_cgroup(engine: &Engine, caller: &Caller, id: GrantId, path: &str) ->
 /// # Errors
 /// If the record of ranges can't be read.
 pub fn list_ranges(engine: &Engine, caller: &Caller) -> Outcome {
-    plain(Answer::Ranges(engine.ids.list(caller.uid)?))
+    let ranges = match &caller.nested {
+        Some(inside) => engine.ids.list_inner(inside.range, |ids| nested::user_of(engine, inside, ids))?,
+        None => engine.ids.list(caller.uid)?,
+    };
+    plain(Answer::Ranges(ranges))
 }

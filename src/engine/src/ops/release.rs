@@ -20,10 +20,18 @@ use crate::{
 /// An attacker inside the grant wants to be rid of its limits: refused there.
 ///
 /// # Errors
-/// [`RefusalCode::Busy`] if processes are in it and `kill` is not set.
-pub fn release(engine: &Engine, caller: &Arc<Caller>, id: GrantId, kill: bool) -> Outcome {
+/// [`RefusalCode::Busy`] if processes are in it and `kill` is not set, or other grants and `force` is not set.
+pub fn release(engine: &Engine, caller: &Arc<Caller>, id: GrantId, kill: bool, force: bool) -> Outcome {
     let grant = usable(engine, caller, id, Verb::Release)?;
     inside::must_be_outside(engine, caller, "release a grant")?;
+    let inner = engine.registry().inside(&grant.path).len();
+    if !force && inner > 0 {
+        return Err(Refusal::new(
+            RefusalCode::Busy,
+            format!("{inner} grants were made inside grant {} and are there still", grant.name),
+        )
+        .hint("stop what runs inside first, or release with force, which ends them too"));
+    }
     // A release that failed half way may have removed the cgroup already: nothing runs in it then.
     let populated = match engine.tree.is_populated(&grant.path) {
         Err(CgroupError::NoSuchGrant(_)) => false,
@@ -39,7 +47,8 @@ pub fn release(engine: &Engine, caller: &Arc<Caller>, id: GrantId, kill: bool) -
 
 /// Ends a grant without anybody asking. What can't be done now is done at the next start.
 pub fn end(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) {
-    if !grant.is_active() {
+    // It may have ended with the one around it since somebody wanted that.
+    if !grant.is_active() || engine.registry().get(grant.id).is_none() {
         return;
     }
     if let Err(refusal) = remove(engine, grant, reason) {
@@ -47,11 +56,19 @@ pub fn end(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) {
     }
 }
 
-/// Links first; then kills, removes, gives back, forgets: in this order, recorded before it begins.
+/// The grants inside of it first, the innermost before the others: each ends as it would alone. Links first; then kills, removes, gives back, forgets: in this order, recorded before it begins.
 ///
 /// # Errors
 /// The refusal of the step that failed; the record then says that the grant is being released, and another release goes on.
 pub fn remove(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) -> Result<(), Refusal> {
+    // Nobody inside makes another meanwhile: an account's operations come one after the other.
+    let inner =
+        if grant.live().record.nesting > 0 { engine.registry().inside(&grant.path) } else { Vec::new() };
+    inner.iter().rev().try_for_each(|inner| remove_one(engine, inner, EndReason::ParentEnded))?;
+    remove_one(engine, grant, reason)
+}
+
+fn remove_one(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) -> Result<(), Refusal> {
     let mut record = grant.live().record.clone();
     record.phase = Phase::Releasing;
     // A disk that can't be written must not keep anybody from giving things back: the record as it is leads to the same end

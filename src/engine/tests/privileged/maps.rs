@@ -62,7 +62,7 @@ fn write(
     range: IdRange,
     setgroups: bool,
 ) -> Result<(), MapError> {
-    mapper.begin(namespace, owner)?.write(range, None, setgroups).finish()
+    mapper.begin(namespace, None, owner)?.write(range, None, setgroups).finish()
 }
 
 fn mapper() -> Mapper {
@@ -115,7 +115,12 @@ fn the_accounts_own_ids_come_behind_the_range() {
     let mut inside = Inside::of(USER);
     let own = Some((HostUid(USER), HostGid(OTHER)));
     let range = IdRange::new(HostUid(0x7900_0000), HostGid(0x7a00_0000), 1000).unwrap();
-    mapper.begin(&inside.namespace(), HostUid(USER)).unwrap().write(range, own, false).finish().unwrap();
+    mapper
+        .begin(&inside.namespace(), None, HostUid(USER))
+        .unwrap()
+        .write(range, own, false)
+        .finish()
+        .unwrap();
     assert_eq!(inside.proc("uid_map"), format!("0 {} 1000 1000 {USER} 1", 0x7900_0000));
     assert_eq!(inside.proc("gid_map"), format!("0 {} 1000 1000 {OTHER} 1", 0x7a00_0000));
     assert_eq!(inside.proc("setgroups"), "deny");
@@ -146,7 +151,8 @@ fn a_mapping_that_is_dropped_writes_nothing() {
     let mapper = mapper();
     let [helper, _] = helpers(&mapper)[..] else { panic!("two helpers") };
     let inside = Inside::of(USER);
-    let begun: Vec<_> = (0..20).map(|_| mapper.begin(&inside.namespace(), HostUid(USER)).unwrap()).collect();
+    let begun: Vec<_> =
+        (0..20).map(|_| mapper.begin(&inside.namespace(), None, HostUid(USER)).unwrap()).collect();
     // One that waits for its numbers holds up no other.
     let other = Inside::of(OTHER);
     write(&mapper, &other.namespace(), HostUid(OTHER), range(1), true).unwrap();
@@ -171,7 +177,7 @@ fn a_mapping_that_is_dropped_writes_nothing() {
 fn a_map_made_before_the_numbers_come_stays() {
     let mapper = mapper();
     let mut inside = Inside::of(USER);
-    let mapping = mapper.begin(&inside.namespace(), HostUid(USER)).unwrap();
+    let mapping = mapper.begin(&inside.namespace(), None, HostUid(USER)).unwrap();
     assert!(inside.order(Order::MapItself));
     assert_eq!(refusal(mapping.write(range(0), None, true).finish()), MapRefusal::AlreadyMapped);
     assert_eq!((inside.proc("uid_map"), inside.proc("gid_map")), (format!("0 {USER} 1"), String::new()));

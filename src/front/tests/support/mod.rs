@@ -23,9 +23,9 @@ use std::{
 
 use cgrant_sys::{Channel, seqpacket};
 use cgrant_wire::{
-    Address, Answer, BridgeInfo, BrokerInfo, BusClient, ConnectionId, Created, Event, Explanation, FdIndex,
-    FromEngine, GrantId, GrantInfo, Hierarchy, Lifetime, LinkInfo, LinkKind, Mac, Op, Range, RangeInfo,
-    Refusal, RefusalCode, RequestId, Stat, Surface, ToEngine, Usage, UsageRow,
+    Address, Answer, Audience, BridgeInfo, BrokerInfo, BusClient, ConnectionId, Created, Event, Explanation,
+    FdIndex, FromEngine, GrantId, GrantInfo, Hierarchy, Lifetime, LinkInfo, LinkKind, Mac, Op, Range,
+    RangeInfo, Refusal, RefusalCode, RequestId, Stat, Surface, ToEngine, Usage, UsageRow,
     boot::{FromChild, FrontBoot, FrontKind, LogTarget, ToChild},
     net::Finding,
 };
@@ -157,13 +157,33 @@ impl Front {
     #[allow(clippy::needless_pass_by_value)]
     pub fn introduce_at(&self, surface: Surface, socket: OwnedFd, uid: u32, account: u32) -> ConnectionId {
         let connection = ConnectionId(self.next.fetch_add(1, Ordering::Relaxed));
-        let message = FromEngine::Connected { connection, surface, uid, account, pid: Some(1) };
+        let message = FromEngine::Connected {
+            connection,
+            surface,
+            uid,
+            account,
+            claim: None,
+            audience: Audience::Account(uid),
+            pid: Some(1),
+        };
         self.engine.send(&cgrant_wire::encode(&message).unwrap(), &[socket.as_fd()]).unwrap();
         connection
     }
 
     pub fn event(&self, event: Event) {
-        self.engine.send(&cgrant_wire::encode(&FromEngine::Event(event)).unwrap(), &[]).unwrap();
+        let audience = match &event {
+            Event::Policy => Audience::Everybody,
+            Event::Added { grant } => Audience::Account(grant.account),
+            Event::Ended { account, .. }
+            | Event::Changed { account, .. }
+            | Event::LinkAdded { account, .. }
+            | Event::LinkRemoved { account, .. }
+            | Event::Oom { account, .. }
+            | Event::Usage { account, .. }
+            | Event::Pressure { account, .. } => Audience::Account(*account),
+        };
+        let message = FromEngine::Event { event, audience };
+        self.engine.send(&cgrant_wire::encode(&message).unwrap(), &[]).unwrap();
     }
 
     pub fn stop(&self) {
@@ -370,6 +390,8 @@ pub fn grant() -> GrantInfo {
             path: "/cgrant/u1000/web/payload".to_owned(),
         }],
         links: vec![link("eth0")],
+        nesting: 0,
+        parent: None,
     }
 }
 

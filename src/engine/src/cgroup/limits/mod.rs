@@ -24,6 +24,15 @@ use super::{
 /// Cgroups that a grant has for itself at most: its own, payload, monitor, children, and now and then `entry` and `.cgrant`.
 const MOST_PARTS: u64 = 6;
 
+/// The grants of an account that are inside others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Nested {
+    /// How many there are.
+    pub grants: u64,
+    /// How many levels there may be. Each has `children` and the grant beside its payload.
+    pub depth: u64,
+}
+
 /// What limits of one controller are set on.
 struct Target<'t> {
     hierarchy: &'t Hierarchy,
@@ -69,7 +78,8 @@ impl Tree {
     }
 
     /// Makes an account's node if there is none, and bounds what the account has in all its grants together: cgroups below
-    /// payloads (at most `cgroups`, `depth` levels deep, counted by the kernel) and `ceilings`.
+    /// payloads (at most `cgroups`, `depth` levels deep, counted by the kernel) and `ceilings`. Grants inside grants have room
+    /// beside that: as many as there are, and one more.
     ///
     /// # Errors
     /// As [`Tree::set_limits`].
@@ -78,13 +88,15 @@ impl Tree {
         account: HostUid,
         cgroups: u64,
         depth: u64,
+        nested: Nested,
         ceilings: &[Setting],
     ) -> Result<(), CgroupError> {
         // Room for the grants that are there, one more, and `_evicted`; what they have for themselves is not the holder's.
         // Two levels are the grant and its payload.
         let bounds = |(id, grants): (u64, u64)| {
-            let own = grants.saturating_add(2).saturating_mul(MOST_PARTS);
-            (id, cgroups.saturating_add(own), depth.saturating_add(2))
+            let own = grants.saturating_add(nested.grants).saturating_add(2).saturating_mul(MOST_PARTS);
+            let levels = nested.depth.saturating_mul(2).saturating_add(2);
+            (id, cgroups.saturating_add(own), depth.saturating_add(levels))
         };
         // A node that was bounded so has all that it needs: it is root's, and nobody but the broker changes it.
         let there = self.account_node(account).map(bounds);

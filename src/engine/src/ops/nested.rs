@@ -1,0 +1,342 @@
+//! Callers inside a grant that was made for grants inside it: who they are, what they may ask, and what they are told
+//! (design invariants 2 and 9).
+//!
+//! Such a caller is the root of the grant's range and nobody else in there. What it does is in its own grant: the account is
+//! charged, and the grant's limits hold for it. It is told of nothing outside, and every number that it is told is
+//! one of its own namespaces.
+
+use std::sync::Arc;
+
+use cgrant_policy::{Caller as Subject, GrantPath, HostGid, HostUid, IdSpan};
+use cgrant_sys::{
+    namespace::UsernsFd,
+    pidfd::Pidfd,
+    process::{IdExtent, IdKind},
+};
+use cgrant_wire::{
+    Act, Answer, CreateGrant, Event, Explain, GrantId, GrantInfo, Inquiry, Op, Range, Refusal, RefusalCode,
+};
+
+use super::check;
+use crate::{
+    connection::{Caller, Inside},
+    engine::Engine,
+    registry::Grant,
+};
+
+/// What an id is called where it has no number (`/proc/sys/kernel/overflowuid`).
+const NOBODY: u32 = 65_534;
+/// The root of a range, inside.
+const ROOT: u32 = 0;
+
+/// What a caller is the root of, if it is of something.
+///
+/// An attacker wants to be taken for the root of a grant that it is not in: another container's root, an ordinary user of the
+/// container, a process that looks like one from a namespace of its own making. The kernel's words have to agree: the
+/// uid is the first of the grant's range (another's range has another one), the process lies in the grant's payload, where
+/// only the account and that root can put it, and its user namespace is the grant's, by its map. A process that ends
+/// meanwhile is nobody: what its number says could be another's.
+pub fn standing(
+    engine: &Engine,
+    process: Option<&Pidfd>,
+    uid: HostUid,
+    born_in: Option<&GrantPath>,
+) -> Option<Inside> {
+    let grant = engine.registry().at(born_in?)?;
+    let (range, subject) = {
+        let live = grant.live();
+        let record = &live.record;
+        let subject = Subject {
+            uid: grant.account,
+            gid: HostGid(record.gid),
+            groups: record.groups.iter().copied().map(HostGid).collect(),
+            application: record.application.clone(),
+        };
+        (record.range.filter(|_| record.nesting > 0)?, subject)
+    };
+    // Its root has the account's ids no more than anybody else.
+    let is_root = range.uid == uid.0 && engine.ids.owner_of(uid) == Some(grant.account);
+    (is_root && grant.is_active() && has_ids_of(engine, process?, range).unwrap_or(false)).then_some(Inside {
+        grant,
+        range,
+        subject,
+    })
+}
+
+/// The uid that a caller in a container has in its own user namespace: what its D-Bus library says it is.
+pub fn claim(engine: &Engine, caller: &Caller) -> Option<u32> {
+    caller.inside?;
+    let process = caller.process.as_ref()?;
+    let extents = engine.tree.proc().id_map(process.pid().ok()?, IdKind::Uid).ok()?;
+    let claim = extents.iter().find_map(|extent| extent.inside(caller.uid.0))?;
+    process.is_alive().ok()?.then_some(claim)
+}
+
+/// Is the process in a user namespace that has this range and nothing else, as its own first ids?
+fn has_ids_of(engine: &Engine, process: &Pidfd, range: Range) -> std::io::Result<bool> {
+    let pid = process.pid()?;
+    let uids = engine.tree.proc().id_map(pid, IdKind::Uid)?;
+    let gids = engine.tree.proc().id_map(pid, IdKind::Gid)?;
+    let is = |extents: &[IdExtent], first: u32| matches!(extents, [only] if (only.inside, only.outside, only.count) == (0, first, range.count));
+    Ok(is(&uids, range.uid) && is(&gids, range.gid) && process.is_alive()?)
+}
+
+/// Refuses what callers inside a container are not served with; nothing for callers on the host.
+///
+/// # Errors
+/// [`RefusalCode::Unsupported`] for who is no root of a grant that others can be made in, and for operations that there are
+/// none of inside.
+pub fn must_be_served(caller: &Caller, op: &Op) -> Result<(), Refusal> {
+    if caller.nested.is_none() {
+        if caller.inside.is_none() || *op == Op::BrokerInfo {
+            return Ok(());
+        }
+        return Err(Refusal::new(
+            RefusalCode::NotAuthorized,
+            "your uid is one of a container's or of a user namespace's, and acts for nobody there",
+        )
+        .rule("built-in nesting")
+        .hint(
+            "inside a container only its root may ask, by the container's own socket and from its own user namespace, and \
+             only in one that was made with nesting",
+        ));
+    }
+    match op {
+        Op::BrokerInfo
+        | Op::Usage { account: None | Some(ROOT) }
+        | Op::ListAccounts { all: false }
+        | Op::CreateGrant(_)
+        | Op::ListGrants { all: false, .. }
+        | Op::FindGrant { account: None, .. }
+        | Op::Describe { .. }
+        | Op::Adopt { .. }
+        | Op::SetLimits { .. }
+        | Op::GetValues { .. }
+        | Op::Stat { .. }
+        | Op::ListProcesses { .. }
+        | Op::Freeze { .. }
+        | Op::Thaw { .. }
+        | Op::Kill { .. }
+        | Op::CreateCgroup { .. }
+        | Op::RemoveCgroup { .. }
+        | Op::ListCgroups { .. }
+        | Op::ListRanges
+        | Op::ForgetRange { .. }
+        | Op::Release { .. } => Ok(()),
+        Op::Attach(attach) if !attach.tree => Ok(()),
+        // Its own requests; what each of them comes to is looked at there ([`must_be_there`]).
+        Op::Explain(ask) if is_of_the_caller(ask) => Ok(()),
+        _ => Err(not_there()),
+    }
+}
+
+/// Is it about a request of the caller's own, as it is?
+fn is_of_the_caller(ask: &Explain) -> bool {
+    ask.account.is_none() && ask.groups.is_empty() && ask.application.is_empty()
+}
+
+fn not_there() -> Refusal {
+    Refusal::new(RefusalCode::Unsupported, "this is not there for callers inside a grant")
+        .rule("built-in nesting")
+        .hint("ask from outside of the container")
+}
+
+/// Says of a question what [`must_be_served`] says of the request that it is about.
+///
+/// # Errors
+/// [`RefusalCode::Unsupported`] for a caller inside a grant, where there is no such request.
+pub fn must_be_there(caller: &Caller, question: &Inquiry) -> Result<(), Refusal> {
+    if caller.nested.is_none() {
+        return Ok(());
+    }
+    match question {
+        Inquiry::CreateGrant(_)
+        | Inquiry::Use {
+            act:
+                Act::Read
+                | Act::Attach
+                | Act::Adopt
+                | Act::Persist
+                | Act::Freeze
+                | Act::Thaw
+                | Act::Kill
+                | Act::Cgroup
+                | Act::Release,
+            ..
+        }
+        | Inquiry::SetLimits { .. }
+        | Inquiry::GetValues { .. }
+        | Inquiry::CreateCgroup { .. }
+        | Inquiry::ForgetRange { .. }
+        | Inquiry::ListGrants { all: false }
+        | Inquiry::UsageOf { account: None | Some(ROOT) }
+        | Inquiry::Connect => Ok(()),
+        Inquiry::Use {
+            act: Act::OpenCgroup | Act::RemoveLink | Act::Unpublish | Act::MapDirectory, ..
+        }
+        | Inquiry::AddLink { .. }
+        | Inquiry::PublishPorts { .. }
+        | Inquiry::MakeDevice { .. }
+        | Inquiry::ListGrants { all: true }
+        | Inquiry::UsageOf { account: Some(_) }
+        | Inquiry::Legacy => Err(not_there()),
+    }
+}
+
+/// Refuses links of a grant that is made from inside another.
+///
+/// # Errors
+/// [`RefusalCode::Unsupported`].
+pub fn must_have_no_links(caller: &Caller, request: &CreateGrant) -> Result<(), Refusal> {
+    if caller.nested.is_some() && !request.links.is_empty() {
+        return Err(Refusal::new(RefusalCode::Unsupported, "links are not there for grants inside a grant")
+            .rule("built-in nesting")
+            .hint("make a bridge inside the container, with its own rights"));
+    }
+    Ok(())
+}
+
+/// Refuses a caller that is not, by now, in the payload of the grant that it is the root of.
+///
+/// # Errors
+/// [`RefusalCode::NotAuthorized`].
+pub fn must_be_in_place(engine: &Engine, caller: &Caller, inside: &Inside) -> Result<(), Refusal> {
+    let still = engine.registry().get(inside.grant.id).is_some_and(|grant| grant.is_active());
+    let around = caller.process.as_ref().map(|process| super::inside::grant_around(engine, process));
+    match around {
+        Some(Ok(Some(around))) if still && around == inside.grant.path => Ok(()),
+        _ => Err(Refusal::new(
+            RefusalCode::NotAuthorized,
+            "the process that connected has ended or left, or its grant has; nobody else may use its connection",
+        )
+        .rule("built-in nesting")
+        .hint("connect anew")),
+    }
+}
+
+/// The user namespace that a caller from inside is in: the parent of those that it may show.
+///
+/// # Errors
+/// [`RefusalCode::NoSuchProcess`].
+pub fn own_userns(caller: &Caller) -> Result<Option<UsernsFd>, Refusal> {
+    if caller.nested.is_none() {
+        return Ok(None);
+    }
+    let process = caller.process.as_ref().ok_or_else(|| check::gone(&std::io::ErrorKind::NotFound.into()))?;
+    let namespace = process.user_namespace().map_err(|error| check::gone(&error))?;
+    UsernsFd::from_fd(namespace).map(Some).map_err(check::internal)
+}
+
+/// An answer in the caller's own words.
+///
+/// # Errors
+/// [`RefusalCode::Unsupported`] where the kernel does not tell what pids are called there.
+pub fn translated(engine: &Engine, caller: &Caller, answer: Answer) -> Result<Answer, Refusal> {
+    let Some(inside) = &caller.nested else {
+        return Ok(match answer {
+            // Which uid of the host's it has is not its to know.
+            Answer::BrokerInfo(mut info) if caller.inside.is_some() => {
+                info.account = NOBODY;
+                Answer::BrokerInfo(info)
+            }
+            other => other,
+        });
+    };
+    Ok(match answer {
+        Answer::BrokerInfo(mut info) => {
+            info.account = ROOT;
+            Answer::BrokerInfo(info)
+        }
+        Answer::Accounts(_) => Answer::Accounts(vec![ROOT]),
+        Answer::Usage(mut usage) => {
+            usage.account = ROOT;
+            Answer::Usage(usage)
+        }
+        Answer::Created(mut created) => {
+            created.grant = seen_from(&inside.grant, inside.range, created.grant);
+            Answer::Created(created)
+        }
+        Answer::Grant(info) => Answer::Grant(seen_from(&inside.grant, inside.range, info)),
+        Answer::Grants(all) => {
+            Answer::Grants(all.into_iter().map(|info| seen_from(&inside.grant, inside.range, info)).collect())
+        }
+        // Which application of the host's its account was when the outermost grant was made.
+        Answer::Explained(mut explanation) => {
+            explanation.application.clear();
+            Answer::Explained(explanation)
+        }
+        Answer::Processes(pids) => Answer::Processes(pids_seen_by(engine, caller, &pids)?),
+        other => other,
+    })
+}
+
+/// An event in the words of those inside a grant around the one that it is about.
+pub fn retold(around: &Grant, event: &Event) -> Option<Event> {
+    let range = around.live().record.range?;
+    let mut event = event.clone();
+    match &mut event {
+        Event::Added { grant } => *grant = seen_from(around, range, grant.clone()),
+        Event::Ended { account, .. }
+        | Event::Changed { account, .. }
+        | Event::LinkAdded { account, .. }
+        | Event::LinkRemoved { account, .. }
+        | Event::Oom { account, .. }
+        | Event::Usage { account, .. }
+        | Event::Pressure { account, .. } => *account = ROOT,
+        Event::Policy => (),
+    }
+    Some(event)
+}
+
+/// What is said of a grant to those inside a grant around it: by their ids, and nothing of what they can't see.
+fn seen_from(around: &Grant, range: Range, mut info: GrantInfo) -> GrantInfo {
+    info.account = ROOT;
+    info.range = info.range.map(|inner| Range {
+        uid: inner.uid.saturating_sub(range.uid),
+        gid: inner.gid.saturating_sub(range.gid),
+        count: inner.count,
+    });
+    // They lie above what is the root of every hierarchy there.
+    info.hierarchies.clear();
+    info.parent = info.parent.filter(|parent| *parent != around.id);
+    info
+}
+
+/// The pids by which the caller's pid namespace knows the processes; those that it does not know are left out.
+fn pids_seen_by(engine: &Engine, caller: &Caller, pids: &[u32]) -> Result<Vec<u32>, Refusal> {
+    let own = caller.process.as_ref().and_then(|process| {
+        let namespace = engine.tree.proc().open_pid_namespace(process.pid().ok()?).ok()?;
+        process.is_alive().ok()?.then_some(namespace)
+    });
+    let own = own.ok_or_else(|| check::gone(&std::io::ErrorKind::NotFound.into()))?;
+    let mut seen = Vec::with_capacity(pids.len());
+    for pid in pids {
+        let number = own.number_of(*pid).map_err(|error| {
+            Refusal::new(
+                RefusalCode::Unsupported,
+                format!("the kernel does not tell what processes are called in a container: {error}"),
+            )
+            .hint("Linux 6.11 does; `ps` in the container shows them on any")
+        })?;
+        seen.extend(number);
+    }
+    seen.sort_unstable();
+    Ok(seen)
+}
+
+/// The grant of this caller's that uses the ids, if one does.
+pub fn user_of(engine: &Engine, inside: &Inside, ids: IdSpan) -> Option<GrantId> {
+    let registry = engine.registry();
+    let uses = |grant: &Arc<Grant>| {
+        let range = grant.live().record.range;
+        grant.path.around() == inside.grant.path && range.is_some_and(|range| range.uid == ids.first())
+    };
+    registry.inside(&inside.grant.path).into_iter().find(uses).map(|grant| grant.id)
+}
+
+/// The grants around one, the innermost first.
+pub fn around(engine: &Engine, path: &GrantPath) -> Vec<Arc<Grant>> {
+    let registry = engine.registry();
+    let above = std::iter::successors(Some(path.around()), |path| Some(path.around()));
+    above.take_while(|path| !path.names.is_empty()).filter_map(|path| registry.at(&path)).collect()
+}
