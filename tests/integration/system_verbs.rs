@@ -631,7 +631,51 @@ fn ports_and_addresses_stay_with_the_first(lab: &Lab) {
     shell.done(&["delete", "--force", "one", "two"]);
 }
 
+/// What images and containers take: of those that run too, and of what nobody but a container's root may look into.
+fn what_is_on_the_disk_is_shown(lab: &Lab) {
+    let broker = lab.broker();
+    let (user, other) = (lab.user(), lab.user());
+    let nothing = Shell::new(lab, &other, &broker).json(&["usage", "--disk"]);
+    assert_eq!((&nothing["bytes"], &nothing["files"]), (&0.into(), &0.into()));
+    assert!(Shell::new(lab, &other, &broker).json(&["range", "list"]).as_array().unwrap().is_empty());
+    let shell = made(lab, &user, &broker, &["idle"]);
+    shell.done(&["launch", "box", "web"]);
+    wait_until("it is up", || shell.done(&["logs", "--console", "web"]).contains("ready"));
+    let measured = || {
+        let all = shell.json(&["usage", "--disk"]);
+        let rows = all["rows"].as_array().unwrap().clone();
+        let of = move |kind: &str, name: &str| {
+            let row = rows.iter().find(|row| row["kind"] == kind && row["name"] == name).unwrap().clone();
+            (row["bytes"].as_u64().unwrap_or_else(|| panic!("{row}")), row["files"].as_u64().unwrap())
+        };
+        (of("image", "box"), of("container", "idle"), of("container", "web"), all["bytes"].as_u64().unwrap())
+    };
+    let (image, idle, web, total) = measured();
+    let program = fs::metadata("/bin/busybox").or_else(|_| fs::metadata("/usr/bin/busybox")).unwrap().len();
+    assert!(image.0 > program && image.1 > 30, "{image:?}");
+    assert_eq!(total, image.0 + idle.0 + web.0);
+    // A directory that only root inside may enter, a file with two names, one of holes.
+    let fill = "b=/bin/busybox; $b mkdir -m 700 /root/closed; $b dd if=/dev/zero of=/root/closed/a bs=64k count=16; \
+                $b ln /root/closed/a /root/b; $b truncate -s 1G /root/holes; $b chown -R 1000 /root/closed; $b sync";
+    shell.done(&["exec", "web", "--", "sh", "-c", fill]);
+    let (_, same, more, _) = measured();
+    let grown = more.0 - web.0;
+    assert!((1 << 20..2 << 20).contains(&grown), "{grown} bytes");
+    // /root is new in the layer too.
+    assert!((3..=4).contains(&(more.1 - web.1)), "{web:?} {more:?}");
+    assert_eq!(same, idle);
+    // It does not make a container that runs any other, and leaves nothing.
+    assert_eq!(shell.state("web"), "running");
+    let table = shell.done(&["usage", "--disk"]);
+    assert!(table.contains("container") && table.lines().last().unwrap().contains("total"), "{table}");
+    shell.fails(&["usage", "--disk", "--all"], 2, "cannot be used with");
+    shell.done(&["delete", "--force", "web"]);
+    shell.done(&["delete", "idle"]);
+    checker::assert_empty(lab);
+}
+
 crate::tests![
+    what_is_on_the_disk_is_shown,
     a_container_gets_another_name_and_keeps_its_files,
     a_copy_has_the_files_and_not_the_identity,
     verbs_go_on_after_one_failure,

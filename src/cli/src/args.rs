@@ -106,6 +106,7 @@ pub(crate) enum Command {
     #[command(after_help = "\
 Examples:
   cgrant usage
+  cgrant usage --disk
   cgrant usage --account 1000 --format json     as root: somebody else's
   cgrant usage --all                            as root: everybody's")]
     Usage(UsageArgs),
@@ -480,6 +481,9 @@ pub(crate) struct UsageArgs {
     /// Of every account that has something here (root only)
     #[arg(long)]
     pub(crate) all: bool,
+    /// What your images and containers take on their disk: blocks and files, looked at one by one
+    #[arg(long, conflicts_with_all = ["account", "all"])]
+    pub(crate) disk: bool,
 }
 
 #[derive(Debug, Args)]

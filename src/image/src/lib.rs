@@ -21,6 +21,7 @@ pub mod simplestreams;
 mod spool;
 pub mod store;
 mod unpack;
+mod usage;
 mod walk;
 
 pub use attributes::LeftOut;
@@ -37,4 +38,5 @@ pub use progress::{Progress, Step, Watch};
 pub use remove::remove_tree;
 pub use spool::{SpoolError, spool};
 pub use unpack::{UnpackError, Unpacked, unpack};
+pub use usage::{DiskUsage, disk_usage};
 pub use walk::WalkError;

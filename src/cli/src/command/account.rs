@@ -15,6 +15,9 @@ use crate::{
 const READ_USAGE: &str = "read the usage";
 
 pub(crate) fn usage(client: &Client, args: &UsageArgs) -> Result<u8, Failure> {
+    if args.disk {
+        return super::container::disk(client);
+    }
     let session = client.connect(READ_USAGE)?;
     if args.all {
         return usage_of_all(client, &session);

@@ -11,6 +11,7 @@ mod copy;
 mod create;
 mod credentials;
 mod device;
+mod disk;
 mod exec;
 mod info;
 mod layered;
@@ -39,6 +40,7 @@ use cgrant_sys::Dir;
 
 use crate::{Client, args::ContainerCommand, error::Failure, exit, storage};
 use config::Config;
+pub(crate) use disk::disk;
 
 /// Name of the directory of a container's monitor.
 const RUN: &str = "run";

@@ -39,7 +39,7 @@ const LOWER: &str = "lower";
 const UPPER: &str = "upper";
 const WORK: &str = "work";
 /// The broker's mount comes beside it; any other answer is why there is none.
-const MAPPED: &[u8] = b"mapped";
+pub(super) const MAPPED: &[u8] = b"mapped";
 /// What the child says if all of it can be done.
 const GOOD: &str = "good";
 /// What the upper layer marks directories with.
@@ -114,14 +114,23 @@ fn attempt(worker: &Worker, channel: &Channel, image: &Path) -> Result<(), Strin
 /// In a process with a mount namespace of its own, below the container's directory: the files of an image with the container's ids,
 /// as the broker maps them.
 pub(super) fn mapped(worker: &Worker, channel: &Channel, image: &Path) -> Result<OwnedFd, String> {
+    shown(worker, channel, image, b"map")
+}
+
+/// The same for any directory: `asked` is what the answering side goes by.
+pub(super) fn shown(
+    worker: &Worker,
+    channel: &Channel,
+    directory: &Path,
+    asked: &[u8],
+) -> Result<OwnedFd, String> {
     let failed = |what: &'static str| move |error: &dyn std::error::Error| format!("{what}: {error}");
     let open = |path: &Path, flags: OFlags| openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty());
-    let directory = OFlags::RDONLY | OFlags::DIRECTORY;
-    let shown = open(image, directory)
-        .and_then(|image| Ok((open(Path::new("/proc/self/ns/mnt"), OFlags::RDONLY)?, image)));
-    let (mounts, image) = shown.map_err(|error| failed("the image's files can't be shown")(&error))?;
+    let shown = open(directory, OFlags::RDONLY | OFlags::DIRECTORY)
+        .and_then(|directory| Ok((open(Path::new("/proc/self/ns/mnt"), OFlags::RDONLY)?, directory)));
+    let (mounts, directory) = shown.map_err(|error| failed("the files can't be shown")(&error))?;
     let lost = |error: &dyn std::error::Error| failed("the answer of the broker did not arrive")(error);
-    channel.send(b"map", &[mounts.as_fd(), image.as_fd()]).map_err(|error| lost(&error))?;
+    channel.send(asked, &[mounts.as_fd(), directory.as_fd()]).map_err(|error| lost(&error))?;
     worker.asks();
     let answer = channel.receive().map_err(|error| lost(&error))?;
     let Received { bytes, fds } = answer.ok_or("the answer of the broker did not arrive")?;
