@@ -5,6 +5,10 @@ use std::io;
 use cgrant_policy::{GrantName, IdSpan};
 use cgrant_wire::{GrantId, Refusal, RefusalCode};
 
+/// What makes room. Nobody but the account knows which files its ids have, so no range is taken from its name without its word.
+const UNTIE: &str = "untie ranges of names that are not needed (`cgrant range list` shows them, \
+                     `cgrant range forget NAME` unties one)";
+
 /// Why the record of ranges did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum IdError {
@@ -122,10 +126,10 @@ impl From<IdError> for Refusal {
                 .hint("the administrator should restore the file from a backup, or remove it if nothing of the account runs or is stored"),
             IdError::Quota { quota, used, .. } => of(RefusalCode::QuotaExceeded)
                 .figures(quota, used)
-                .hint("release grants, untie ranges of names that are not needed, or ask for fewer ids"),
+                .hint(format!("{UNTIE}, release grants, or ask for fewer ids")),
             IdError::Fragmented { quota, used, .. } => of(RefusalCode::QuotaExceeded)
                 .figures(quota, used)
-                .hint("untie ranges of names that are not needed any more, so that larger pieces come free"),
+                .hint(format!("{UNTIE}, so that larger pieces come free")),
             IdError::NoFreeBlock { .. } => of(RefusalCode::NoFreeRange)
                 .hint(
                 "the administrator can add ranges to `pool` under [ids] in cgrantd.toml; what accounts, subordinate ranges, the name service and systemd (524288-1879048191) use is left out of it",
