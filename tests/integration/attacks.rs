@@ -275,7 +275,47 @@ fn files(lab: &Lab, user: &User, neighbour: &User) -> Vec<(String, String)> {
     found
 }
 
+// Who is refused thousands of times would fill the journal, and have it drop what others did.
+fn who_is_refused_all_the_time_fills_no_log(lab: &Lab) {
+    const CALLS: usize = 600;
+    lab.write_policy("[[rule]]\nname = \"fast\"\n[rule.quota]\nrequests-per-second = 100000\n");
+    let broker = lab.broker();
+    let (attacker, user) = (lab.user(), lab.user());
+    let client = attacker.client(broker.socket());
+    let other = user.client(broker.socket());
+    for n in 0..CALLS {
+        // Other words each time, and other kinds of refusals.
+        match n % 2 {
+            0 => assert!(client.find(&format!("no{n}")).is_err()),
+            _ => {
+                assert!(client.create(&format!("g{n}"), Options::new().limits(&[("pids.max", "x")])).is_err())
+            }
+        }
+    }
+    // Others' are told, and so is what the attacker is let do.
+    other.find("none").unwrap_err();
+    client.create("made", Options::new().no_range().lifetime("persistent")).unwrap();
+    let lines = |of: &str| -> Vec<String> {
+        broker.log().lines().filter(|line| line.contains(of)).map(str::to_owned).collect()
+    };
+    let refused = |user: &User| lines(&format!("uid {} may not ", user.uid)).len();
+    assert_eq!(refused(&user), 1);
+    assert_eq!(lines(&format!("uid {} may create grant made", attacker.uid)).len(), 1);
+    // How many were left out is said though nothing more happens, and none is missing.
+    let words = format!("uid {} was refused more: ", attacker.uid);
+    let left_out = || -> usize {
+        let number = |line: &String| line.split_once(&words)?.1.split(' ').next()?.parse::<usize>().ok();
+        lines(&words).iter().filter_map(number).sum()
+    };
+    wait_until("all are told or counted", || refused(&attacker) + left_out() == CALLS);
+    let told = refused(&attacker) + lines(&words).len();
+    assert!(told < CALLS / 2, "{told} lines about {CALLS} refusals");
+    client.release(&client.find("made").unwrap(), true).unwrap();
+    drop((client, other, broker));
+}
+
 crate::tests![
+    who_is_refused_all_the_time_fills_no_log,
     descriptors_that_nobody_reads_hold_up_nobody,
     a_shared_group_moves_nobody,
     what_a_holder_sets_below_its_payload_stays_there,

@@ -364,10 +364,12 @@ impl Engine {
                 return self.end(id, unavailable("the broker has no timer for it"));
             }
         }
-        tracing::info!(
-            target: "decision", uid = caller.uid.0, action = needed.matter.action.id(), interactive,
-            "polkit is asked for uid {}", caller.uid.0
-        );
+        if self.may_tell(Some(caller.charged())) {
+            tracing::info!(
+                target: "decision", uid = caller.uid.0, action = needed.matter.action.id(), interactive,
+                "polkit is asked for uid {}", caller.uid.0
+            );
+        }
         let action = needed.matter.action.id().to_owned();
         let question = Question { id, action, details: needed.details, subject, interactive };
         self.send(FrontKind::Bus, &FromEngine::Ask(question), process.into_iter().collect());

@@ -120,6 +120,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
         pool: crate::pool::Pool::default(),
         counters,
         paces: crate::pace::Paces::default(),
+        refusals: crate::refusal_log::RefusalLog::default(),
         usages: crate::usage::Usages::default(),
         config,
         own_userns: step("user namespace", UsernsFd::own().and_then(|own| own.id()))?,

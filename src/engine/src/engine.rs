@@ -37,6 +37,7 @@ use crate::{
     pace::Paces,
     pool::Pool,
     record::{GrantRecord, Journal, JournalError},
+    refusal_log::RefusalLog,
     registry::{Grant, Registry},
     reload::Reload,
     show::Shower,
@@ -92,6 +93,8 @@ pub struct Engine {
     pub counters: Counters,
     /// How fast requests begin.
     pub paces: Paces,
+    /// What the log was told of refusals.
+    pub refusals: RefusalLog,
     /// What was told of what accounts use.
     pub usages: Usages,
     /// The directory of policy and settings.
@@ -272,7 +275,12 @@ impl Engine {
     }
 
     /// Says in the log what was refused to whom, and why. Whatever is the caller's own words in it is quoted and short.
+    ///
+    /// An attacker wants the log full of these: of an account there are few at a time ([`may_tell`](Self::may_tell)).
     pub fn log_refusal(&self, caller: &Caller, request: &str, about: &str, refusal: &Refusal) {
+        if !self.may_tell(Some(caller.charged())) {
+            return;
+        }
         let (uid, pid) = (caller.uid.0, caller.pid.unwrap_or(0));
         let (about, reason) = (shortened(about), shortened(&refusal.message));
         let (rule, error) = (refusal.rule.as_deref().unwrap_or("built-in"), refusal.code);

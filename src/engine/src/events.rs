@@ -127,6 +127,7 @@ pub fn happened(engine: &Engine, id: GrantId, target: &Target) {
         | Target::Helper
         | Target::Vacant(_)
         | Target::Pace(..)
+        | Target::Refusals(..)
         | Target::Usage(..)
         | Target::Accounts
         | Target::AccountsDue(_)

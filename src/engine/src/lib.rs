@@ -26,6 +26,7 @@ mod pace;
 mod pool;
 mod reconcile;
 mod record;
+mod refusal_log;
 mod refused;
 mod registry;
 mod reload;

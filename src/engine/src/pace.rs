@@ -20,8 +20,6 @@ use cgrant_policy::HostUid;
 const BUCKET: Duration = Duration::from_secs(1);
 /// What waits is looked at no more often, several requests at a time.
 const TICK: Duration = Duration::from_millis(10);
-/// A refused request of an account's is told in the log no more often.
-const TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// What is done when a request's time has come.
 pub type Turn = Box<dyn FnOnce() + Send>;
@@ -37,7 +35,6 @@ struct Pace {
     waiting: VecDeque<(Duration, Turn)>,
     /// Does a timer run?
     timed: bool,
-    told: Option<Instant>,
 }
 
 impl Pace {
@@ -48,8 +45,7 @@ impl Pace {
 
     fn is_at_rest(&self, now: Instant) -> bool {
         let is_paid = self.debt <= now.saturating_duration_since(self.at);
-        let is_silent = self.told.is_none_or(|told| now.saturating_duration_since(told) >= TOLD_EVERY);
-        is_paid && is_silent && self.waiting.is_empty() && !self.timed
+        is_paid && self.waiting.is_empty() && !self.timed
     }
 
     /// How long the first of those that wait has to; `None` if none waits.
@@ -105,7 +101,6 @@ impl Paces {
             rate,
             waiting: VecDeque::new(),
             timed: false,
-            told: None,
         });
         pace.drain(now);
         pace.rate = rate;
@@ -145,17 +140,6 @@ impl Paces {
     /// How many requests wait, of all accounts.
     pub fn waiting(&self) -> usize {
         self.accounts().values().map(|pace| pace.waiting.len()).sum()
-    }
-
-    /// Is a request of the account's that is refused before it begins to be told in the log? Once a second.
-    pub fn is_to_be_told(&self, account: HostUid, now: Instant) -> bool {
-        let mut accounts = self.accounts();
-        let Some(pace) = accounts.get_mut(&account) else { return true };
-        let is_due = pace.told.is_none_or(|told| now.saturating_duration_since(told) >= TOLD_EVERY);
-        if is_due {
-            pace.told = Some(now);
-        }
-        is_due
     }
 }
 
@@ -256,13 +240,5 @@ mod tests {
         }
         assert_eq!(scene.paces.give_up(BUSY).len(), 2);
         assert_eq!(scene.paces.waiting(), 0);
-    }
-
-    #[test]
-    fn refusals_are_told_once_a_second() {
-        let scene = Scene::new();
-        scene.ask(BUSY, 10, 0, 0);
-        let told = [0, 1, 999, 1000, 1001].map(|millis| scene.paces.is_to_be_told(BUSY, scene.at(millis)));
-        assert_eq!(told, [true, false, false, true, false]);
     }
 }

@@ -148,6 +148,7 @@ impl Server {
                     self.engine.watches.remove(&[watch]);
                     self.pace(account);
                 }
+                Target::Refusals(whose, watch) => self.engine.say_what_was_left_out(whose, watch),
                 Target::Usage(account, watch) => {
                     self.engine.watches.remove(&[watch]);
                     let engine = Arc::clone(&self.engine);
@@ -341,9 +342,7 @@ impl Server {
         };
         let account = caller.charged();
         if let Err(refusal) = self.engine.judge(&caller, &Request::Call) {
-            if self.engine.paces.is_to_be_told(account, Instant::now()) {
-                self.engine.log_refusal(&caller, "call", "", &refusal);
-            }
+            self.engine.log_refusal(&caller, "call", "", &refusal);
             let outcome = Err(refusal);
             self.engine.counters.answered(&outcome);
             return self.engine.answer(front, id, outcome);
@@ -440,7 +439,9 @@ impl Server {
         let peer = match Peer::of(connection) {
             Ok(peer) => peer,
             Err(error) => {
-                tracing::info!(%error, "a connection is not served");
+                if self.engine.may_tell(None) {
+                    tracing::info!(%error, "a connection is not served");
+                }
                 return None;
             }
         };

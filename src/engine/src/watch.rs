@@ -69,6 +69,8 @@ pub enum Target {
     Vacant(HostUid),
     /// Requests of the account's that waited for its pace may begin; the watch has said its one word.
     Pace(HostUid, u64),
+    /// It is time to say how much was left out of the log about refusals; the watch has said its one word.
+    Refusals(Option<HostUid>, u64),
     /// It is time to look at what the account uses; the watch has said its one word.
     Usage(HostUid, u64),
     /// The kernel told something of cgroups that are to be removed when they are empty.

@@ -35,6 +35,12 @@ struct Told {
     lines: u32,
 }
 
+impl Told {
+    fn is_over(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) >= PERIOD
+    }
+}
+
 /// What may be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leave {
@@ -47,7 +53,9 @@ impl Refusals {
     /// Says that a call was refused, unless enough was said of the uid.
     pub fn log(&self, caller: Caller, call: &Message, fault: &Fault) {
         let uid = caller.uid;
-        let leave = self.count(uid, Instant::now());
+        let now = Instant::now();
+        self.tell_what_was_left_out(now);
+        let leave = self.count(uid, now);
         if leave == Leave::Nothing {
             return;
         }
@@ -67,17 +75,36 @@ impl Refusals {
         }
     }
 
+    fn tell_what_was_left_out(&self, now: Instant) {
+        for (uid, left_out) in self.over(now) {
+            tracing::info!(
+                target: "decision", uid, left_out, allowed = false,
+                "uid {uid} had more wrong calls: {left_out} lines were left out"
+            );
+        }
+    }
+
+    /// Of whom lines were left out in a time that is over, and how many; from now on they are counted anew.
+    fn over(&self, now: Instant) -> Vec<(u32, u32)> {
+        let mut uids = self.uids.borrow_mut();
+        let over = uids.iter().filter(|(_, told)| told.is_over(now) && told.lines > LINES);
+        let over: Vec<(u32, u32)> = over.map(|(uid, told)| (*uid, told.lines - LINES)).collect();
+        for (uid, _) in &over {
+            uids.remove(uid);
+        }
+        over
+    }
+
     fn count(&self, uid: u32, now: Instant) -> Leave {
         let mut uids = self.uids.borrow_mut();
-        let is_over = |told: &Told| now.saturating_duration_since(told.since) >= PERIOD;
         if !uids.contains_key(&uid) && uids.len() >= MAX_UIDS {
-            uids.retain(|_, told| !is_over(told));
+            uids.retain(|_, told| !told.is_over(now));
             if uids.len() >= MAX_UIDS {
                 return Leave::Nothing;
             }
         }
         let told = uids.entry(uid).or_insert(Told { since: now, lines: 0 });
-        if is_over(told) {
+        if told.is_over(now) {
             *told = Told { since: now, lines: 0 };
         }
         told.lines = told.lines.saturating_add(1);
@@ -105,6 +132,9 @@ mod tests {
             assert_eq!(refusals.count(1000, start), Leave::Nothing);
         }
         assert_eq!(refusals.count(1001, start), Leave::Line, "of others nothing is kept back");
+        assert!(refusals.over(start).is_empty(), "before its time");
+        assert_eq!(refusals.over(start + PERIOD), [(1000, 1000)]);
+        assert!(refusals.over(start + PERIOD).is_empty(), "told twice");
         assert_eq!(refusals.count(1000, start + PERIOD), Leave::Line);
     }
 
