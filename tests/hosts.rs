@@ -134,6 +134,7 @@ fn main() -> std::process::ExitCode {
         containers::TESTS,
         vlans::TESTS,
         package::TESTS,
+        people::TESTS,
         // Last: it switches the machine off, as far as what runs on it can tell.
         autostart::TESTS,
     ];

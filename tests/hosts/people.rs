@@ -3,11 +3,16 @@
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
-use crate::common::{Lab, User, systemd::done};
+use crate::common::{
+    Lab, User, checker,
+    containers::{PACKAGED, Shell, busybox},
+    systemd::{done, systemctl},
+    wait_until,
+};
 
 /// Somebody with an account and a home, until the test ends.
 pub struct Person {
@@ -63,3 +68,94 @@ impl Drop for Person {
         let _ = Command::new("userdel").args(["--remove", "--force", &self.name]).output();
     }
 }
+
+/// What policy says of the people of these tests.
+const POLICY: &str = "/etc/cgrant/policy.d/50-people.toml";
+
+/// The packaged broker with a policy, until the test ends.
+struct Governed;
+
+impl Governed {
+    fn by(policy: &str) -> Self {
+        fs::create_dir_all("/etc/cgrant/policy.d").unwrap();
+        fs::write(POLICY, policy).unwrap();
+        systemctl(&["start", "cgrantd.socket", "cgrantd.service"]);
+        systemctl(&["reload", "cgrantd.service"]);
+        wait_until("the broker listens", || Path::new(PACKAGED).exists());
+        Self
+    }
+}
+
+impl Drop for Governed {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(POLICY);
+        let _ = Command::new("systemctl").args(["stop", "cgrantd.socket", "cgrantd.service"]).output();
+    }
+}
+
+fn launch<'a>(lab: &'a Lab, person: &'a Person) -> Shell<'a> {
+    let shell = Shell::packaged(lab, &person.user);
+    if shell.state("web") == "none" {
+        let image = lab.scratch.join(&person.name);
+        fs::create_dir_all(&image).unwrap();
+        fs::rename(busybox(lab), image.join("root")).unwrap();
+        shell.import(lab, &image.join("root"), "box");
+        person.logged_in("cgrant launch box web");
+    } else {
+        person.logged_in("cgrant start web");
+    }
+    wait_until("it is up", || shell.done(&["logs", "--console", "web"]).contains("ready"));
+    shell
+}
+
+/// Real sessions by PAM, real lingering, `terminate-user`, and each word of the policy.
+fn containers_go_with_their_sessions_as_policy_says(lab: &Lab) {
+    if std::env::var_os("CGRANT_TEST_INSTALLED").is_none() || !lab.host.systemd {
+        return;
+    }
+    let names = [("kate", 23_931), ("lina", 23_932), ("emma", 23_933)];
+    let governed = Governed::by(
+        "[[rule]]\nname = \"lingers\"\nuids = [23932]\nlifetime.logout = \"linger\"\n\
+         [[rule]]\nname = \"ends\"\nuids = [23933]\nlifetime.logout = \"end\"\n",
+    );
+    let people = names.map(|(name, uid)| Person::new(lab, name, uid));
+    let mut sessions = people.each_ref().map(|person| {
+        let session = person.session("sleep 1000");
+        wait_until("there is a session", || person.has_session());
+        session
+    });
+    let [kate, lina, emma] = people.each_ref().map(|person| launch(lab, person));
+    let states = || [&kate, &lina, &emma].map(|shell| shell.state("web"));
+    // They were started from a second session, whose end was not the last one's.
+    assert_eq!(states(), ["running", "running", "running"]);
+    for person in &people {
+        done(Command::new("loginctl").args(["enable-linger", &person.name]));
+        done(Command::new("loginctl").args(["terminate-user", &person.name]));
+    }
+    for session in &mut sessions {
+        wait_until("the session's process is gone", || session.try_wait().unwrap().is_some());
+    }
+    wait_until("what ends with the session ends", || emma.state("web") == "stopped");
+    // In order, and not killed.
+    assert_eq!(emma.json(&["info", "web"])["ended"], "power off");
+    // Who lingers is there again at once, with what it had.
+    assert_eq!(kate.state("web"), "running");
+    for person in &people {
+        done(Command::new("loginctl").args(["disable-linger", &person.name]));
+    }
+    wait_until("who lingers no more has logged out", || lina.state("web") == "stopped");
+    assert_eq!(kate.state("web"), "running");
+    // Deleted, by force because something of hers still runs.
+    done(Command::new("userdel").args(["--force", &people[0].name]));
+    wait_until("what she had is gone", || {
+        let left = checker::cgroups_of_instance(&lab.host, "default");
+        !left.iter().any(|path| path.iter().any(|part| part == "u23931"))
+    });
+    done(Command::new("userdel").args(["--remove", "--force", &people[1].name]));
+    fs::remove_dir_all(&people[0].user.home).unwrap();
+    drop((kate, lina, emma));
+    drop(people);
+    drop(governed);
+}
+
+crate::tests![containers_go_with_their_sessions_as_policy_says];
