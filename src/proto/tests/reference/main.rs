@@ -47,3 +47,16 @@ fn everything_is_explained() {
         assert!(page.contains(&format!("`{}`", code.error_name())), "{}", code.name());
     }
 }
+
+#[test]
+fn the_contract_names_each_error_that_there_is_and_no_other() {
+    let text = fs::read_to_string(Path::new(ROOT).join("dbus/org.cgrant.Broker1.Manager.xml")).unwrap();
+    let (_, rest) = text.split_once("The codes: ").expect("the contract names no codes");
+    let (list, _) = rest.split_once('.').unwrap();
+    let named: Vec<&str> = list.split(',').map(str::trim).collect();
+    let mut known: Vec<&str> = cgrant_proto::Code::ALL.iter().map(|code| code.name()).collect();
+    let mut sorted = named.clone();
+    sorted.sort_unstable();
+    known.sort_unstable();
+    assert_eq!(sorted, known);
+}
