@@ -206,6 +206,82 @@ fn usage_on_the_command_line(lab: &Lab) {
     assert!(code != Some(0) && said.is_empty() && why.contains("other accounts"), "{said} {why}");
 }
 
+/// What is in force, and what would be.
+fn rules_are_shown_and_tried(lab: &Lab) {
+    let (user, other) = (lab.user(), lab.user());
+    lab.write_policy(&format!(
+        "[[rule]]\nname = \"secret\"\nuids = [{0}]\nquota.grants = 7\n\n[[rule]]\nname = \"mine\"\nuids = [{1}, {0}]\n[rule.quota]\ngrants = 3\n",
+        other.uid, user.uid
+    ));
+    let broker = lab.broker();
+    let run = |user: &User, line: &str| {
+        let output = user.cgrant(broker.socket(), &line.split(' ').collect::<Vec<_>>());
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    // Its own rule with its place, what is otherwise in it, and nobody else in it.
+    let (code, said, why) = run(&user, "policy show");
+    assert_eq!(
+        (code, said.as_str()),
+        (Some(0), "50-test.toml:6 mine: for you\n    quota.grants = 3\n"),
+        "{why}"
+    );
+    for line in ["policy show --all", &format!("policy test connect --account {}", other.uid)] {
+        let (code, said, why) = run(&user, line);
+        assert!(
+            code == Some(1) && !said.contains("secret") && !why.contains("secret"),
+            "{line}: {said} {why}"
+        );
+    }
+    let all = Options::new().with("all", true);
+    type Rules = Vec<(String, String, Vec<(String, String)>)>;
+    let client = user.client(broker.socket());
+    client.manager::<_, Rules>("ListRules", &all.0).unwrap_err().is("NotAuthorized", "rules for others");
+    let (code, said, why) = run(&lab.root(), "policy show --all");
+    let heads: Vec<&str> = said.lines().filter(|line| !line.starts_with(' ') && !line.is_empty()).collect();
+    assert_eq!(code, Some(0), "{why}");
+    assert_eq!(
+        heads,
+        [
+            &format!("50-test.toml:1 secret: for uids {}", other.uid),
+            &format!("50-test.toml:6 mine: for uids {}, {}", user.uid, other.uid),
+            "built-in root: for uids 0",
+            "built-in everybody: for everybody but root",
+        ]
+    );
+    // Root tries what others would be told, with what they use; a file that is not in force is tried by anybody.
+    client.create("one", Options::new().no_range()).unwrap();
+    let (code, said, _) =
+        run(&lab.root(), &format!("policy test create-grant --no-ids --account {}", user.uid));
+    assert!(code == Some(0) && said.contains("50-test.toml:6 mine"), "{said}");
+    let draft = lab.scratch.join("draft");
+    fs::create_dir_all(draft.join("policy.d")).unwrap();
+    let file = draft.join("policy.d/10-new.toml");
+    let put = |text: &str| fs::write(&file, text).unwrap();
+    put(&format!("[[rule]]\nname = \"new\"\nuids = [{}]\nquota.grants = 0\n", user.uid));
+    let (place, unreachable) = (draft.display(), lab.scratch.join("nowhere"));
+    let without_broker = |line: String| {
+        let output = user.cgrant(&unreachable, &line.split(' ').collect::<Vec<_>>());
+        (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let (code, said) = without_broker(format!("policy test create-grant --config-dir {place}"));
+    assert!(
+        code == Some(1) && said.contains("10-new.toml:1 new") && said.contains("QuotaExceeded"),
+        "{said}"
+    );
+    let (code, said) =
+        without_broker(format!("policy test create-grant --account {} --config-dir {place}", other.uid));
+    assert!(code == Some(0) && said.contains("built-in everybody"), "{said}");
+    let (code, said) = without_broker(format!("policy show --config-dir {place}"));
+    assert!(code == Some(0) && said.starts_with("10-new.toml:1 new: for uids"), "{said}");
+    put("[[rule]]\nname = \"new\"\nquota.grantz = 0\n");
+    let (code, said) = without_broker(format!("policy test connect --config-dir {place}"));
+    assert!(
+        code == Some(4) && said.contains("10-new.toml:3:7: unknown field") && said.contains("^^^^^^"),
+        "{said}"
+    );
+}
+
 fn rules_by_uid_and_by_the_groups_of_the_connection(lab: &Lab) {
     let (plain, grouped) = (lab.user(), lab.user_in(&[31_007]));
     let banned = lab.user();
@@ -318,6 +394,7 @@ crate::tests![
     requests_that_come_too_fast_wait_and_hold_up_nobody_else,
     an_account_has_its_usage_as_properties_that_change,
     usage_on_the_command_line,
+    rules_are_shown_and_tried,
     rules_by_uid_and_by_the_groups_of_the_connection,
     who_may_not_connect_is_not_served,
     ceilings_hold_for_every_grant,

@@ -112,7 +112,7 @@ Examples:
     Usage(UsageArgs),
     /// Says whether a request would be allowed, by which rule, and how far the quotas are, without making it
     #[command(after_help = "\
-Ends with 0 if it would be allowed, with 3 if not.
+Ends with 0 if it would be allowed, with 1 if not.
 
 Examples:
   cgrant explain create-grant --ids 65536 --limit memory.max=8G --persistent
@@ -120,6 +120,9 @@ Examples:
   cgrant explain set-limits --grant build --limit pids.max=max
   cgrant explain create-grant --account 1000 --application unit:ci.service     as root: for somebody else")]
     Explain(Box<ExplainArgs>),
+    /// Shows the rules of policy, and tries requests on rules that are not in force yet
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Runs a command in a container: a grant of its own, all namespaces, gone when it ends
     Run(Box<RunArgs>),
     /// Says what this machine can and cannot do, and how to mend it
@@ -164,6 +167,47 @@ Examples:
         #[arg(value_name = "NAME")]
         names: Vec<String>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Shows the rules that are for you, with file and line; as root with --all everybody's
+    #[command(after_help = "\
+What a rule does not say is as in the rule 'built-in everybody'.
+
+Examples:
+  cgrant policy show
+  cgrant policy show --all                    as root: all rules in force, in the order in which they are tried
+  cgrant policy show --config-dir ./draft     those of files in ./draft/policy.d, over the built-in ones")]
+    Show {
+        /// All rules (root only, but for files)
+        #[arg(long)]
+        all: bool,
+        /// Instead of what is in force, the files in policy.d below this directory
+        #[arg(long, value_name = "DIR")]
+        config_dir: Option<PathBuf>,
+    },
+    /// Says whether somebody would be allowed a request, by which rule
+    #[command(after_help = "\
+By the policy in force the broker says it, as 'cgrant explain' does, and what the account uses counts. Files are judged here, without
+the broker, for an account that uses nothing yet. An account that is named has the groups that the host's databases give it,
+unless --group says others. Ends with 0 if it would be allowed, with 1 if not.
+
+Examples:
+  cgrant policy test create-grant --account alice --limit memory.max=64G                 as root
+  cgrant policy test create-grant --account 1000 --application unit:ci.service           as root
+  cgrant policy test create-grant --account alice --config-dir ./draft --link --publish 80:8080
+  cgrant policy test connect --account bob --group students --config-dir ./draft")]
+    Test(Box<PolicyTestArgs>),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PolicyTestArgs {
+    #[command(flatten)]
+    pub(crate) request: ExplainArgs,
+    /// Instead of what is in force, the files in policy.d below this directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) config_dir: Option<PathBuf>,
 }
 
 const ABOUT_CGROUP: &str = "\
@@ -497,6 +541,26 @@ pub(crate) struct LifetimeArgs {
     pub(crate) persistent: bool,
 }
 
+/// A user by name or uid.
+fn user(text: &str) -> Result<u32, String> {
+    let named = || match nix::unistd::User::from_name(text) {
+        Ok(Some(user)) => Ok(user.uid.as_raw()),
+        Ok(None) => Err("there is no such user".to_owned()),
+        Err(error) => Err(format!("the users can't be looked up: {error}")),
+    };
+    text.parse().or_else(|_| named())
+}
+
+/// A group by name or gid.
+fn group(text: &str) -> Result<u32, String> {
+    let named = || match nix::unistd::Group::from_name(text) {
+        Ok(Some(group)) => Ok(group.gid.as_raw()),
+        Ok(None) => Err("there is no such group".to_owned()),
+        Err(error) => Err(format!("the groups can't be looked up: {error}")),
+    };
+    text.parse().or_else(|_| named())
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct ExplainArgs {
     /// The request
@@ -545,11 +609,11 @@ pub(crate) struct ExplainArgs {
     /// Everybody's
     #[arg(long)]
     pub(crate) all: bool,
-    /// Whose request (root only)
-    #[arg(long, value_name = "UID")]
+    /// Whose request: a user's name or uid (root only)
+    #[arg(long, value_name = "USER", value_parser = user)]
     pub(crate) account: Option<u32>,
-    /// Groups that it would be made with, the primary one first (root only)
-    #[arg(long = "group", value_name = "GID")]
+    /// Groups that it would be made with, by name or gid, the primary one first (root only)
+    #[arg(long = "group", value_name = "GROUP", value_parser = group)]
     pub(crate) groups: Vec<u32>,
     /// The application that it would be made by, such as unit:ci.service (root only)
     #[arg(long, value_name = "APPLICATION")]

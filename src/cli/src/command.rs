@@ -10,6 +10,7 @@ pub(crate) mod explain;
 pub(crate) mod grant;
 pub(crate) mod image;
 pub(crate) mod link;
+pub(crate) mod policy;
 pub(crate) mod run;
 mod supervise;
 mod tap;

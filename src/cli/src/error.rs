@@ -64,6 +64,12 @@ pub(crate) enum Failure {
     /// A file that was named can't be read or written.
     #[error("cannot {doing} {path:?}: {source}")]
     File { doing: &'static str, path: OsString, source: io::Error },
+    /// Files of policy that the broker would refuse.
+    #[error("the broker would refuse this policy: {0}")]
+    Policy(#[from] cgrant_policy::FileError),
+    /// Files of policy that can't be read, or that somebody else could have written.
+    #[error("cannot read the policy in {directory:?}: {source}")]
+    PolicyUnread { directory: OsString, source: cgrant_sys::dropin::DropInError },
     /// A kernel interface that the command itself needs failed.
     #[error("cannot {doing}: {source}")]
     Machine { doing: &'static str, source: io::Error },
@@ -118,6 +124,8 @@ impl Failure {
             | Self::Namespace { .. }
             | Self::Machine { .. }
             | Self::File { .. }
+            | Self::Policy(_)
+            | Self::PolicyUnread { .. }
             | Self::Output(_) => exit::MACHINE,
         }
     }
@@ -178,8 +186,8 @@ impl Failure {
         let line = format!("cgrant: {self}{cause}{advice}");
         let printable = |c: char| if c.is_control() { '\u{fffd}' } else { c };
         match self {
-            // What a program said last has lines of its own, after the one that matters.
-            Self::Work { .. } | Self::NotBooted { .. } => {
+            // What a program said last has lines of its own, after the one that matters; so has the place of a mistake.
+            Self::Work { .. } | Self::NotBooted { .. } | Self::Policy(_) => {
                 line.chars().map(|c| if c == '\n' { c } else { printable(c) }).collect()
             }
             _ => line.chars().map(printable).collect(),

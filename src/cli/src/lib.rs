@@ -91,6 +91,7 @@ fn carry_out(cli: Cli) -> Result<u8, Failure> {
         Command::Range(command) => command::account::range(&client, command),
         Command::Usage(args) => command::account::usage(&client, &args),
         Command::Explain(args) => command::explain::run(&client, &args),
+        Command::Policy(command) => command::policy::run(&client, command),
         Command::Run(args) => command::run::run(&client, *args),
         Command::Doctor => command::doctor::run(&client),
         Command::Autostart(command) => command::autostart::run(&client, &command),

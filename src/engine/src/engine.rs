@@ -537,6 +537,7 @@ pub fn verb(request: &Request<'_>) -> &'static str {
         Request::WriteRaw { .. } => "write raw",
         Request::ListAll => "list all",
         Request::ListAccounts => "list accounts",
+        Request::ListRules => "list rules",
         Request::Metrics => "metrics",
         Request::Legacy => "legacy",
         Request::LegacyCgroup { .. } => "legacy cgroup",
@@ -564,6 +565,7 @@ pub fn owner(caller: &Caller, request: &Request<'_>) -> HostUid {
         | Request::ExamineNetwork
         | Request::ListAll
         | Request::ListAccounts
+        | Request::ListRules
         | Request::Metrics
         | Request::Legacy
         | Request::LegacyCgroup { .. }

@@ -338,6 +338,12 @@ impl Request<'_> {
                 options.finish()?;
                 Ok(ask(Op::ListAccounts { all }, View::Accounts))
             }
+            "ListRules" => {
+                let mut options: Options = self.body()?;
+                let all = options.flag("all")?.unwrap_or(false);
+                options.finish()?;
+                Ok(ask(Op::ListRules { all }, View::Rules))
+            }
             "Explain" => {
                 let (request, options): (String, Options) = self.body()?;
                 let ask_about = crate::explain::question(&at_most("request", request, MAX_WORD)?, options)?;

@@ -28,6 +28,8 @@ pub enum View {
     Usage,
     /// `ListAccounts`.
     Accounts,
+    /// `ListRules`.
+    Rules,
     /// `ListRanges`.
     Ranges,
     /// `Explain`.
@@ -104,6 +106,9 @@ impl View {
             (Self::Usage, Answer::Usage(usage)) => reply.build(&usage_body(usage)),
             (Self::Explained, Answer::Explained(explanation)) => reply.build(&explanation_body(explanation)),
             (Self::Accounts, Answer::Accounts(accounts)) => reply.build(accounts),
+            (Self::Rules, Answer::Rules(rules)) => reply.build(
+                &rules.iter().map(|rule| (&rule.label, &rule.whom, &rule.settings)).collect::<Vec<_>>(),
+            ),
             (Self::Ranges, Answer::Ranges(ranges)) => reply.build(
                 &ranges
                     .iter()

@@ -128,6 +128,9 @@ fn every_method_of_the_manager_is_its_operation() {
         let usage = manager.get_usage(&Account::new()).await.unwrap();
         assert_eq!(usage, (1000, "built-in any-user".to_owned(), vec![("grants".to_owned(), 1, 16)]));
         assert_eq!(manager.list_accounts(&ListGrants::new().all()).await.unwrap(), [1000]);
+        let rules = manager.list_rules(&ListGrants::new().all()).await.unwrap();
+        let row = ("quota.grants".to_owned(), "3".to_owned());
+        assert_eq!(rules, [("a.toml:1 x".to_owned(), "uids 7".to_owned(), vec![row])]);
         let account = AccountProxy::new(&connection, "/org/cgrant/Broker1/account/1000").await.unwrap();
         let ranges = manager.list_ranges().await.unwrap();
         assert_eq!(ranges, [(1, 2, 3, "web".to_owned(), "00c0ffee00c0ffee".to_owned())]);
@@ -156,6 +159,7 @@ fn every_method_of_the_manager_is_its_operation() {
                 Op::FindGrant { name: "web".to_owned(), account: Some(7) },
                 Op::Usage { account: None },
                 Op::ListAccounts { all: true },
+                Op::ListRules { all: true },
                 Op::ListRanges,
                 Op::ForgetRange { name: "web".to_owned() },
                 Op::Explain(Box::new(Explain {
@@ -646,8 +650,8 @@ fn every_method_of_the_contract_is_there() {
                 }
             }
         }
-        assert_eq!(calls, 30);
-        assert!(front.seen_count() >= 30);
+        assert_eq!(calls, 31);
+        assert!(front.seen_count() >= 31);
     });
 }
 

@@ -105,6 +105,8 @@ pub enum Request<'a> {
     ListAll,
     /// The list of the accounts that have something.
     ListAccounts,
+    /// The rules for everybody.
+    ListRules,
     /// Figures about the broker and all accounts.
     Metrics,
     /// An account's usage, quotas and ranges.
@@ -419,6 +421,7 @@ fn outcome(
         Request::ListAll => root_only(rules, caller, "list the grants of other accounts"),
         Request::Metrics => metrics(rules, caller),
         Request::ListAccounts => root_only(rules, caller, "list other accounts"),
+        Request::ListRules => root_only(rules, caller, "read the rules for others"),
         Request::UsageOf { account } if *account == caller.uid => Ok(None),
         Request::UsageOf { .. } => root_only(rules, caller, "see the usage of other accounts"),
     }

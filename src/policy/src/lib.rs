@@ -33,7 +33,7 @@ pub use network::{
     ACCOUNT_BRIDGE, BridgeConfig, BridgeName, DEFAULT_BRIDGE, FIRST_HOST, MAX_MTU, MIN_MTU, Net,
     NetworkConfig, Range4,
 };
-pub use policy::{BUILT_IN, Caller, Policy, Ruling, Source};
+pub use policy::{BUILT_IN, Caller, DEFAULT_IDS, Policy, Ruling, Source};
 pub use raw::{Key, RawKey, RawValue, Setting, SettingError};
 pub use rule::{
     Access, AccessRules, Ceilings, Departed, Door, Exception, LifetimeRules, Logout, NetworkRules, PortSpan,

@@ -14,6 +14,9 @@ use crate::{
 /// The text of the built-in policy.
 pub const BUILT_IN: &str = include_str!("../../../policy/default.toml");
 
+/// How many ids a grant has if nobody says.
+pub const DEFAULT_IDS: u32 = 65_536;
+
 /// What the built-in policy is called in place of a file.
 const BUILT_IN_NAME: &str = "built-in";
 
@@ -201,6 +204,32 @@ impl Policy {
     /// Limits to set on the cgroup above all grants of the caller's account.
     pub fn account_ceilings(&self, caller: &Caller) -> Vec<(LimitKey, LimitValue)> {
         self.account_ruling(caller).account_ceilings.limits().to_vec()
+    }
+
+    /// The rules that are for the caller: what holds for it, and if that is a rule for an application what its account's own
+    /// rule says.
+    pub fn rules_for(&self, caller: &Caller) -> Vec<Cow<'_, Ruling>> {
+        let (own, account) = (self.ruling(caller), self.account_ruling(caller));
+        let is_one = own.label == account.label;
+        std::iter::once(own).chain((!is_one).then_some(Cow::Borrowed(account))).collect()
+    }
+
+    /// What a rule says otherwise than the last of the built-in ones, which has what no other says: key and value, as they would
+    /// stand in a file. Of that one itself, all.
+    pub fn differences(&self, ruling: &Ruling) -> Vec<(String, String)> {
+        let (base, mut rows) = (&self.everybody.ruling, ruling.settings());
+        if ruling.label != base.label {
+            let known = base.settings();
+            rows.retain(|row| !known.contains(row));
+        }
+        rows
+    }
+
+    /// How many ids a new grant of the caller's has for which so many are asked; 0 for as many as the range of a name has, or
+    /// [`DEFAULT_IDS`]. Who does not say how many gets no more than policy lets a grant have.
+    pub fn ids_of_new(&self, caller: &Caller, asked: u32) -> u32 {
+        let most = u32::try_from(self.quotas(caller).ids_per_grant).unwrap_or(u32::MAX);
+        if asked == 0 && most < DEFAULT_IDS { most } else { asked }
     }
 
     /// Every rule, in the order in which they are tried: what it says, and whom it is for in the words of its file.
@@ -501,6 +530,43 @@ account-ceiling = { "memory.max" = "2G" }
         {
             assert!(given.contains(&(key, LimitValue::parse(&key, text).unwrap())), "{key} {given:?}");
         }
+    }
+
+    #[test]
+    fn who_asks_sees_what_is_for_it() {
+        let policy = policy(APPLICATIONS);
+        let labels = |caller: &Caller| {
+            policy.rules_for(caller).iter().map(|ruling| ruling.label.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(labels(&of(1000, "/system.slice/ci@3.service")), ["a.toml:2 ci", "a.toml:11 account"]);
+        assert_eq!(labels(&caller(1000, &[])), ["a.toml:11 account"]);
+        assert_eq!(labels(&caller(0, &[])), ["built-in root"]);
+        let account = policy.account_ruling(&caller(1000, &[]));
+        let rows = policy.differences(account);
+        let row = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        assert_eq!(
+            rows,
+            [
+                row("quota.grants", "5"),
+                row("quota.cgroups", "100"),
+                row("grant-ceiling.\"memory.max\"", "\"1073741824\""),
+                row("grant-ceiling.\"cpu.max\"", "\"100000 100000\""),
+                row("account-ceiling.\"memory.max\"", "\"2147483648\""),
+                row("network.max-upload", "1000000"),
+                row("network.max-download", "1000000"),
+                row("lifetime.logout", "\"linger\""),
+                row("lifetime.departed", "\"keep\""),
+            ]
+        );
+        let last = policy.rules().last().unwrap().0;
+        assert_eq!(policy.differences(last), last.settings());
+        assert_eq!(
+            (
+                policy.ids_of_new(&of(1000, "/system.slice/ci@3.service"), 0),
+                policy.ids_of_new(&caller(1, &[]), 0)
+            ),
+            (7, 0)
+        );
     }
 
     #[test]

@@ -51,7 +51,7 @@ macro_rules! options {
 options! {
     /// Options of `Manager.CreateGrant`.
     CreateGrant
-    /// Options of `Manager.ListGrants` and `Manager.ListAccounts`.
+    /// Options of `Manager.ListGrants`, `Manager.ListAccounts` and `Manager.ListRules`.
     ListGrants
     /// Options of `Manager.GetGrant` and `Manager.GetUsage`.
     Account

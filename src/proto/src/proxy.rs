@@ -33,6 +33,9 @@ pub struct CreateResult {
     pub taps: Option<HashMap<String, OwnedFd>>,
 }
 
+/// A rule of the policy: where it stands, whom it is for, key and value of what it says.
+pub type Rule = (String, String, Vec<(String, String)>);
+
 /// The broker.
 #[proxy(
     interface = "org.cgrant.Broker1.Manager",
@@ -58,6 +61,9 @@ pub trait Manager {
 
     /// The caller's account, or all that have something.
     fn list_accounts(&self, options: &ListGrants<'_>) -> Result<Vec<u32>, Error>;
+
+    /// The rules for the caller, or all.
+    fn list_rules(&self, options: &ListGrants<'_>) -> Result<Vec<Rule>, Error>;
 
     /// What a request would come to, without it: the request by the name of its method.
     fn explain(&self, request: &str, options: &ExplainRequest<'_>) -> Result<Description, Error>;

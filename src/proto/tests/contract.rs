@@ -101,6 +101,7 @@ fn value(signature: &str) -> Variant<'static> {
         "a(sbs)" => Variant::new(vec![("one", true, "two")]),
         "a(sbss)" => Variant::new(vec![("one", true, "two", "three")]),
         "a(stt)" => Variant::new(vec![("one", 1u64, 2u64)]),
+        "a(ssa(ss))" => Variant::new(vec![("one", "two", vec![("key", "value")])]),
         "a(osu)" => {
             Variant::new(vec![(ObjectPath::try_from(grant_path("0123456789abcdef")).unwrap(), "one", 2u32)])
         }
@@ -210,6 +211,7 @@ async fn proxies_and_xml_are_one_contract() {
     manager.examine_network().await.unwrap();
     manager.list_ranges().await.unwrap();
     manager.list_accounts(&ListGrants::new().all()).await.unwrap();
+    manager.list_rules(&ListGrants::new().all()).await.unwrap();
     manager.forget_range("x").await.unwrap();
 
     let cgroup = CgroupProxy::new(&connection, path.as_str()).await.unwrap();

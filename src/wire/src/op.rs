@@ -273,6 +273,11 @@ pub enum Op {
         /// Everybody's?
         all: bool,
     },
+    /// The rules of the policy in force that are for the caller; all of them for root with `all`.
+    ListRules {
+        /// All?
+        all: bool,
+    },
     /// Makes a grant.
     CreateGrant(CreateGrant),
     /// The caller's grants; all accounts' for root with `all`.
@@ -491,6 +496,17 @@ pub struct Usage {
     pub rows: Vec<UsageRow>,
 }
 
+/// A rule of the policy in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleInfo {
+    /// Where it stands: `FILE:LINE NAME`, or `built-in NAME`.
+    pub label: String,
+    /// Whom it is for, in the words of its file; empty for who asks.
+    pub whom: String,
+    /// Key and value of what it says, as they would stand in a file.
+    pub settings: Vec<(String, String)>,
+}
+
 /// A range that belongs to an account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RangeInfo {
@@ -541,6 +557,8 @@ pub enum Answer {
     Findings(Vec<Finding>),
     /// To [`Op::Explain`].
     Explained(Explanation),
+    /// To [`Op::ListRules`].
+    Rules(Vec<RuleInfo>),
     /// To [`Op::ListRanges`].
     Ranges(Vec<RangeInfo>),
     /// To [`Op::Metrics`].

@@ -71,7 +71,7 @@ pub(crate) fn run(client: &Client, args: &ExplainArgs) -> Result<u8, Failure> {
 }
 
 /// The D-Bus method of `create-grant`: `CreateGrant`.
-fn method_of(request: &str) -> String {
+pub(super) fn method_of(request: &str) -> String {
     if request == "cgmanager" {
         return "CGManager".to_owned();
     }
@@ -86,7 +86,7 @@ fn method_of(request: &str) -> String {
 }
 
 /// As text the figures and the kernel's lacks are tables of their own.
-fn print(client: &Client, fields: &mut Map<String, Value>) -> Result<(), Failure> {
+pub(super) fn print(client: &Client, fields: &mut Map<String, Value>) -> Result<(), Failure> {
     let taken = |fields: &mut Map<String, Value>, key: &str| match fields.remove(key) {
         Some(Value::Array(rows)) => rows,
         _ => Vec::new(),
@@ -111,7 +111,10 @@ fn print(client: &Client, fields: &mut Map<String, Value>) -> Result<(), Failure
         return output::write(output::json(fields)?.as_bytes());
     }
     output::print(client.format, &Fields(fields.clone()))?;
-    output::print(client.format, &List::new(&["RESOURCE", "USED", "QUOTA"], rows))?;
+    // Nobody uses anything where no broker was asked.
+    if !rows.is_empty() {
+        output::print(client.format, &List::new(&["RESOURCE", "USED", "QUOTA"], rows))?;
+    }
     if lacks.is_empty() {
         Ok(())
     } else {

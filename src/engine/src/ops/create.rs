@@ -9,7 +9,8 @@ use std::{
 };
 
 use cgrant_policy::{
-    BLOCK, Caller as Subject, GrantName, GrantPath, HostGid, HostUid, IdRange, IdSpan, NewGrant, Request,
+    BLOCK, Caller as Subject, DEFAULT_IDS, GrantName, GrantPath, HostGid, HostUid, IdRange, IdSpan, NewGrant,
+    Request,
 };
 use cgrant_sys::{namespace::UsernsFd, pidfd::Pidfd, process};
 use cgrant_wire::{
@@ -30,8 +31,6 @@ use crate::{
     registry::Grant,
 };
 
-/// How many ids a grant has if the caller does not say.
-const DEFAULT_RANGE: u32 = BLOCK;
 /// Longest idempotency key, in bytes.
 const MAX_KEY: usize = 128;
 
@@ -307,13 +306,16 @@ pub fn label_of(request: &CreateGrant, name: &GrantName) -> Result<Option<GrantN
 /// # Errors
 /// [`RefusalCode::InvalidArgument`] if that is more than there are.
 pub fn ids_of(engine: &Engine, subject: &Subject, request: &CreateGrant) -> Result<Option<u32>, Refusal> {
-    let most = u32::try_from(engine.policy().quotas(subject).ids_per_grant).unwrap_or(u32::MAX);
-    request.range.map(|range| count(range.count, request.nesting, most)).transpose()
+    let count = |range: RangeRequest| match request.nesting {
+        0 => Ok(engine.policy().ids_of_new(subject, range.count)),
+        blocks => with_blocks(counted(range.count), blocks),
+    };
+    request.range.map(count).transpose()
 }
 
 /// How many ids that is, as policy looks at it.
 pub fn counted(count: u32) -> u32 {
-    if count == 0 { DEFAULT_RANGE } else { count }
+    if count == 0 { DEFAULT_IDS } else { count }
 }
 
 /// The refusal of a name that the account has a grant of.
@@ -322,13 +324,8 @@ pub fn exists(name: &GrantName) -> Refusal {
         .hint("choose another name, or release the other grant first")
 }
 
-/// How many ids: who does not say gets the usual number, or what policy lets a grant have if that is less; and the blocks for
-/// grants inside it beside that.
-fn count(asked: u32, nesting: u32, most: u32) -> Result<u32, Refusal> {
-    if nesting == 0 {
-        return Ok(if asked == 0 && most < DEFAULT_RANGE { most } else { asked });
-    }
-    let own = if asked == 0 { DEFAULT_RANGE } else { asked };
+/// So many ids, and the blocks for grants inside beside them.
+fn with_blocks(own: u32, nesting: u32) -> Result<u32, Refusal> {
     nesting.checked_mul(BLOCK).and_then(|more| own.checked_add(more)).ok_or_else(|| {
         Refusal::new(RefusalCode::InvalidArgument, format!("{nesting} blocks of ids are more than there are"))
     })

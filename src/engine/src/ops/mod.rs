@@ -61,6 +61,7 @@ fn grant_of(op: &Op) -> Option<GrantId> {
         Op::BrokerInfo
         | Op::Usage { .. }
         | Op::ListAccounts { .. }
+        | Op::ListRules { .. }
         | Op::Metrics
         | Op::CreateGrant(_)
         | Op::ListGrants { .. }
@@ -100,6 +101,7 @@ pub fn can_be_asked(op: &Op) -> bool {
         | Op::UnpublishPorts { .. } => true,
         Op::BrokerInfo
         | Op::Metrics
+        | Op::ListRules { .. }
         | Op::Attach(_)
         | Op::RemoveCgroup { .. }
         | Op::OpenCgroup { .. }
@@ -128,6 +130,7 @@ fn words(engine: &Engine, op: &Op) -> (&'static str, String) {
         Op::BrokerInfo => "broker info",
         Op::Usage { .. } => "usage",
         Op::ListAccounts { .. } => "list accounts",
+        Op::ListRules { .. } => "list rules",
         Op::Metrics => "metrics",
         Op::CreateGrant(_) => "create grant",
         Op::ListGrants { .. } => "list grants",
@@ -246,6 +249,7 @@ fn without_descriptors(engine: &Engine, caller: &Arc<Caller>, op: Op) -> Outcome
         Op::Usage { account } => query::usage(engine, caller, account),
         Op::Metrics => crate::metrics::read(engine, caller),
         Op::ListAccounts { all } => query::list_accounts(engine, caller, all),
+        Op::ListRules { all } => query::list_rules(engine, caller, all),
         Op::ListGrants { all, nested } => query::list_grants(engine, caller, all, nested),
         Op::FindGrant { name, account } => query::find_grant(engine, caller, &name, account),
         Op::Describe { grant } => query::describe(engine, caller, grant),

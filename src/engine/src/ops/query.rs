@@ -3,10 +3,10 @@
 use std::{os::fd::OwnedFd, sync::Arc};
 
 use cgrant_policy::{
-    Caller as Subject, CgroupPath, GrantName, GrantPath, HostUid, Key, Request, SettingError, Verb,
+    Caller as Subject, CgroupPath, GrantName, GrantPath, HostUid, Key, Request, Ruling, SettingError, Verb,
     judge::usage_rows,
 };
-use cgrant_wire::{Answer, BrokerInfo, FdIndex, GrantId, Refusal, RefusalCode, Usage, UsageRow};
+use cgrant_wire::{Answer, BrokerInfo, FdIndex, GrantId, Refusal, RefusalCode, RuleInfo, Usage, UsageRow};
 
 use super::{check, nested};
 use crate::{
@@ -15,6 +15,8 @@ use crate::{
     registry::Grant,
 };
 
+/// Most bytes of rules in an answer, which has to fit into a message.
+const MOST_OF_RULES: usize = 512 * 1024;
 /// Most keys in one GetValues.
 const MAX_KEYS: usize = 128;
 
@@ -114,6 +116,40 @@ pub fn list_accounts(engine: &Engine, caller: &Caller, all: bool) -> Outcome {
     }
     engine.authorize(caller, "", &Request::ListAccounts)?;
     plain(Answer::Accounts(engine.accounts().into_iter().map(|account| account.0).collect()))
+}
+
+/// The rules that are for the caller, or all for root.
+///
+/// An attacker wants to learn what others may have, and who is in which group or runs which application. Who is not root sees the
+/// rules that decide about itself, whose names and places refusals tell it anyway, and not for whom else they are.
+///
+/// # Errors
+/// If the caller asks for all and may not; [`RefusalCode::Unsupported`] if there is more than a message can hold.
+pub fn list_rules(engine: &Engine, caller: &Caller, all: bool) -> Outcome {
+    let policy = engine.policy();
+    let info = |ruling: &Ruling, whom| RuleInfo {
+        label: ruling.label.clone(),
+        whom,
+        settings: policy.differences(ruling),
+    };
+    let rules: Vec<RuleInfo> = if all {
+        engine.authorize(caller, "", &Request::ListRules)?;
+        policy.rules().map(|(ruling, whom)| info(ruling, whom)).collect()
+    } else {
+        policy.rules_for(&caller.subject()).iter().map(|ruling| info(ruling, String::new())).collect()
+    };
+    let row = |(key, value): &(String, String)| key.len() + value.len() + 16;
+    let size = |rule: &RuleInfo| {
+        rule.label.len() + rule.whom.len() + 32 + rule.settings.iter().map(row).sum::<usize>()
+    };
+    if rules.iter().map(size).sum::<usize>() > MOST_OF_RULES {
+        return Err(Refusal::new(
+            RefusalCode::Unsupported,
+            "the policy has more rules than fit into an answer",
+        )
+        .hint("`cgrant policy show --config-dir DIR` reads the files themselves"));
+    }
+    plain(Answer::Rules(rules))
 }
 
 /// The caller's grants, or everybody's for root; with `nested` those inside of them too.

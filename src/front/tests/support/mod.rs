@@ -25,7 +25,7 @@ use cgrant_sys::{Channel, seqpacket};
 use cgrant_wire::{
     Address, Answer, Audience, BridgeInfo, BrokerInfo, BusClient, ConnectionId, Created, Event, Explanation,
     FdIndex, FromEngine, GrantId, GrantInfo, Hierarchy, Lifetime, LinkInfo, LinkKind, Mac, Op, Range,
-    RangeInfo, Refusal, RefusalCode, RequestId, Stat, Surface, ToEngine, Usage, UsageRow,
+    RangeInfo, Refusal, RefusalCode, RequestId, RuleInfo, Stat, Surface, ToEngine, Usage, UsageRow,
     boot::{FromChild, FrontBoot, FrontKind, LogTarget, ToChild},
     net::Finding,
 };
@@ -436,6 +436,11 @@ pub fn answer(op: &Op, connection: ConnectionId) -> Answer {
             rows: vec![UsageRow { resource: "grants".to_owned(), used: 1, quota: 16 }],
         }),
         Op::ListAccounts { .. } => Answer::Accounts(vec![1000]),
+        Op::ListRules { .. } => Answer::Rules(vec![RuleInfo {
+            label: "a.toml:1 x".to_owned(),
+            whom: "uids 7".to_owned(),
+            settings: vec![("quota.grants".to_owned(), "3".to_owned())],
+        }]),
         Op::Metrics => Answer::Metrics(Vec::new()),
         Op::Explain(_) => Answer::Explained(Explanation {
             refusal: Some(refusal()),
