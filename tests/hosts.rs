@@ -21,6 +21,8 @@ mod busses;
 mod cgmanager_attacks;
 #[path = "integration/cgmanager_table.rs"]
 mod cgmanager_table;
+#[path = "hosts/consent.rs"]
+mod consent;
 #[path = "hosts/containers.rs"]
 mod containers;
 #[path = "integration/controllers.rs"]
@@ -135,6 +137,7 @@ fn main() -> std::process::ExitCode {
         vlans::TESTS,
         package::TESTS,
         people::TESTS,
+        consent::TESTS,
         // Last: it switches the machine off, as far as what runs on it can tell.
         autostart::TESTS,
     ];

@@ -140,20 +140,26 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 impl Client {
-    /// Speaks over `stream`, which `process` of user `uid` connected.
-    pub fn new(stream: UnixStream, uid: u32, process: Process) -> Self {
+    /// Speaks over `stream`, which `process` of user `uid` connected; it lives as long as the client, where it is given.
+    pub fn new(stream: UnixStream, uid: u32, process: impl Into<Option<Process>>) -> Self {
         Self::try_new(stream, uid, process).unwrap_or_else(|error| panic!("no D-Bus connection: {error}"))
     }
 
     /// The same where it may be refused.
-    pub fn try_new(stream: UnixStream, uid: u32, process: Process) -> Result<Self, String> {
+    pub fn try_new(
+        stream: UnixStream,
+        uid: u32,
+        process: impl Into<Option<Process>>,
+    ) -> Result<Self, String> {
         let runtime = runtime();
         let connection = runtime.block_on(async {
             let builder = Builder::unix_stream(stream).user_id(uid).p2p();
             tokio::time::timeout(PATIENCE, builder.build()).await
         });
         match connection {
-            Ok(Ok(connection)) => Ok(Self { runtime, connection, destination: None, process: Some(process) }),
+            Ok(Ok(connection)) => {
+                Ok(Self { runtime, connection, destination: None, process: process.into() })
+            }
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("it took too long".into()),
         }

@@ -4,7 +4,11 @@
 use std::{
     collections::{HashMap, VecDeque},
     fs,
-    os::unix::{fs::PermissionsExt, net::UnixStream},
+    io::Write,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{fs::PermissionsExt, net::UnixStream},
+    },
     path::PathBuf,
     process::{Child, Command, ExitCode, Stdio},
 };
@@ -20,6 +24,10 @@ const POLKIT: &str = "org.freedesktop.PolicyKit1";
 const AUTHORITY_PATH: &str = "/org/freedesktop/PolicyKit1/Authority";
 const AUTHORITY: &str = "org.freedesktop.PolicyKit1.Authority";
 const ACTIONS: &str = include_str!("../../policy/org.cgrant.broker1.policy");
+/// What asks for a password and, root by its file, tells polkit that it was the right one.
+const HELPER: &str = "/usr/lib/polkit-1/polkit-agent-helper-1";
+/// Where the host's own bus is.
+pub const SYSTEM_BUS: &str = "unix:path=/run/dbus/system_bus_socket";
 /// The uid of the bus front, where the host has no account for it: the third of the pool.
 const FRONT_UID: u32 = super::lab::POOL.0 + 2;
 
@@ -139,9 +147,7 @@ impl Desk {
     /// The same for a process that the test knows by its number.
     pub fn agent_of(&self, lab: &Lab, pid: u32, says: &str) -> Agent {
         let role = ["polkit-agent", &self.address, &pid.to_string(), says];
-        let (process, line, _) = lab.root().agent(&role);
-        assert_eq!(line, "ok");
-        Agent { process, lines: VecDeque::new() }
+        Agent::new(lab.root().agent(&role))
     }
 
     /// A command of a user's at a terminal that is its own, which its standard input has to be.
@@ -179,6 +185,26 @@ pub struct Agent {
 }
 
 impl Agent {
+    /// What was started with the role [`play`], and its first line.
+    pub fn new((process, line, _): (Process, String, Vec<OwnedFd>)) -> Self {
+        assert_eq!(line, "ok");
+        Self { process, lines: VecDeque::new() }
+    }
+
+    /// A connection of its own to a socket.
+    pub fn connect(&self, path: &str) -> UnixStream {
+        self.process.say(&format!("connect {path}"), &[]);
+        let (line, mut fds) = self.process.hear().expect("the agent has ended");
+        assert_eq!(line, "connected");
+        UnixStream::from(fds.remove(0))
+    }
+
+    /// Takes back, as its user, what polkit keeps for its session.
+    pub fn revoke(&mut self) {
+        self.process.say("revoke", &[]);
+        assert_eq!(self.hear(), "revoked");
+    }
+
     /// What it was asked next: `asked ACTION KEY=VALUE;…`, or `cancelled`.
     pub fn hear(&mut self) -> String {
         while self.lines.is_empty() {
@@ -197,46 +223,93 @@ impl Agent {
     }
 }
 
-fn subject(pid: u32) -> (&'static str, HashMap<&'static str, Variant<'static>>) {
+type Subject = (&'static str, HashMap<&'static str, Variant<'static>>);
+
+fn subject(pid: u32) -> Subject {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let start: u64 = stat.rsplit_once(") ").unwrap().1.split(' ').nth(19).unwrap().parse().unwrap();
     ("unix-process", HashMap::from([("pid", Variant::from(pid)), ("start-time", Variant::from(start))]))
 }
 
+fn session() -> Subject {
+    let id = std::env::var("XDG_SESSION_ID").expect("this is no session of logind's");
+    ("unix-session", HashMap::from([("session-id", Variant::from(id))]))
+}
+
 type Identity = (String, HashMap<String, OwnedVariant>);
 type Begin = (String, String, String, HashMap<String, String>, String, Vec<Identity>);
 
-/// The role `polkit-agent ADDRESS PID SAYS`: polkit's agent and, as root, its helper that has seen a password.
+async fn ask(
+    connection: &zbus::Connection,
+    method: &str,
+    body: &(impl serde::Serialize + zbus::DynamicType),
+) -> zbus::Result<()> {
+    connection.call_method(Some(POLKIT), AUTHORITY_PATH, Some(AUTHORITY), method, body).await.map(drop)
+}
+
+/// Has the first of those who may agree type a password, as agents do (polkit-agent-helper-1.c); what came of it.
+fn type_password(cookie: &str, identities: &[Identity], password: &str) -> String {
+    let uid = identities.first().and_then(|(_, details)| u32::try_from(details.get("uid")?).ok());
+    let user = nix::unistd::User::from_uid(uid.unwrap().into()).unwrap().unwrap();
+    let mut helper = Command::new(HELPER)
+        .arg(user.name)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    helper.stdin.take().unwrap().write_all(format!("{cookie}\n{password}\n").as_bytes()).unwrap();
+    String::from_utf8(helper.wait_with_output().unwrap().stdout).unwrap()
+}
+
+/// The role `polkit-agent ADDRESS FOR SAYS`: polkit's agent.
+///
+/// FOR is a pid, or `session` for the session that this runs in. SAYS is `no`, `nothing`, `yes`, where this is root and polkit's own
+/// helper too, which has seen a password; or a password.
 pub fn play(words: [&str; 3], socket: UnixStream) -> ExitCode {
-    let [address, pid, says] = words;
+    let [address, whose, says] = words;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let connection = Builder::address(address).build().await.unwrap();
         let mut messages = MessageStream::from(&connection);
-        let body = (subject(pid.parse().unwrap()), "C", "/agent");
-        let method = "RegisterAuthenticationAgent";
-        connection.call_method(Some(POLKIT), AUTHORITY_PATH, Some(AUTHORITY), method, &body).await.unwrap();
+        let subject = if whose == "session" { session() } else { subject(whose.parse().unwrap()) };
+        ask(&connection, "RegisterAuthenticationAgent", &(subject, "C", "/agent")).await.unwrap();
         tell(&socket, "ok", &[]);
         socket.set_nonblocking(true).unwrap();
-        let socket = tokio::net::UnixStream::from_std(socket).unwrap();
+        let reading = tokio::net::UnixStream::from_std(socket.try_clone().unwrap()).unwrap();
         let say = |line: &str| {
-            let _ = socket.try_write(format!("{line}\n").as_bytes());
+            let _ = (&socket).write_all(format!("{line}\n").as_bytes());
         };
         loop {
             let message = tokio::select! {
                 message = messages.next() => message,
-                Ok(()) = socket.readable() => {
-                    match socket.try_read(&mut [0; 64]) {
+                Ok(()) = reading.readable() => {
+                    let mut buffer = [0; 256];
+                    let length = match reading.try_read(&mut buffer) {
                         Ok(0) => return ExitCode::SUCCESS,
-                        Ok(_) => say("quiet"),
-                        Err(_) => (),
+                        Ok(length) => length,
+                        Err(_) => continue,
+                    };
+                    let words: Vec<&str> =
+                        std::str::from_utf8(&buffer[..length]).unwrap().split_whitespace().collect();
+                    match words.as_slice() {
+                        ["connect", path] => {
+                            let stream = UnixStream::connect(path).unwrap();
+                            tell(&socket, "connected", &[stream.as_fd()]);
+                        }
+                        ["revoke"] => {
+                            ask(&connection, "RevokeTemporaryAuthorizations", &(session(),)).await.unwrap();
+                            say("revoked");
+                        }
+                        _ => say("quiet"),
                     }
                     continue;
                 }
             };
             let Some(Ok(message)) = message else { return ExitCode::FAILURE };
             let header = message.header();
-            match header.member().map_or("", |member| member.as_str()) {
+            let member = header.member().map_or("", |member| member.as_str());
+            match member {
                 "BeginAuthentication" => {
                     let (action, text, _, details, cookie, identities): Begin =
                         message.body().deserialize().unwrap();
@@ -245,35 +318,27 @@ pub fn play(words: [&str; 3], socket: UnixStream) -> ExitCode {
                     details.sort();
                     say(&format!("asked {action} {};text={text}", details.join(";")));
                     match says {
+                        "nothing" => continue,
+                        "no" => (),
                         "yes" => {
                             let body = (0_u32, cookie, identities.first().unwrap());
-                            let method = "AuthenticationAgentResponse2";
-                            let answered = connection
-                                .call_method(Some(POLKIT), AUTHORITY_PATH, Some(AUTHORITY), method, &body)
-                                .await;
-                            if let Err(error) = answered {
+                            if let Err(error) = ask(&connection, "AuthenticationAgentResponse2", &body).await
+                            {
                                 say(&format!("not heard: {error}"));
                             }
-                            connection
-                                .send(&Message::method_return(&header).build(&()).unwrap())
-                                .await
-                                .unwrap();
                         }
-                        "no" => {
-                            connection
-                                .send(&Message::method_return(&header).build(&()).unwrap())
-                                .await
-                                .unwrap();
+                        password => {
+                            let said = type_password(&cookie, &identities, password);
+                            if !said.ends_with("SUCCESS\n") {
+                                say(&format!("not believed: {said}"));
+                            }
                         }
-                        _ => (),
                     }
                 }
-                "CancelAuthentication" => {
-                    say("cancelled");
-                    connection.send(&Message::method_return(&header).build(&()).unwrap()).await.unwrap();
-                }
-                _ => (),
+                "CancelAuthentication" => say("cancelled"),
+                _ => continue,
             }
+            connection.send(&Message::method_return(&header).build(&()).unwrap()).await.unwrap();
         }
     })
 }

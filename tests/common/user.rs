@@ -96,30 +96,19 @@ impl User {
     }
 
     fn agent_as(&self, gid: &str, role: &[&str]) -> (Process, String, Vec<OwnedFd>) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut command = self.dropped_to(gid);
-        command.arg("role").args(role).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
-        let process = Process::start(&mut command, Some(ours));
-        drop(command);
-        let (line, fds) = process.hear().expect("the agent ended without a word");
-        (process, line, fds)
+        command.arg("role").args(role);
+        Process::agent(command)
     }
 
     /// An agent as uid and gid `id` of a user namespace that this user made and root has mapped.
     pub fn agent_in(&self, namespace: &Process, id: u32, role: &[&str]) -> (Process, String, Vec<OwnedFd>) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--user=/proc/{}/ns/user", namespace.pid))
             .args([format!("-S{id}"), format!("-G{id}")]);
         command.arg(self.programs.join("tests")).arg("--role").args(role);
-        command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
-        let process = Process::start(&mut command, Some(ours));
-        drop(command);
-        let (line, fds) = process.hear().expect("the agent ended without a word");
-        (process, line, fds)
+        Process::agent(command)
     }
 
     /// A user namespace of this user's, and the process that lives in it.
@@ -198,6 +187,18 @@ impl Process {
     /// Starts any command as a process that is killed with the test.
     pub fn of(command: &mut Command) -> Self {
         Self::start(command, None)
+    }
+
+    /// A command that becomes an agent, and the agent's first line.
+    pub fn agent(mut command: Command) -> (Self, String, Vec<OwnedFd>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
+        let process = Self::start(&mut command, Some(ours));
+        // Its end of the pair is the agent's alone.
+        drop(command);
+        let (line, fds) = process.hear().expect("the agent ended without a word");
+        (process, line, fds)
     }
 
     /// The next line of an agent, with descriptors; `None` when it has ended.

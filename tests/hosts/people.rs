@@ -2,13 +2,14 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    io::Write,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use crate::common::{
-    Lab, User, checker,
+    Lab, Process, User, checker,
     containers::{PACKAGED, Shell, busybox},
     systemd::{done, systemctl},
     wait_until,
@@ -30,9 +31,15 @@ impl Person {
             &uid.to_string(),
             name,
         ]));
+        let person = Self::known(lab, name, uid);
+        fs::set_permissions(&person.user.home, fs::Permissions::from_mode(0o700)).unwrap();
+        person
+    }
+
+    /// Somebody who has an account already.
+    pub fn known(lab: &Lab, name: &str, uid: u32) -> Self {
         let mut user = User::new(uid, &[], &lab.scratch, &lab.programs);
         user.home = PathBuf::from("/home").join(name);
-        fs::set_permissions(&user.home, fs::Permissions::from_mode(0o700)).unwrap();
         Self { name: name.to_owned(), user }
     }
 
@@ -45,6 +52,20 @@ impl Person {
     /// The same, that goes on.
     pub fn session(&self, script: &str) -> Child {
         self.login(script).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    /// The same, that plays a role of the test program's; its first line.
+    pub fn agent(&self, lab: &Lab, role: &[&str]) -> (Process, String, Vec<OwnedFd>) {
+        let program = lab.programs.join("tests");
+        Process::agent(self.login(&format!("exec {} --role {}", program.display(), role.join(" "))))
+    }
+
+    /// Gives it a password.
+    pub fn set_password(&self, password: &str) {
+        let mut chpasswd = Command::new("chpasswd").stdin(Stdio::piped()).spawn().unwrap();
+        let line = format!("{}:{password}\n", self.name);
+        chpasswd.stdin.take().unwrap().write_all(line.as_bytes()).unwrap();
+        assert!(chpasswd.wait().unwrap().success());
     }
 
     /// Does logind know of a session?
