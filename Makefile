@@ -48,7 +48,7 @@ polkitdir := /usr/share/polkit-1/actions
 DEPS_BUILD := gcc libc6-dev libpam0g ca-certificates
 DEPS_DEB := debhelper dpkg-dev lintian
 DEPS_DEMO := busybox-static dnsmasq-base iproute2 mmdebstrap nftables procps util-linux
-DEPS_CHECK := $(DEPS_DEB) bsdutils busybox-static dbus dnsmasq-base e2fsprogs groff-base iproute2 libdbus-1-dev libglib2.0-bin mmdebstrap nftables openssl pkg-config polkitd procps python3-gi qemu-system-x86 \
+DEPS_CHECK := $(DEPS_DEB) bsdutils busybox-static dbus dnsmasq-base e2fsprogs groff-base iproute2 libdbus-1-dev libglib2.0-bin mmdebstrap nftables openssl pkg-config polkitd procps python3-gi qemu-system-x86 qemu-utils \
 	strace systemd uidmap util-linux xz-utils zstd
 DEPS_BENCH := bubblewrap busybox-static crun dbus dnsmasq-base iperf3 iproute2 lxc mmdebstrap nftables passt podman runc slirp4netns strace \
 	systemd-container uidmap util-linux

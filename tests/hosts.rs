@@ -57,6 +57,8 @@ mod pam;
 mod people;
 #[path = "hosts/placement.rs"]
 mod placement;
+#[path = "hosts/reboot.rs"]
+mod reboot;
 #[path = "hosts/shutdown.rs"]
 mod shutdown;
 #[path = "hosts/vlans.rs"]
@@ -138,8 +140,10 @@ fn main() -> std::process::ExitCode {
         package::TESTS,
         people::TESTS,
         consent::TESTS,
-        // Last: it switches the machine off, as far as what runs on it can tell.
+        // It switches the machine off, as far as what runs on it can tell.
         autostart::TESTS,
+        // Last: it does so.
+        reboot::TESTS,
     ];
     let others = [(OF_THE_KERNEL, "CGRANT_TEST_KERNEL_OF"), (OF_THE_LAYOUT, "CGRANT_TEST_LAYOUT_OF")];
     let others = others.into_iter().filter_map(|(modules, host)| Some((modules, std::env::var(host).ok()?)));
