@@ -258,6 +258,8 @@ fn what_a_user_had_who_logs_out_ends_as_policy_says(lab: &Lab) {
     assert!(held.is_alive());
     broker.start_again();
     assert_eq!(held.wait_signal(), Some(15));
+    let client = lingers.client(broker.socket());
+    wait_until("the grant is gone", || client.names().is_empty());
     assert!(kept.process.is_alive() && others.process.is_alive());
     checker::assert_in_order(lab);
 }
