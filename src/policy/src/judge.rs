@@ -1256,6 +1256,25 @@ raw.write = ["memory.swap.high"]
     }
 
     #[test]
+    fn metrics_are_roots_and_whom_a_rule_lets() {
+        let built_in = Policy::built_in().unwrap();
+        assert!(
+            allowed(&built_in, ROOT, &Request::Metrics) && !allowed(&built_in, PERSON, &Request::Metrics)
+        );
+        let collector = with("uids = [1000]\naccess.metrics = \"allow\"\n");
+        assert!(allowed(&collector, PERSON, &Request::Metrics));
+        assert!(!allowed(&collector, PERSON + 1, &Request::Metrics));
+        let all = judge_consented(
+            &built_in,
+            &caller(PERSON),
+            &Request::Metrics,
+            &UsageNow::default(),
+            &Action::ALL,
+        );
+        assert!(matches!(all, Verdict::Deny(_)), "nobody can agree to it: {all:?}");
+    }
+
+    #[test]
     fn controllers_that_are_not_listed_are_refused_whatever_the_way() {
         let policy = with(
             "access.controllers = [\"cpu\", \"pids\"]\nraw.write = [\"memory.swap.high\", \"cpu.idle\"]\ngrant-ceiling = { \"memory.max\" = \"1G\" }\n",
