@@ -59,6 +59,7 @@ mod system_copies;
 mod system_devices;
 mod system_inside;
 mod system_moves;
+mod system_nested;
 mod system_settings;
 mod system_shutdown;
 mod system_verbs;
@@ -117,6 +118,7 @@ fn main() -> std::process::ExitCode {
         system_devices::TESTS,
         system_inside::TESTS,
         system_moves::TESTS,
+        system_nested::TESTS,
         system_settings::TESTS,
         system_shutdown::TESTS,
         system_verbs::TESTS,

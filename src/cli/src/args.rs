@@ -3,6 +3,7 @@
 //! What names files and commands may be any bytes; what goes into D-Bus messages must be UTF-8.
 
 mod autostart;
+mod blocks;
 mod cgroup;
 mod completions;
 mod container;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit;
 pub(crate) use autostart::AutostartCommand;
+pub(crate) use blocks::Blocks;
 pub(crate) use cgroup::{Controllers, Key, LegacyCommand, Place, PlaceOrOwn};
 pub(crate) use completions::{CompletionsArgs, ManualArgs, NamesArgs, Shell};
 pub(crate) use container::{

@@ -45,7 +45,7 @@ use zbus::{Fd, MessageStream, OwnedObjectPath};
 use crate::error::{Doing, Failure};
 use message::{FromOwner, FromWorker, receive, send};
 pub(crate) use message::{JobFailure, Told, room};
-pub(crate) use worker::{ACCOUNT, Job, Worker, end_with};
+pub(crate) use worker::{Job, Worker, end_with};
 
 /// Name of the range that files of images belong to.
 pub(crate) const IMAGES: &str = "cgrant-images";
@@ -130,7 +130,8 @@ impl<R: Serialize + DeserializeOwned> Storage<R> {
         Ok(Self { doing, base, channel, keeper, namespace, job, result: PhantomData })
     }
 
-    /// Has the broker give the job the ids of `range`, in a grant of the name `name`, and lets it run.
+    /// Has the broker give the job the `ids` ids of `range`, in a grant of the name `name`, and lets it run. 0: as many as the range
+    /// has, or a new one gets usually.
     ///
     /// Jobs on images follow each other: this waits until no other process of the account's has one. A container's name that
     /// is in use is refused by the broker.
@@ -139,6 +140,7 @@ impl<R: Serialize + DeserializeOwned> Storage<R> {
         session: &'a Session,
         name: &str,
         range: &str,
+        ids: u32,
     ) -> Result<Running<'a, R>, Failure> {
         let Self { doing, base, channel, keeper, namespace, job, result } = self;
         let lock = (range == IMAGES).then(|| lock(base)).transpose()?;
@@ -148,7 +150,7 @@ impl<R: Serialize + DeserializeOwned> Storage<R> {
             .userns(namespace.as_fd())
             .own_ids()
             .range_name(range)
-            .range_count(IDS);
+            .range_count(ids);
         // Who has the lock is alone.
         let patience = lock.is_some().then_some(SUCCESSION);
         let (grant, ..) = make_grant(session, name, &options, patience).doing(|| doing.clone())?;
@@ -160,7 +162,7 @@ impl<R: Serialize + DeserializeOwned> Storage<R> {
         Ok(running)
     }
 
-    /// Starts the job and waits for its result.
+    /// Starts the job, with all ids of a range that is there or is like any other, and waits for its result.
     pub(crate) fn run(
         self,
         session: &Session,
@@ -168,7 +170,7 @@ impl<R: Serialize + DeserializeOwned> Storage<R> {
         range: &str,
         told: &mut dyn FnMut(Told),
     ) -> Result<R, Failure> {
-        self.start(session, name, range)?.wait(told)
+        self.start(session, name, range, 0)?.wait(told)
     }
 }
 

@@ -56,6 +56,8 @@ pub enum Step {
     Names,
     /// Opening the console's terminal, or showing it.
     Console,
+    /// Showing the broker's sockets.
+    Broker,
     /// Making what `/run/host` tells.
     HostView,
     /// Writing what is the container's own into its root, at its first start.
@@ -180,6 +182,7 @@ impl fmt::Display for StepFailure {
             Step::DeviceLink => write!(f, "cannot make the link {subject}"),
             Step::Names => write!(f, "cannot show a {subject} of its own"),
             Step::Console => write!(f, "cannot set up the terminal {subject}"),
+            Step::Broker => write!(f, "cannot show the broker's sockets ({subject}) at /run/cgrant"),
             Step::HostView => write!(f, "cannot make /run/host/{subject}"),
             Step::Personal => write!(f, "cannot write /{subject}"),
             Step::Confine => write!(f, "cannot give up {subject}"),

@@ -150,14 +150,15 @@ impl Mapped {
 
     /// Lets the stage clone the container's first process into `payload` (an `O_PATH` descriptor of a
     /// cgroup2 directory) and waits until the command is executed. The stage must be attached to the grant: what
-    /// it makes is where it is itself, in every v1 hierarchy.
+    /// it makes is where it is itself, in every v1 hierarchy. Without a `payload` it must be attached to that: in a container
+    /// nobody can clone into a cgroup outside of the container's own tree.
     ///
     /// # Errors
     /// [`LaunchError::Step`] with the step that failed, among them that the command cannot be executed;
     /// [`LaunchError::Died`] if a process was killed meanwhile, for instance for want of memory.
-    pub fn start(self, payload: BorrowedFd<'_>) -> Result<Container, LaunchError> {
+    pub fn start<'p>(self, payload: impl Into<Option<BorrowedFd<'p>>>) -> Result<Container, LaunchError> {
         let Self { mut launch, .. } = self;
-        heard_or_gone(send(&launch.channel, &FromLauncher::Attached, Some(payload)))?;
+        heard_or_gone(send(&launch.channel, &FromLauncher::Attached, payload.into()))?;
         let Heard { init, executing, failure } = Heard::until_end(&launch.channel)?;
         let stage = launch.stage.wait()?;
         let Some(mut init) = init else {

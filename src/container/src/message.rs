@@ -30,7 +30,7 @@ pub(crate) enum FromStage {
 pub(crate) enum FromLauncher {
     /// The grant is made and its ids are mapped.
     Mapped(Placement),
-    /// The stage is attached to the grant; a descriptor of the payload comes beside the message.
+    /// The stage is attached to the grant; a descriptor of the payload comes beside the message, unless the stage is in that.
     Attached,
 }
 

@@ -59,7 +59,7 @@ fn launch(channel: &Channel, spec: &Prepared) -> Result<i32, StepFailure> {
         return Ok(built.status().into());
     }
     let payload = wait_for_cgroup(channel)?;
-    let init = clone_into(&payload, || init::run(channel, spec, &root, &placement))?;
+    let init = clone_into(payload.as_ref(), || init::run(channel, spec, &root, &placement))?;
     told(send(channel, &FromStage::Init, Some(init.pidfd.as_fd())))?;
     Ok(0)
 }
@@ -90,22 +90,23 @@ fn wait_for_ids(channel: &Channel) -> Result<Placement, StepFailure> {
     }
 }
 
-/// While this blocks, the broker attaches this process: what it makes from now on is under the grant's limits.
-fn wait_for_cgroup(channel: &Channel) -> Result<OwnedFd, StepFailure> {
+/// While this blocks, the broker attaches this process: what it makes from now on is under the grant's limits. The payload, unless
+/// this process is in it.
+fn wait_for_cgroup(channel: &Channel) -> Result<Option<OwnedFd>, StepFailure> {
     match receive(channel) {
-        Ok(Some((FromLauncher::Attached, Some(payload)))) => Ok(payload),
+        Ok(Some((FromLauncher::Attached, payload))) => Ok(payload),
         _ => Err(untold()),
     }
 }
 
 /// CLONE_PARENT: the new process is the launcher's child, which can wait for it after this process is gone.
-fn clone_into(payload: &OwnedFd, main: impl FnOnce() -> i32) -> Result<Child, StepFailure> {
-    Clone3::new()
-        .flags(CloneFlags::CLONE_NEWPID)
-        .sibling()
-        .cgroup(payload.as_fd())
-        .spawn(main)
-        .at(Step::Clone, "")
+fn clone_into(payload: Option<&OwnedFd>, main: impl FnOnce() -> i32) -> Result<Child, StepFailure> {
+    let clone = Clone3::new().flags(CloneFlags::CLONE_NEWPID).sibling();
+    let clone = match payload {
+        Some(payload) => clone.cgroup(payload.as_fd()),
+        None => clone,
+    };
+    clone.spawn(main).at(Step::Clone, "")
 }
 
 /// A message that did not get through: the launcher is gone, and with it the reason to go on.

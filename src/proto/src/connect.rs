@@ -10,7 +10,7 @@ use zbus::{Connection, connection::Builder};
 
 use crate::{
     error::Error,
-    names::{DEFAULT_SOCKET, SOCKET_VARIABLE},
+    names::{DEFAULT_SOCKET, INNER_SOCKET, SOCKET_VARIABLE},
 };
 
 /// Where a broker is.
@@ -44,16 +44,18 @@ impl Endpoint {
         Ok(Self::Socket(PathBuf::from(path)))
     }
 
-    /// Where the broker is when nobody says: `$CGRANT_SOCKET`, else `/run/cgrant/public/bus` if it is there,
-    /// else the system bus.
+    /// Where the broker is when nobody says: `$CGRANT_SOCKET`, else `/run/cgrant/public/bus` if it is there, else
+    /// `/run/cgrant/bus`, which a container has in which others can be made, else the system bus.
     ///
     /// # Errors
     /// [`Error::BadEndpoint`] if the variable names no endpoint.
     pub fn find() -> Result<Self, Error> {
         match env::var(SOCKET_VARIABLE) {
             Ok(text) if !text.is_empty() => Self::parse(&text),
-            _ if Path::new(DEFAULT_SOCKET).exists() => Ok(Self::Socket(PathBuf::from(DEFAULT_SOCKET))),
-            _ => Ok(Self::SystemBus),
+            _ => {
+                let there = [DEFAULT_SOCKET, INNER_SOCKET].into_iter().find(|path| Path::new(path).exists());
+                Ok(there.map_or(Self::SystemBus, |path| Self::Socket(PathBuf::from(path))))
+            }
         }
     }
 }

@@ -26,6 +26,15 @@ impl Description {
         }
     }
 
+    /// The number under `key`; `None` if there is none, or something else.
+    pub fn number(&self, key: &str) -> Option<u64> {
+        match **self.0.get(key)? {
+            Variant::U32(number) => Some(number.into()),
+            Variant::U64(number) => Some(number),
+            _ => None,
+        }
+    }
+
     /// Is there `true` under `key`?
     pub fn flag(&self, key: &str) -> bool {
         matches!(self.0.get(key).map(|value| &**value), Some(Variant::Bool(true)))
@@ -72,6 +81,7 @@ mod tests {
         assert_eq!(description.text("name"), Some("eth0"));
         assert!(description.descriptor("name").is_none() && description.descriptor("tap").is_none());
         assert_eq!((description.text("mtu"), description.text("mac")), (None, None));
+        assert_eq!((description.number("mtu"), description.number("name")), (Some(1500), None));
         assert_eq!(description.texts("dns"), ["10.0.0.2", "fd00::2"]);
         assert!(description.texts("name").is_empty());
         assert_eq!((description.flag("managed"), description.flag("name")), (true, false));

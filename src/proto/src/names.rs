@@ -28,6 +28,8 @@ pub const ACCOUNT: &str = "org.cgrant.Broker1.Account";
 pub const ERROR_PREFIX: &str = "org.cgrant.Error.";
 /// Socket of the instance `default`, which is also the broker's socket inside a container.
 pub const DEFAULT_SOCKET: &str = "/run/cgrant/public/bus";
+/// The same socket in a container in which others can be made.
+pub const INNER_SOCKET: &str = "/run/cgrant/bus";
 /// Environment variable that names the broker's socket.
 pub const SOCKET_VARIABLE: &str = "CGRANT_SOCKET";
 

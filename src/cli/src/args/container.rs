@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use super::{Dns, LimitArgs, LinkArgs, PortArgs, TellingArgs, limit, told::ToldArgs};
+use super::{Blocks, Dns, LimitArgs, LinkArgs, PortArgs, TellingArgs, limit, told::ToldArgs};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ContainerCommand {
@@ -445,9 +445,10 @@ pub(crate) struct NewArgs {
     /// Give it files of its own, copied from the image's, instead of laying what it changes over these
     #[arg(long)]
     pub(crate) copy: bool,
-    /// Let it make containers itself: nothing of proc and sysfs is hidden then
-    #[arg(long)]
-    pub(crate) nesting: bool,
+    /// Let its root make containers in it, with so many blocks of 65536 ids for them; otherwise 16, or what there are. Nothing of
+    /// proc and sysfs is hidden then
+    #[arg(long, value_name = "BLOCKS", num_args = 0..=1, require_equals = true, default_missing_value = "auto")]
+    pub(crate) nesting: Option<Blocks>,
     /// Who answers for names, if it has a link: its servers ('link', the default), these, or whom its own resolv.conf names ('none')
     #[arg(long, value_name = "SERVERS", default_value = "link")]
     pub(crate) dns: Dns,

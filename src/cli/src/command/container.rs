@@ -18,6 +18,7 @@ mod layered;
 mod list;
 mod logs;
 mod merged;
+pub(crate) mod nesting;
 mod remove;
 mod rename;
 mod restart;

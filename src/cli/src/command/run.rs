@@ -24,7 +24,7 @@ use cgrant_proto::{
 };
 use zbus::{Fd, OwnedObjectPath};
 
-use super::{grant::each_once, link, supervise};
+use super::{container::nesting::is_within_reach, grant::each_once, link, supervise};
 use crate::{
     Client,
     args::{LinkArgs, RunArgs},
@@ -165,8 +165,10 @@ impl<'a> Made<'a> {
 
     fn start(&self, staged: Staged) -> Result<Container, Failure> {
         let mapped = staged.mapped(&self.placement)?;
-        match self.attach(mapped.stage()) {
-            Ok(_) => Ok(mapped.start(self.payload.as_fd())?),
+        let payload = is_within_reach(&self.payload).then(|| self.payload.as_fd());
+        let target = if payload.is_some() { Target::Stage } else { Target::Payload };
+        match self.attach(mapped.stage(), target) {
+            Ok(_) => Ok(mapped.start(payload)?),
             // A stage that failed can't be attached any more: what it says comes before what the broker says of it.
             Err(refusal) => match mapped.failure() {
                 Some(failure) => Err(failure.into()),
@@ -175,8 +177,8 @@ impl<'a> Made<'a> {
         }
     }
 
-    fn attach(&self, stage: BorrowedFd<'_>) -> Result<u32, SessionError> {
-        let options = AttachTo::new().target(Target::Stage);
+    fn attach(&self, stage: BorrowedFd<'_>, target: Target) -> Result<u32, SessionError> {
+        let options = AttachTo::new().target(target);
         self.session.call(self.session.cgroup(&self.path)?.attach(Fd::from(stage), &options))
     }
 

@@ -10,7 +10,7 @@ use std::{
 
 use cgrant_container::{Signal, Step, StepFailure};
 use cgrant_image::{Progress, store::Store};
-use cgrant_sys::{Channel, Clone3, Dir, Pidfd, pidfd::Exit};
+use cgrant_sys::{Channel, Clone3, Dir, Pidfd, ProcFs, pidfd::Exit, process::IdKind};
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -24,13 +24,8 @@ use rustix::{
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{
-    IDS,
-    message::{FromOwner, FromWorker, JobFailure, Told, receive, send},
-};
+use super::message::{FromOwner, FromWorker, JobFailure, Told, receive, send};
 
-/// The account's own uid and gid in the storage namespace.
-pub(crate) const ACCOUNT: (u32, u32) = (IDS, IDS);
 /// Progress is told so often.
 const OFTEN: Duration = Duration::from_millis(100);
 
@@ -48,6 +43,8 @@ impl<R: Serialize, F: FnOnce(&Worker) -> Result<R, JobFailure>> Job<R> for F {}
 pub(crate) struct Worker {
     /// The account's images and containers.
     pub(crate) store: Store,
+    /// The account's own uid and gid in the storage namespace.
+    pub(crate) account: (u32, u32),
     channel: Channel,
 }
 
@@ -98,7 +95,7 @@ pub(super) fn keep<R: Serialize>(channel: &Channel, base: &Dir, job: impl Job<R>
     attend(channel, &job, go);
     if !matches!(job.wait(), Ok(Exit::Code(0))) {
         // What can't be removed now, the next job removes.
-        let _ = become_root().is_ok_and(|()| inside(base).is_ok_and(|store| store.sweep().is_ok()));
+        let _ = become_root().is_ok_and(|()| inside(base).is_ok_and(|(store, _)| store.sweep().is_ok()));
     }
     0
 }
@@ -139,7 +136,8 @@ fn work<R: Serialize>(channel: &Channel, base: &Dir, job: impl Job<R>) -> Result
     let failed = |what: &str, error: &dyn std::error::Error| JobFailure::machine(format!("{what}: {error}"));
     become_root().map_err(|error| failed("cannot become root of the storage namespace", &error))?;
     let channel = channel.try_clone().map_err(|error| failed("no descriptor is left", &error))?;
-    let result = job(&Worker { store: inside(base)?, channel })?;
+    let (store, account) = inside(base)?;
+    let result = job(&Worker { store, account, channel })?;
     serde_json::to_value(result).map_err(|error| failed("the result can't be told", &error))
 }
 
@@ -171,8 +169,17 @@ fn attend(channel: &Channel, job: &Pidfd, go: io::PipeWriter) {
     }
 }
 
-fn inside(base: &Dir) -> Result<Store, JobFailure> {
-    Ok(Store::open_inside(base, ACCOUNT)?)
+fn inside(base: &Dir) -> Result<(Store, (u32, u32)), JobFailure> {
+    let own = |kind| own_id(kind).map_err(|error| JobFailure::kernel("its ids can't be read", &error));
+    let account = (own(IdKind::Uid)?, own(IdKind::Gid)?);
+    Ok((Store::open_inside(base, account)?, account))
+}
+
+/// What the account's own id is called in this process's namespace: the one behind the range.
+fn own_id(kind: IdKind) -> io::Result<u32> {
+    let extents = ProcFs::open()?.id_map(std::process::id(), kind)?;
+    let last = extents.iter().map(|extent| extent.inside).max();
+    last.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 fn become_root() -> io::Result<()> {

@@ -110,6 +110,7 @@ mod tests {
             devices: Vec::new(),
             granted_devices: Vec::new(),
             nesting: false,
+            broker: None,
             personal: None,
         };
         let release = "NAME='x'\nID=debian\nVERSION_ID=\"12\"\nBUILD_ID=\n";

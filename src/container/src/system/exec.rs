@@ -59,7 +59,8 @@ pub(crate) fn start(
     booted: &Booted,
 ) -> Result<Pidfd, StepFailure> {
     let (near, far) = seqpacket::pair().at(Step::Fork, "")?;
-    let (payload, init, terminals) = (&site.payload, &booted.init, &booted.kept.terminals);
+    let (payload, init, terminals) =
+        (site.payload.directory_to_enter(), &booted.init, &booted.kept.terminals);
     let task = Task { process, streams, client, payload, init, terminals };
     let child = match &site.nursery {
         None => Clone3::new().spawn(|| run(&task, &far)).map(|child| child.pidfd),
@@ -92,7 +93,8 @@ pub(crate) struct Task<'t> {
     pub(crate) process: &'t Process,
     pub(crate) streams: &'t [OwnedFd],
     pub(crate) client: &'t Channel,
-    pub(crate) payload: &'t OwnedFd,
+    /// Where it is cloned into. Without one it is born where it belongs.
+    pub(crate) payload: Option<&'t OwnedFd>,
     /// The container's first process.
     pub(crate) init: &'t Pidfd,
     /// The directory of its terminals.
@@ -106,13 +108,18 @@ impl Task<'_> {
         privilege::set_dumpable(false).at(Step::Process, "memory")?;
         let Self { streams, client, payload, init, terminals, .. } = self;
         let mut keep: Vec<i32> = streams.iter().map(AsRawFd::as_raw_fd).collect();
-        let others = [monitor.as_fd(), client.as_fd(), payload.as_fd(), init.as_fd(), terminals.as_fd()];
+        let others = [monitor.as_fd(), client.as_fd(), init.as_fd(), terminals.as_fd()];
         keep.extend(others.map(|fd| fd.as_raw_fd()));
+        keep.extend(payload.map(AsRawFd::as_raw_fd));
         privilege::close_fds_from(3, &keep).at(Step::Process, "descriptors")?;
         setns(init, FIRST).at(Step::Join, "")?;
-        let entrance = payload::entrance(payload).at(Step::Join, "")?;
-        let child =
-            Clone3::new().sibling().cgroup(entrance.as_fd()).spawn(|| self.run()).at(Step::Join, "")?;
+        let entrance = payload.map(payload::entrance).transpose().at(Step::Join, "")?;
+        let clone = Clone3::new().sibling();
+        let clone = match &entrance {
+            Some(entrance) => clone.cgroup(entrance.as_fd()),
+            None => clone,
+        };
+        let child = clone.spawn(|| self.run()).at(Step::Join, "")?;
         send(monitor, &FromInit::Init, Some(child.pidfd.as_fd())).map_err(|_| StepFailure {
             step: Step::Proceed,
             subject: String::new(),

@@ -9,18 +9,25 @@ use cgrant_sys::Channel;
 use nix::{sched::CloneFlags, unistd};
 use rustix::fs::{CWD, Mode, OFlags};
 
-use super::{confine, environment, host_keys, message::FromInit, spec::Prepared, tree};
+use super::{
+    confine, environment, host_keys,
+    message::{FromInit, ToInit},
+    payload,
+    spec::Prepared,
+    tree,
+};
 use crate::{
     failure::{At, Step, StepFailure},
     init::{become_root, clean_process, execute_first, failure, forget_host},
     launch::Placement,
     loopback,
-    message::send,
+    message::{receive, send},
 };
 
-/// Runs to init's execve, or to the exit status of a failure, which the monitor is told.
-pub(crate) fn run(channel: &Channel, spec: &Prepared, placement: &Placement) -> i32 {
-    let failure = match set_up(channel, spec, placement) {
+/// Runs to init's execve, or to the exit status of a failure, which the monitor is told. `shares_cgroup`: is who cloned it in the
+/// payload, too?
+pub(crate) fn run(channel: &Channel, spec: &Prepared, placement: &Placement, shares_cgroup: bool) -> i32 {
+    let failure = match set_up(channel, spec, placement, shares_cgroup) {
         Ok(os_release) => execute(channel, spec, &os_release),
         Err(failure) => failure,
     };
@@ -29,28 +36,48 @@ pub(crate) fn run(channel: &Channel, spec: &Prepared, placement: &Placement) -> 
     i32::from(status)
 }
 
-fn set_up(channel: &Channel, spec: &Prepared, placement: &Placement) -> Result<String, StepFailure> {
+fn set_up(
+    channel: &Channel,
+    spec: &Prepared,
+    placement: &Placement,
+    shares_cgroup: bool,
+) -> Result<String, StepFailure> {
     clean_process()?;
-    let root = tree::open(spec)?;
+    let opened = tree::open(spec)?;
     let os_release = environment::os_release();
     become_root(true)?;
     nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP).at(Step::CgroupNamespace, "")?;
     rustix::system::sethostname(spec.hostname.as_bytes()).at(Step::Hostname, &spec.hostname)?;
     loopback::up().at(Step::Loopback, "")?;
-    let kept = tree::enter(&root, spec, placement, &os_release)?;
+    let kept = tree::enter(&opened, spec, placement, &os_release)?;
     show(channel, &FromInit::Console, kept.console.as_fd())?;
     show(channel, &FromInit::Terminals, kept.terminals.as_fd())?;
     show(channel, &FromInit::Notify, kept.notify.as_fd())?;
+    if shares_cgroup {
+        be_alone(channel)?;
+    }
     use_console().at(Step::Console, "/dev/console")?;
     confine::bound_capabilities().at(Step::Confine, "capabilities")?;
     confine::refuse_calls().at(Step::Confine, "system calls")?;
-    drop((root, kept));
+    drop((opened, kept));
     forget_host(&[channel.as_fd()])?;
     if spec.personal.as_ref().is_some_and(|personal| personal.new) {
         // Its SSH server fails then, and says so itself.
         let _ = host_keys::make();
     }
     Ok(os_release)
+}
+
+/// Has who cloned this process leave the payload, where init is to be alone.
+fn be_alone(channel: &Channel) -> Result<(), StepFailure> {
+    let [directory, procs, leaf] = payload::open_inside().at(Step::Clone, "the payload's leaf")?;
+    show(channel, &FromInit::Payload, directory.as_fd())?;
+    show(channel, &FromInit::Procs, procs.as_fd())?;
+    show(channel, &FromInit::Leaf, leaf.as_fd())?;
+    match receive(channel) {
+        Ok(Some((ToInit::Alone, None))) => Ok(()),
+        _ => Err(gone()),
+    }
 }
 
 fn show(channel: &Channel, message: &FromInit, fd: BorrowedFd<'_>) -> Result<(), StepFailure> {

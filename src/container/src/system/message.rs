@@ -19,10 +19,24 @@ pub(crate) enum FromInit {
     Terminals,
     /// The socket that init notifies.
     Notify,
+    /// In a container that is in another one: the payload's directory, as it is seen from inside.
+    Payload,
+    /// What puts a process into the payload itself: its `cgroup.procs`, opened for writing.
+    Procs,
+    /// What puts one into the payload's leaf. Nobody may be in the payload itself beside init, so the sender waits for
+    /// [`ToInit::Alone`].
+    Leaf,
     /// Everything is set up; next comes execve. If it succeeds, the channel ends.
     Executing,
     /// A step failed; the sender ends.
     Failed(StepFailure),
+}
+
+/// From the monitor to the first process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum ToInit {
+    /// Who cloned it is in the leaf by now.
+    Alone,
 }
 
 /// From the monitor to its launcher.

@@ -23,7 +23,7 @@ use super::{
     nursery::Nursery,
     serve::{Ears, Server},
     spec::{Prepared, SystemError, SystemSpec},
-    stage::{self, BootError, Ground, Site},
+    stage::{self, BootError, Ground, Payload, Site},
     state::{Ended, Phase, read_state},
 };
 use crate::{
@@ -103,8 +103,9 @@ struct Shown {
 /// What the broker granted to a container.
 #[derive(Debug)]
 pub struct Granted<'a> {
-    /// The payload, an `O_PATH` descriptor of a cgroup2 directory.
-    pub payload: BorrowedFd<'a>,
+    /// The payload, an `O_PATH` descriptor of a cgroup2 directory. Without one [`Namespaces::stage`] must be attached to the payload: in
+    /// a container nobody can clone into a cgroup outside of the container's own tree.
+    pub payload: Option<BorrowedFd<'a>>,
     /// For each of [`Namespaces::directories`] a mount that shows it with the container's ids, attached nowhere.
     pub mounts: &'a [BorrowedFd<'a>],
     /// For each of [`Namespaces::devices`] a mount that is a node of it, attached nowhere; without one the host's own node is seen.
@@ -128,7 +129,7 @@ impl Monitor {
     pub fn begin(spec: &SystemSpec) -> Result<Begun, StartError> {
         let mut prepared = spec.prepare()?;
         prepared.root = std::path::absolute(&prepared.root).map_err(StartError::Run)?;
-        for path in &mut prepared.shown {
+        for path in prepared.shown.iter_mut().chain(&mut prepared.broker) {
             *path = std::path::absolute(&*path).map_err(StartError::Run)?;
         }
         let shows = prepared.has_mounts().then_some(prepared.shown.len());
@@ -219,13 +220,15 @@ impl Namespaces {
         let Self { channel, mut monitor, stage, user, network, shown, devices: _ } = self;
         drop((stage, user, network, shown));
         let devices: Vec<bool> = granted.devices.iter().map(Option::is_some).collect();
-        let fds: Vec<_> = [granted.payload]
+        let fds: Vec<_> = granted
+            .payload
             .iter()
             .chain(granted.mounts)
             .chain(granted.devices.iter().flatten())
             .copied()
             .collect();
-        send_all(&channel, &(granted.placement, devices), &fds).map_err(|_| StartError::MonitorDied)?;
+        send_all(&channel, &(granted.placement, devices, granted.payload.is_some()), &fds)
+            .map_err(|_| StartError::MonitorDied)?;
         match next(&channel)? {
             (FromMonitor::Started, None) => monitor.0.take().ok_or(StartError::OutOfTurn),
             _ => Err(StartError::OutOfTurn),
@@ -289,8 +292,9 @@ fn start<'s>(channel: &Channel, spec: &'s Prepared, run: &'s Dir) -> Result<Opti
     let lock = lock(run).at(Step::Proceed, "")?;
     let ears = Ears::open(run, lock).at(Step::Process, "socket")?;
     let nursery = Nursery::make(spec).at(Step::Builder, "")?;
-    let Some(site) = prepare(channel, spec, nursery)? else { return Ok(None) };
-    let booted = stage::boot(spec, &site, false)?;
+    let Some(mut site) = prepare(channel, spec, nursery)? else { return Ok(None) };
+    let mut booted = stage::boot(spec, &site, false)?;
+    site.keep(&mut booted);
     let server = Server::new(run, spec, site, ears, booted).at(Step::Process, "state")?;
     if send(channel, &FromMonitor::Started, None).is_err() {
         server.give_up();
@@ -329,11 +333,18 @@ fn prepare(
     }
     drop(directories);
     forget_beginning();
-    let Ok(Some(((placement, devices), fds))) = receive_all::<(Placement, Vec<bool>)>(channel) else {
+    let Ok(Some(((placement, devices, shows_payload), fds))) =
+        receive_all::<(Placement, Vec<bool>, bool)>(channel)
+    else {
         return Ok(None);
     };
     let mut fds = fds.into_iter();
-    let Some(payload) = fds.next() else { return Ok(None) };
+    let payload = match shows_payload {
+        true => fds.next().map(Payload::Directory),
+        // Nobody but a nursery is in the payload.
+        false => nursery.is_some().then_some(Payload::Here(None)),
+    };
+    let Some(payload) = payload else { return Ok(None) };
     if let Some(mounts) = &ground.mounts {
         let image = if spec.layers { fds.next() } else { None };
         let binds: Vec<_> = fds.by_ref().zip(spec.targets.iter().map(PathBuf::as_path)).collect();

@@ -17,6 +17,9 @@ use crate::{
 /// The leaf for processes that come from outside into a payload that has cgroups of its own. The broker knows it by this name
 /// too.
 const LEAF: &str = ".cgrant";
+/// Where a container sees its payload.
+const ROOT: &str = "/sys/fs/cgroup";
+const PROCS: &str = "cgroup.procs";
 const FREEZE: &str = "cgroup.freeze";
 const HANDED_DOWN: &str = "cgroup.subtree_control";
 /// Longest list of controllers, in bytes.
@@ -46,6 +49,26 @@ fn remove_below(directory: &Dir, depth: usize) {
         }
         let _ = directory.remove_dir(&name);
     }
+}
+
+/// Puts this process into the cgroup whose `cgroup.procs` this is: with the rights, and in the cgroup namespace, of who opened it
+/// (`cgroup_procs_write()`).
+pub(crate) fn enter(procs: &OwnedFd) -> rustix::io::Result<()> {
+    rustix::io::write(procs, b"0").map(drop)
+}
+
+/// From inside, in the payload's own cgroup namespace, as the container's root: its directory, what puts a process into it, and what puts
+/// one into its leaf, which is made if it is not there.
+pub(crate) fn open_inside() -> io::Result<[OwnedFd; 3]> {
+    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let payload = openat(rustix::fs::CWD, ROOT, directory, Mode::empty())?;
+    match mkdirat(&payload, LEAF, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let procs = |path: &str| openat(&payload, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+    let (own, leaf) = (procs(PROCS)?, procs(&format!("{LEAF}/{PROCS}"))?);
+    Ok([payload, own, leaf])
 }
 
 /// Was it frozen through the broker? What is cloned into it stands still then, from its first instruction on.

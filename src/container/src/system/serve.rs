@@ -336,7 +336,8 @@ impl<'s> Server<'s> {
     fn start_again(&mut self) -> Option<Ended> {
         self.state.reboots = self.state.reboots.saturating_add(1);
         match boot(self.spec, &self.site, true) {
-            Ok(booted) => {
+            Ok(mut booted) => {
+                self.site.keep(&mut booted);
                 self.slave = slave(&booted);
                 let reboots = self.state.reboots;
                 self.state = State { reboots, ..State::new(self.state.monitor, booted.pid) };
@@ -509,7 +510,7 @@ impl<'s> Server<'s> {
         if self.state.phase == Phase::Stopping && self.halt.is_some() {
             return Err(Answer::Refused(Refused::Stopping));
         }
-        if payload::is_frozen(&self.site.payload) {
+        if self.site.payload.directory().is_some_and(payload::is_frozen) {
             return Err(Answer::Refused(Refused::Paused));
         }
         if self.tasks.len() >= MAX_PROCESSES || self.tasks.iter().any(|task| task.client == id) {

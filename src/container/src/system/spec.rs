@@ -171,6 +171,8 @@ pub struct SystemSpec {
     /// May it make containers itself? Then nothing is masked, and complete proc and sysfs mounts lie where its root alone
     /// can reach them, without which the kernel refuses new ones to inner namespaces.
     pub nesting: bool,
+    /// The directory of the broker's sockets, if it shall see that at `/run/cgrant`. A broker that starts again makes them anew there.
+    pub broker: Option<PathBuf>,
     /// Is this the first start? What is then written into the root.
     pub personal: Option<Personal>,
 }
@@ -243,6 +245,7 @@ pub(crate) struct Prepared {
     /// Those whose node comes from the broker.
     pub(crate) granted_devices: Vec<PathBuf>,
     pub(crate) nesting: bool,
+    pub(crate) broker: Option<PathBuf>,
     pub(crate) personal: Option<Personal>,
 }
 
@@ -272,6 +275,9 @@ impl SystemSpec {
         }
         self.check_binds()?;
         c_string("the run directory", self.run.as_os_str())?;
+        if let Some(path) = &self.broker {
+            c_string("the directory of the broker's sockets", path.as_os_str())?;
+        }
         self.check_credentials()?;
         self.devices.iter().chain(&self.granted_devices).try_for_each(|name| check_device(name))?;
         if let Some(Personal { timezone: Some(zone), .. }) = &self.personal {
@@ -299,6 +305,7 @@ impl SystemSpec {
             devices: self.devices.clone(),
             granted_devices: self.granted_devices.iter().map(|name| Path::new("/dev").join(name)).collect(),
             nesting: self.nesting,
+            broker: self.broker.clone(),
             personal: self.personal.clone(),
         })
     }
@@ -382,6 +389,7 @@ mod tests {
             devices: vec!["net/tun".into()],
             granted_devices: Vec::new(),
             nesting: false,
+            broker: None,
             personal: Some(Personal {
                 new: true,
                 timezone: Some(Timezone::Host("America/Port-au-Prince".into())),

@@ -9,11 +9,20 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use cgrant_sys::{Channel, Clone3, MntnsFd, NetnsFd, Pidfd, UsernsFd, pidfd::Signal, privilege, seqpacket};
 use nix::sched::CloneFlags;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::{
+    fs::{CWD, Mode, OFlags},
+    net::Shutdown,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    init, layers, message::FromInit, nursery::Nursery, payload, spec::Prepared, state::Ended, tree::Kept,
+    init, layers,
+    message::{FromInit, ToInit},
+    nursery::Nursery,
+    payload,
+    spec::Prepared,
+    state::Ended,
+    tree::Kept,
 };
 use crate::{
     failure::{At, Step, StepFailure},
@@ -44,10 +53,45 @@ pub(crate) struct Ground {
 #[derive(Debug)]
 pub(crate) struct Site {
     pub(crate) ground: Ground,
-    pub(crate) payload: OwnedFd,
+    pub(crate) payload: Payload,
     pub(crate) placement: Placement,
     /// Who clones what is to be in the payload, if it is not the monitor.
     pub(crate) nursery: Option<Nursery>,
+}
+
+/// The payload, as who starts the container has it.
+#[derive(Debug)]
+pub(crate) enum Payload {
+    /// Its cgroup2 directory, into which processes are cloned.
+    Directory(OwnedFd),
+    /// In a container: where the nursery is, and what the init before had of it.
+    Here(Option<Inside>),
+}
+
+/// A payload as its own processes see it.
+#[derive(Debug)]
+pub(crate) struct Inside {
+    pub(crate) directory: OwnedFd,
+    /// Its `cgroup.procs`, opened by the container's root.
+    pub(crate) procs: OwnedFd,
+}
+
+impl Payload {
+    /// Its directory, as far as there is one.
+    pub(crate) fn directory(&self) -> Option<&OwnedFd> {
+        match self {
+            Self::Directory(directory) | Self::Here(Some(Inside { directory, .. })) => Some(directory),
+            Self::Here(None) => None,
+        }
+    }
+
+    /// Where what is born elsewhere has to be cloned into.
+    pub(crate) fn directory_to_enter(&self) -> Option<&OwnedFd> {
+        match self {
+            Self::Directory(directory) => Some(directory),
+            Self::Here(_) => None,
+        }
+    }
 }
 
 /// A container whose init was executed.
@@ -56,6 +100,17 @@ pub(crate) struct Booted {
     pub(crate) init: Pidfd,
     pub(crate) pid: u32,
     pub(crate) kept: Kept,
+    /// What it has of the payload, for the next start, if that is where the nursery is.
+    pub(crate) inside: Option<Inside>,
+}
+
+impl Site {
+    /// Takes over what the next start needs of this one.
+    pub(crate) fn keep(&mut self, booted: &mut Booted) {
+        if let Some(inside) = booted.inside.take() {
+            self.payload = Payload::Here(Some(inside));
+        }
+    }
 }
 
 impl Booted {
@@ -158,7 +213,7 @@ pub(crate) fn boot(spec: &Prepared, site: &Site, again: bool) -> Result<Booted, 
     };
     let child = child.at(Step::Fork, "")?;
     drop(far);
-    let heard = Heard::until_end(&near);
+    let heard = Heard::until_end(&near, site.nursery.as_ref());
     let _ = child.wait();
     heard.booted()
 }
@@ -170,12 +225,14 @@ struct Heard {
     console: Option<OwnedFd>,
     terminals: Option<OwnedFd>,
     notify: Option<OwnedFd>,
+    payload: Option<OwnedFd>,
+    procs: Option<OwnedFd>,
     executing: bool,
     failure: Option<StepFailure>,
 }
 
 impl Heard {
-    fn until_end(channel: &Channel) -> Self {
+    fn until_end(channel: &Channel, nursery: Option<&Nursery>) -> Self {
         let mut heard = Self::default();
         while let Ok(Some((message, fd))) = receive(channel) {
             match message {
@@ -183,15 +240,25 @@ impl Heard {
                 FromInit::Console => heard.console = fd,
                 FromInit::Terminals => heard.terminals = fd,
                 FromInit::Notify => heard.notify = fd,
+                FromInit::Payload => heard.payload = fd,
+                FromInit::Procs => heard.procs = fd,
+                FromInit::Leaf => {
+                    if let Err(failure) = make_room(channel, nursery, fd) {
+                        heard.failure = Some(failure);
+                        // It waits for a word, and ends without one.
+                        let _ = rustix::net::shutdown(channel, Shutdown::Write);
+                    }
+                }
                 FromInit::Executing => heard.executing = true,
-                FromInit::Failed(failure) => heard.failure = Some(failure),
+                // What was first is why the rest failed.
+                FromInit::Failed(failure) => heard.failure = heard.failure.or(Some(failure)),
             }
         }
         heard
     }
 
     fn booted(self) -> Result<Booted, BootError> {
-        let Self { init, console, terminals, notify, executing, failure } = self;
+        let Self { init, console, terminals, notify, payload, procs, executing, failure } = self;
         let Some(init) = init else {
             return Err(failure.unwrap_or_else(|| nothing(Step::Clone)).into());
         };
@@ -200,7 +267,10 @@ impl Heard {
             _ => None,
         };
         match (kept, failure, executing, init.pid()) {
-            (Some(kept), None, true, Ok(pid)) => Ok(Booted { init, pid, kept }),
+            (Some(kept), None, true, Ok(pid)) => {
+                let inside = payload.zip(procs).map(|(directory, procs)| Inside { directory, procs });
+                Ok(Booted { init, pid, kept, inside })
+            }
             (_, failure, ..) => {
                 let _ = init.send_signal(Signal::KILL);
                 let ended = init.wait().map(Ended::of_process);
@@ -212,6 +282,13 @@ impl Heard {
             }
         }
     }
+}
+
+/// Has the nursery leave the payload to init.
+fn make_room(channel: &Channel, nursery: Option<&Nursery>, leaf: Option<OwnedFd>) -> Result<(), StepFailure> {
+    let (Some(nursery), Some(leaf)) = (nursery, leaf) else { return Err(nothing(Step::Proceed)) };
+    nursery.make_room(&leaf).at(Step::Clone, "the payload's leaf")?;
+    send(channel, &ToInit::Alone, None).map_err(|_| nothing(Step::Proceed))
 }
 
 /// The stage, from its fork to its exit status.
@@ -226,8 +303,12 @@ fn start(channel: &Channel, spec: &Prepared, site: &Site, again: bool) -> Result
     yield_memory();
     // Nothing inside may look through it at what the monitor has in memory.
     privilege::set_dumpable(false).at(Step::Process, "memory")?;
-    let mut keep = vec![channel.as_fd(), payload.as_fd(), ground.user.as_fd(), ground.network.as_fd()];
+    let mut keep = vec![channel.as_fd(), ground.user.as_fd(), ground.network.as_fd()];
     keep.extend(ground.mounts.as_ref().map(AsFd::as_fd));
+    keep.extend(payload.directory().map(AsFd::as_fd));
+    if let Payload::Here(Some(Inside { procs, .. })) = payload {
+        keep.push(procs.as_fd());
+    }
     let keep: Vec<_> = keep.iter().map(AsRawFd::as_raw_fd).collect();
     privilege::close_fds_from(3, &keep).at(Step::Process, "descriptors")?;
     ground.user.enter().at(Step::Join, "")?;
@@ -235,15 +316,20 @@ fn start(channel: &Channel, spec: &Prepared, site: &Site, again: bool) -> Result
     if let Some(mounts) = &ground.mounts {
         mounts.enter().at(Step::Join, "")?;
     }
-    if again {
-        payload::clean(payload)?;
+    if again && let Some(directory) = payload.directory() {
+        payload::clean(directory)?;
     }
-    let child = Clone3::new()
-        .flags(NAMESPACES)
-        .sibling()
-        .cgroup(payload.as_fd())
-        .spawn(|| init::run(channel, spec, placement))
-        .at(Step::Clone, "")?;
+    let clone = Clone3::new().flags(NAMESPACES).sibling();
+    let clone = match payload {
+        Payload::Directory(directory) => clone.cgroup(directory.as_fd()),
+        Payload::Here(inside) => {
+            // Born in the leaf, where the nursery is since the first start.
+            inside.iter().try_for_each(|inside| payload::enter(&inside.procs)).at(Step::Clone, "")?;
+            clone
+        }
+    };
+    let is_here = matches!(payload, Payload::Here(_));
+    let child = clone.spawn(|| init::run(channel, spec, placement, is_here)).at(Step::Clone, "")?;
     send(channel, &FromInit::Init, Some(child.pidfd.as_fd())).map_err(|_| nothing(Step::Proceed))
 }
 

@@ -6,6 +6,7 @@
 //! | `/sys` | read-only, by which systemd knows that devices are not its business; `/sys/fs/cgroup` writable |
 //! | `/dev` | as every container's, and `console`: a terminal of the container's own devpts; for an init that is not systemd `tty1` too |
 //! | `/run`, `/run/host` | tmpfs; what systemd is told |
+//! | `/run/cgrant` | the broker's sockets, if containers may be made inside |
 //!
 //! `/tmp` is the image's business.
 //!
@@ -15,7 +16,7 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use cgrant_sys::{
@@ -48,6 +49,8 @@ use crate::{
 
 /// A place that only root can enter.
 const HIDDEN: &str = "run/.cgrant";
+/// Where the broker's sockets are found.
+const BROKER: &str = "run/cgrant";
 /// Where the kernel tells its own (random(4)).
 const BOOT_ID: &str = "proc/sys/kernel/random/boot_id";
 
@@ -62,14 +65,31 @@ pub(crate) struct Kept {
     pub(crate) notify: OwnedFd,
 }
 
-/// Opens and copies the root, as the account.
-pub(crate) fn open(spec: &Prepared) -> Result<NewRoot, StepFailure> {
-    NewRoot::open(&Root::Directory { path: spec.root.clone(), read_only: false })
+/// What is taken from outside.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    /// The root's copy.
+    pub(crate) root: NewRoot,
+    /// The directory of the broker's sockets, if that is to be seen.
+    broker: Option<OwnedFd>,
+}
+
+/// Opens what is outside, and copies the root, as the account.
+pub(crate) fn open(spec: &Prepared) -> Result<Opened, StepFailure> {
+    let root = NewRoot::open(&Root::Directory { path: spec.root.clone(), read_only: false })?;
+    let show = |path: &PathBuf| {
+        let copy = open_tree_clone(open_place(path)?, Path::new(""), false)?;
+        mount_setattr(&copy, &MountChange { set: INERT | READ_ONLY, ..MountChange::default() })?;
+        Ok::<_, io::Error>(copy)
+    };
+    let name = || spec.broker.iter().map(|path| path.display().to_string()).collect::<String>();
+    let broker = spec.broker.as_ref().map(show).transpose().at(Step::Broker, &name())?;
+    Ok(Opened { root, broker })
 }
 
 /// Mounts everything in it and makes it the root, as the namespace's root.
 pub(crate) fn enter(
-    root: &NewRoot,
+    Opened { root, broker }: &Opened,
     spec: &Prepared,
     placement: &Placement,
     os_release: &str,
@@ -82,6 +102,10 @@ pub(crate) fn enter(
     spec.devices.iter().try_for_each(|name| show_device(tree, name).at(Step::Device, name))?;
     root.mount("tmpfs", &[("mode", Some("0755"))], SAFE, "run")?;
     tell_services(tree, spec).at(Step::Personal, "run/systemd/system.conf.d")?;
+    if let Some(broker) = broker {
+        mkdirat(tree, BROKER, Mode::from_raw_mode(0o755)).at(Step::Broker, BROKER)?;
+        move_mount(broker, tree, Path::new(BROKER)).at(Step::Broker, BROKER)?;
+    }
     let view = HostView::make(tree, spec, os_release)?;
     let network = placement.network.clone().unwrap_or_default();
     if !network.dns.is_empty() {

@@ -153,6 +153,7 @@ impl Scene {
             devices: Vec::new(),
             granted_devices: Vec::new(),
             nesting: false,
+            broker: None,
             personal: None,
         }
     }
@@ -166,7 +167,7 @@ impl Scene {
         let payload = self.link.ask(&namespaces);
         let placement = Placement { hostname: String::new(), ids: IDS, network: None };
         namespaces.start(&Granted {
-            payload: payload.as_fd(),
+            payload: Some(payload.as_fd()),
             mounts: &[],
             devices: &[],
             placement: &placement,

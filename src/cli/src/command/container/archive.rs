@@ -93,7 +93,7 @@ pub(super) fn export(client: &Client, args: ContainerExport) -> Result<(), Failu
     let session = client.connect(&found.doing)?;
     let mut display = Display::new(telling.quiet);
     // The grant has its name: nobody starts it meanwhile.
-    let running = storage.start(&session, &found.name, found.range())?;
+    let running = storage.start(&session, &found.name, found.range(), 0)?;
     let grant = running.grant().clone();
     let mut refused = None;
     let written = running.wait(&mut |told| match told {
@@ -219,6 +219,7 @@ impl Config {
         }
         let mut config = self.clone().copied();
         config.range = range;
+        config = config.without_blocks();
         if has_twin {
             config = config
                 .copy(self.hostname.clone(), config.range.clone())

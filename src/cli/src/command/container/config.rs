@@ -75,8 +75,12 @@ pub(super) struct Config {
     pub(super) timezone: Option<String>,
     #[serde(default)]
     pub(super) init: Vec<String>,
+    /// May it make containers itself?
     #[serde(default)]
     pub(super) nesting: bool,
+    /// Blocks of ids that its range has for them, beside its own. The files that they own are its own: it keeps them.
+    #[serde(default)]
+    pub(super) blocks: u32,
     /// Does it start with the machine?
     #[serde(default)]
     pub(super) autostart: bool,
@@ -102,8 +106,9 @@ pub(super) struct Link {
 }
 
 impl Config {
-    /// What the command line asks for, of the image with this id, for files of this range.
-    pub(super) fn new(args: &NewArgs, image: String, range: String) -> Result<Self, Failure> {
+    /// What the command line asks for, of the image with this id, for files of this range, with so many blocks of ids for containers
+    /// inside.
+    pub(super) fn new(args: &NewArgs, blocks: u32, image: String, range: String) -> Result<Self, Failure> {
         let limits = each_once(args.limits.all())?.into_iter().collect();
         let link = wants_link(args).then(|| Link {
             bridge: args.link.clone().filter(|bridge| !bridge.is_empty()),
@@ -127,7 +132,8 @@ impl Config {
             credentials: args.told.credential.iter().map(credentials::absolute).collect::<Result<_, _>>()?,
             timezone: args.told.timezone.clone(),
             init: args.init.clone(),
-            nesting: args.nesting,
+            nesting: args.nesting.is_some(),
+            blocks,
             autostart: false,
             range,
             news: None,
@@ -162,6 +168,11 @@ impl Config {
         Self { root: Root::Copy, ..self }
     }
 
+    /// How many ids its range has.
+    pub(super) fn ids(&self) -> u32 {
+        self.blocks.saturating_add(1).saturating_mul(storage::IDS)
+    }
+
     /// Refuses now what a start would refuse.
     pub(super) fn check(&self, name: &str) -> Result<(), Failure> {
         let usage = |error: String| Failure::Usage(error);
@@ -176,6 +187,11 @@ impl Config {
     /// Reads what [`bytes`](Self::bytes) wrote.
     pub(super) fn parse(text: &str) -> Option<Self> {
         serde_json::from_str::<Self>(text).ok().filter(|config| config.format == FORMAT)
+    }
+
+    /// As it comes to another host: there it is given a range like any other.
+    pub(super) fn without_blocks(self) -> Self {
+        Self { blocks: 0, ..self }
     }
 
     /// Takes away what it has of the host: what that was, as the options are called that ask for it.
@@ -238,6 +254,7 @@ impl Config {
             granted_devices: self.devices.iter().filter(|name| device::is_granted(name)).cloned().collect(),
             devices: self.devices.clone(),
             nesting: self.nesting,
+            broker: None,
             personal: self.personal(),
         })
     }
@@ -366,7 +383,7 @@ mod tests {
         let words = ["cgrant", "create", "debian:trixie"].into_iter().chain(words.iter().copied());
         match Cli::try_parse_from(words).unwrap().command {
             Command::Container(ContainerCommand::Create(args)) => {
-                Config::new(&args, "0".repeat(64), "web".into())
+                Config::new(&args, 3, "0".repeat(64), "web".into())
             }
             other => panic!("{other:?}"),
         }

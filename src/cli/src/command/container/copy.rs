@@ -39,6 +39,7 @@ pub(super) fn copy(client: &Client, name: &str, new: &str, hostname: Option<Stri
         let files = container.open_dir(root.directory()).map_err(|error| unusable(&error))?;
         Ok(offer(&files, &give, &Limits::default())?)
     })?;
+    let ids = config.ids();
     let (own, config, taken) = (new.to_owned(), config.bytes(), range.clone());
     let taker = Storage::begin(found.doing.clone(), move |worker: &Worker| {
         must_be_free(&worker.store, &taken)?;
@@ -60,7 +61,7 @@ pub(super) fn copy(client: &Client, name: &str, new: &str, hostname: Option<Stri
     })?;
     let session = client.connect(&found.doing)?;
     let mut display = Display::new(false);
-    let (gives, takes) = ((name, found.range()), (new, range.as_str()));
+    let (gives, takes) = ((name, found.range(), 0), (new, range.as_str(), ids));
     hand_over(&session, &found.doing, (giver, gives), (taker, takes), &mut display)
 }
 

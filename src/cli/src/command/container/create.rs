@@ -7,6 +7,7 @@ use cgrant_sys::seqpacket;
 use super::{
     config::{Config, free_range, must_be_free},
     layered::{self, Layered},
+    nesting,
     settings::check_limits,
 };
 use crate::{
@@ -52,7 +53,8 @@ pub(super) fn make(client: &Client, args: &NewArgs) -> Result<(), Failure> {
     }
     let bytes = store.image(&image.to_string()).ok().map(|image| image.bytes);
     let range = free_range(&store, &args.name).map_err(failed)?;
-    let config = Config::new(args, image.to_string(), range)?;
+    let blocks = nesting::blocks(client, args.nesting, &doing)?;
+    let config = Config::new(args, blocks, image.to_string(), range)?;
     let plan = Plan { doing, name: &args.name, image, bytes, config };
     let why = match args.copy {
         true => None,
@@ -91,7 +93,7 @@ fn lay(client: &Client, plan: &Plan<'_>) -> Result<Layered, Failure> {
         Ok(Layered::Done)
     })?;
     let session = client.connect(doing)?;
-    let running = storage.start(&session, name, &config.range)?;
+    let running = storage.start(&session, name, &config.range, config.ids())?;
     let grant = running.grant().clone();
     let mut refused = None;
     let laid = running.wait(&mut |_| refused = layered::answer(&near, &session, &grant, doing).err());
@@ -110,7 +112,7 @@ fn copy(client: &Client, plan: Plan<'_>, why: Option<String>) -> Result<(), Fail
     let giver = Storage::begin(doing.clone(), move |worker: &Worker| {
         Ok(offer(&worker.store.rootfs(image)?, &give, &Limits::default())?)
     })?;
-    let range = config.range.clone();
+    let (range, ids) = (config.range.clone(), config.ids());
     let config = config.copied().bytes();
     let (own, taken) = (name.to_owned(), range.clone());
     let taker = Storage::begin(doing.clone(), move |worker: &Worker| {
@@ -130,22 +132,22 @@ fn copy(client: &Client, plan: Plan<'_>, why: Option<String>) -> Result<(), Fail
     if let Some(why) = why {
         display.say(&format!("the image's files are copied: {why}"));
     }
-    let images = (storage::IMAGES, storage::IMAGES);
-    hand_over(&session, &doing, (giver, images), (taker, (name, &range)), &mut display)
+    let images = (storage::IMAGES, storage::IMAGES, storage::IDS);
+    hand_over(&session, &doing, (giver, images), (taker, (name, &range, ids)), &mut display)
 }
 
-/// Runs two jobs of which one reads what the other makes, each under the name of a grant and with the ids of a range. The second
+/// Runs two jobs of which one reads what the other makes, each under the name of a grant and with so many ids of a range. The second
 /// one says whether it got all.
 pub(super) fn hand_over(
     session: &Session,
     doing: &str,
-    (giver, gives): (Storage<()>, (&str, &str)),
-    (taker, takes): (Storage<bool>, (&str, &str)),
+    (giver, gives): (Storage<()>, (&str, &str, u32)),
+    (taker, takes): (Storage<bool>, (&str, &str, u32)),
     display: &mut Display,
 ) -> Result<(), Failure> {
-    let giver = giver.start(session, gives.0, gives.1)?;
-    let taken =
-        taker.start(session, takes.0, takes.1).and_then(|taker| taker.wait(&mut |told| display.tell(told)));
+    let giver = giver.start(session, gives.0, gives.1, gives.2)?;
+    let taker = taker.start(session, takes.0, takes.1, takes.2);
+    let taken = taker.and_then(|taker| taker.wait(&mut |told| display.tell(told)));
     match taken {
         Ok(true) => giver.wait(&mut |_| ()),
         // It ended before all was read, and says why.

@@ -80,7 +80,7 @@ pub(crate) fn disk(client: &Client) -> Result<u8, Failure> {
         Ok(all)
     })?;
     let session = client.connect(DOING)?;
-    let running = storage.start(&session, storage::IMAGES, storage::IMAGES)?;
+    let running = storage.start(&session, storage::IMAGES, storage::IMAGES, storage::IDS)?;
     let grant = running.grant().clone();
     let all = running.wait(&mut |told| {
         if matches!(told, Told::Asks) {

@@ -22,7 +22,7 @@ use super::{
     Codes, Found, RUN,
     ask::{self, Patience},
     config::{Config, Root},
-    create, device, remove,
+    create, device, nesting, remove,
 };
 use crate::{
     Client,
@@ -40,7 +40,7 @@ pub(super) fn launch(client: &Client, args: &LaunchArgs) -> Result<(), Failure> 
     create::make(client, &args.new)?;
     let name = &args.new.name;
     let found = Found::new(name, "launch")?;
-    if let Err(failure) = begin(&found).and_then(|begun| go_on(client, &found, begun)) {
+    if let Err(failure) = begin(client, &found).and_then(|begun| go_on(client, &found, begun)) {
         // Nothing is left of it. Why it failed is what matters, not what else may fail now.
         let _ = remove::remove(client, "remove what was made", name, found.range());
         return Err(failure);
@@ -54,7 +54,7 @@ pub(super) fn start(client: &Client, names: &[String], wait: bool) -> u8 {
     // All monitors first: each makes its namespaces meanwhile, and none may be forked once a session is connected.
     let begin = |name: &String| {
         let found = Found::new(name, "start")?;
-        begin(&found).map(|begun| (found, begun))
+        begin(client, &found).map(|begun| (found, begun))
     };
     let begun: Vec<(Found, Begun)> = names.iter().filter_map(|name| codes.note(begin(name))).collect();
     let mut started = Vec::new();
@@ -70,8 +70,11 @@ pub(super) fn start(client: &Client, names: &[String], wait: bool) -> u8 {
 }
 
 /// Forks the monitor.
-fn begin(found: &Found) -> Result<Begun, Failure> {
-    let spec = found.config.spec(&found.name)?;
+fn begin(client: &Client, found: &Found) -> Result<Begun, Failure> {
+    let mut spec = found.config.spec(&found.name)?;
+    if found.config.nesting && found.config.blocks > 0 {
+        spec.broker = nesting::sockets(&client.endpoint);
+    }
     make_run(found)
         .map_err(|source| Failure::Machine { doing: "make the container's run directory", source })?;
     Monitor::begin(&spec).map_err(|source| Failure::Start { doing: found.doing.clone(), source })
@@ -92,19 +95,20 @@ fn go_on(client: &Client, found: &Found, begun: Begun) -> Result<(), Failure> {
     let namespaces = begun.namespaces().map_err(failed)?;
     let grant = grant(&session, found, &namespaces)?;
     if namespaces.is_apart() {
-        attach(&session, &grant.path, named(&namespaces)?).doing(|| found.doing.clone())?;
+        let monitor = named(&namespaces)?;
+        attach(&session, &grant.path, monitor, Target::Monitor).doing(|| found.doing.clone())?;
+    }
+    let payload = nesting::is_within_reach(&grant.payload).then(|| grant.payload.as_fd());
+    if payload.is_none() {
+        let stage = namespaces.stage().map_err(unnamed)?;
+        attach(&session, &grant.path, stage, Target::Payload).doing(|| found.doing.clone())?;
     }
     let mounts = map_all(&session, &grant.path, &namespaces, &found.config);
     let mounts = mounts.doing(|| found.doing.clone())?;
     let mounts: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
     let devices = device::make(&session, &grant.path, namespaces.devices()).doing(|| found.doing.clone())?;
     let devices: Vec<_> = devices.iter().map(|node| node.as_ref().map(AsFd::as_fd)).collect();
-    let granted = Granted {
-        payload: grant.payload.as_fd(),
-        mounts: &mounts,
-        devices: &devices,
-        placement: &grant.placement,
-    };
+    let granted = Granted { payload, mounts: &mounts, devices: &devices, placement: &grant.placement };
     namespaces.start(&granted).map_err(failed)?;
     if found.config.started && found.config.news.is_none() {
         return Ok(());
@@ -130,9 +134,13 @@ fn grant(session: &Session, found: &Found, namespaces: &Namespaces) -> Result<Gr
         .lifetime(Lifetime::Process(named(namespaces)?))
         .userns(namespaces.user())
         .stage(stage)
-        .range_count(storage::IDS)
         .range_name(found.range())
         .limits(&limits);
+    options = match config.nesting {
+        true => options.range_count(storage::IDS).nesting(config.blocks),
+        // They are its range's still.
+        false => options.range_count(config.ids()),
+    };
     if let Some(wanted) = &config.link {
         let link = link::options(wanted.bridge.as_deref(), &wanted.ports()?, &wanted.properties)?;
         options = options.links(vec![link.netns(namespaces.network())]);
@@ -158,10 +166,15 @@ fn unnamed(source: io::Error) -> Failure {
     Failure::Machine { doing: "name the container's monitor", source }
 }
 
-/// Puts the monitor into the grant, beside the payload.
-fn attach(session: &Session, grant: &OwnedObjectPath, monitor: BorrowedFd<'_>) -> Result<(), SessionError> {
-    let options = AttachTo::new().target(Target::Monitor);
-    session.call(session.cgroup(grant)?.attach(Fd::from(monitor), &options)).map(drop)
+/// Puts a process into the grant: the monitor beside the payload, or in a container the stage into it.
+fn attach(
+    session: &Session,
+    grant: &OwnedObjectPath,
+    process: BorrowedFd<'_>,
+    target: Target,
+) -> Result<(), SessionError> {
+    let options = AttachTo::new().target(target);
+    session.call(session.cgroup(grant)?.attach(Fd::from(process), &options)).map(drop)
 }
 
 /// The image's files, and directories of the caller's own, with the container's ids.

@@ -34,7 +34,7 @@ use crate::{
     exit,
     output::{self, bytes},
     progress::Display,
-    storage::{self, ACCOUNT, JobFailure, Storage, Worker},
+    storage::{self, JobFailure, Storage, Worker},
 };
 
 /// The source that is no name.
@@ -119,7 +119,7 @@ pub(super) fn import(client: &Client, args: ImportArgs) -> Result<(), Failure> {
         let new = worker.store.begin_image()?;
         let mut watch = worker.watch();
         let limits = Limits::default();
-        let source = source_of(given, new.dir(), &limits, &mut watch)?;
+        let source = source_of(given, worker.account, new.dir(), &limits, &mut watch)?;
         let imported = cgrant_image::import(new.dir(), source, sha256, &limits, &mut watch)?;
         finish(worker, new, imported, &origin, &aliases)
     })?;
@@ -128,6 +128,7 @@ pub(super) fn import(client: &Client, args: ImportArgs) -> Result<(), Failure> {
 
 fn source_of(
     given: Given,
+    account: (u32, u32),
     dir: &Dir,
     limits: &Limits,
     watch: &mut dyn FnMut(cgrant_image::Progress),
@@ -140,7 +141,7 @@ fn source_of(
     };
     Ok(match given {
         // What belongs to the account itself is root's in the image.
-        Given::Directory(directory) => Source::Directory(directory, Some(ACCOUNT)),
+        Given::Directory(directory) => Source::Directory(directory, Some(account)),
         Given::Archive(archive) => Source::Archive(file(archive)?),
         Given::Split(meta, rootfs) => Source::Split { meta: file(meta)?, rootfs: file(rootfs)? },
         Given::Server { server, name, architecture } => {

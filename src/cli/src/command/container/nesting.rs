@@ -1,0 +1,91 @@
+//! Containers in containers: ids for them, and the way to the broker.
+
+use std::{
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use cgrant_container::{Session, SessionError};
+use cgrant_proto::{Account, Endpoint, ExplainRequest, names::DEFAULT_SOCKET};
+use cgrant_sys::{ProcFs, process::IdKind};
+use rustix::fs::{FileType, fstat};
+
+use crate::{
+    Client,
+    args::Blocks,
+    error::{Doing, Failure},
+    storage::IDS,
+};
+
+/// How many blocks a container gets for those inside it, if nobody says.
+const USUAL: u32 = 16;
+/// How often a smaller number is tried.
+const TRIES: usize = 4;
+
+/// How many blocks a new container is to have. Who does not say gets the usual number, but no more than policy gives, nor than half
+/// of what there is: another one has room beside it.
+pub(super) fn blocks(client: &Client, asked: Option<Blocks>, doing: &str) -> Result<u32, Failure> {
+    match asked {
+        None => Ok(0),
+        Some(Blocks::Number(blocks)) => Ok(blocks),
+        Some(Blocks::Auto) => {
+            let session = client.connect(doing)?;
+            usual(&session).doing(|| doing.to_owned())
+        }
+    }
+}
+
+fn usual(session: &Session) -> Result<u32, SessionError> {
+    let manager = session.manager()?;
+    let (_, _, rows) = session.call(manager.get_usage(&Account::new()))?;
+    let left = match ids_inside() {
+        // What is mapped here is all that there is; the account's other ids are not to be had.
+        Some(all) => {
+            let ranges = session.call(manager.list_ranges())?;
+            ranges.iter().fold(all, |left, range| left.saturating_sub(range.2.next_multiple_of(IDS)))
+        }
+        None => rows.iter().find(|row| row.0 == "ids").map_or(u32::MAX, |(_, used, quota)| {
+            u32::try_from(quota.saturating_sub(*used)).unwrap_or(u32::MAX)
+        }),
+    };
+    let mut blocks = USUAL.min(left / IDS / 2).max(1);
+    for _ in 0..TRIES {
+        let question = ExplainRequest::new().option("nesting", blocks);
+        let answer = session.call(manager.explain("CreateGrant", &question))?;
+        let quota = answer.number("quota").and_then(|quota| u32::try_from(quota).ok());
+        let fewer = match (answer.text("resource"), quota) {
+            (Some("nesting-blocks"), Some(quota)) => quota,
+            (Some("ids-per-grant"), Some(quota)) => (quota / IDS).saturating_sub(1),
+            // Why it is refused otherwise, the request itself is told.
+            _ => break,
+        };
+        if fewer == 0 || fewer >= blocks {
+            break;
+        }
+        blocks = fewer;
+    }
+    Ok(blocks)
+}
+
+/// How many ids this container has for others in it; `None` on a host.
+fn ids_inside() -> Option<u32> {
+    let map = ProcFs::open().and_then(|proc| proc.id_map(std::process::id(), IdKind::Uid)).ok()?;
+    match map.as_slice() {
+        [all] if all.count < u32::MAX => Some(all.count.saturating_sub(IDS)),
+        _ => None,
+    }
+}
+
+/// The directory of the broker's sockets, for a container to see.
+pub(super) fn sockets(endpoint: &Endpoint) -> Option<PathBuf> {
+    match endpoint {
+        Endpoint::Socket(path) => std::path::absolute(path).ok()?.parent().map(Path::to_owned),
+        // Over a bus nobody in a container asks.
+        _ => Path::new(DEFAULT_SOCKET).parent().filter(|path| path.is_dir()).map(Path::to_owned),
+    }
+}
+
+/// Is what came as payload a directory, that processes can be cloned into? In a container it is not.
+pub(crate) fn is_within_reach(payload: &impl AsFd) -> bool {
+    fstat(payload).is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory)
+}

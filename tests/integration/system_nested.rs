@@ -1,0 +1,130 @@
+//! Containers in containers, as their roots make them: with the command alone, whole Debian systems, three levels of them.
+
+use std::{
+    fs::File,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use serde_json::Value;
+
+use crate::common::{
+    Lab, checker,
+    containers::{Shell, debian, text},
+    wait_until,
+};
+
+// Debian with the command in it, as an archive.
+fn image(lab: &Lab) -> PathBuf {
+    let archive = lab.scratch.join("debian.tar");
+    let tar = |words: &[&str], tree: &Path| {
+        let done = Command::new("tar").args(words).arg(&archive).arg("-C").arg(tree).arg(".").status();
+        assert!(done.unwrap().success());
+    };
+    tar(&["--numeric-owner", "--xattrs", "-cf"], &debian("bookworm"));
+    let more = lab.scratch.join("more");
+    let program = more.join("usr/local/bin/cgrant");
+    std::fs::create_dir_all(program.parent().unwrap()).unwrap();
+    std::fs::copy(lab.programs.join("cgrant"), &program).unwrap();
+    tar(&["--numeric-owner", "--owner=0", "--group=0", "-rf"], &more);
+    std::fs::set_permissions(&archive, std::fs::Permissions::from_mode(0o644)).unwrap();
+    archive
+}
+
+// What is executed in the innermost of these containers, each in the one before.
+fn inside<'w>(levels: &[&'w str], words: &[&'w str]) -> Vec<&'w str> {
+    let mut all = Vec::new();
+    for (depth, name) in levels.iter().enumerate() {
+        if depth > 0 {
+            all.push("cgrant");
+        }
+        all.extend(["exec", name, "--"]);
+    }
+    all.extend(words);
+    all
+}
+
+fn import(shell: &Shell<'_>, levels: &[&str], archive: &Path) {
+    let words = inside(levels, &["cgrant", "image", "import", "-", "--alias", "debian", "--quiet"]);
+    let words = if levels.is_empty() { &words[1..] } else { &words[..] };
+    let output = shell.command(words).stdin(File::open(archive).unwrap()).output().unwrap();
+    assert!(output.status.success(), "{levels:?}: {}{}", text(&output.stdout), text(&output.stderr));
+}
+
+fn names(printed: &str) -> Vec<String> {
+    let list: Value = serde_json::from_str(printed).unwrap();
+    let name =
+        |item: &Value| format!("{} {}", item["name"].as_str().unwrap(), item["state"].as_str().unwrap());
+    list.as_array().unwrap().iter().map(name).collect()
+}
+
+// Each launched from inside the one above, by its root.
+fn three_levels_of_debian(lab: &Lab) {
+    let mut broker = lab.broker();
+    let user = lab.user();
+    let shell = Shell::new(lab, &user, &broker);
+    let archive = image(lab);
+    import(&shell, &[], &archive);
+    shell.done(&["launch", "debian", "one", "--nesting", "--memory", "800M", "--wait"]);
+    import(&shell, &["one"], &archive);
+    shell.done(&inside(&["one"], &["cgrant", "launch", "debian", "two", "--nesting", "--wait"]));
+    import(&shell, &["one", "two"], &archive);
+    let levels = ["one", "two", "three"];
+    shell.done(&inside(&levels[..2], &["cgrant", "launch", "debian", "three", "--wait"]));
+    checker::assert_in_order(lab);
+    let lists = || {
+        for depth in 0..3 {
+            let words = inside(&levels[..depth], &["cgrant", "--format", "json", "list"]);
+            let words = if depth == 0 { &words[1..] } else { &words[..] };
+            assert_eq!(names(&shell.done(words)), [format!("{} running", levels[depth])]);
+        }
+    };
+    lists();
+    let within = |script: &str| shell.done(&inside(&levels, &["sh", "-c", script]));
+    assert_eq!(within("hostname; id -u; ps -o comm= 1"), "three\n0\nsystemd\n");
+    // It sees its own cgroups, processes and ids alone.
+    assert!(within("cat /proc/self/cgroup").lines().any(|line| line == "0::/.cgrant"));
+    assert_eq!(within("cat /proc/1/cgroup | grep ^0:"), "0::/init.scope\n");
+    assert_eq!(within("systemctl is-system-running").trim(), "running");
+    assert_eq!(within("awk '{print $1, $3}' /proc/self/uid_map"), "0 65536\n");
+    // The first one's limit is what kills here, and nobody else.
+    let killed = shell.output(&inside(&levels, &["sh", "-c", "tail /dev/zero"]));
+    assert_eq!(killed.status.code(), Some(137), "{}", text(&killed.stderr));
+    lists();
+    // What runs goes on without the broker, and the next one finds all of it.
+    broker.kill_everything();
+    assert_eq!(within("echo there"), "there\n");
+    broker.start_again();
+    wait_until("the broker is back", || shell.output(&["list"]).status.success());
+    checker::assert_in_order(lab);
+    lists();
+    // The innermost starts again, by itself and by its maker.
+    let boot = || within("cat /proc/sys/kernel/random/boot_id");
+    let before = boot();
+    shell.output(&inside(&levels, &["systemctl", "reboot"]));
+    wait_until("it boots again", || {
+        let output = shell
+            .command(&inside(&levels, &["cat", "/proc/sys/kernel/random/boot_id"]))
+            .stderr(Stdio::null())
+            .output();
+        output.is_ok_and(|output| output.status.success() && text(&output.stdout) != before)
+    });
+    wait_until("it has booted", || {
+        let words = inside(&levels, &["systemctl", "is-system-running"]);
+        text(&shell.output(&words).stdout).trim() == "running"
+    });
+    assert_eq!(within("cat /proc/1/cgroup | grep ^0:"), "0::/init.scope\n");
+    shell.done(&["stop", "one", "--timeout", "60"]);
+    checker::assert_empty(lab);
+    // Those inside are as they were.
+    shell.done(&["start", "one", "--wait"]);
+    let list = || names(&shell.done(&inside(&["one"], &["cgrant", "--format", "json", "list"])));
+    assert_eq!(list(), ["two stopped"]);
+    shell.done(&inside(&["one"], &["cgrant", "start", "two", "--wait"]));
+    assert_eq!(list(), ["two running"]);
+    shell.done(&["delete", "--force", "one"]);
+    checker::assert_empty(lab);
+}
+
+crate::tests![three_levels_of_debian];
