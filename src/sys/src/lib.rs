@@ -5,6 +5,7 @@
 //! What nix or rustix already offer safely (epoll, inotify, signalfd, timerfd, eventfd, poll, termios)
 //! is used from there and not wrapped again.
 
+pub mod bpf;
 pub mod clone;
 pub mod code;
 pub mod companion;

@@ -87,13 +87,29 @@ pub const RUNTIME: &[i64] = &[
 /// # Errors
 /// [`SeccompError`].
 pub fn apply(allowed: &[i64], otherwise: Action) -> Result<(), SeccompError> {
-    let rules = allowed.iter().map(|number| (*number, Vec::new())).collect();
-    let otherwise = match otherwise {
-        Action::Refuse => errno(Errno::PERM),
-        Action::Kill => SeccompAction::KillProcess,
-        Action::Log => SeccompAction::Log,
-    };
-    install(SeccompFilter::new(rules, otherwise, SeccompAction::Allow, architecture()?)?)
+    apply_narrowed(allowed, &[], otherwise)
+}
+
+/// As [`apply`], and in addition calls whose first argument, a number of 32 bits, is one of those named with them.
+///
+/// # Errors
+/// [`SeccompError`].
+pub fn apply_narrowed(
+    allowed: &[i64],
+    narrowed: &[(i64, &[u32])],
+    otherwise: Action,
+) -> Result<(), SeccompError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        allowed.iter().map(|number| (*number, Vec::new())).collect();
+    for (number, first) in narrowed {
+        let is = |value: &u32| {
+            let same = SeccompCmpOp::Eq;
+            let condition = SeccompCondition::new(0, SeccompCmpArgLen::Dword, same, (*value).into())?;
+            SeccompRule::new(vec![condition])
+        };
+        rules.insert(*number, first.iter().map(is).collect::<Result<_, _>>()?);
+    }
+    install(SeccompFilter::new(rules, otherwise.into(), SeccompAction::Allow, architecture()?)?)
 }
 
 /// From now on this process and its children can't make the calls in `refused`, nor netlink sockets but those for
@@ -124,6 +140,16 @@ fn install(filter: SeccompFilter) -> Result<(), SeccompError> {
 
 fn architecture() -> Result<TargetArch, seccompiler::BackendError> {
     std::env::consts::ARCH.try_into()
+}
+
+impl From<Action> for SeccompAction {
+    fn from(action: Action) -> Self {
+        match action {
+            Action::Refuse => errno(Errno::PERM),
+            Action::Kill => Self::KillProcess,
+            Action::Log => Self::Log,
+        }
+    }
 }
 
 fn errno(errno: Errno) -> SeccompAction {

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod children;
+mod devices;
 mod links;
 mod mounts;
 mod namespaces;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     }
     let tests: Vec<Test> = [
         children::TESTS,
+        devices::TESTS,
         links::TESTS,
         mounts::TESTS,
         namespaces::TESTS,
