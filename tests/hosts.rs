@@ -27,6 +27,8 @@ mod consent;
 mod containers;
 #[path = "integration/controllers.rs"]
 mod controllers;
+#[path = "integration/devices.rs"]
+mod devices;
 #[path = "integration/differential.rs"]
 mod differential;
 #[path = "integration/events.rs"]
@@ -105,6 +107,7 @@ const ELSEWHERE: &[&str] = &[
 const OF_THE_KERNEL: &[&str] = &[
     "containers::a_full_memory_ends_what_is_inside_and_not_the_monitor",
     "containers::a_whole_debian_boots",
+    "devices::",
     "links::",
     "links_attacks::",
     "mounts::",
@@ -122,6 +125,7 @@ fn main() -> std::process::ExitCode {
         attach::TESTS,
         attacks::TESTS,
         holders::TESTS,
+        devices::TESTS,
         events::TESTS,
         placement::TESTS,
         shutdown::TESTS,

@@ -25,6 +25,7 @@ mod cli;
 mod contract;
 mod controllers;
 mod crashes;
+mod devices;
 mod differential;
 mod events;
 mod examples;
@@ -75,6 +76,7 @@ fn main() -> std::process::ExitCode {
         attacks::TESTS,
         holders::TESTS,
         leaving::TESTS,
+        devices::TESTS,
         events::TESTS,
         examples::TESTS,
         metrics::TESTS,

@@ -97,8 +97,10 @@ fn a_machine_of_its_own(lab: &Lab, suite: &str) {
     let nodes = lab.scratch.join("nodes");
     let nodes = nodes.display();
     network.host.sh(&format!(
-        "mkdir {nodes}; mount -t tmpfs -o mode=755 nodes {nodes}; mknod -m 666 {nodes}/tun c 10 200
-         mount --bind {nodes}/tun /dev/net/tun"
+        "mkdir {nodes}; mount -t tmpfs -o mode=755 nodes {nodes}; cd {nodes}; mkdir net pts shm
+         for node in null,3 zero,5 full,7 random,8 urandom,9; do mknod -m 666 ${{node%,*}} c 1 ${{node#*,}}; done
+         mknod -m 666 tty c 5 0; mknod -m 666 net/tun c 10 200; ln -s pts/ptmx ptmx; ln -s /proc/self/fd fd; ln -s fd/0 stdin
+         mount --rbind /dev/pts pts; mount --rbind {nodes} /dev"
     ));
     let key = user.home.join("key");
     fs::write(&key, "of a file").unwrap();

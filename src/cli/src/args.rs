@@ -568,7 +568,7 @@ pub(crate) struct ExplainArgs {
     /// The request
     #[arg(value_name = "REQUEST", value_parser = [
         "create-grant", "set-limits", "get-values", "create-cgroup", "remove-cgroup", "open-cgroup", "add-link",
-        "remove-link", "publish-ports", "unpublish-ports", "make-device", "map-directory", "attach", "adopt",
+        "remove-link", "publish-ports", "unpublish-ports", "make-device", "allow-device", "map-directory", "attach", "adopt",
         "freeze", "thaw", "kill", "release", "stat", "forget-range", "list-grants", "get-usage", "connect", "cgmanager",
     ])]
     pub(crate) request: String,

@@ -26,6 +26,7 @@ use crate::{
     addresses::Addresses,
     cgroup::Tree,
     connection::Connections,
+    devices::Devices,
     engine::Engine,
     fault::Fault,
     idmap::Mapper,
@@ -93,6 +94,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
     let mounter = step("starting the helpers", Mounter::start())?;
     let shower =
         step("starting the helpers", Shower::start(&settings.ids.pool, boot.socket_front, show::LIMIT))?;
+    let devices = step("starting the helpers", Devices::start())?;
     let policy = step("policy", reload::read(&config))?;
     let tree = step("cgroups", Tree::open(&boot.instance, &boot.placements))?;
     step("giving up privileges", sandbox::confine())?;
@@ -111,6 +113,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
         mapper,
         mounter,
         shower,
+        devices,
         network: Network::new(settings.network, step("record of addresses", Addresses::open(&state))?),
         journal: step("journal", Journal::open(&state, &run))?,
         fault: step("journal", Fault::new(&run))?,

@@ -24,6 +24,7 @@ use crate::{
     asking::{self, Questions},
     cgroup::Tree,
     connection::{Caller, Connections},
+    devices::Devices,
     fault::Fault,
     idmap::Mapper,
     ids::IdRecord,
@@ -75,6 +76,8 @@ pub struct Engine {
     pub mounter: Mounter,
     /// Shows processes to clients of CGManager's interface.
     pub shower: Shower,
+    /// Limits which devices grants' programs open.
+    pub devices: Devices,
     /// Links.
     pub network: Network,
     /// The grants on disk.

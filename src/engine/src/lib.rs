@@ -10,6 +10,7 @@ mod asking;
 mod boot;
 pub mod cgroup;
 mod connection;
+pub mod devices;
 mod engine;
 mod events;
 mod fault;

@@ -25,9 +25,10 @@ use cgrant_wire::{EndReason, GrantId, Lifetime, Range, Refusal, RefusalCode};
 
 use crate::{
     connection::Ended,
+    devices::DeviceList,
     engine::Engine,
     events, leaving,
-    ops::{check, create::delegation, link, manage, release},
+    ops::{check, create::delegation, device, link, manage, release},
     record::{GrantRecord, HolderRecord, Phase},
     registry::Grant,
 };
@@ -138,6 +139,10 @@ fn take_over(engine: &Engine, grant: &Arc<Grant>) -> Result<(), Refusal> {
     take_over_links(engine, grant);
     let record = grant.live().record.clone();
     manage::reapply(engine, grant, &record.limits);
+    // Whatever the broker before came to say of it, and by what program.
+    if let Err(refusal) = device::limit_again(engine, grant) {
+        tracing::error!(grant = %grant.id, %refusal, "its devices are limited as they were before");
+    }
     let holder = record.holder.as_ref().and_then(find_holder);
     events::watch(engine, grant, holder.as_ref())?;
     match record.lifetime {
@@ -198,6 +203,9 @@ fn make_again(engine: &Engine, grant: &Arc<Grant>) -> Result<(), Refusal> {
     engine.tree.remove(&grant.path, true)?;
     record.cgroup_id = engine.tree.make(&grant.path, &delegation(&record))?;
     record.boot.clone_from(&engine.boot_id);
+    // Another kernel may have been booted.
+    let can = engine.devices.lacks().is_none();
+    record.devices = record.devices.as_ref().filter(|_| can).map(DeviceList::again);
     if !record.links.is_empty() {
         tracing::info!(grant = %grant.id, name = %grant.name, links = record.links.len(), "its links went with their namespaces");
         record.links.clear();
@@ -205,6 +213,7 @@ fn make_again(engine: &Engine, grant: &Arc<Grant>) -> Result<(), Refusal> {
     engine.write_record(&record)?;
     let limits = record.limits.clone();
     grant.live().record = record;
+    device::limit_again(engine, grant)?;
     grant.live().hierarchies = engine.tree.hierarchies(&grant.path);
     manage::reapply(engine, grant, &limits);
     engine.registry().add(grant);

@@ -18,6 +18,8 @@ use cgrant_wire::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::devices::DeviceList;
+
 /// Format of the files. A file of another format is refused, never guessed at.
 const FORMAT: u32 = 1;
 /// Longest file that is read, in bytes.
@@ -123,6 +125,9 @@ pub struct GrantRecord {
     /// Was the account's user logged in when it was made?
     #[serde(default)]
     pub in_session: bool,
+    /// Its devices; `None` if they are not limited. Records from before they were have none.
+    #[serde(default)]
+    pub devices: Option<DeviceList>,
     /// How many blocks of 65536 ids at the end of its range are for grants made from inside; 0 if nobody inside is served.
     #[serde(default)]
     pub nesting: u32,
@@ -179,6 +184,7 @@ impl GrantRecord {
             logout: Logout::Keep,
             departed: Departed::Keep,
             in_session: false,
+            devices: None,
             nesting: 0,
             groups: Vec::new(),
             application: None,

@@ -78,7 +78,8 @@ impl Server {
             rustix::io::ioctl_fionbio(listener, true)?;
             engine.watches.borrow(listener.as_fd(), EpollFlags::EPOLLIN, Target::Listener(number))?;
         }
-        for helper in engine.mapper.processes().chain([engine.mounter.process(), engine.shower.process()]) {
+        let others = [engine.mounter.process(), engine.shower.process(), engine.devices.process()];
+        for helper in engine.mapper.processes().chain(others) {
             engine.watches.borrow(helper, EpollFlags::EPOLLIN, Target::Helper)?;
         }
         engine.watches.borrow(engine.wishes.descriptor(), EpollFlags::EPOLLIN, Target::Wishes)?;

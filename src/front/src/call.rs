@@ -488,6 +488,10 @@ impl Request<'_> {
                 let name = at_most("name", self.body()?, MAX_NAME)?;
                 Ok(ask(Op::MakeDevice { grant, name }, View::Mount))
             }
+            "AllowDevice" => {
+                let name = at_most("name", self.body()?, MAX_NAME)?;
+                Ok(ask(Op::AllowDevice { grant, name }, View::Done))
+            }
             _ => Err(Self::no_method(member)),
         }
     }

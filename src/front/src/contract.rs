@@ -189,6 +189,7 @@ mod tests {
             ("org.cgrant.Broker1.Links", "PublishPorts", "sas"),
             ("org.cgrant.Broker1.Mounts", "MapDirectory", "hha{sv}"),
             ("org.cgrant.Broker1.Mounts", "MakeDevice", "s"),
+            ("org.cgrant.Broker1.Mounts", "AllowDevice", "s"),
             (PROPERTIES, "Set", "ssv"),
             (DRIVER, "Hello", ""),
         ] {

@@ -54,6 +54,10 @@ fn about(method: &str, options: &mut Options) -> Result<Inquiry, Fault> {
             let name = options.text("name", MAX_NAME)?.unwrap_or_default();
             return Ok(Inquiry::MakeDevice { grant: grant(options)?, name });
         }
+        "AllowDevice" => {
+            let name = options.text("name", MAX_NAME)?.unwrap_or_default();
+            return Ok(Inquiry::AllowDevice { grant: grant(options)?, name });
+        }
         "ForgetRange" => {
             return Ok(Inquiry::ForgetRange { name: options.text("name", MAX_NAME)?.unwrap_or_default() });
         }

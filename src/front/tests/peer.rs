@@ -279,6 +279,9 @@ fn directories_are_mapped_as_the_contract_says() {
         assert!(rustix::fs::fstat(mounts.make_device("net/tun").await.unwrap()).is_ok());
         let asked: Vec<_> = front.seen().into_iter().map(|seen| (seen.op, seen.fds)).collect();
         assert_eq!(asked, [(Op::MakeDevice { grant: GRANT, name: "net/tun".to_owned() }, 0)]);
+        mounts.allow_device("fuse").await.unwrap();
+        let asked: Vec<_> = front.seen().into_iter().map(|seen| (seen.op, seen.fds)).collect();
+        assert_eq!(asked, [(Op::AllowDevice { grant: GRANT, name: "fuse".to_owned() }, 0)]);
         for (key, value) in [("recursive", Variant::from(true)), ("as-uid", Variant::from(7u32))] {
             let options = HashMap::from([("from", Variant::from("web")), (key, value)]);
             let body = (fds().0, fds().1, options);

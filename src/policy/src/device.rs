@@ -1,5 +1,7 @@
 //! Names of device nodes, and what policy says about them.
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Deserializer};
 
 use crate::diagnostic::text;
@@ -66,6 +68,16 @@ impl NodePattern {
         }
     }
 
+    /// The node, if it names but one.
+    pub fn only(&self) -> Option<NodeName> {
+        self.is_whole.then(|| NodeName(self.text.clone()))
+    }
+
+    /// The directory below `/dev` in which the nodes are that it names; empty for `/dev` itself.
+    pub fn directory(&self) -> &str {
+        self.text.rsplit_once('/').map_or("", |(directory, _)| directory)
+    }
+
     /// Does it mean this one?
     pub fn names(&self, node: &NodeName) -> bool {
         match node.0.strip_prefix(&self.text) {
@@ -73,6 +85,13 @@ impl NodePattern {
             Some(rest) => !rest.is_empty() && !rest.contains('/'),
             None => false,
         }
+    }
+}
+
+impl FromStr for NodePattern {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::parse(text)
     }
 }
 
@@ -122,6 +141,22 @@ mod tests {
             ("/dev/nvidia*", "nvidia"),
         ] {
             assert!(!named(pattern, name), "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn patterns_say_where_their_nodes_are() {
+        for (pattern, only, directory) in [
+            ("/dev/kvm", Some("kvm"), ""),
+            ("/dev/net/tun", Some("net/tun"), "net"),
+            ("/dev/dri/*", None, "dri"),
+            ("/dev/nvidia*", None, ""),
+            ("/dev/a/b/c*", None, "a/b"),
+        ] {
+            let parsed: NodePattern = pattern.parse().unwrap();
+            let found = parsed.only();
+            assert_eq!((found.as_ref().map(NodeName::as_str), parsed.directory()), (only, directory));
+            assert_eq!(parsed.to_string(), pattern);
         }
     }
 

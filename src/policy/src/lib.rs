@@ -36,6 +36,6 @@ pub use network::{
 pub use policy::{BUILT_IN, Caller, DEFAULT_IDS, Policy, Ruling, Source};
 pub use raw::{Key, RawKey, RawValue, Setting, SettingError};
 pub use rule::{
-    Access, AccessRules, Ceilings, Departed, Door, Exception, LifetimeRules, Logout, NetworkRules, PortSpan,
-    Quotas, RawRules, Span, VlanSpan,
+    Access, AccessRules, Ceilings, Departed, DeviceLimit, Door, Exception, LifetimeRules, Logout,
+    NetworkRules, PortSpan, Quotas, RawRules, Span, VlanSpan,
 };

@@ -8,7 +8,9 @@ use crate::{
     diagnostic::FileError,
     ids::{HostGid, HostUid},
     limit::{LimitKey, LimitValue},
-    rule::{AccessRules, Ceilings, Ids, LifetimeRules, NetworkRules, PolicyFile, Quotas, RawRules, Rule},
+    rule::{
+        AccessRules, Ceilings, Door, Ids, LifetimeRules, NetworkRules, PolicyFile, Quotas, RawRules, Rule,
+    },
 };
 
 /// The text of the built-in policy.
@@ -301,6 +303,10 @@ impl Ruling {
         self.network.max_download = rate(self.network.max_download, other.network.max_download);
         self.network.open &= other.network.open;
         self.lifetime = self.lifetime.shorter(&other.lifetime);
+        self.access.limit_devices = self.access.limit_devices.max(other.access.limit_devices);
+        if other.access.unlimited_devices == Door::Deny {
+            self.access.unlimited_devices = Door::Deny;
+        }
     }
 }
 

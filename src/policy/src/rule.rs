@@ -112,6 +112,25 @@ pub enum Departed {
     End,
 }
 
+/// Which grants' programs open no devices but the standard ones and those that policy, or the broker at somebody's word, adds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceLimit {
+    /// Nobody's.
+    None,
+    /// Those of grants with ids.
+    Containers,
+    /// Those of all grants.
+    All,
+}
+
+impl DeviceLimit {
+    /// Is it for a grant that has ids, or has none?
+    pub fn is_for(self, has_ids: bool) -> bool {
+        self == Self::All || has_ids && self == Self::Containers
+    }
+}
+
 macro_rules! table {
     ($(#[$doc:meta])* $whole:ident, $text:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty = $written:ty,)* }) => {
         $(#[$doc])*
@@ -177,6 +196,10 @@ table! {
         devices: Vec<NodePattern> = Vec<NodePattern>,
         /// Controllers that grants may have.
         controllers: Controllers = Controllers,
+        /// Grants whose programs open no others.
+        limit_devices: DeviceLimit = DeviceLimit,
+        /// To such grants where the kernel can't hold them to it.
+        unlimited_devices: Door = Door,
     }
 }
 
@@ -489,6 +512,16 @@ impl Shown for Access {
 impl Shown for Door {
     fn shown(&self) -> String {
         quoted(if *self == Self::Allow { "allow" } else { "deny" })
+    }
+}
+
+impl Shown for DeviceLimit {
+    fn shown(&self) -> String {
+        quoted(match self {
+            Self::None => "none",
+            Self::Containers => "containers",
+            Self::All => "all",
+        })
     }
 }
 

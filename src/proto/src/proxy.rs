@@ -306,6 +306,9 @@ pub trait Mounts {
 
     /// A node of one of the host's devices that belongs to the grant's root, as a mount attached nowhere.
     fn make_device(&self, name: &str) -> Result<OwnedFd, Error>;
+
+    /// Programs in the grant may open one of the host's devices, as far as its nodes let them.
+    fn allow_device(&self, name: &str) -> Result<(), Error>;
 }
 
 /// An account.

@@ -236,6 +236,7 @@ async fn proxies_and_xml_are_one_contract() {
     let (directory, namespace) = (Fd::from(&file), Fd::from(&file));
     mounts.map_directory(directory, namespace, &MapDirectory::new().from_range("x")).await.unwrap();
     mounts.make_device("null").await.unwrap();
+    mounts.allow_device("null").await.unwrap();
     let grant = GrantProxy::new(&connection, path.as_str()).await.unwrap();
     grant.adopt(&AdoptGrant::new()).await.unwrap();
 

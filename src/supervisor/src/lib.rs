@@ -52,8 +52,9 @@ const PASSWD: &str = "/etc/passwd";
 const DESCRIPTORS: u64 = 262_144;
 
 /// What the children keep of root's capabilities, or need to get rid of them; the supervisor has no others either.
-/// The engine's are listed where it confines itself; `SETUID`, `SETGID` and `SYS_ADMIN` are for writing id maps,
-/// `MKNOD` is for nodes of devices, `SETPCAP` for dropping; those that begin with `NET` are the network helper's.
+/// The engine's are listed where it confines itself; `SETUID`, `SETGID` and `SYS_ADMIN` are for writing id maps, the last also for
+/// limiting devices; `MKNOD` is for nodes of devices, `SETPCAP` for dropping; those that begin with `NET` are the network
+/// helper's.
 const CAPABILITIES: [Capability; 15] = [
     Capability::CAP_CHOWN,
     Capability::CAP_DAC_OVERRIDE,

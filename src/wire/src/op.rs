@@ -207,6 +207,13 @@ pub enum Inquiry {
         /// The host's node, as its name below `/dev`.
         name: String,
     },
+    /// [`Op::AllowDevice`].
+    AllowDevice {
+        /// The grant.
+        grant: GrantId,
+        /// The host's node, as its name below `/dev`.
+        name: String,
+    },
     /// [`Op::ForgetRange`].
     ForgetRange {
         /// The name.
@@ -419,6 +426,13 @@ pub enum Op {
     /// A node of one of the host's devices that belongs to the root of a grant's range, as a mount attached nowhere.
     MakeDevice {
         /// The grant whose range it is for.
+        grant: GrantId,
+        /// The host's node, as its name below `/dev`.
+        name: String,
+    },
+    /// That programs in a grant may open one of the host's devices, as far as its nodes let them.
+    AllowDevice {
+        /// The grant.
         grant: GrantId,
         /// The host's node, as its name below `/dev`.
         name: String,

@@ -275,6 +275,14 @@ impl Tree {
         self.open_below(self.v2(), grant, &names, OFlags::PATH | OFlags::DIRECTORY)
     }
 
+    /// A grant's own cgroup2 directory, around its payload, as a place.
+    ///
+    /// # Errors
+    /// [`CgroupError::NoSuchGrant`].
+    pub fn open_grant(&self, grant: &GrantPath) -> Result<OwnedFd, CgroupError> {
+        self.open_below(self.v2(), grant, &below_base(grant), OFlags::PATH | OFlags::DIRECTORY)
+    }
+
     /// Every grant that there are cgroups of, in any hierarchy, those inside others after them.
     ///
     /// # Errors

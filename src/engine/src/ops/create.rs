@@ -4,6 +4,7 @@
 //! the first effect; effects push their undo; the id map, which can't be undone, comes last.
 
 use std::{
+    os::fd::AsFd,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -90,6 +91,10 @@ pub fn create(
         }),
     )?;
     plan.settings.authorize_raw(engine, caller, caller.account(), &plan.name)?;
+    // What is made inside has the limit of the grant around it, whose cgroup it is in.
+    if plan.path.names.len() == 1 {
+        plan.record.devices = super::device::limit_of(engine, &caller.subject(), plan.ids.is_some())?;
+    }
     let grant = Arc::new(Grant::new(plan.id, plan.path.clone(), plan.name.clone(), plan.record.clone()));
     if engine.registry().at(&plan.path).is_some() {
         return Err(exists(&plan.name));
@@ -448,8 +453,18 @@ fn effects(
     super::account::prepare(engine, caller)?;
     record.cgroup_id = engine.tree.make(&grant.path, &delegation(&record))?;
     fault.step("create: cgroups made")?;
+    let limiting = record.devices.as_ref().map(|devices| {
+        let cgroup = engine.tree.open_grant(&grant.path)?;
+        Ok::<_, Refusal>(engine.devices.begin(cgroup.as_fd(), devices)?)
+    });
+    let limiting = limiting.transpose()?;
     plan.settings.apply(engine, &grant.path)?;
     fault.step("create: limits set")?;
+    // Before anything of the account's is in there.
+    if let Some(limiting) = limiting {
+        limiting.finish()?;
+        fault.step("create: devices limited")?;
+    }
     if let Some(stage) = &plan.stage {
         let account = caller.uid;
         let attached = engine

@@ -66,9 +66,7 @@ pub fn explain(engine: &Engine, caller: &Caller, ask: &Explain) -> Outcome {
             application: about.subject.application.as_ref().map(ToString::to_string).unwrap_or_default(),
             action: about.said.action.map(Action::id).unwrap_or_default().to_owned(),
             rows,
-            lacks: engine
-                .tree
-                .features()
+            lacks: query::kernel_features(engine)
                 .into_iter()
                 .filter(|row| !row.1)
                 .map(|row| (row.0, row.2))
@@ -187,6 +185,15 @@ impl About<'_> {
                 let by_group = super::device::has_by_group(&node, &groups)?;
                 self.judge(&Request::UseDevice { owner, node: &node, by_group })
             }
+            Inquiry::AllowDevice { grant, name } => {
+                let node = NodeName::new(name)
+                    .map_err(|error| Refusal::new(RefusalCode::InvalidArgument, error.to_string()))?;
+                let owner = self.uses(*grant, Verb::Read)?;
+                self.must_be_outside("have a device")?;
+                let own: Vec<u32> = self.subject.groups.iter().map(|gid| gid.0).collect();
+                let anyhow = super::device::has_anyhow(&node, self.subject.gid.0, &own)?;
+                self.judge(&Request::UseDevice { owner, node: &node, by_group: anyhow })
+            }
             Inquiry::ForgetRange { name } => {
                 GrantName::new(name).map_err(|error| check::bad_name(&error))?;
                 self.judge(&Request::UseGrant { owner: self.subject.uid, verb: Verb::ForgetRange })
@@ -232,6 +239,9 @@ impl About<'_> {
         }
         if self.engine.registry().at(&path).is_some() {
             return Err(create::exists(&name));
+        }
+        if path.names.len() == 1 {
+            super::device::must_be_limited(self.engine, &self.subject, ids.is_some())?;
         }
         if let Some(count) = ids {
             self.ids(label.as_ref(), count)?;

@@ -3,7 +3,7 @@
 pub mod account;
 pub mod check;
 pub mod create;
-mod device;
+pub mod device;
 mod explain;
 pub mod inside;
 pub mod link;
@@ -53,6 +53,7 @@ fn grant_of(op: &Op) -> Option<GrantId> {
         | Op::ListCgroups { grant }
         | Op::OpenCgroup { grant, .. }
         | Op::MakeDevice { grant, .. }
+        | Op::AllowDevice { grant, .. }
         | Op::AddLink { grant, .. }
         | Op::RemoveLink { grant, .. }
         | Op::PublishPorts { grant, .. }
@@ -107,6 +108,7 @@ pub fn can_be_asked(op: &Op) -> bool {
         | Op::OpenCgroup { .. }
         | Op::MapDirectory(_)
         | Op::MakeDevice { .. }
+        | Op::AllowDevice { .. }
         | Op::Explain(_)
         | Op::ListBridges
         | Op::ExamineNetwork
@@ -156,6 +158,7 @@ fn words(engine: &Engine, op: &Op) -> (&'static str, String) {
         Op::UnpublishPorts { .. } => "unpublish ports",
         Op::MapDirectory(_) => "map directory",
         Op::MakeDevice { .. } => "make device",
+        Op::AllowDevice { .. } => "allow device",
         Op::Explain(_) => "explain",
         Op::ListBridges => "list bridges",
         Op::ExamineNetwork => "examine network",
@@ -268,6 +271,7 @@ fn without_descriptors(engine: &Engine, caller: &Arc<Caller>, op: Op) -> Outcome
         Op::OpenCgroup { grant, path } => query::open_cgroup(engine, caller, grant, &path),
         Op::MakeDevice { grant, name } => device::make_device(engine, caller, grant, &name),
         Op::Release { grant, kill, force } => release::release(engine, caller, grant, kill, force),
+        Op::AllowDevice { grant, name } => device::allow_device(engine, caller, grant, &name),
         Op::RemoveLink { grant, name } => link::remove(engine, caller, grant, &name),
         Op::PublishPorts { grant, name, ports } => link::publish(engine, caller, grant, &name, &ports),
         Op::UnpublishPorts { grant, name, ports } => link::unpublish(engine, caller, grant, &name, &ports),

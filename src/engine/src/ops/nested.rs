@@ -177,6 +177,7 @@ pub fn must_be_there(caller: &Caller, question: &Inquiry) -> Result<(), Refusal>
         | Inquiry::AddLink { .. }
         | Inquiry::PublishPorts { .. }
         | Inquiry::MakeDevice { .. }
+        | Inquiry::AllowDevice { .. }
         | Inquiry::ListGrants { all: true }
         | Inquiry::UsageOf { account: Some(_) }
         | Inquiry::Legacy => Err(not_there()),

@@ -72,10 +72,17 @@ pub fn broker_info(engine: &Engine, caller: &Caller) -> Outcome {
     }))
 }
 
+/// What the host's kernel has, beside what the broker can do without it.
+pub fn kernel_features(engine: &Engine) -> Vec<(String, bool, String)> {
+    let mut features = engine.tree.features();
+    features.push(engine.devices.feature());
+    features
+}
+
 /// What the host has, beside what the broker can do without it.
 fn features(engine: &Engine) -> Vec<(String, bool, String)> {
     let polkit = ("polkit", engine.questions.is_polkit_there(), "where policy says \"ask\" the answer is no");
-    let mut features = engine.tree.features();
+    let mut features = kernel_features(engine);
     features.push((polkit.0.to_owned(), polkit.1, polkit.2.to_owned()));
     features
 }

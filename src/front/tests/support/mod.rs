@@ -492,6 +492,7 @@ pub fn answer(op: &Op, connection: ConnectionId) -> Answer {
             grant: Some(GRANT),
         }]),
         Op::Legacy(_)
+        | Op::AllowDevice { .. }
         | Op::ForgetRange { .. }
         | Op::Adopt { .. }
         | Op::SetLimits { .. }

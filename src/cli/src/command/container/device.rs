@@ -31,10 +31,27 @@ pub(super) fn make(
     let proxy = session.mounts(grant)?;
     let make = |name: &String| match session.call(proxy.make_device(name)) {
         Ok(node) => Ok(Some(node)),
-        Err(SessionError::Broker(_)) if host(name).is_some_and(|node| others_may(&node, READ)) => Ok(None),
+        Err(SessionError::Broker(_)) if host(name).is_some_and(|node| others_may(&node, READ)) => {
+            session.call(proxy.allow_device(name)).map(|()| None)
+        }
         Err(error) => Err(error),
     };
     names.iter().map(make).collect()
+}
+
+/// Has the broker let the container open those of which it sees the host's own nodes: all but those that were made.
+pub(super) fn allow(
+    session: &Session,
+    grant: &OwnedObjectPath,
+    names: &[String],
+    made: &[String],
+) -> Result<(), SessionError> {
+    let mut shown = names.iter().filter(|name| !made.contains(name)).peekable();
+    if shown.peek().is_none() {
+        return Ok(());
+    }
+    let proxy = session.mounts(grant)?;
+    shown.try_for_each(|name| session.call(proxy.allow_device(name)))
 }
 
 fn host(name: &str) -> Option<Metadata> {

@@ -107,6 +107,8 @@ fn go_on(client: &Client, found: &Found, begun: Begun) -> Result<(), Failure> {
     let mounts = mounts.doing(|| found.doing.clone())?;
     let mounts: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
     let devices = device::make(&session, &grant.path, namespaces.devices()).doing(|| found.doing.clone())?;
+    device::allow(&session, &grant.path, &found.config.devices, namespaces.devices())
+        .doing(|| found.doing.clone())?;
     let devices: Vec<_> = devices.iter().map(|node| node.as_ref().map(AsFd::as_fd)).collect();
     let granted = Granted { payload, mounts: &mounts, devices: &devices, placement: &grant.placement };
     namespaces.start(&granted).map_err(failed)?;
