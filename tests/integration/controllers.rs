@@ -138,7 +138,7 @@ fn another_policy_is_for_new_grants_and_for_what_is_set(lab: &Lab) {
     lab.write_policy(POLICY);
     broker.reload();
     wait_until("the new policy is in force", || {
-        client.set_limits(&old.path, &[("memory.max", "47M")]).is_err()
+        client.set_limits(&old.path, &[("memory.max", "48M")]).is_err()
     });
     barred(client.set_limits(&old.path, &[("memory.max", "32M")]));
     let new = client.create("new", lasting()).unwrap();
