@@ -116,13 +116,23 @@ fn three_levels_of_debian(lab: &Lab) {
     });
     assert_eq!(within("cat /proc/1/cgroup | grep ^0:"), "0::/init.scope\n");
     shell.done(&["stop", "one", "--timeout", "60"]);
+    assert_eq!(shell.json(&["info", "one"])["ended"], "power off");
     checker::assert_empty(lab);
     // Those inside are as they were.
     shell.done(&["start", "one", "--wait"]);
     let list = || names(&shell.done(&inside(&["one"], &["cgrant", "--format", "json", "list"])));
     assert_eq!(list(), ["two stopped"]);
+    // Each was stopped in order by the one around it, before that ended itself.
+    let ended = |levels: &[&str], name: &str| {
+        let words = inside(levels, &["cgrant", "--format", "json", "info", name]);
+        let words = if levels.is_empty() { &words[1..] } else { &words[..] };
+        let info: Value = serde_json::from_str(&shell.done(words)).unwrap();
+        info["ended"].clone()
+    };
+    assert_eq!(ended(&["one"], "two"), "power off");
     shell.done(&inside(&["one"], &["cgrant", "start", "two", "--wait"]));
     assert_eq!(list(), ["two running"]);
+    assert_eq!(ended(&["one", "two"], "three"), "power off");
     shell.done(&["delete", "--force", "one"]);
     checker::assert_empty(lab);
 }

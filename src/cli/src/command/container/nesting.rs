@@ -1,12 +1,17 @@
-//! Containers in containers: ids for them, and the way to the broker.
+//! Containers in containers: ids for them, the way to the broker, and an end in order.
 
 use std::{
+    io,
     os::fd::AsFd,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
 use cgrant_container::{Session, SessionError};
-use cgrant_proto::{Account, Endpoint, ExplainRequest, names::DEFAULT_SOCKET};
+use cgrant_proto::{
+    Account, Endpoint, ExplainRequest,
+    names::{DEFAULT_SOCKET, INNER_SOCKET, SOCKET_VARIABLE},
+};
 use cgrant_sys::{ProcFs, process::IdKind};
 use rustix::fs::{FileType, fstat};
 
@@ -21,6 +26,14 @@ use crate::{
 const USUAL: u32 = 16;
 /// How often a smaller number is tried.
 const TRIES: usize = 4;
+/// systemd's, where systemd is.
+const SYSTEMD_RUN: &str = "/usr/bin/systemd-run";
+/// Is there where systemd runs (sd_booted(3)).
+const BOOTED: &str = "/run/systemd/system";
+/// How long a container that ends with the one around it may take, in seconds, before it is killed.
+const PATIENCE: u32 = 60;
+/// What the command goes by, which systemd does not give its services.
+const ENVIRONMENT: [&str; 3] = ["HOME", "XDG_DATA_HOME", SOCKET_VARIABLE];
 
 /// How many blocks a new container is to have. Who does not say gets the usual number, but no more than policy gives, nor than half
 /// of what there is: another one has room beside it.
@@ -88,4 +101,48 @@ pub(super) fn sockets(endpoint: &Endpoint) -> Option<PathBuf> {
 /// Is what came as payload a directory, that processes can be cloned into? In a container it is not.
 pub(crate) fn is_within_reach(payload: &impl AsFd) -> bool {
     fstat(payload).is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory)
+}
+
+/// Has systemd of the container that this one is in stop this one before it ends itself.
+///
+/// On a host that is the broker's unit. In a container there is none, and what a system that shuts down sends to all that is left
+/// would come to every process of this one at once: its systemd would execute itself again, for a bus that is dead already.
+/// Where systemd does not run, whoever ends the container around has to stop those in it.
+pub(super) fn end_in_order(name: &str) -> io::Result<()> {
+    if !rustix::process::geteuid().is_root() || !Path::new(BOOTED).is_dir() {
+        return Ok(());
+    }
+    let sockets = Path::new(INNER_SOCKET).parent().unwrap_or_else(|| Path::new("/")).display();
+    let program = std::env::current_exe()?;
+    let mut command = Command::new(SYSTEMD_RUN);
+    command.args(["--quiet", "--collect", "--remain-after-exit", "--no-ask-password"]);
+    command.arg(format!("--unit={}", unit(name)));
+    command.arg(format!("--description=The container {name}"));
+    command.arg(format!("--property=RequiresMountsFor={sockets}"));
+    command.arg(format!("--property=TimeoutStopSec={}", PATIENCE + 30));
+    // One that was stopped before is no failure. The name has nothing in it that means something to systemd.
+    let stop = format!("--property=ExecStop=-\"{}\" stop --timeout {PATIENCE} {name}", program.display());
+    command.arg(stop);
+    for variable in ENVIRONMENT {
+        if let Ok(value) = std::env::var(variable) {
+            command.arg(format!("--setenv={variable}={value}"));
+        }
+    }
+    // What it stands for runs already.
+    let done = command.args(["--", "/bin/true"]).stdin(Stdio::null()).stdout(Stdio::null()).output()?;
+    // One of the name is there since the container was started before.
+    if done.status.success() || is_known(name) {
+        return Ok(());
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&done.stderr).trim().to_owned()))
+}
+
+fn is_known(name: &str) -> bool {
+    let mut command = Command::new("/usr/bin/systemctl");
+    command.args(["--quiet", "is-active", &unit(name)]).stdin(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+fn unit(name: &str) -> String {
+    format!("cgrant-container-{name}.service")
 }

@@ -5,7 +5,7 @@
 //! cgroup v1 the stage is another process, and a call more puts the monitor beside it.
 
 use std::{
-    io,
+    io::{self, Write},
     os::fd::{AsFd, BorrowedFd},
     time::Duration,
 };
@@ -112,6 +112,15 @@ fn go_on(client: &Client, found: &Found, begun: Begun) -> Result<(), Failure> {
     let devices: Vec<_> = devices.iter().map(|node| node.as_ref().map(AsFd::as_fd)).collect();
     let granted = Granted { payload, mounts: &mounts, devices: &devices, placement: &grant.placement };
     namespaces.start(&granted).map_err(failed)?;
+    if payload.is_none()
+        && let Err(error) = nesting::end_in_order(&found.name)
+    {
+        let name = &found.name;
+        let _ = writeln!(
+            io::stderr(),
+            "cgrant: stop {name} before you power this container off; its systemd can't be told to: {error}"
+        );
+    }
     if found.config.started && found.config.news.is_none() {
         return Ok(());
     }
