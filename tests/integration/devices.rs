@@ -193,16 +193,16 @@ fn nobody_is_rid_of_it(lab: &Lab) {
         client.cgroup::<_, ()>(&grant.path, "CreateCgroup", &below).unwrap();
     }
     assert_eq!(tries(&inside(lab, &user, "box", "payload/a/b"), None), CONFINED);
-    // Who attaches programs has one right, and can get no other.
+    // Who attaches programs has two rights, and can get no other.
     let engine = broker.engine();
     let children = fs::read_to_string(format!("/proc/{engine}/task/{engine}/children")).unwrap();
     let statuses = children
         .split_ascii_whitespace()
         .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok())
-        .filter(|status| status.contains("\nCapEff:\t0000000000200000\n"));
+        .filter(|status| status.contains("\nCapEff:\t0000000000201000\nCapBnd:\t0000000000201000\n"));
     let helpers: Vec<String> = statuses.collect();
-    assert_eq!(helpers.len(), 1, "SYS_ADMIN alone");
-    for line in ["CapPrm:\t0000000000200000", "CapBnd:\t0000000000200000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+    assert_eq!(helpers.len(), 1, "SYS_ADMIN and NET_ADMIN alone");
+    for line in ["CapPrm:\t0000000000201000", "CapBnd:\t0000000000201000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
         assert!(helpers[0].lines().any(|known| known == line), "{line} is not in {}", helpers[0]);
     }
     // Root of the host detaches without a descriptor of the program no more than others.

@@ -1,11 +1,12 @@
 //! The helper that loads and attaches programs: a process of one thread, forked from the engine before the engine gives up the
 //! rights that it takes. It does nothing else, and ends with the engine.
 //!
-//! **Its rights.** Of capabilities it keeps `SYS_ADMIN` alone. `BPF` and `NET_ADMIN` together would load and find programs, but a
-//! program that was attached before a restart can only be replaced with a descriptor of it, and the kernel makes one by
-//! number for `SYS_ADMIN` only; that contains the two, so neither is asked for, and the broker's bounding set grows by none. It calls nothing but what takes
-//! messages and answers them, and five commands of `bpf(2)` (seccomp): of what `SYS_ADMIN` opens, programs and their
-//! attachment to cgroups by descriptor are left; it opens no file and no program of others gets a place to run at.
+//! **Its rights.** Of capabilities it keeps `SYS_ADMIN` and `NET_ADMIN`. `BPF` and `NET_ADMIN` together would load programs, but one
+//! that was attached before a restart can only be replaced with a descriptor of it, and the kernel makes one by number for
+//! `SYS_ADMIN` only. That contains `BPF`; and `NET_ADMIN` from Linux 6.9 on, before which asking what is attached takes that itself.
+//! The broker's bounding set grows by none. It calls nothing but what takes messages and answers them, and five
+//! commands of `bpf(2)` (seccomp): of what the two open, programs and their attachment to cgroups by descriptor are
+//! left; it opens no file and no socket, and no program of others gets a place to run at.
 //!
 //! **What an attacker could want, and why it can't have it.**
 //!
@@ -69,7 +70,7 @@ pub fn start(channel: &Channel) -> io::Result<Child> {
 }
 
 fn confine(channel: &Channel) -> io::Result<()> {
-    seclude(channel, &[Capability::CAP_SYS_ADMIN])?;
+    seclude(channel, &[Capability::CAP_SYS_ADMIN, Capability::CAP_NET_ADMIN])?;
     let allowed: Vec<i64> = seccomp::RUNTIME.iter().chain(&CALLS).copied().collect();
     let narrowed: [(i64, &[u32]); 1] = [(libc::SYS_bpf, &bpf::COMMANDS)];
     seccomp::apply_narrowed(&allowed, &narrowed, seccomp::Action::Refuse).map_err(io::Error::other)

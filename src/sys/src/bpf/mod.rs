@@ -13,7 +13,7 @@
 //! |---|---|
 //! | `BPF_PROG_LOAD` of this type | `CAP_BPF` and `CAP_NET_ADMIN`, or `CAP_SYS_ADMIN` |
 //! | `BPF_PROG_ATTACH`, `BPF_PROG_DETACH` | none: descriptors of the program and of the cgroup |
-//! | `BPF_PROG_QUERY` | `CAP_NET_ADMIN` or `CAP_SYS_ADMIN` |
+//! | `BPF_PROG_QUERY` | `CAP_NET_ADMIN`; from 6.9 on `CAP_SYS_ADMIN` does, too |
 //! | `BPF_PROG_GET_FD_BY_ID` | `CAP_SYS_ADMIN` |
 //! | `BPF_OBJ_GET_INFO_BY_FD` | none |
 //!

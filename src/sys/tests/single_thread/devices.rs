@@ -262,7 +262,7 @@ fn the_rights_and_calls_that_are_named_are_enough() {
     let cgroup = Cgroup::new("rights");
     let exit = Clone3::new().spawn(|| {
         let dir = cgroup.dir();
-        privilege::drop_capabilities(&[Capability::CAP_SYS_ADMIN]).unwrap();
+        privilege::drop_capabilities(&[Capability::CAP_SYS_ADMIN, Capability::CAP_NET_ADMIN]).unwrap();
         seccomp::apply_narrowed(RUNTIME, &[(libc::SYS_bpf, &COMMANDS)], Action::Refuse).unwrap();
         let program = DeviceProgram::load(&[NULL]).unwrap();
         program.attach(dir.as_fd()).unwrap();
