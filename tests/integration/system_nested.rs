@@ -68,7 +68,8 @@ fn three_levels_of_debian(lab: &Lab) {
     import(&shell, &[], &archive);
     shell.done(&["launch", "debian", "one", "--nesting", "--memory", "800M", "--wait"]);
     import(&shell, &["one"], &archive);
-    shell.done(&inside(&["one"], &["cgrant", "launch", "debian", "two", "--nesting", "--wait"]));
+    let wishes = ["--nesting", "--device", "full", "--wait"];
+    shell.done(&inside(&["one"], &[&["cgrant", "launch", "debian", "two"], &wishes[..]].concat()));
     import(&shell, &["one", "two"], &archive);
     let levels = ["one", "two", "three"];
     shell.done(&inside(&levels[..2], &["cgrant", "launch", "debian", "three", "--wait"]));

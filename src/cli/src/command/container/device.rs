@@ -7,6 +7,7 @@ use std::{
 };
 
 use cgrant_container::{Session, SessionError};
+use cgrant_proto::{Code, Error};
 use zbus::{OwnedFd, OwnedObjectPath};
 
 /// What others may do.
@@ -51,7 +52,11 @@ pub(super) fn allow(
         return Ok(());
     }
     let proxy = session.mounts(grant)?;
-    shown.try_for_each(|name| session.call(proxy.allow_device(name)))
+    shown.try_for_each(|name| match session.call(proxy.allow_device(name)) {
+        // In a container nothing is limited but by what limits that one, and what it has can be seen and opened.
+        Err(SessionError::Broker(Error::Refused(refusal))) if refusal.code == Code::Unsupported => Ok(()),
+        allowed => allowed,
+    })
 }
 
 fn host(name: &str) -> Option<Metadata> {
