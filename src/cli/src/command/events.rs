@@ -215,7 +215,8 @@ fn event(message: &Message) -> Option<Map<String, Value>> {
         (names::CGROUP, "Pressure") => {
             json!({ "event": "pressure", "id": id, "resource": body.deserialize::<String>().ok()? })
         }
-        ("org.freedesktop.DBus.Properties", "PropertiesChanged") => {
+        // Of grants. What an account uses changes all the time, and `usage` shows it.
+        ("org.freedesktop.DBus.Properties", "PropertiesChanged") if id.is_some() => {
             let (_, changed, _): (String, HashMap<String, zbus::OwnedVariant>, Vec<String>) =
                 body.deserialize().ok()?;
             json!({ "event": "changed", "id": id, "properties": value::properties(&changed) })
@@ -258,6 +259,12 @@ mod tests {
             .unwrap();
         let expected = json!({"event": "changed", "id": "00000000000000ff", "properties": {"frozen": true}});
         assert_eq!(Value::Object(event(&message).unwrap()), expected);
+        let usage = HashMap::from([("Usage", Variant::new(HashMap::from([("grants", 1_u64)])))]);
+        let message =
+            Message::signal(names::account_path(7), "org.freedesktop.DBus.Properties", "PropertiesChanged")
+                .build(&("org.cgrant.Broker1.Account", usage, Vec::<String>::new()))
+                .unwrap();
+        assert_eq!(event(&message), None);
     }
 
     #[test]
