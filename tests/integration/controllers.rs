@@ -117,6 +117,10 @@ fn from_inside(lab: &Lab, user: &User, client: &Client, grant: &Grant) {
         for entry in
             fs::read_dir(place.join("payload")).unwrap().flatten().filter(|entry| entry.path().is_file())
         {
+            // The kernel lets everybody write there, and takes descriptors of the writer's own.
+            if entry.file_name() == "cgroup.event_control" {
+                continue;
+            }
             let answer = write(entry.path(), "1");
             assert!(
                 ["EACCES", "EPERM"].contains(&answer.as_str()),
