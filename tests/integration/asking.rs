@@ -96,6 +96,12 @@ impl Person {
         true
     }
 
+    /// Reads until a password is asked for and would not be seen: what is typed before is thrown away then.
+    fn is_asked(&mut self) {
+        assert!(self.sees(PROMPT), "{}", self.seen);
+        wait_until("a password would not be seen", || !self.echoes());
+    }
+
     fn echoes(&self) -> bool {
         tcgetattr(self.terminal.as_ref().unwrap()).unwrap().local_modes.contains(LocalModes::ECHO)
     }
@@ -141,9 +147,8 @@ fn who_sits_at_a_terminal_is_asked_there(lab: &Lab) {
     // A password that is none.
     let mut person = Person::sits_down(&desk, &user, &broker, lab, &SECOND);
     person.go();
-    assert!(person.sees(PROMPT), "{}", person.seen);
+    person.is_asked();
     assert!(person.seen.contains("the account has 1 of at most 1 grants"), "{}", person.seen);
-    wait_until("a password would not be seen", || !person.echoes());
     person.types("wrong\n");
     let (code, seen) = person.leaves();
     assert_eq!(code, Some(1), "{seen}");
@@ -152,7 +157,7 @@ fn who_sits_at_a_terminal_is_asked_there(lab: &Lab) {
     // The right one.
     let mut person = Person::sits_down(&desk, &user, &broker, lab, &SECOND);
     person.go();
-    assert!(person.sees(PROMPT), "{}", person.seen);
+    person.is_asked();
     person.types(&format!("{PASSWORD}\n"));
     let (code, seen) = person.leaves();
     assert_eq!(code, Some(0), "{seen}");
@@ -229,8 +234,7 @@ fn who_is_killed_at_the_terminal_is_asked_no_more(lab: &Lab) {
     let mut person = Person::sits_down(&desk, &user, &broker, lab, &SECOND);
     let process = person.process();
     person.go();
-    assert!(person.sees(PROMPT), "{}", person.seen);
-    wait_until("a password would not be seen", || !person.echoes());
+    person.is_asked();
     kill(process);
     wait_until("the terminal echoes again", || person.echoes());
     person.types("\n");
