@@ -443,18 +443,8 @@ const fn subject_of(event: &Event) -> Option<GrantId> {
 }
 
 /// Who is told of an event on the host.
-const fn audience_of(event: &Event) -> Audience {
-    match event {
-        Event::Added { grant } => Audience::Account(grant.account),
-        Event::Ended { account, .. }
-        | Event::Changed { account, .. }
-        | Event::LinkAdded { account, .. }
-        | Event::LinkRemoved { account, .. }
-        | Event::Oom { account, .. }
-        | Event::Usage { account, .. }
-        | Event::Pressure { account, .. } => Audience::Account(*account),
-        Event::Policy => Audience::Everybody,
-    }
+fn audience_of(event: &Event) -> Audience {
+    event.account().map_or(Audience::Everybody, Audience::Account)
 }
 
 /// The account whose usage is another one after what the event is about.

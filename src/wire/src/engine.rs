@@ -181,6 +181,23 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// The account whose grant, link or usage it is about; `None` for what is about all.
+    pub const fn account(&self) -> Option<u32> {
+        match self {
+            Self::Added { grant } => Some(grant.account),
+            Self::Ended { account, .. }
+            | Self::Changed { account, .. }
+            | Self::LinkAdded { account, .. }
+            | Self::LinkRemoved { account, .. }
+            | Self::Oom { account, .. }
+            | Self::Usage { account, .. }
+            | Self::Pressure { account, .. } => Some(*account),
+            Self::Policy => None,
+        }
+    }
+}
+
 /// From the engine to a front.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromEngine {

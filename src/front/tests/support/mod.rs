@@ -171,17 +171,7 @@ impl Front {
     }
 
     pub fn event(&self, event: Event) {
-        let audience = match &event {
-            Event::Policy => Audience::Everybody,
-            Event::Added { grant } => Audience::Account(grant.account),
-            Event::Ended { account, .. }
-            | Event::Changed { account, .. }
-            | Event::LinkAdded { account, .. }
-            | Event::LinkRemoved { account, .. }
-            | Event::Oom { account, .. }
-            | Event::Usage { account, .. }
-            | Event::Pressure { account, .. } => Audience::Account(*account),
-        };
+        let audience = event.account().map_or(Audience::Everybody, Audience::Account);
         let message = FromEngine::Event { event, audience };
         self.engine.send(&cgrant_wire::encode(&message).unwrap(), &[]).unwrap();
     }
