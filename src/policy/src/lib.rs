@@ -8,6 +8,7 @@ mod consent;
 mod controller;
 mod device;
 mod diagnostic;
+mod group;
 pub mod ids;
 pub mod judge;
 pub mod limit;
@@ -22,6 +23,7 @@ pub use config::{BLOCK, Config, Pool, PoolError};
 pub use controller::{Controller, Controllers};
 pub use device::{NodeName, NodeNameError, NodePattern};
 pub use diagnostic::FileError;
+pub use group::groups;
 pub use ids::{HostGid, HostUid, IdRange, IdSpan, NsGid, NsUid, SpanError};
 pub use judge::{
     Action, Denial, DenialCode, HostPort, NewGrant, NewLink, PACE_PATIENCE, Request, Resource, UsageNow,

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use cgrant_policy::{HostUid, IdSpan, ids::LAST_ID};
+use cgrant_policy::{HostUid, IdSpan, groups, ids::LAST_ID};
 
 use super::error::IdError;
 
@@ -237,17 +237,6 @@ pub fn local_groups() -> HashMap<String, u32> {
     groups(&group)
 }
 
-fn groups(text: &[u8]) -> HashMap<String, u32> {
-    let mut groups = HashMap::new();
-    for fields in lines(text) {
-        if let Some(gid) = id(&fields, 2) {
-            // Of two lines of one name the first counts, as for getgrnam(3).
-            groups.entry(name(&fields)).or_insert(gid);
-        }
-    }
-    groups
-}
-
 /// Are users looked for nowhere but in `passwd`, by nsswitch.conf(5)? What it does not say is the C library's default, `files`.
 fn is_local(text: &[u8]) -> bool {
     let text = String::from_utf8_lossy(text);
@@ -453,11 +442,5 @@ mod tests {
         assert!(accounts.taken.is_empty());
         std::fs::create_dir(etc.path().join("subgid")).unwrap();
         assert!(matches!(accounts.refresh(), Err(IdError::Io { .. })));
-    }
-
-    #[test]
-    fn groups_by_name() {
-        let found = groups(b"root:x:0:\nstaff:x:50:a\nstaff:x:51:\nbad:x:y:\n");
-        assert_eq!(found, HashMap::from([("root".to_owned(), 0), ("staff".to_owned(), 50)]));
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! May touch: the directory that it is given and `/etc/group`, for reading.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{fs, path::Path};
 
-use cgrant_policy::{HostGid, Policy, Source};
+use cgrant_policy::{HostGid, Policy, Source, groups};
 use cgrant_sys::{dir::Dir, dropin};
 
 use crate::error::Failure;
@@ -24,21 +24,8 @@ pub(super) fn read(directory: &Path) -> Result<Policy, Failure> {
     let sources: Vec<Source<'_>> = files.iter().map(|(name, text)| Source { name, text }).collect();
     let policy = Policy::parse(&sources)?;
     let unread = |source| Failure::File { doing: "read", path: GROUPS.into(), source };
-    let text = fs::read_to_string(GROUPS).map_err(unread)?;
-    let groups = groups(&text);
+    let groups = groups(&fs::read(GROUPS).map_err(unread)?);
     Ok(policy.with_groups(|name| groups.get(name).copied().map(HostGid)))
-}
-
-/// Names and gids of group(5). Of two lines of one name the first counts, as for getgrnam(3).
-fn groups(text: &str) -> HashMap<&str, u32> {
-    let mut groups = HashMap::new();
-    for line in text.lines() {
-        let mut fields = line.split(':');
-        if let (Some(name), Some(Ok(gid))) = (fields.next(), fields.nth(1).map(str::parse)) {
-            groups.entry(name).or_insert(gid);
-        }
-    }
-    groups
 }
 
 #[cfg(test)]
@@ -47,12 +34,6 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-
-    #[test]
-    fn lines_of_groups() {
-        let found = groups("root:x:0:\nstaff:x:50:a,b\nstaff:x:51:\nbad:x\n+\n");
-        assert_eq!(found, HashMap::from([("root", 0), ("staff", 50)]));
-    }
 
     #[test]
     fn files_are_refused_as_the_broker_would() {
