@@ -7,7 +7,7 @@ use std::{
 };
 
 use cgrant_container::{Session, SessionError};
-use cgrant_proto::{Code, Error};
+use cgrant_proto::Code;
 use zbus::{OwnedFd, OwnedObjectPath};
 
 /// What others may do.
@@ -54,7 +54,7 @@ pub(super) fn allow(
     let proxy = session.mounts(grant)?;
     shown.try_for_each(|name| match session.call(proxy.allow_device(name)) {
         // In a container nothing is limited but by what limits that one, and what it has can be seen and opened.
-        Err(SessionError::Broker(Error::Refused(refusal))) if refusal.code == Code::Unsupported => Ok(()),
+        Err(SessionError::Broker(error)) if error.code() == Some(Code::Unsupported) => Ok(()),
         allowed => allowed,
     })
 }

@@ -26,8 +26,9 @@ use crate::{
 const USUAL: u32 = 16;
 /// How often a smaller number is tried.
 const TRIES: usize = 4;
-/// systemd's, where systemd is.
+/// systemd's own programs, where systemd is.
 const SYSTEMD_RUN: &str = "/usr/bin/systemd-run";
+const SYSTEMCTL: &str = "/usr/bin/systemctl";
 /// Is there where systemd runs (sd_booted(3)).
 const BOOTED: &str = "/run/systemd/system";
 /// How long a container that ends with the one around it may take, in seconds, before it is killed.
@@ -109,7 +110,7 @@ pub(crate) fn is_within_reach(payload: &impl AsFd) -> bool {
 /// would come to every process of this one at once: its systemd would execute itself again, for a bus that is dead already.
 /// Where systemd does not run, whoever ends the container around has to stop those in it.
 pub(super) fn end_in_order(name: &str) -> io::Result<()> {
-    if !rustix::process::geteuid().is_root() || !Path::new(BOOTED).is_dir() {
+    if !rustix::process::geteuid().is_root() || !Path::new(BOOTED).is_dir() || is_known(name) {
         return Ok(());
     }
     let sockets = Path::new(INNER_SOCKET).parent().unwrap_or_else(|| Path::new("/")).display();
@@ -130,15 +131,15 @@ pub(super) fn end_in_order(name: &str) -> io::Result<()> {
     }
     // What it stands for runs already.
     let done = command.args(["--", "/bin/true"]).stdin(Stdio::null()).stdout(Stdio::null()).output()?;
-    // One of the name is there since the container was started before.
-    if done.status.success() || is_known(name) {
+    if done.status.success() {
         return Ok(());
     }
     Err(io::Error::other(String::from_utf8_lossy(&done.stderr).trim().to_owned()))
 }
 
+/// Has it been told before? The unit stays when the container ends by itself, for the next time that it is started.
 fn is_known(name: &str) -> bool {
-    let mut command = Command::new("/usr/bin/systemctl");
+    let mut command = Command::new(SYSTEMCTL);
     command.args(["--quiet", "is-active", &unit(name)]).stdin(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
