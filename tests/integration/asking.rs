@@ -130,6 +130,16 @@ fn first(user: &User, broker: &Broker) -> Client {
     client
 }
 
+/// An account that has as many grants as it may, where policy leaves more to polkit.
+fn scene(lab: &Lab) -> (User, Desk, Broker, Client) {
+    lab.write_policy(ONE_GRANT);
+    let user = lab.user();
+    let desk = Desk::start(lab, &[&user]);
+    let broker = start(lab, &desk);
+    let client = first(&user, &broker);
+    (user, desk, broker, client)
+}
+
 fn release_all(client: &Client) {
     for name in client.names() {
         client.release(&client.find(&name).unwrap(), true).unwrap();
@@ -139,11 +149,7 @@ fn release_all(client: &Client) {
 const SECOND: [&str; 4] = ["grant", "create", "second", "--no-ids"];
 
 fn who_sits_at_a_terminal_is_asked_there(lab: &Lab) {
-    lab.write_policy(ONE_GRANT);
-    let user = lab.user();
-    let desk = Desk::start(lab, &[&user]);
-    let broker = start(lab, &desk);
-    let client = first(&user, &broker);
+    let (user, desk, broker, client) = scene(lab);
     // A password that is none.
     let mut person = Person::sits_down(&desk, &user, &broker, lab, &SECOND);
     person.go();
@@ -168,11 +174,7 @@ fn who_sits_at_a_terminal_is_asked_there(lab: &Lab) {
 }
 
 fn nobody_is_asked_who_does_not_want_it(lab: &Lab) {
-    lab.write_policy(ONE_GRANT);
-    let user = lab.user();
-    let desk = Desk::start(lab, &[&user]);
-    let broker = start(lab, &desk);
-    let client = first(&user, &broker);
+    let (user, desk, broker, client) = scene(lab);
     let words: Vec<&str> = SECOND.into_iter().chain(["--no-ask"]).collect();
     let mut person = Person::sits_down(&desk, &user, &broker, lab, &words);
     // There would be somebody.
@@ -192,11 +194,7 @@ fn nobody_is_asked_who_does_not_want_it(lab: &Lab) {
 }
 
 fn the_sessions_agent_is_asked_where_there_is_one(lab: &Lab) {
-    lab.write_policy(ONE_GRANT);
-    let user = lab.user();
-    let desk = Desk::start(lab, &[&user]);
-    let broker = start(lab, &desk);
-    let client = first(&user, &broker);
+    let (user, desk, broker, client) = scene(lab);
     let mut person = Person::sits_down(&desk, &user, &broker, lab, &SECOND);
     let mut agent = person.agent(&desk, lab, "yes");
     person.go();
@@ -216,11 +214,7 @@ fn the_sessions_agent_is_asked_where_there_is_one(lab: &Lab) {
 }
 
 fn who_is_killed_at_the_terminal_is_asked_no_more(lab: &Lab) {
-    lab.write_policy(ONE_GRANT);
-    let user = lab.user();
-    let desk = Desk::start(lab, &[&user]);
-    let broker = start(lab, &desk);
-    let client = first(&user, &broker);
+    let (user, desk, broker, client) = scene(lab);
     let mut person = Person::sits_down(&desk, &user, &broker, lab, &SECOND);
     let mut agent = person.agent(&desk, lab, "nothing");
     let process = person.process();
