@@ -14,7 +14,9 @@ use rustix::{
     process::{Signal, kill_process},
 };
 
-use crate::common::{Client, Lab, Options, Process, User, checker, raw::Raw, wait_until};
+use zbus::OwnedObjectPath;
+
+use crate::common::{Client, Lab, Options, Process, User, bus::Watch, checker, raw::Raw, wait_until};
 
 // A user namespace of the user's in which root, as newuidmap(1) does, has mapped the user's own id and `count` others.
 fn mapped(user: &User, first: u32, count: u32) -> Process {
@@ -59,17 +61,29 @@ fn the_ids_in_a_users_namespace_are_no_accounts(lab: &Lab) {
     bystander.create("mine", Options::new()).unwrap();
 }
 
-// A process of root's that has entered a user's namespace can be traced by that namespace's root.
-fn root_in_a_users_namespace_is_not_root(lab: &Lab) {
+// A process of root's, or of another account's, that has entered a user's namespace can be traced by that namespace's root.
+fn who_has_entered_a_users_namespace_is_nobody(lab: &Lab) {
     let broker = lab.broker();
     let (user, victim) = (lab.user(), lab.user());
     let client = victim.client(broker.socket());
     let grant = client.create("victim", Options::new()).unwrap();
-    let namespace = mapped(&user, 0, 1);
-    let (process, stream) = connect_in(&user, &namespace, 1, broker.socket());
-    let root = Client::new(stream, 0, process);
-    root.release(&grant.path, true).unwrap_err().is("NotAuthorized", "acts for nobody");
-    assert_eq!(client.names(), ["victim"]);
+    for (number, uid) in [0, victim.uid].into_iter().enumerate() {
+        let namespace = mapped(&user, uid, 1);
+        let (process, stream) = connect_in(&user, &namespace, 1, broker.socket());
+        let entered = Client::new(stream, uid, process);
+        entered.release(&grant.path, true).unwrap_err().is("NotAuthorized", "acts for nobody");
+        // It is not even told what its uid is told elsewhere.
+        let (mut watch, mut own) = (entered.watch(), client.watch());
+        client.create(&format!("made-{number}"), Options::new()).unwrap();
+        let added = |client: &Client, watch: &mut Watch, time: Duration| {
+            client.signal::<(OwnedObjectPath, String, u32)>(watch, "GrantAdded", time)
+        };
+        assert!(added(&client, &mut own, Duration::from_secs(20)).is_some());
+        // What was sent to it before the answer is here with it.
+        assert!(entered.answers());
+        assert!(added(&entered, &mut watch, Duration::ZERO).is_none(), "uid {uid} hears of others' grants");
+    }
+    assert_eq!(client.names(), ["made-0", "made-1", "victim"]);
 }
 
 // Who has the account's group (`users` on some hosts) has nothing to do in its payloads.
@@ -320,5 +334,5 @@ crate::tests![
     a_shared_group_moves_nobody,
     what_a_holder_sets_below_its_payload_stays_there,
     the_ids_in_a_users_namespace_are_no_accounts,
-    root_in_a_users_namespace_is_not_root,
+    who_has_entered_a_users_namespace_is_nobody,
 ];

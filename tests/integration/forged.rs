@@ -291,7 +291,7 @@ fn only_the_bus_front_introduces_clients_of_the_bus(lab: &Lab) {
     let process = User::new(victim.uid, &[], &lab.scratch, &lab.programs).sleeper();
     let introduce = ToEngine::BusClient { id: RequestId(901), client: client(victim.uid) };
     engine.link(BUS).send(&introduce, &[process.pidfd.as_fd()]);
-    let Ok((Answer::Connection(number), _)) = engine.answer(BUS, RequestId(901)) else {
+    let Ok((Answer::Connection { connection: number, .. }, _)) = engine.answer(BUS, RequestId(901)) else {
         panic!("not introduced")
     };
     let refusal = engine
@@ -300,7 +300,7 @@ fn only_the_bus_front_introduces_clients_of_the_bus(lab: &Lab) {
     assert_eq!(refusal.code, RefusalCode::NotAuthorized);
     // Of a process that nobody can name it is not known whether it lies in the grant.
     engine.link(BUS).send(&ToEngine::BusClient { id: RequestId(902), client: client(victim.uid) }, &[]);
-    let Ok((Answer::Connection(unknown), _)) = engine.answer(BUS, RequestId(902)) else {
+    let Ok((Answer::Connection { connection: unknown, .. }, _)) = engine.answer(BUS, RequestId(902)) else {
         panic!("not introduced")
     };
     let refusal = engine

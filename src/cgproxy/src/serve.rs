@@ -149,7 +149,7 @@ impl Proxy {
             uid,
             account: uid,
             claim: None,
-            audience: Audience::Account(uid),
+            audience: Some(Audience::Account(uid)),
             pid,
         };
         self.peers.borrow_mut().insert(number, Rc::new(peer));

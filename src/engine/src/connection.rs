@@ -133,10 +133,14 @@ impl Caller {
     }
 
     /// What it is told of.
-    pub fn audience(&self) -> Audience {
-        match &self.nested {
-            Some(nested) => Audience::Inside(nested.grant.id),
-            None => Audience::Account(self.uid.0),
+    ///
+    /// An attacker wants to hear what others run, by a process of theirs, or of root's, that has entered a user namespace of its
+    /// own: such a one acts for nobody there, and is told of nothing.
+    pub fn audience(&self) -> Option<Audience> {
+        match (&self.nested, self.inside) {
+            (Some(nested), _) => Some(Audience::Inside(nested.grant.id)),
+            (None, None) => Some(Audience::Account(self.uid.0)),
+            (None, Some(_)) => None,
         }
     }
 

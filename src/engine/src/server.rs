@@ -377,8 +377,12 @@ impl Server {
     fn bus_client(&self, front: FrontKind, id: RequestId, client: &BusClient, mut fds: Descriptors) {
         let outcome = if front == FrontKind::Bus {
             let process = fds.take(FdIndex(0), "the process").ok().and_then(|fd| Pidfd::from_fd(fd).ok());
-            self.introduce(FrontKind::Bus, Surface::Native, Peer::of_bus_client(client, process))
-                .map(|caller| (Answer::Connection(caller.connection), Vec::new()))
+            self.introduce(FrontKind::Bus, Surface::Native, Peer::of_bus_client(client, process)).map(
+                |caller| {
+                    let (connection, audience) = (caller.connection, caller.audience());
+                    (Answer::Connection { connection, audience }, Vec::new())
+                },
+            )
         } else {
             tracing::error!("the socket front claims to be on the bus");
             Err(Refusal::new(RefusalCode::NotAuthorized, "only the bus front introduces clients of the bus")

@@ -49,6 +49,7 @@ enum Client {
     /// It is known.
     Known {
         caller: Caller,
+        audience: Option<Audience>,
         slots: Arc<Semaphore>,
         /// Its place among its uid's clients, given back when it leaves.
         _place: Option<OwnedSemaphorePermit>,
@@ -58,6 +59,7 @@ enum Client {
 /// A client that the engine knows.
 struct Introduced {
     caller: Caller,
+    audience: Option<Audience>,
     place: Option<OwnedSemaphorePermit>,
 }
 
@@ -227,7 +229,7 @@ impl Clients {
 
     /// Serves the calls that waited, in their order; one that comes meanwhile waits behind them.
     async fn admit(&self, name: &str, introduced: Introduced) {
-        let Introduced { caller, place } = introduced;
+        let Introduced { caller, audience, place } = introduced;
         let slots = Arc::new(Semaphore::new(CALLS_PER_CONNECTION));
         loop {
             let Some(next) = self.next_waiting(name) else {
@@ -240,14 +242,12 @@ impl Clients {
             }
         }
         tracing::debug!(name, uid = caller.uid, connection = caller.connection.0, "client introduced");
-        let outbox = self.bus.outbox().clone();
-        self.core.subscribers.add_client(
-            Audience::Account(caller.uid),
-            caller.connection,
-            outbox,
-            name.to_owned(),
-        );
-        self.clients.borrow_mut().insert(name.to_owned(), Client::Known { caller, slots, _place: place });
+        if let Some(audience) = audience {
+            let outbox = self.bus.outbox().clone();
+            self.core.subscribers.add_client(audience, caller.connection, outbox, name.to_owned());
+        }
+        let client = Client::Known { caller, audience, slots, _place: place };
+        self.clients.borrow_mut().insert(name.to_owned(), client);
     }
 
     /// The next call that waits for its client's introduction; `None` if that client is not being introduced.
@@ -278,9 +278,9 @@ impl Clients {
         let pending = self.core.engine.introduce(client, pidfd).await.map_err(Fault::from)?;
         let reply = pending.await.map_err(|_| Fault::internal())?;
         match reply.result? {
-            Answer::Connection(connection) => {
+            Answer::Connection { connection, audience } => {
                 let caller = Caller { connection, uid, peer_to_peer: false, unix_fds: true };
-                Ok(Introduced { caller, place })
+                Ok(Introduced { caller, audience, place })
             }
             _ => Err(Fault::internal()),
         }
@@ -354,8 +354,10 @@ impl Clients {
     }
 
     async fn end(&self, client: Client) {
-        if let Client::Known { caller, .. } = client {
-            self.core.subscribers.remove(Audience::Account(caller.uid), caller.connection);
+        if let Client::Known { caller, audience, .. } = client {
+            if let Some(audience) = audience {
+                self.core.subscribers.remove(audience, caller.connection);
+            }
             self.core.engine.closed(caller.connection).await;
         }
     }

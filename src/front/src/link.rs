@@ -142,8 +142,8 @@ pub enum Incoming {
         account: u32,
         /// The uid that the peer has in its own user namespace, if that is another one and known.
         claim: Option<u32>,
-        /// What it is told of.
-        audience: Audience,
+        /// What it is told of, if it is of anything.
+        audience: Option<Audience>,
         /// The socket.
         socket: OwnedFd,
     },

@@ -41,7 +41,9 @@ impl Peers {
             });
             // However it ended, by a fault of ours too, the engine must hear of it.
             let _ = session.await;
-            peers.core.subscribers.remove(peer.audience, peer.connection);
+            if let Some(audience) = peer.audience {
+                peers.core.subscribers.remove(audience, peer.connection);
+            }
             peers.core.engine.closed(peer.connection).await;
         });
     }
@@ -55,7 +57,10 @@ impl Peers {
         };
         let outbox = session.outbox.clone();
         let subscribers = &self.core.subscribers;
-        subscribers.add_peer(audience, connection, outbox.clone());
+        if let Some(audience) = audience {
+            subscribers.add_peer(audience, connection, outbox.clone());
+        }
+        let begin = || audience.map(|audience| subscribers.begin(audience, connection));
         let caller = Caller { connection, uid, peer_to_peer: true, unix_fds: session.unix_fds };
         let places = self.core.calls.of(uid);
         let (mut is_first, called) = (true, Notify::new());
@@ -63,13 +68,13 @@ impl Peers {
             self.core.call(caller, &parcel, &outbox, slots).await;
             // `Hello` is answered by now: nobody but this process is asked for it.
             if std::mem::take(&mut is_first) {
-                subscribers.begin(audience, connection);
+                begin();
                 called.notify_one();
             }
         });
         let listening = async {
             let _ = timeout(BEFORE_HELLO, called.notified()).await;
-            subscribers.begin(audience, connection);
+            begin();
             pending().await
         };
         // Nothing waits for the time to pass when there was a call, or the connection has ended.

@@ -42,8 +42,8 @@ pub struct Peer {
     pub uid: u32,
     /// The uid that it has in its own user namespace, if that is another one and known.
     pub claim: Option<u32>,
-    /// What it is told of.
-    pub audience: Audience,
+    /// What it is told of, if it is of anything.
+    pub audience: Option<Audience>,
 }
 
 /// A connection over which messages go.

@@ -213,8 +213,8 @@ pub enum FromEngine {
         account: u32,
         /// The uid that the peer has in its own user namespace, if that is another one and known.
         claim: Option<u32>,
-        /// What it is told of.
-        audience: Audience,
+        /// What it is told of, if it is of anything.
+        audience: Option<Audience>,
         /// The peer's pid, if it can be seen from here.
         pid: Option<u32>,
     },

@@ -580,5 +580,10 @@ pub enum Answer {
     /// To [`Op::Legacy`].
     Legacy(LegacyAnswer),
     /// To [`crate::ToEngine::BusClient`].
-    Connection(crate::ConnectionId),
+    Connection {
+        /// Its number.
+        connection: crate::ConnectionId,
+        /// What it is told of, if it is of anything.
+        audience: Option<crate::Audience>,
+    },
 }

@@ -163,7 +163,7 @@ impl Front {
             uid,
             account,
             claim: None,
-            audience: Audience::Account(uid),
+            audience: Some(Audience::Account(uid)),
             pid: Some(1),
         };
         self.engine.send(&cgrant_wire::encode(&message).unwrap(), &[socket.as_fd()]).unwrap();
@@ -333,8 +333,9 @@ fn note(state: &(Mutex<State>, Condvar), message: ToEngine, fds: &[OwnedFd]) -> 
         }
         ToEngine::BusClient { id, client } => {
             let connection = ConnectionId(1000 + state.clients.len() as u64);
+            let audience = Some(Audience::Account(client.uid));
             state.clients.push((connection, client, fds.len() == 1));
-            Some((id, Ok(Answer::Connection(connection))))
+            Some((id, Ok(Answer::Connection { connection, audience })))
         }
         ToEngine::Consent { .. } | ToEngine::Polkit { .. } => None,
     }
