@@ -172,6 +172,16 @@ fn containers_go_with_their_sessions_as_policy_says(lab: &Lab) {
         let left = checker::cgroups_of_instance(&lab.host, "default");
         !left.iter().any(|path| path.iter().any(|part| part == "u23931"))
     });
+    // Her home stays, and what was hers to run does not.
+    let root = lab.root();
+    let root = Shell::packaged(lab, &root);
+    let home = people[0].user.home.to_str().unwrap();
+    let removed = root.json(&["departed", "remove", "--account", "23931", home]);
+    assert!(removed["files"].as_u64().unwrap() > 20 && removed["failed"] == 0, "{removed}");
+    let mut find = Command::new("find");
+    let left = done(find.args([home, "-uid", "+65535", "-o", "-gid", "+65535"]));
+    assert_eq!(left, "", "ids of a range are left");
+    assert!(Path::new(home).join(".local/share/cgrant/containers/web/config.json").exists());
     done(Command::new("userdel").args(["--remove", "--force", &people[1].name]));
     fs::remove_dir_all(&people[0].user.home).unwrap();
     drop((kate, lina, emma));

@@ -4,14 +4,19 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
-    path::PathBuf,
+    os::unix::fs::{MetadataExt, lchown, symlink},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use zbus::OwnedObjectPath;
 
-use crate::common::{Broker, Client, Grant, Lab, Options, Process, User, checker, wait_until};
+use crate::common::{
+    Broker, Client, Grant, Lab, Options, Process, User, checker,
+    containers::{Shell, busybox},
+    wait_until,
+};
 
 /// What the broker sees in place of the host's.
 const STAGE: &str = "set -e; mount --bind $0/host-etc /etc; mount -t tmpfs tmpfs /run
@@ -280,8 +285,100 @@ fn what_is_no_logout_ends_nothing(lab: &Lab) {
     }
 }
 
+/// Files below a directory whose owner is neither root nor one of these; links are not followed.
+fn foreign_files(place: &Path, but: &[u32], found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(place).unwrap().map(|entry| entry.unwrap()) {
+        let metadata = entry.metadata().unwrap();
+        if metadata.uid() != 0 && !but.contains(&metadata.uid()) {
+            found.push(entry.path());
+        }
+        if metadata.is_dir() {
+            foreign_files(&entry.path(), but, found);
+        }
+    }
+}
+
+/// Root removes the files of a deleted user's containers, once nothing of them runs; nobody else does, and nothing of anybody else's
+/// goes with them, wherever it lies and whatever leads there.
+fn what_a_deleted_user_left_is_removed_by_root_alone(lab: &Lab) {
+    let (alice, bob, root) = (lab.user(), lab.user(), lab.root());
+    let all = [("alice", &alice), ("bob", &bob)];
+    let place = Place::new(lab, &all);
+    let broker = place.broker();
+    let [alices, bobs, roots] = [&alice, &bob, &root].map(|user| Shell::new(lab, user, &broker));
+    let image = busybox(lab);
+    for shell in [&alices, &bobs] {
+        shell.import(lab, &image, "box");
+        shell.done(&["create", "--copy", "box", "web"]);
+    }
+    alices.done(&["start", "web"]);
+    let (account, home) = (alice.uid.to_string(), alice.home.clone());
+    let directory = home.to_str().unwrap();
+    let departed = |verb: &'static str, of: &'static [&'static str]| {
+        [&["departed", verb, "--account", &account], of, &[directory]].concat().join(" ")
+    };
+    let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let fails = |shell: &Shell, line: String, saying: &str| {
+        let words = words(&line);
+        shell.fails(&words.iter().map(String::as_str).collect::<Vec<_>>(), 1, saying);
+    };
+    // It is root's, and about users who are gone.
+    assert_eq!(roots.json(&["departed", "list"]), serde_json::json!([]));
+    fails(&roots, departed("remove", &[]), "its user is there");
+    alices.fails(&["departed", "list"], 1, "list other accounts");
+    fails(&bobs, departed("remove", &[]), "list other accounts");
+
+    // Files of others, and a way out, in what she left.
+    let bobs_files = bob.home.join(".local/share/cgrant/containers/web/rootfs");
+    let mut ids = Vec::new();
+    foreign_files(&bob.home, &[bob.uid], &mut ids);
+    let range = fs::symlink_metadata(&ids[0]).unwrap().uid();
+    let hers = home.join(".local/share/cgrant/containers/web/rootfs");
+    let range_of_hers = fs::metadata(&hers).unwrap().uid();
+    fs::write(hers.join("bobs"), "").unwrap();
+    lchown(hers.join("bobs"), Some(range), Some(range)).unwrap();
+    symlink(&bobs_files, hers.join("way")).unwrap();
+    lchown(hers.join("way"), Some(range_of_hers), None).unwrap();
+    symlink("/", home.join("way")).unwrap();
+
+    // Gone, but not for certain; and something runs, whose files must not be taken from it.
+    place.passwd(&[("bob", &bob)]);
+    let list = roots.json(&["departed", "list"]);
+    assert!(list.as_array().unwrap().iter().all(|row| row["user"] == "alice"), "{list}");
+    fails(&roots, departed("remove", &["--timeout", "0"]), "cannot remove files of a user who is gone");
+    assert!(hers.join("bin/busybox").exists());
+
+    // The same command, given time, waits for both.
+    let counted = departed("remove", &[]);
+    let said = roots.json(&words(&counted).iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(said["files"].as_u64().unwrap() > 20 && said["failed"] == 0, "{said}");
+    assert_eq!(said["rows"][0]["others"], 1, "{said}");
+    let mut left = Vec::new();
+    foreign_files(&home, &[alice.uid], &mut left);
+    // What holds somebody's file stays with it.
+    assert!(left.iter().all(|path| path.ends_with("rootfs") || path.ends_with("rootfs/bobs")), "{left:?}");
+    assert!(hers.join("bobs").exists() && !hers.join("way").exists() && home.join("way").exists());
+    assert!(bobs_files.join("bin/busybox").exists());
+    bobs.done(&["start", "web"]);
+    bobs.done(&["delete", "--force", "web"]);
+    let list = roots.json(&["departed", "list"]);
+    let rows = list.as_array().unwrap();
+    assert!(
+        !rows.is_empty() && rows.iter().all(|row| row["state"] == "retired" && row["grants"] == 0),
+        "{list}"
+    );
+
+    // Ids that somebody was given by hand since are nobody's leftovers.
+    fs::write(place.etc("subuid"), format!("bob:{range_of_hers}:65536\n")).unwrap();
+    lchown(hers.join("bobs"), Some(range_of_hers), None).unwrap();
+    fails(&roots, departed("remove", &[]), "subuid");
+    assert!(hers.join("bobs").exists());
+    checker::assert_in_order(lab);
+}
+
 crate::tests![
     what_a_deleted_user_had_ends_as_policy_says,
+    what_a_deleted_user_left_is_removed_by_root_alone,
     a_user_who_was_deleted_meanwhile_is_noticed_at_the_start,
     what_a_user_had_who_logs_out_ends_as_policy_says,
     what_is_no_logout_ends_nothing,

@@ -104,6 +104,9 @@ pub(crate) enum Command {
     /// Shows and unties the ranges of ids that belong to you
     #[command(subcommand)]
     Range(RangeCommand),
+    /// Shows ids of users who are gone, and removes the files of their images and containers (root only)
+    #[command(subcommand)]
+    Departed(DepartedCommand),
     /// Shows what you use beside what policy lets you use
     #[command(after_help = "\
 Examples:
@@ -766,6 +769,58 @@ Example:
         /// The name
         name: String,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DepartedCommand {
+    /// Lists the ids of users who are gone
+    #[command(after_help = "\
+STATE is
+  retired   the ids are nobody's, and will be nobody's again
+  leaving   they will be retired if the user does not come back within ten seconds
+  taken     they were retired, and /etc/passwd, group, subuid or subgid gives some of them to somebody by hand
+GRANTS is how many grants that still run have some of them.
+
+Examples:
+  cgrant departed list
+  cgrant departed list --account 1001")]
+    List {
+        /// Of this account alone
+        #[arg(long, value_name = "UID")]
+        account: Option<u32>,
+    },
+    /// Counts the files that belong to an account's retired ids, below directories
+    #[command(after_help = "\
+Links are not followed, and other file systems that are mounted below the directories not entered.
+
+Example:
+  cgrant departed usage --account 1001 /home /srv")]
+    Usage(DepartedArgs),
+    /// Removes the files that belong to an account's retired ids, below directories
+    #[command(after_help = "\
+Removes files of images and containers of a user who was deleted, and no others: whatever belongs to ids of somebody
+who is there stays, and so do the files that were the user's own. Waits until the user is believed to be gone and nothing of
+it runs any more. Links are not followed, and other file systems that are mounted below the directories not entered.
+
+Example:
+  cgrant departed remove --account 1001 /home/alice /srv")]
+    Remove {
+        #[command(flatten)]
+        which: DepartedArgs,
+        /// How long to wait, at most
+        #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+        timeout: u64,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DepartedArgs {
+    /// The uid that the user had
+    #[arg(long, value_name = "UID")]
+    pub(crate) account: u32,
+    /// Where to look
+    #[arg(required = true, value_name = "DIRECTORY")]
+    pub(crate) directories: Vec<PathBuf>,
 }
 
 fn limit(text: &str) -> Result<(String, String), String> {

@@ -4,6 +4,7 @@ pub(crate) mod account;
 pub(crate) mod autostart;
 pub(crate) mod cgroup;
 pub(crate) mod container;
+pub(crate) mod departed;
 pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod explain;

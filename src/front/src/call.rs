@@ -352,6 +352,12 @@ impl Request<'_> {
             "ListBridges" => Ok(ask(Op::ListBridges, View::Bridges)),
             "ExamineNetwork" => Ok(ask(Op::ExamineNetwork, View::Findings)),
             "ListRanges" => Ok(ask(Op::ListRanges, View::Ranges)),
+            "ListDeparted" => {
+                let mut options: Options = self.body()?;
+                let account = options.number("account")?;
+                options.finish()?;
+                Ok(ask(Op::ListDeparted { account }, View::Departed))
+            }
             "ForgetRange" => {
                 let name = at_most("name", self.body()?, MAX_NAME)?;
                 Ok(ask(Op::ForgetRange { name }, View::Done))

@@ -7,8 +7,8 @@ use cgrant_proto::{
     names::{ACCOUNT, CGROUP, GRANT, IDS, LINKS, MANAGER, MOUNTS},
 };
 use cgrant_wire::{
-    Address, BridgeInfo, BrokerInfo, EndReason, GrantInfo, Lifetime, LinkEnd, LinkInfo, LinkKind,
-    PublishedPort, Stat, Usage, UsageRow,
+    Address, BridgeInfo, BrokerInfo, DepartedInfo, EndReason, Fate, GrantInfo, Lifetime, LinkEnd, LinkInfo,
+    LinkKind, PublishedPort, Stat, Usage, UsageRow,
 };
 use zbus::Variant;
 
@@ -136,6 +136,16 @@ pub fn link(info: &LinkInfo) -> Properties<'_> {
         link.insert("dns", Variant::new(info.dns.iter().map(ToString::to_string).collect::<Vec<_>>()));
     }
     link
+}
+
+/// Ids of a user who is gone.
+pub fn departed(info: &DepartedInfo) -> (u32, &str, u32, u32, &'static str, u32) {
+    let fate = match info.fate {
+        Fate::Retired => "retired",
+        Fate::Leaving => "leaving",
+        Fate::Taken => "taken",
+    };
+    (info.account, &info.user, info.first, info.count, fate, info.grants)
 }
 
 /// A bridge that the caller may have links on.

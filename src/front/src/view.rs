@@ -32,6 +32,8 @@ pub enum View {
     Rules,
     /// `ListRanges`.
     Ranges,
+    /// `ListDeparted`.
+    Departed,
     /// `Explain`.
     Explained,
     /// `ListBridges`.
@@ -118,6 +120,9 @@ impl View {
                     })
                     .collect::<Vec<_>>(),
             ),
+            (Self::Departed, Answer::Departed(departed)) => {
+                reply.build(&departed.iter().map(describe::departed).collect::<Vec<_>>())
+            }
             (Self::Bridges, Answer::Bridges(bridges)) => {
                 reply.build(&bridges.iter().map(describe::bridge).collect::<Vec<_>>())
             }

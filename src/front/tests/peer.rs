@@ -134,6 +134,8 @@ fn every_method_of_the_manager_is_its_operation() {
         let account = AccountProxy::new(&connection, "/org/cgrant/Broker1/account/1000").await.unwrap();
         let ranges = manager.list_ranges().await.unwrap();
         assert_eq!(ranges, [(1, 2, 3, "web".to_owned(), "00c0ffee00c0ffee".to_owned())]);
+        let departed = manager.list_departed(&Account::new().account(1)).await.unwrap();
+        assert_eq!(departed, [(1, "alice".to_owned(), 2, 3, "retired".to_owned(), 4)]);
         manager.forget_range("web").await.unwrap();
         let explained =
             manager.explain("ForgetRange", &ExplainRequest::new().option("name", "web")).await.unwrap();
@@ -161,6 +163,7 @@ fn every_method_of_the_manager_is_its_operation() {
                 Op::ListAccounts { all: true },
                 Op::ListRules { all: true },
                 Op::ListRanges,
+                Op::ListDeparted { account: Some(1) },
                 Op::ForgetRange { name: "web".to_owned() },
                 Op::Explain(Box::new(Explain {
                     question: Inquiry::ForgetRange { name: "web".to_owned() },
@@ -653,8 +656,8 @@ fn every_method_of_the_contract_is_there() {
                 }
             }
         }
-        assert_eq!(calls, 32);
-        assert!(front.seen_count() >= 32);
+        assert_eq!(calls, 33);
+        assert!(front.seen_count() >= 33);
     });
 }
 

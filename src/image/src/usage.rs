@@ -17,7 +17,7 @@ use crate::path::TreePath;
 use crate::walk::{WalkError, reopen};
 
 /// The unit of `st_blocks` (stat(2)), in bytes.
-const BLOCK: u64 = 512;
+pub(crate) const BLOCK: u64 = 512;
 
 /// What files take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -23,5 +23,6 @@ pub use options::{
 };
 pub use port::{BadPort, Port, Transport};
 pub use proxy::{
-    AccountProxy, CgroupProxy, CreateResult, GrantProxy, IdsProxy, LinksProxy, ManagerProxy, MountsProxy,
+    AccountProxy, CgroupProxy, CreateResult, Departed, GrantProxy, IdsProxy, LinksProxy, ManagerProxy,
+    MountsProxy,
 };

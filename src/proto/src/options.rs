@@ -53,7 +53,7 @@ options! {
     CreateGrant
     /// Options of `Manager.ListGrants`, `Manager.ListAccounts` and `Manager.ListRules`.
     ListGrants
-    /// Options of `Manager.GetGrant` and `Manager.GetUsage`.
+    /// Options of `Manager.GetGrant`, `Manager.GetUsage` and `Manager.ListDeparted`.
     Account
     /// Options of `Manager.Explain`.
     ExplainRequest

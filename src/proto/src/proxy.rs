@@ -33,6 +33,9 @@ pub struct CreateResult {
     pub taps: Option<HashMap<String, OwnedFd>>,
 }
 
+/// Ids of a user who is gone: account, user, first id, count, what became of them, live grants that have some.
+pub type Departed = (u32, String, u32, u32, String, u32);
+
 /// A rule of the policy: where it stands, whom it is for, key and value of what it says.
 pub type Rule = (String, String, Vec<(String, String)>);
 
@@ -76,6 +79,9 @@ pub trait Manager {
 
     /// The account's ranges: first uid, first gid, count, name or "", id of the grant or "".
     fn list_ranges(&self) -> Result<Vec<(u32, u32, u32, String, String)>, Error>;
+
+    /// Ids of users who are gone: account, user, first id, count, what became of them, live grants that have some.
+    fn list_departed(&self, options: &Account<'_>) -> Result<Vec<Departed>, Error>;
 
     /// Unties the range from the name.
     fn forget_range(&self, name: &str) -> Result<(), Error>;

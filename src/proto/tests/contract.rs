@@ -105,6 +105,7 @@ fn value(signature: &str) -> Variant<'static> {
         "a(osu)" => {
             Variant::new(vec![(ObjectPath::try_from(grant_path("0123456789abcdef")).unwrap(), "one", 2u32)])
         }
+        "a(usuusu)" => Variant::new(vec![(1u32, "two", 3u32, 4u32, "five", 6u32)]),
         "a(uuuss)" => Variant::new(vec![(1u32, 2u32, 3u32, "four", "five")]),
         other => panic!("no value for {other}"),
     }
@@ -212,6 +213,7 @@ async fn proxies_and_xml_are_one_contract() {
     manager.list_ranges().await.unwrap();
     manager.list_accounts(&ListGrants::new().all()).await.unwrap();
     manager.list_rules(&ListGrants::new().all()).await.unwrap();
+    manager.list_departed(&Account::new()).await.unwrap();
     manager.forget_range("x").await.unwrap();
 
     let cgroup = CgroupProxy::new(&connection, path.as_str()).await.unwrap();

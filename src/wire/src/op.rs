@@ -445,6 +445,11 @@ pub enum Op {
     ExamineNetwork,
     /// The ranges that belong to the account.
     ListRanges,
+    /// The ids of accounts whose users are gone.
+    ListDeparted {
+        /// Of this account alone.
+        account: Option<u32>,
+    },
     /// Unties a range from its name, so that unnamed grants of the account may use it.
     ForgetRange {
         /// The name.
@@ -532,6 +537,34 @@ pub struct RangeInfo {
     pub grant: Option<GrantId>,
 }
 
+/// Ids in one piece that belong to an account whose user is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DepartedInfo {
+    /// The account.
+    pub account: u32,
+    /// Its user when it got them; empty if none was known.
+    pub user: String,
+    /// The first id, of users as of groups.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+    /// What became of them.
+    pub fate: Fate,
+    /// How many live grants have some of them.
+    pub grants: u32,
+}
+
+/// What became of the ids of a user who is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fate {
+    /// They are nobody's for good.
+    Retired,
+    /// They will be, if the user does not come back at once.
+    Leaving,
+    /// They were retired, and the host's user database gives some of them to somebody all the same.
+    Taken,
+}
+
 /// The answer to an operation that was carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
@@ -575,6 +608,8 @@ pub enum Answer {
     Rules(Vec<RuleInfo>),
     /// To [`Op::ListRanges`].
     Ranges(Vec<RangeInfo>),
+    /// To [`Op::ListDeparted`].
+    Departed(Vec<DepartedInfo>),
     /// To [`Op::Metrics`].
     Metrics(Vec<Family>),
     /// To [`Op::Legacy`].

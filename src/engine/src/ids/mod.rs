@@ -25,7 +25,7 @@ mod inner;
 mod store;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
@@ -33,7 +33,7 @@ use std::{
 
 use cgrant_policy::{BLOCK, GrantName, HostUid, IdRange, IdSpan, Pool};
 use cgrant_sys::Dir;
-use cgrant_wire::{GrantId, Range, RangeInfo};
+use cgrant_wire::{DepartedInfo, Fate, GrantId, Range, RangeInfo};
 
 use self::{
     accounts::{Accounts, Lent},
@@ -250,6 +250,34 @@ impl IdRecord {
             };
             let areas = inner.index.areas_of(account);
             Ok(areas.flat_map(|area| area.slots().iter().filter_map(move |slot| info(area, slot))).collect())
+        })
+    }
+
+    /// The ids of accounts whose users are gone, or of this one of them, as `/etc` and the record say now. Those whose record is
+    /// damaged are not among them: nobody knows whose user they were taken for.
+    ///
+    /// # Errors
+    /// [`IdError::Io`].
+    pub fn departed(&self, account: Option<HostUid>) -> Result<Vec<DepartedInfo>, IdError> {
+        self.locked(|inner| {
+            self.look_at_accounts(inner)?;
+            let mut grants: HashMap<u32, u32> = HashMap::new();
+            for area in inner.index.marks().filter_map(|mark| inner.index.area_of(mark.span.first())) {
+                *grants.entry(area.span.first()).or_default() += 1;
+            }
+            let asked = |area: &&Area| account.is_none_or(|account| account == area.account);
+            let info = |area: &Area| {
+                let first = area.span.first();
+                Some(DepartedInfo {
+                    account: area.account.0,
+                    user: area.user.clone().unwrap_or_default(),
+                    first,
+                    count: area.span.count(),
+                    fate: inner.fate(area)?,
+                    grants: grants.get(&first).copied().unwrap_or_default(),
+                })
+            };
+            Ok(inner.index.areas().filter(asked).filter_map(info).collect())
         })
     }
 
@@ -532,6 +560,18 @@ impl Inner {
         self.changing(|inner| inner.store.write_mark(&mark))?;
         self.index.put_mark(mark);
         Ok(IdRange::same(span))
+    }
+
+    /// What became of an area's ids; `None` if its user is there, or nobody can tell.
+    fn fate(&self, area: &Area) -> Option<Fate> {
+        if area.damaged.is_some() {
+            return None;
+        }
+        if !area.retired {
+            let user = area.user.as_deref()?;
+            return (self.accounts.user(area.account) != Some(user)).then_some(Fate::Leaving);
+        }
+        Some(if self.accounts.overlap(area.span).is_some() { Fate::Taken } else { Fate::Retired })
     }
 
     /// Retires every area whose user is not the one that it was taken for.

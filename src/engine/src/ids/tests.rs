@@ -420,6 +420,34 @@ fn a_user_who_is_missing_for_long_is_gone() {
 }
 
 #[test]
+fn what_is_said_of_departed_users_is_what_the_record_says() {
+    let host = Host::new();
+    let record = host.open("a");
+    let (alices, bobs) = (first_of(&record, ALICE, "web", 1), first_of(&record, BOB, "web", 2));
+    first_of(&record, CAROL, "web", 3);
+    let said = |account| {
+        let all = record.departed(account).unwrap().into_iter();
+        all.map(|info| (info.account, info.user, info.first, info.fate, info.grants)).collect::<Vec<_>>()
+    };
+    assert_eq!(said(None), []);
+    // Not before it is certain, and said of nobody else.
+    host.write("etc/passwd", "root:x:0:0::/root:/bin/sh\nbob:x:1001:1001::/:\n");
+    assert_eq!(said(None), [(1000, "alice".to_owned(), alices, Fate::Leaving, 1)]);
+    record.lock_inner().accounts.pretend_settled();
+    record.accounts_changed().unwrap();
+    assert_eq!(said(None), [(1000, "alice".to_owned(), alices, Fate::Retired, 1)]);
+    record.release(GrantId(1)).unwrap();
+    // Another user of the uid has ids of its own, of which nothing is said.
+    host.write("etc/passwd", "root:x:0:0::/root:/bin/sh\neve:x:1000:1000::/:\nbob:x:1001:1001::/:\n");
+    let eves = first_of(&record, ALICE, "web", 4);
+    assert_eq!(said(Some(ALICE)), [(1000, "alice".to_owned(), alices, Fate::Retired, 0)]);
+    assert!(![alices, bobs].contains(&eves) && said(Some(BOB)).is_empty() && said(Some(CAROL)).is_empty());
+    // What is somebody's by hand is no more nobody's.
+    host.write("etc/subuid", &format!("bob:{}:1\n", alices + 7));
+    assert_eq!(said(Some(ALICE)), [(1000, "alice".to_owned(), alices, Fate::Taken, 0)]);
+}
+
+#[test]
 fn ids_outside_the_pool_and_the_brokers_own_are_nobodys() {
     let host = Host::new();
     let record = host.open("a");

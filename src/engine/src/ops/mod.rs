@@ -71,6 +71,7 @@ fn grant_of(op: &Op) -> Option<GrantId> {
         | Op::ListBridges
         | Op::ExamineNetwork
         | Op::ListRanges
+        | Op::ListDeparted { .. }
         | Op::ForgetRange { .. }
         | Op::Legacy(_) => None,
     }
@@ -113,6 +114,7 @@ pub fn can_be_asked(op: &Op) -> bool {
         | Op::ListBridges
         | Op::ExamineNetwork
         | Op::ListRanges
+        | Op::ListDeparted { .. }
         | Op::ForgetRange { .. }
         | Op::Legacy(_) => false,
     }
@@ -163,6 +165,7 @@ fn words(engine: &Engine, op: &Op) -> (&'static str, String) {
         Op::ListBridges => "list bridges",
         Op::ExamineNetwork => "examine network",
         Op::ListRanges => "list ranges",
+        Op::ListDeparted { .. } => "list departed",
         Op::ForgetRange { .. } => "forget range",
         Op::Legacy(legacy) => crate::legacy::word(&legacy.call),
     };
@@ -257,6 +260,7 @@ fn without_descriptors(engine: &Engine, caller: &Arc<Caller>, op: Op) -> Outcome
         Op::FindGrant { name, account } => query::find_grant(engine, caller, &name, account),
         Op::Describe { grant } => query::describe(engine, caller, grant),
         Op::ListRanges => query::list_ranges(engine, caller),
+        Op::ListDeparted { account } => query::list_departed(engine, caller, account),
         Op::ForgetRange { name } => manage::forget_range(engine, caller, &name),
         Op::SetLimits { grant, limits } => manage::set_limits(engine, caller, grant, &limits),
         Op::GetValues { grant, keys } => query::get_values(engine, caller, grant, &keys),

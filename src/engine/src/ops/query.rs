@@ -296,3 +296,21 @@ pub fn list_ranges(engine: &Engine, caller: &Caller) -> Outcome {
     };
     plain(Answer::Ranges(ranges))
 }
+
+/// The ids of accounts whose users are gone, or of one of these accounts.
+///
+/// An attacker wants to know who was here and which ids nobody watches any more, or to have root remove files of somebody who is still
+/// there. It is root's to know. What is said to be retired was so in the record, on the disk, before; no order of requests and no
+/// other user of the same uid gets such ids again.
+///
+/// # Errors
+/// If the caller may not; [`RefusalCode::Unsupported`] if there are more than a message can hold.
+pub fn list_departed(engine: &Engine, caller: &Caller, account: Option<u32>) -> Outcome {
+    engine.authorize(caller, "", &Request::ListAccounts)?;
+    let departed = engine.ids.departed(account.map(HostUid))?;
+    if departed.iter().map(|info| info.user.len() + 32).sum::<usize>() > MOST_OF_RULES {
+        return Err(Refusal::new(RefusalCode::Unsupported, "more users have left than fit into an answer")
+            .hint("ask about one account"));
+    }
+    plain(Answer::Departed(departed))
+}

@@ -23,9 +23,10 @@ use std::{
 
 use cgrant_sys::{Channel, seqpacket};
 use cgrant_wire::{
-    Address, Answer, Audience, BridgeInfo, BrokerInfo, BusClient, ConnectionId, Created, Event, Explanation,
-    FdIndex, FromEngine, GrantId, GrantInfo, Hierarchy, Lifetime, LinkInfo, LinkKind, Mac, Op, Range,
-    RangeInfo, Refusal, RefusalCode, RequestId, RuleInfo, Stat, Surface, ToEngine, Usage, UsageRow,
+    Address, Answer, Audience, BridgeInfo, BrokerInfo, BusClient, ConnectionId, Created, DepartedInfo, Event,
+    Explanation, Fate, FdIndex, FromEngine, GrantId, GrantInfo, Hierarchy, Lifetime, LinkInfo, LinkKind, Mac,
+    Op, Range, RangeInfo, Refusal, RefusalCode, RequestId, RuleInfo, Stat, Surface, ToEngine, Usage,
+    UsageRow,
     boot::{FromChild, FrontBoot, FrontKind, LogTarget, ToChild},
     net::Finding,
 };
@@ -481,6 +482,14 @@ pub fn answer(op: &Op, connection: ConnectionId) -> Answer {
             range: Range { uid: 1, gid: 2, count: 3 },
             name: "web".to_owned(),
             grant: Some(GRANT),
+        }]),
+        Op::ListDeparted { .. } => Answer::Departed(vec![DepartedInfo {
+            account: 1,
+            user: "alice".to_owned(),
+            first: 2,
+            count: 3,
+            fate: Fate::Retired,
+            grants: 4,
         }]),
         Op::Legacy(_)
         | Op::AllowDevice { .. }
