@@ -27,6 +27,7 @@
 //! owner NAME CONTROLLER FILE      whose a file or directory is
 //! there CONTROLLER CGROUP         a cgroup is there
 //! gone CONTROLLER CGROUP          it is not, or soon is not
+//! restart                         the broker ends, and another one goes on
 //! ```
 //!
 //! With the program of CGManager 0.42, on a hybrid host, the same table is tried on that (`CONTRIBUTING.md`):
@@ -229,6 +230,39 @@ root  GetValue memory "" nothing                 => refused
 root  GetValue memory nothing memory.usage_in_bytes => refused
 root  Chmod memory home a/tasks 666              => refused
 root  Chmod memory home a\tasks 666              => refused
+# Two dots anywhere are refused whoever asks, also where there is such a cgroup.
+make x..y
+root  GetValue memory x..y memory.usage_in_bytes => refused
+root  SetValue memory x..y memory.limit_in_bytes 40960000 => refused
+root  GetTasks memory x..y                       => refused
+root  GetTasksRecursive memory x..y              => refused
+root  ListChildren memory x..y                   => refused
+root  ListKeys memory x..y                       => refused
+root  Chown memory x..y $bob $bob                => refused
+root  Chmod memory x..y "" 700                   => refused
+root  MovePid memory x..y @bob                   => refused
+plain root MovePidAbs memory $J/x..y @bob        => refused
+scm root MovePidAbs memory /x..y @bob            => refused
+root  RemoveOnEmpty memory x..y                  => refused
+root  Prune memory x..y                          => refused
+root  Remove memory x..y 1                       => refused
+there memory x..y
+root  GetValue memory home/../home memory.usage_in_bytes => refused
+root  Chmod memory home/../home "" 777           => refused
+# To what changes something the / at the beginning means nothing.
+root  Create memory /s/t/u                       => new
+root  Chmod memory /s/t "" 700                   => ok
+root  Chown memory /s $bob $bob                  => ok
+owner bob memory s
+root  Remove memory /s/t/u 0                     => removed
+root  Remove memory /s/t/u 0                     => absent
+task t root ""
+root  MovePid memory s/t @t                      => ok
+root  RemoveOnEmpty memory /s/t                  => ok
+root  Prune memory /s                            => ok
+there memory s/t
+end t
+ours gone memory s
 "#;
 
 /// One that a gate asks for: contract 2.2, the actors p and r.
@@ -483,6 +517,28 @@ gone memory home/p/r
 there memory home/p/q
 end u
 ours gone memory home/p
+# What was wished holds for the next broker too. Nobody is asked after this: all connections have ended.
+alice Create memory r/s                          => new
+alice Create memory v/w                          => new
+task r alice home
+task v alice home
+task w alice home
+alice MovePid memory r/s @r                      => ok
+alice MovePid memory v @v                        => ok
+alice MovePid memory v/w @w                      => ok
+alice RemoveOnEmpty memory r/s                   => ok
+alice Prune memory v                             => ok
+ours restart
+there memory home/r/s
+there memory home/v/w
+end r
+ours gone memory home/r/s
+there memory home/r
+end w
+ours gone memory home/v/w
+there memory home/v
+end v
+ours gone memory home/v
 "#;
 
 /// The behaviours that CGManager's own tests look for, by their numbers: contract 3.
@@ -816,6 +872,11 @@ impl<'a> Scene<'a> {
             }
             ["there", controller, cgroup] => {
                 return (!self.jail(controller).has(cgroup)).then(|| "it is not".to_owned());
+            }
+            ["restart"] => {
+                let Server::Ours(manager) = &mut self.server else { panic!("{line}") };
+                assert_eq!(manager.broker.stop(), 0);
+                manager.broker.start_again();
             }
             ["gone", controller, cgroup] => wait_until(line, || !self.jail(controller).has(cgroup)),
             _ => panic!("{line}"),
