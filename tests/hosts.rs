@@ -81,6 +81,7 @@ const ELSEWHERE: &[&str] = &[
     "cgmanager_attacks::nothing_of_others_is_listed",
     "cgmanager_attacks::ten_thousand_connections_leave_others_served",
     "cgmanager_attacks::who_asks_much_makes_nobody_wait",
+    "cgmanager_attacks::who_has_a_number_now_is_not_who_had_it",
     "grants::a_range_belongs_to_account_and_name_and_to_nobody_else",
     "grants::a_repeated_request_with_its_key_gives_the_same_grant",
     "grants::adopt_changes_what_ends_a_grant",

@@ -24,6 +24,7 @@ pub mod node;
 pub mod original;
 pub mod place;
 pub mod polkit;
+pub mod program;
 pub mod raw;
 pub mod systemd;
 pub mod user;

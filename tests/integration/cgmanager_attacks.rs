@@ -13,8 +13,10 @@ use std::{
         },
     },
     path::PathBuf,
+    process::Command,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use zbus::Message;
 
 use crate::{
@@ -23,6 +25,7 @@ use crate::{
     common::{
         Kind, Lab, User,
         cgmanager::{Argument, Credential, Failure, INTERFACE, INVALID_ARGS, Jail, Manager, PATH, Peer},
+        program::{Ready, build},
         raw::Raw,
         wait_until,
     },
@@ -379,6 +382,61 @@ fn a_connection_ends_with_its_process(lab: &Lab) {
     refused(&other, "GetPidCgroup", arguments!["memory", pid]);
 }
 
+/// The number of a process that has ended is another one's now, in a cgroup where its owner may do everything: that one is not taken
+/// for the first, neither behind a connection nor as whom a message on an exchange's socket names.
+fn who_has_a_number_now_is_not_who_had_it(lab: &Lab) {
+    let program = build(lab, "tests/common/namesake.c");
+    let (manager, alice) = (Manager::start(lab), lab.user());
+    let (jail, other) = (Jail::new(lab, "memory", "a"), Jail::new(lab, "memory", "b"));
+    other.give_to(&alice);
+    let namesake = |pid: u32| {
+        let ids = [pid, alice.uid].map(|id| id.to_string());
+        let namesake = Ready::of(Command::new(&program).args(ids));
+        other.put(pid);
+        namesake
+    };
+    let mut peer = confined(&manager, &alice, &jail);
+    let pid = peer.pid();
+    peer.process.as_mut().unwrap().kill();
+    let second = namesake(pid);
+    // The number leads there, and whoever is there may.
+    let root = manager.own_client();
+    let found: String = root.get("GetPidCgroupAbs", arguments!["memory", pid]);
+    assert_eq!(found, other.path);
+    let there = manager.client(&alice);
+    other.put(there.pid());
+    assert_eq!(there.get::<i32>("Create", arguments!["memory", "own"]), -1);
+    refused(&peer, "Create", arguments!["memory", "y"]);
+    refused(&peer, "GetValue", arguments!["memory", "own", "memory.usage_in_bytes"]);
+    refused(&peer, "MovePid", arguments!["memory", "own", pid]);
+    let scm = peer.scm("CreateScm", arguments!["memory", "y"], &[Credential::of(pid, alice.uid)]);
+    assert_eq!(scm.datagram(), b"0", "there is nobody to answer for the requestor");
+    drop(second);
+
+    // A message that waits to be read while its sender ends and another process gets the number.
+    let mut sender = alice.sleeper();
+    jail.put(sender.pid);
+    let fronts = manager.broker.fronts();
+    let signal = |which| {
+        for pid in &fronts {
+            kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), which).unwrap();
+        }
+    };
+    let scm = there.begin("CreateScm", arguments!["memory", "z"]).unwrap();
+    signal(Signal::STOP);
+    scm.identify(Credential::of(sender.pid, alice.uid));
+    sender.kill();
+    let third = namesake(sender.pid);
+    signal(Signal::CONT);
+    assert_eq!(scm.datagram(), b"0", "it has ended");
+    let scm = there.scm("CreateScm", arguments!["memory", "w"], &[Credential::of(sender.pid, alice.uid)]);
+    assert_eq!(scm.datagram(), b"1", "said anew it is who has the number now");
+    drop(third);
+    for name in ["y", "z"] {
+        assert!(!jail.has(name) && !other.has(name) && !other.has(&format!("own/{name}")), "{name}");
+    }
+}
+
 /// Every file of every cgroup from the root to here, but those whose value changes by itself, or says what is used.
 fn limits(dirs: &[PathBuf]) -> BTreeMap<PathBuf, String> {
     let mut all = BTreeMap::new();
@@ -504,5 +562,6 @@ crate::tests![
     nobody_sets_what_the_kernel_starts,
     nothing_of_others_is_listed,
     a_connection_ends_with_its_process,
+    who_has_a_number_now_is_not_who_had_it,
     nobody_gets_past_what_root_owns,
 ];

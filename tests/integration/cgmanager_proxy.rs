@@ -2,14 +2,16 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use crate::common::{
     Lab, Process, User,
     cgmanager::{Jail, Manager},
-    harness, wait_until,
+    harness,
+    program::{Ready, build},
+    wait_until,
 };
 
 /// Where the first container's ids begin on the host.
@@ -216,4 +218,50 @@ fn proxies_may_be_chained(lab: &Lab) {
     drop((innermost, inner));
 }
 
-crate::tests![a_container_has_cgmanager_through_its_proxy, proxies_may_be_chained];
+/// More tasks than fit into a socket at once, and than the original's proxy had room for in a value.
+const MANY: usize = 2000;
+
+/// CGManager's own proxy passed on 313 tasks of more, and 4,096 bytes of a longer value.
+fn a_proxy_passes_on_all_of_a_long_answer(lab: &Lab) {
+    let manager = Manager::start(lab);
+    let jail = jail(lab, "c", BASE);
+    let container = Container::new(lab, BASE, manager.socket.parent().unwrap().to_str().unwrap());
+    container.start_proxy(lab, &jail, &[]);
+    assert_eq!(container.says(&jail, "cgm create memory x"), Vec::<String>::new());
+    let below = Jail { dir: jail.dir.join("x"), path: format!("{}/x", jail.path) };
+    let program = build(lab, "tests/common/crowd.c");
+    let mut command = below.command(&container.command(&[program.to_str().unwrap(), &MANY.to_string()]));
+    let crowd = Ready::of(command.stdin(Stdio::piped()));
+    let inside = harness::descendants_of(crowd.pid()).into_iter().chain([crowd.pid()]);
+    let first = inside.into_iter().find(|pid| comm(*pid) == "crowd").unwrap();
+    // Who entered the container's pid namespace from outside waits there for the program, and is in the cgroup too; it has no
+    // number inside.
+    let tasks: Vec<u32> = fs::read_dir(format!("/proc/{first}/task"))
+        .unwrap()
+        .map(|task| number_inside(&task.unwrap().path()))
+        .collect();
+    assert_eq!(tasks.len(), MANY);
+    for verb in ["gettasks", "gettasksrecursive"] {
+        let said = container.says(&jail, &format!("cgm {verb} memory x"));
+        let said: Vec<u32> = said.iter().map(|line| line.parse().unwrap()).collect();
+        let missing = tasks.iter().filter(|task| !said.contains(task)).count();
+        assert_eq!(missing, 0, "{verb}: {} of {MANY}", said.len());
+    }
+    let expected = fs::read_to_string(below.dir.join("tasks")).unwrap();
+    assert!(expected.len() > 8192);
+    assert_eq!(container.says(&jail, "cgm getvalue memory x tasks").join("\n"), expected.trim_end());
+    drop(crowd);
+}
+
+/// The number of a task in its own pid namespace.
+fn number_inside(task: &Path) -> u32 {
+    let status = fs::read_to_string(task.join("status")).unwrap();
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap();
+    numbers.split_whitespace().next_back().unwrap().parse().unwrap()
+}
+
+crate::tests![
+    a_proxy_passes_on_all_of_a_long_answer,
+    a_container_has_cgmanager_through_its_proxy,
+    proxies_may_be_chained
+];

@@ -2,13 +2,13 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
+    io::Write,
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixDatagram,
     },
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::Path,
+    process::{Command, Stdio},
     thread,
 };
 
@@ -18,6 +18,7 @@ use crate::{
     common::{
         Kind, Lab,
         cgmanager::{Argument, Credential, Jail, Manager, Peer, Scm},
+        program::{Ready, build},
         wait_until,
     },
 };
@@ -30,53 +31,22 @@ const RULES: u32 = 40_000;
 const FEWER_RULES: u32 = 12_000;
 const RULE: &str = "c 4294967294:";
 
-/// A program of the tests'.
-fn build(lab: &Lab, source: &str) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
-    let program = lab.scratch.join(source.file_stem().unwrap());
-    let mut compiler = Command::new("cc");
-    compiler.args(["-O1", "-Wall", "-Wextra", "-Werror", "-o"]).args([&program, &source]);
-    let built = compiler.output().unwrap();
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    program
-}
-
-/// A program that has said that it is ready; it is killed in the end.
-struct Ready(Child);
-
-impl Ready {
-    fn of(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut said = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
-        assert_eq!(said, "ready\n");
-        Self(child)
-    }
-}
-
-impl Drop for Ready {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// Ten thousand tasks, and a value of a megabyte, longer than a socket takes at once without asking anybody
 /// (`net.core.wmem_max`).
 fn as_much_arrives_as_there_is(lab: &Lab) {
     let (manager, jail) = (Manager::start(lab), Jail::new(lab, "memory", "a"));
     let program = build(lab, "tests/common/crowd.c");
     let crowd = Ready::of(Command::new(program).arg(MANY.to_string()).stdin(Stdio::piped()));
-    jail.put(crowd.0.id());
+    jail.put(crowd.pid());
     let root = confined(&manager, &lab.root(), &jail);
-    let mut all: Vec<u32> = fs::read_dir(format!("/proc/{}/task", crowd.0.id()))
+    let mut all: Vec<u32> = fs::read_dir(format!("/proc/{}/task", crowd.pid()))
         .unwrap()
         .map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap())
         .collect();
     assert_eq!(all.len(), MANY);
     // On v1 tasks are threads, and on cgroup2 the interface tells of processes.
     if lab.host.with("memory").unwrap().name == "cgroup2" {
-        all = vec![crowd.0.id()];
+        all = vec![crowd.pid()];
     }
     all.push(root.pid());
     all.sort_unstable();
@@ -120,7 +90,7 @@ fn keeper(program: &Path, socket: &impl AsFd, lock: &str) -> Ready {
 
 /// Waits until it has the lock: it waits for its memory then.
 fn await_lock(keeper: &Ready) {
-    let place = format!("/proc/{}/wchan", keeper.0.id());
+    let place = format!("/proc/{}/wchan", keeper.pid());
     wait_until("the lock is kept", || fs::read_to_string(&place).unwrap().contains("userfault"));
 }
 
