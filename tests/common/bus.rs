@@ -59,6 +59,14 @@ impl Refused {
     pub fn number(&self, key: &str) -> Option<u64> {
         u64::try_from(self.details.get(key)?).ok()
     }
+
+    /// A text in the details.
+    pub fn text(&self, key: &str) -> Option<String> {
+        match &**self.details.get(key)? {
+            Variant::Str(text) => Some(text.to_string()),
+            _ => None,
+        }
+    }
 }
 
 /// Options of a request, a{sv}.

@@ -139,7 +139,7 @@ impl Desk {
         self.start_polkit();
     }
 
-    /// An agent for the process, who says `yes`, `no`, or `nothing`.
+    /// An agent for the process, who says `yes`, `no`, or `nothing`, or does `dismiss` what asks.
     pub fn agent(&self, lab: &Lab, process: &Process, says: &str) -> Agent {
         self.agent_of(lab, process.pid, says)
     }
@@ -264,7 +264,7 @@ fn type_password(cookie: &str, identities: &[Identity], password: &str) -> Strin
 
 /// The role `polkit-agent ADDRESS FOR SAYS`: polkit's agent.
 ///
-/// FOR is a pid, or `session` for the session that this runs in. SAYS is `no`, `nothing`, `yes`, where this is root and polkit's own
+/// FOR is a pid, or `session` for the session that this runs in. SAYS is `no`, `nothing`, `dismiss`, `yes`, where this is root and polkit's own
 /// helper too, which has seen a password; or a password.
 pub fn play(words: [&str; 3], socket: UnixStream) -> ExitCode {
     let [address, whose, says] = words;
@@ -320,6 +320,14 @@ pub fn play(words: [&str; 3], socket: UnixStream) -> ExitCode {
                     match says {
                         "nothing" => continue,
                         "no" => (),
+                        "dismiss" => {
+                            // What agents answer when somebody presses "Cancel".
+                            let cancelled =
+                                Message::error(&header, "org.freedesktop.PolicyKit1.Error.Cancelled");
+                            let cancelled = cancelled.build(&"cancelled").unwrap();
+                            connection.send(&cancelled).await.unwrap();
+                            continue;
+                        }
                         "yes" => {
                             let body = (0_u32, cookie, identities.first().unwrap());
                             if let Err(error) = ask(&connection, "AuthenticationAgentResponse2", &body).await

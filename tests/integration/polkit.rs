@@ -123,6 +123,13 @@ fn a_no_is_a_no(lab: &Lab) {
     assert!(agent.hear().starts_with("asked"));
     assert_eq!(client.names(), ["first"]);
     checker::assert_in_order(lab);
+    // One who puts the dialog away was asked: that a person may be asked is no advice to whoever asks again by itself.
+    drop(agent);
+    let mut agent = desk.agent(lab, process(&client), "dismiss");
+    let refused = create(&client, "second").unwrap_err();
+    assert!(agent.hear().starts_with("asked"));
+    assert!(hint(&refused).contains("put the question away"), "{refused:?}");
+    assert_eq!(refused.text("action"), None, "{refused:?}");
     // One who dies while it is asked has not said yes.
     drop(agent);
     let mut agent = desk.agent(lab, process(&client), "nothing");

@@ -496,6 +496,9 @@ pub fn refused(refusal: Refusal, ending: &Ending, action: Action, hidden: bool) 
              D-Bus with the flag ALLOW_INTERACTIVE_AUTHORIZATION), where a polkit agent runs"
                 .to_owned()
         }
+        Ending::Said(Consent::Dismissed) => {
+            "polkit asked somebody, who put the question away: it is open still, and can be asked again".to_owned()
+        }
         Ending::Said(_) => "polkit was asked, and said no".to_owned(),
         Ending::TimedOut => "polkit was asked, and nobody answered in time".to_owned(),
         Ending::Gone => "the connection has ended".to_owned(),
@@ -559,6 +562,9 @@ mod tests {
         let quota = || Refusal::new(RefusalCode::QuotaExceeded, "too many").hint("release some");
         let told = refused(quota(), &Ending::Said(Consent::No), Action::ExceedQuota, false);
         assert_eq!(told.hint.unwrap(), "release some; polkit was asked, and said no");
+        assert_eq!(told.met, None, "a person was asked");
+        let told = refused(quota(), &Ending::Said(Consent::Dismissed), Action::ExceedQuota, false);
+        assert!(told.hint.unwrap().contains("put the question away"));
         assert_eq!(told.met, None, "a person was asked");
         let told = refused(quota(), &needs_person(), Action::ExceedQuota, false);
         assert_eq!(told.met.unwrap().action.as_deref(), Some("org.cgrant.broker1.exceed-quota"));

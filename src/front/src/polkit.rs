@@ -27,6 +27,8 @@ const AUTHORITY_PATH: &str = "/org/freedesktop/PolicyKit1/Authority";
 const AUTHORITY: &str = "org.freedesktop.PolicyKit1.Authority";
 /// Flag of `CheckAuthorization`: a person may be asked.
 const ALLOW_USER_INTERACTION: u32 = 1;
+/// What polkit says beside a no if a dialog was put away (polkit_authorization_result_get_dismissed).
+const DISMISSED: &str = "polkit.dismissed";
 /// Errors of the bus for a polkit that ended before it answered.
 const ENDED: [&str; 3] = [
     "org.freedesktop.DBus.Error.NoReply",
@@ -135,13 +137,8 @@ impl Polkit {
         );
         let target = Target { name: &owner, path: AUTHORITY_PATH, interface: AUTHORITY };
         let answer = self.bus.call_to(target, "CheckAuthorization", &body).await?;
-        let (authorized, challenge, _): (bool, bool, HashMap<String, String>) =
-            answer.body().deserialize()?;
-        Ok(match (authorized, challenge) {
-            (true, _) => Consent::Yes,
-            (false, true) => Consent::NeedsPerson,
-            (false, false) => Consent::No,
-        })
+        let (authorized, challenge, details) = answer.body().deserialize()?;
+        Ok(meaning(authorized, challenge, &details))
     }
 
     /// The connection that has polkit's name now; it is started if it is not there. Calls go to it by its own name, so that
@@ -155,6 +152,16 @@ impl Polkit {
             owner => owner?,
         };
         Ok(owner.body().deserialize::<String>()?)
+    }
+}
+
+/// What an answer of polkit's comes to. Whoever put a dialog away was asked, whatever polkit says of a challenge beside that.
+fn meaning(authorized: bool, challenge: bool, details: &HashMap<String, String>) -> Consent {
+    match (authorized, challenge) {
+        (true, _) => Consent::Yes,
+        _ if details.contains_key(DISMISSED) => Consent::Dismissed,
+        (false, true) => Consent::NeedsPerson,
+        (false, false) => Consent::No,
     }
 }
 
@@ -187,4 +194,21 @@ fn cancellation(question: QuestionId) -> String {
 fn match_rule() -> String {
     let driver = crate::contract::DRIVER;
     format!("type='signal',sender='{driver}',interface='{driver}',member='NameOwnerChanged',arg0='{POLKIT}'")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_put_a_dialog_away_was_asked() {
+        let none = HashMap::new();
+        let dismissed = HashMap::from([(DISMISSED.to_owned(), "true".to_owned())]);
+        assert_eq!(meaning(false, true, &none), Consent::NeedsPerson);
+        assert_eq!(meaning(false, false, &none), Consent::No);
+        for challenge in [true, false] {
+            assert_eq!(meaning(false, challenge, &dismissed), Consent::Dismissed);
+            assert_eq!(meaning(true, challenge, &dismissed), Consent::Yes);
+        }
+    }
 }

@@ -44,6 +44,8 @@ pub enum Consent {
     Yes,
     /// No.
     No,
+    /// No: whoever was asked put the dialog away.
+    Dismissed,
     /// Only a person could agree, and none may be asked, or none can: no agent of the caller's session is there.
     NeedsPerson,
     /// Polkit can't be asked; why.
