@@ -4,7 +4,10 @@ use std::{fs, time::Duration};
 
 use zbus::OwnedVariant;
 
-use crate::common::{Kind, Lab, Options, Process, bus::CGROUP, checker, wait_until};
+use crate::{
+    common::{Kind, Lab, Options, Process, bus::CGROUP, checker, wait_until},
+    explain,
+};
 
 fn memory_is_limited_and_the_limit_can_be_changed_live(lab: &Lab) {
     let broker = lab.broker();
@@ -247,6 +250,76 @@ fn figures_are_there(lab: &Lab) {
     assert!(kernel && used > 0);
 }
 
+/// A ceiling has to hold below any number of cgroups; where the kernel can't see to that, nobody is told that it does.
+fn io_that_can_not_be_bounded_is_not_promised(lab: &Lab) {
+    let user = lab.user();
+    for table in ["account-ceiling", "grant-ceiling"] {
+        let policy = |limit: &str| {
+            let ceiling = format!("{table} = {{ \"io.max\" = \"{limit}\" }}");
+            lab.write_policy(&format!("[[rule]]\nname = \"disk\"\nuids = [{}]\n{ceiling}\n", user.uid));
+        };
+        policy("8:0 rbps=1M");
+        let broker = lab.broker();
+        let client = user.client(broker.socket());
+        if lab.host.is_v1("blkio") {
+            let question =
+                explain::explain(&client, "CreateGrant", Options::new().with("name", "bound")).unwrap();
+            let made = client.create("bound", Options::new());
+            explain::same(table, &question, &made);
+            let refused = made.err().unwrap();
+            refused.is("Unsupported", "cgroup_no_v1=blkio");
+            assert_eq!(refused.text("resource").as_deref(), Some("io.max"));
+            assert!(refused.text("rule").is_some_and(|rule| rule.ends_with("disk")), "{refused:?}");
+            assert!(refused.text("hint").is_some_and(|hint| hint.contains(table)), "{refused:?}");
+            assert!(broker.log().contains(&format!("io.max of {table} can't be kept")), "{}", broker.log());
+            checker::assert_empty(lab);
+            // Nobody else is concerned.
+            let other = lab.user().client(broker.socket());
+            let grant = other.create("free", Options::new()).unwrap();
+            let limited = other.set_limits(&grant.path, &[("io.max", "8:0 rbps=1M")]);
+            limited.unwrap_err().is("Unsupported", "io.max");
+            assert!(!other.values(&grant.path, &[]).unwrap().contains_key("io.max"));
+            other.release(&grant.path, true).unwrap();
+        } else {
+            assert!(!broker.log().contains("can't be kept"), "{}", broker.log());
+        }
+        // What was lifted needs nothing of the host.
+        policy("max");
+        broker.reload();
+        wait_until("the ceiling is lifted", || client.create("bound", Options::new()).is_ok());
+        drop(client);
+        broker.settle();
+        checker::assert_empty(lab);
+    }
+}
+
+/// Huge pages are bounded on the account's own cgroup, or whom policy bounds so gets no grants.
+fn huge_pages_of_all_grants_together_are_bounded_or_refused(lab: &Lab) {
+    lab.write_policy("[[rule]]\nname = \"pages\"\naccount-ceiling = { \"hugetlb.2MB.max\" = \"4M\" }\n");
+    let broker = lab.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let question = explain::explain(&client, "CreateGrant", Options::new().with("name", "pages")).unwrap();
+    let made = client.create("pages", Options::new());
+    explain::same("pages", &question, &made);
+    let tree = lab.host.with("hugetlb").map(|tree| tree.name.clone());
+    let base = tree.and_then(|tree| checker::bases(&lab.host, &lab.instance).remove(&tree));
+    let file = if lab.host.is_v1("hugetlb") { "hugetlb.2MB.limit_in_bytes" } else { "hugetlb.2MB.max" };
+    match base.filter(|base| base.join(file).exists()) {
+        Some(_) => {
+            made.unwrap();
+            let grant = checker::place(lab, user.uid, "pages", "hugetlb");
+            let account = grant.parent().unwrap().join(file);
+            assert_eq!(fs::read_to_string(account).unwrap().trim(), "4194304");
+        }
+        None => {
+            let refused = made.err().unwrap();
+            refused.is("Unsupported", "hugetlb.2MB.max");
+            checker::assert_empty(lab);
+        }
+    }
+}
+
 crate::tests![
     memory_is_limited_and_the_limit_can_be_changed_live,
     a_child_obeys_the_limits_of_its_parents_grant,
@@ -257,4 +330,6 @@ crate::tests![
     freeze_stops_and_thaw_lets_go_on,
     kill_ends_everything_in_it_and_keeps_the_grant,
     figures_are_there,
+    io_that_can_not_be_bounded_is_not_promised,
+    huge_pages_of_all_grants_together_are_bounded_or_refused,
 ];

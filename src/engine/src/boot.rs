@@ -35,7 +35,7 @@ use crate::{
     metrics::{Counters, Part},
     mountmap::Mounter,
     net::Network,
-    ops::check::Descriptors,
+    ops::{account, check::Descriptors},
     reconcile,
     record::Journal,
     registry::Registry,
@@ -97,6 +97,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
     let devices = step("starting the helpers", Devices::start())?;
     let policy = step("policy", reload::read(&config))?;
     let tree = step("cgroups", Tree::open(&boot.instance, &boot.placements))?;
+    account::tell_unkept(&tree, &policy);
     step("giving up privileges", sandbox::confine())?;
 
     let names = mapper.name_service();

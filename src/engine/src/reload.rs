@@ -103,6 +103,7 @@ pub fn now(engine: &Engine) -> Result<(), String> {
         Ok(policy) => {
             let was_wrong = engine.reload.state().mistake.take().is_some();
             if was_wrong || policy != *engine.policy() {
+                crate::ops::account::tell_unkept(&engine.tree, &policy);
                 engine.set_policy(policy);
                 engine.tell(Event::Policy);
                 tracing::info!("the policy was read again");

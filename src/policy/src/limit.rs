@@ -163,6 +163,29 @@ impl LimitKey {
         }
     }
 
+    /// The same by its name on cgroup v1.
+    pub fn controller_on_v1(self) -> &'static str {
+        match self.controller() {
+            "io" => "blkio",
+            name => name,
+        }
+    }
+
+    /// Why there is no such limit where its controller is on cgroup v1; `None` if there is.
+    ///
+    /// `blkio.throttle` of v1 bounds the processes of one cgroup (Documentation/admin-guide/cgroup-v1/blkio-controller.rst: "flat"), so
+    /// that whoever gets into another one below it is rid of the limit: what does not hold is not promised.
+    pub fn lacks_on_v1(self) -> Option<&'static str> {
+        match self {
+            Self::MemoryHigh => Some("cgroup v1 has no limit that only slows down"),
+            Self::IoMax => Some(
+                "cgroup v1 limits I/O of one cgroup, and of none inside it; with cgroup_no_v1=blkio on the kernel's command line \
+                 I/O is on cgroup2, which limits all together",
+            ),
+            _ => None,
+        }
+    }
+
     fn plain_name(self) -> Option<&'static str> {
         Some(match self {
             Self::MemoryMax => "memory.max",
@@ -218,6 +241,11 @@ impl LimitValue {
             LimitKey::PidsMax => Some(Self::Count(None)),
             _ => Some(Self::Bytes(None)),
         }
+    }
+
+    /// Does it lift the limit of this key?
+    pub fn is_unlimited(&self, key: LimitKey) -> bool {
+        Self::unlimited(key).as_ref() == Some(self)
     }
 
     /// Does it allow anything that the ceiling does not? Values of different keys exceed each other.

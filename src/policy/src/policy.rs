@@ -239,6 +239,30 @@ impl Policy {
         self.rules.iter().chain([&self.everybody]).map(|entry| (&entry.ruling, entry.whom()))
     }
 
+    /// What its ceilings say that a host can't keep, a sentence each, told of the rule that says it; `lacks` is why the host can't have
+    /// a limit. Who such a rule is for gets no grants: a ceiling is kept or nothing is made below it.
+    pub fn unkept(&self, lacks: impl Fn(LimitKey) -> Option<String>) -> Vec<String> {
+        let entries = self.rules.iter().chain([&self.everybody]);
+        let of = |entry: &Entry, table: &str, ceilings: &Option<Ceilings>| {
+            let limits = ceilings.iter().flat_map(Ceilings::limits);
+            let lacking = limits.filter(|(key, value)| !value.is_unlimited(*key));
+            let said = lacking.filter_map(|(key, _)| Some((key, lacks(*key)?)));
+            let sentence = |(key, why): (&LimitKey, String)| {
+                format!(
+                    "{}: {key} of {table} can't be kept on this host, so whom it is for gets no grants: {why}",
+                    entry.ruling.label
+                )
+            };
+            said.map(sentence).collect::<Vec<_>>()
+        };
+        entries
+            .flat_map(|entry| {
+                let grant = of(entry, "grant-ceiling", &entry.matches.grant_ceiling);
+                grant.into_iter().chain(of(entry, "account-ceiling", &entry.matches.account_ceiling))
+            })
+            .collect()
+    }
+
     /// The controllers that a new grant of the caller's gets.
     pub fn controllers_of_new(&self, caller: &Caller) -> Controllers {
         let own = &self.ruling(caller).access.controllers;
@@ -654,6 +678,25 @@ access.controllers = ["cpu", "pids"]
         let files = [Source { name: "20.toml", text: &two }, Source { name: "10.toml", text: &one }];
         let policy = Policy::parse(&files).unwrap();
         assert_eq!(policy.ruling(&caller(5, &[])).label, "10.toml:1 one");
+    }
+
+    #[test]
+    fn what_a_host_can_not_keep_is_told_of_the_rule_that_says_it() {
+        let policy = policy(
+            "[[rule]]\nname = \"disk\"\naccount-ceiling = { \"io.max\" = \"8:0 rbps=1M\", \"pids.max\" = 9 }\n\
+             grant-ceiling = { \"memory.high\" = \"1G\" }\n\
+             [[rule]]\nname = \"free\"\naccount-ceiling = { \"io.max\" = \"max\" }\n\
+             [[rule]]\nname = \"silent\"\n",
+        );
+        assert!(policy.unkept(|_| None).is_empty());
+        let told = policy.unkept(|key| key.lacks_on_v1().map(str::to_owned));
+        assert_eq!(told.len(), 2, "{told:?}");
+        for (told, parts) in told.iter().zip([
+            ["disk", "memory.high of grant-ceiling", "only slows down"],
+            ["disk", "io.max of account-ceiling", "cgroup_no_v1=blkio"],
+        ]) {
+            assert!(parts.iter().all(|part| told.contains(part)), "{told}");
+        }
     }
 
     #[test]

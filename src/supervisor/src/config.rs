@@ -5,8 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cgrant_policy::{Config, FileError, Policy, Source};
+use cgrant_policy::{Config, FileError, LimitKey, Policy, Source};
 use cgrant_sys::{
+    ProcFs,
     dir::Dir,
     dropin::{DropInError, read_all, read_file},
 };
@@ -61,17 +62,31 @@ pub fn policy_files(directory: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     Ok(policy_texts(directory)?.into_iter().map(|(file, _)| file).collect())
 }
 
-/// Reads everything that the broker would read, as the broker does, and says what is wrong with it.
+/// Reads everything that the broker would read, as the broker does, and says what is wrong with it. What comes back is what its ceilings
+/// ask for that a host can't keep which has these controllers on cgroup v1.
 ///
 /// # Errors
 /// [`ConfigError`].
-pub fn check(directory: &Path) -> Result<(), ConfigError> {
+pub fn check(directory: &Path, on_v1: &[String]) -> Result<Vec<String>, ConfigError> {
     host_config(directory)?;
     let files = policy_texts(directory)?;
     let names: Vec<_> = files.iter().map(|(file, _)| file.to_string_lossy()).collect();
     let texts = names.iter().zip(&files);
     let sources: Vec<_> = texts.map(|(name, (_, text))| Source { name, text }).collect();
-    Policy::parse(&sources).map(|_| ()).map_err(ConfigError::Mistake)
+    let policy = Policy::parse(&sources).map_err(ConfigError::Mistake)?;
+    let is_on_v1 = |key: &LimitKey| on_v1.iter().any(|name| name == key.controller_on_v1());
+    let lacks = |key: LimitKey| key.lacks_on_v1().filter(|_| is_on_v1(&key)).map(str::to_owned);
+    Ok(policy.unkept(lacks))
+}
+
+/// The controllers that this host has on cgroup v1.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn controllers_on_v1() -> io::Result<Vec<String>> {
+    let own = ProcFs::open()?.cgroups(std::process::id())?;
+    let v1 = own.iter().filter(|(hierarchy, _)| hierarchy != "cgroup2");
+    Ok(v1.flat_map(|(hierarchy, _)| hierarchy.split(',').map(str::to_owned)).collect())
 }
 
 fn policy_texts(directory: &Path) -> Result<Vec<(PathBuf, String)>, ConfigError> {
@@ -101,7 +116,7 @@ mod tests {
     #[test]
     fn an_empty_or_missing_directory_is_the_default() {
         let scratch = tempfile::tempdir().unwrap();
-        check(scratch.path()).unwrap();
+        check(scratch.path(), &[]).unwrap();
         assert_eq!(host_config(&scratch.path().join("none")).unwrap(), Config::default());
     }
 
@@ -109,7 +124,7 @@ mod tests {
     fn a_mistake_is_told_with_its_place() {
         let scratch = tempfile::tempdir().unwrap();
         std::fs::write(scratch.path().join("cgrantd.toml"), "[ids]\npol = 1\n").unwrap();
-        let text = check(scratch.path()).unwrap_err().to_string();
+        let text = check(scratch.path(), &[]).unwrap_err().to_string();
         assert!(text.contains("cgrantd.toml:2:1: "), "{text}");
     }
 
@@ -121,14 +136,32 @@ mod tests {
         for name in ["notes.txt", ".hidden.toml", "30-c.toml~"] {
             std::fs::write(directory.join(name), "nonsense here").unwrap();
         }
-        check(scratch.path()).unwrap();
+        check(scratch.path(), &[]).unwrap();
         std::fs::write(directory.join("20-b.toml"), "nonsense here").unwrap();
-        let text = check(scratch.path()).unwrap_err().to_string();
+        let text = check(scratch.path(), &[]).unwrap_err().to_string();
         assert!(text.contains("policy.d/20-b.toml:1:") && text.contains('^'), "{text}");
         std::fs::remove_file(directory.join("20-b.toml")).unwrap();
         std::os::unix::fs::symlink("/dev/null", directory.join("20-b.toml")).unwrap();
-        let text = check(scratch.path()).unwrap_err().to_string();
+        let text = check(scratch.path(), &[]).unwrap_err().to_string();
         assert!(text.contains("policy.d/20-b.toml: not a regular file"), "{text}");
+    }
+
+    #[test]
+    fn ceilings_that_the_host_can_not_keep_are_told() {
+        let scratch = tempfile::tempdir().unwrap();
+        std::fs::create_dir(scratch.path().join("policy.d")).unwrap();
+        let rule = "[[rule]]\nname = \"disk\"\naccount-ceiling = { \"io.max\" = \"8:0 rbps=1M\" }\n";
+        std::fs::write(scratch.path().join("policy.d/20-disk.toml"), rule).unwrap();
+        let on_v1 = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            check(scratch.path(), &names).unwrap()
+        };
+        assert!(on_v1(&["memory", "io"]).is_empty(), "I/O is called blkio there");
+        let told = on_v1(&["memory", "blkio"]);
+        assert!(
+            matches!(&told[..], [one] if one.contains("20-disk.toml:1 disk: io.max of account-ceiling")),
+            "{told:?}"
+        );
     }
 
     #[test]
@@ -136,7 +169,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         std::fs::write(scratch.path().join("cgrantd.toml"), vec![b'#'; 1024 * 1024 + 1]).unwrap();
         assert!(matches!(
-            check(scratch.path()),
+            check(scratch.path(), &[]),
             Err(ConfigError::Unreadable { source: DropInError::TooLong(_), .. })
         ));
     }
@@ -144,7 +177,7 @@ mod tests {
     #[test]
     fn the_examples_are_good_and_say_the_defaults() {
         let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
-        check(&examples).unwrap();
+        assert!(check(&examples, &[]).unwrap().is_empty());
         assert_eq!(host_config(&examples).unwrap(), Config::default());
     }
 }

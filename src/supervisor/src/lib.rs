@@ -117,7 +117,10 @@ fn run(args: &Args) -> Result<(), SupervisorError> {
 
 fn check_config(args: &Args) -> Result<(), SupervisorError> {
     let settings = Settings::new(args)?;
-    config::check(&settings.config_dir)?;
+    let on_v1 = config::controllers_on_v1().map_err(SupervisorError::system("reading /proc/self/cgroup"))?;
+    for ceiling in config::check(&settings.config_dir, &on_v1)? {
+        eprintln!("cgrantd: {ceiling}");
+    }
     println!("The configuration in {} is good.", settings.config_dir.display());
     Ok(())
 }

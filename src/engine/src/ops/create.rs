@@ -91,6 +91,7 @@ pub fn create(
         }),
     )?;
     plan.settings.authorize_raw(engine, caller, caller.account(), &plan.name)?;
+    super::account::must_be_had(engine, &caller.subject(), &plan.settings)?;
     // What is made inside has the limit of the grant around it, whose cgroup it is in.
     if plan.path.names.len() == 1 {
         plan.record.devices = super::device::limit_of(engine, &caller.subject(), plan.ids.is_some())?;
@@ -280,13 +281,19 @@ pub fn name_of(request: &CreateGrant, id: GrantId) -> Result<GrantName, Refusal>
     GrantName::new(&text).map_err(|error| check::bad_name(&error))
 }
 
-/// Its limits: those that are asked for, and policy's.
+/// Its limits: those that are asked for, and policy's, as far as those limit anything.
 ///
 /// # Errors
 /// [`RefusalCode::InvalidArgument`].
 pub fn settings_of(engine: &Engine, subject: &Subject, request: &CreateGrant) -> Result<Settings, Refusal> {
     let mut settings = check::settings(&request.limits)?;
+    let asked = settings.limits.len();
     settings.limits = engine.policy().limits_of_new(subject, &settings.limits);
+    let mut at = 0;
+    settings.limits.retain(|(key, value)| {
+        at += 1;
+        at <= asked || !value.is_unlimited(*key) || engine.tree.can_limit(*key).is_ok()
+    });
     Ok(settings)
 }
 

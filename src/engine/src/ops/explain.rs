@@ -11,7 +11,7 @@ use cgrant_wire::{
     Act, Answer, CreateGrant, Explain, Explanation, GrantId, Holder, Inquiry, Refusal, RefusalCode,
 };
 
-use super::{check, create, inside, link, nested, query};
+use super::{account, check, create, inside, link, nested, query};
 use crate::{
     asking,
     connection::Caller,
@@ -33,7 +33,7 @@ struct About<'a> {
 struct Said {
     rule: String,
     action: Option<Action>,
-    /// Limits that were asked for or come with policy.
+    /// Limits that were asked for.
     limits: Vec<LimitKey>,
 }
 
@@ -222,7 +222,6 @@ impl About<'_> {
         let wishes = link::wishes(self.engine, &self.subject, account, &request.links, &[], None, None)?;
         let ids = create::ids_of(self.engine, &self.subject, request)?;
         let path = self.place().inner(name.clone());
-        self.said.limits = settings.limits.iter().map(|(key, _)| *key).collect();
         self.judge(&Request::CreateGrant(NewGrant {
             ids: ids.map(create::counted),
             limits: &settings.limits,
@@ -246,7 +245,7 @@ impl About<'_> {
         if let Some(count) = ids {
             self.ids(label.as_ref(), count)?;
         }
-        self.must_be_had()
+        account::must_be_had(self.engine, &self.subject, &settings)
     }
 
     /// Are there ids for another grant?

@@ -9,11 +9,11 @@ use crate::{
     error::{Doing, Failure},
 };
 
-/// The controllers that a grant can have, the name each has on v1, and what is not to be had without it.
+/// The controllers that a grant can have, the name each has on v1 if it limits there too, and what is not to be had without it.
 const CONTROLLERS: [(&str, &str, &str); 6] = [
     ("cpu", "cpu", "cpu.max and cpu.weight"),
     ("cpuset", "cpuset", "cpuset.cpus"),
-    ("io", "blkio", "io.max"),
+    ("io", "io", "io.max"),
     ("memory", "memory", "memory.max, memory.high and memory.swap.max"),
     ("pids", "pids", "pids.max"),
     ("hugetlb", "hugetlb", "hugetlb.*"),
@@ -120,6 +120,10 @@ impl Answers {
         }
         let mend = match *name {
             "memory" => "boot with cgroup_enable=memory".to_owned(),
+            // On v1 it bounds one cgroup and none inside that.
+            "io" if self.controllers.iter().any(|controller| controller == "blkio") => {
+                "boot with cgroup_no_v1=blkio, or systemd.unified_cgroup_hierarchy=1".to_owned()
+            }
             _ => format!(
                 "the kernel, its command line (cgroup_disable) or the hierarchy's owner keeps {name} back"
             ),
@@ -209,6 +213,7 @@ mod tests {
         for check in [
             "cgroup hierarchy",
             "controller pids",
+            "controller io",
             "kernel: so-peerpidfd",
             "quota of grants",
             "network: forwarding",
@@ -216,9 +221,9 @@ mod tests {
             assert_eq!(of(check).verdict, Verdict::Warn, "{check}");
             assert!(!of(check).mend.is_empty(), "{check}");
         }
-        for check in
-            ["controller io", "controller memory", "quota of ids", "account", "network: nft", "bridge "]
-        {
+        // It is on v1, where it bounds nothing inside.
+        assert!(of("controller io").mend.contains("cgroup_no_v1=blkio"));
+        for check in ["controller memory", "quota of ids", "account", "network: nft", "bridge "] {
             assert_eq!(of(check).verdict, Verdict::Ok, "{check}");
         }
     }

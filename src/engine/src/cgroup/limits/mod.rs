@@ -64,9 +64,6 @@ impl Target<'_> {
     }
 }
 
-/// Why `memory.high` can't be had on v1.
-const ONLY_SLOWS_DOWN: &str = "cgroup v1 has no limit that only slows down";
-
 impl Tree {
     /// Sets limits of a grant, all of them or none: if the kernel refuses one, those before it get their old values back.
     ///
@@ -207,10 +204,9 @@ impl Tree {
     /// [`CgroupError::Unsupported`].
     pub fn can_limit(&self, key: LimitKey) -> Result<(), CgroupError> {
         let hierarchy = self.hierarchy_of(key)?;
-        if key == LimitKey::MemoryHigh && hierarchy.kind == Kind::V1 {
-            return Err(unsupported(key, ONLY_SLOWS_DOWN));
-        }
-        Ok(())
+        to_be_had(key, hierarchy.kind)?;
+        // The broker's own cgroup has the files that those of accounts and grants have.
+        has_file(&hierarchy.base, key, hierarchy.kind)
     }
 
     /// The hierarchy that a limit is in.
@@ -234,12 +230,9 @@ impl Tree {
 /// Is there what the setting needs? So that what can't be had at all is found before anything is changed.
 fn check(target: &Target<'_>, setting: &Setting) -> Result<(), CgroupError> {
     match setting {
-        Setting::Limit(LimitKey::MemoryHigh, _) if target.hierarchy.kind == Kind::V1 => {
-            Err(unsupported(LimitKey::MemoryHigh, ONLY_SLOWS_DOWN))
-        }
         Setting::Limit(key, _) => {
-            let file = file_of(*key, target.hierarchy.kind);
-            if target.outer.has(&file) { Ok(()) } else { Err(unsupported(key, missing_file(*key))) }
+            to_be_had(*key, target.hierarchy.kind)?;
+            has_file(&target.outer, *key, target.hierarchy.kind)
         }
         Setting::Raw(key, _) => match target.outer.read(key.as_str()) {
             Ok(_) => Ok(()),
@@ -251,6 +244,19 @@ fn check(target: &Target<'_>, setting: &Setting) -> Result<(), CgroupError> {
     }
 }
 
+/// Can a limit be had in a hierarchy of this kind?
+fn to_be_had(key: LimitKey, kind: Kind) -> Result<(), CgroupError> {
+    match key.lacks_on_v1().filter(|_| kind == Kind::V1) {
+        Some(reason) => Err(unsupported(key, reason)),
+        None => Ok(()),
+    }
+}
+
+/// Has a cgroup of this kind the file that carries a limit?
+fn has_file(node: &Node, key: LimitKey, kind: Kind) -> Result<(), CgroupError> {
+    if node.has(&file_of(key, kind)) { Ok(()) } else { Err(unsupported(key, missing_file(key))) }
+}
+
 /// The file that carries a limit; of several, the one that tells whether the kernel can do it.
 fn file_of(key: LimitKey, kind: Kind) -> String {
     let file = match (kind, key) {
@@ -258,7 +264,6 @@ fn file_of(key: LimitKey, kind: Kind) -> String {
         (Kind::V1, LimitKey::MemorySwapMax) => v1::MEMORY_AND_SWAP,
         (Kind::V1, LimitKey::CpuMax) => v1::CPU_QUOTA,
         (Kind::V1, LimitKey::CpuWeight) => v1::CPU_SHARES,
-        (Kind::V1, LimitKey::IoMax) => "blkio.throttle.read_bps_device",
         (Kind::V1, LimitKey::Hugetlb(size)) => return format!("hugetlb.{size}.limit_in_bytes"),
         (_, key) => return key.to_string(),
     };

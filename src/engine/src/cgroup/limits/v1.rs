@@ -1,23 +1,22 @@
 //! Limits on cgroup v1: which files carry a portable key, and in which order they may change.
 //!
-//! Sources: Documentation/admin-guide/cgroup-v1/{memory,cpusets,blkio-controller,hugetlb}.rst,
+//! Sources: Documentation/admin-guide/cgroup-v1/{memory,cpusets,hugetlb}.rst,
 //! Documentation/scheduler/sched-bwc.rst, mm/memcontrol-v1.c, kernel/sched/core.c.
 //!
-//! `blkio.throttle` is flat on v1: a cgroup's limit does not bind the cgroups below it. It binds the payload because the
-//! limit is mirrored there, and v1's processes of a grant sit in the payload's own cgroup. A monitor is the account's and not bound.
+//! What v1 can't carry out at all ([`LimitKey::lacks_on_v1`]) does not come here.
 
-use std::{io, rc::Rc};
+use std::io;
 
-use cgrant_policy::{CpuList, CpuQuota, IoLimit, LimitKey, LimitValue, Setting};
+use cgrant_policy::{CpuList, CpuQuota, LimitKey, LimitValue, Setting};
 use rustix::io::Errno;
 
-use super::{Target, transaction::Transaction, v2::changes};
+use super::{Target, transaction::Transaction};
 use crate::cgroup::{
     cpuset,
     equal::{ENDLESS, UNLIMITED, shares},
     error::CgroupError,
     mounts::Kind,
-    node::{Node, errno},
+    node::Node,
 };
 
 pub(super) const MEMORY: &str = "memory.limit_in_bytes";
@@ -26,13 +25,6 @@ pub(super) const CPU_QUOTA: &str = "cpu.cfs_quota_us";
 const CPU_PERIOD: &str = "cpu.cfs_period_us";
 pub(super) const CPU_SHARES: &str = "cpu.shares";
 const CPUS: &str = "cpuset.cpus";
-/// The files of `io.max`, in the order of [`IoLimit::figures`].
-const IO: [&str; 4] = [
-    "blkio.throttle.read_bps_device",
-    "blkio.throttle.write_bps_device",
-    "blkio.throttle.read_iops_device",
-    "blkio.throttle.write_iops_device",
-];
 /// v1's counters count in these. Larger on some machines; rounding to less is harmless there.
 const PAGE: u64 = 4096;
 
@@ -49,7 +41,6 @@ pub(super) fn set(
     match (key, value) {
         (_, LimitValue::Cpu(quota)) => set_cpu(transaction, target, *quota),
         (_, LimitValue::Cpus(cpus)) => set_cpus(transaction, target, cpus.as_ref()),
-        (_, LimitValue::Io(limits)) => target.nodes().try_for_each(|node| set_io(transaction, node, limits)),
         (_, LimitValue::Weight(weight)) => {
             let shares = shares(*weight).to_string();
             target.nodes().try_for_each(|node| transaction.replace(node, CPU_SHARES, &shares))
@@ -216,58 +207,6 @@ fn set_cpus(transaction: &mut Transaction, target: &Target<'_>, cpus: Option<&Cp
     transaction.set_masks(&target.outer, old, &new)
 }
 
-/// Makes the list of limited devices the one given.
-fn set_io(transaction: &mut Transaction, node: &Rc<Node>, wanted: &[IoLimit]) -> io::Result<()> {
-    let now = io_limits(node)?;
-    for change in changes(&now, wanted) {
-        let figures = change.old.figures().into_iter().zip(change.new.figures());
-        for (file, ((_, old), (_, new))) in IO.into_iter().zip(figures) {
-            if old != new {
-                let line = |figure: Option<u64>| {
-                    // 0 takes the limit away.
-                    format!("{}:{} {}", change.new.device.0, change.new.device.1, figure.unwrap_or(0))
-                };
-                transaction.write(node, file, &line(new), line(old))?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// What the four files have, one entry a device.
-pub(super) fn io_limits(node: &Node) -> io::Result<Vec<IoLimit>> {
-    let mut limits: Vec<IoLimit> = Vec::new();
-    for (at, file) in IO.into_iter().enumerate() {
-        let text = match node.read(file) {
-            Err(error) if errno(&error) == Some(Errno::NOENT) => continue,
-            other => other?,
-        };
-        for line in text.lines() {
-            let (device, figure) = io_line(line).ok_or(io::ErrorKind::InvalidData)?;
-            let position = limits.iter().position(|limit| limit.device == device).unwrap_or_else(|| {
-                limits.push(IoLimit { device, rbps: None, wbps: None, riops: None, wiops: None });
-                limits.len() - 1
-            });
-            let Some(limit) = limits.get_mut(position) else { continue };
-            let slot = match at {
-                0 => &mut limit.rbps,
-                1 => &mut limit.wbps,
-                2 => &mut limit.riops,
-                _ => &mut limit.wiops,
-            };
-            *slot = Some(figure);
-        }
-    }
-    limits.sort_unstable_by_key(|limit| limit.device);
-    Ok(limits)
-}
-
-fn io_line(line: &str) -> Option<((u32, u32), u64)> {
-    let (device, figure) = line.split_once(' ')?;
-    let (major, minor) = device.split_once(':')?;
-    Some(((major.parse().ok()?, minor.parse().ok()?), figure.trim().parse().ok()?))
-}
-
 fn number(text: &str) -> io::Result<u64> {
     text.parse().map_err(|_| io::ErrorKind::InvalidData.into())
 }
@@ -307,11 +246,5 @@ mod tests {
         assert_eq!(bytes("9223372036854771712").unwrap(), None);
         assert_eq!(bytes("4096").unwrap(), Some(4096));
         assert!(bytes("max").is_err());
-    }
-
-    #[test]
-    fn lines_of_devices() {
-        assert_eq!(io_line("8:16 1048576"), Some(((8, 16), 1_048_576)));
-        assert_eq!(io_line("8 1"), None);
     }
 }

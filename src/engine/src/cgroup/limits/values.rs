@@ -52,9 +52,7 @@ impl Tree {
             }
             Key::Limit(key) => {
                 let hierarchy = self.hierarchy_of(*key)?;
-                if *key == LimitKey::MemoryHigh && hierarchy.kind == Kind::V1 {
-                    return Err(unsupported(key, "cgroup v1 has no limit that only slows down"));
-                }
+                super::to_be_had(*key, hierarchy.kind)?;
                 let node = self.need(hierarchy, grant)?;
                 let file = file_of(*key, hierarchy.kind);
                 if !node.has(&file) {
@@ -109,7 +107,6 @@ fn of_v1(node: &Node, key: LimitKey) -> io::Result<LimitValue> {
             let shares = node.read(v1::CPU_SHARES)?.parse().map_err(|_| io::ErrorKind::InvalidData)?;
             LimitValue::Weight(weight(shares))
         }
-        LimitKey::IoMax => LimitValue::Io(v1::io_limits(node)?),
         LimitKey::Hugetlb(_) => LimitValue::Bytes(v1::bytes(&node.read(&file_of(key, Kind::V1))?)?),
         key => parse(key, &node.read(&key.to_string())?)?,
     })
