@@ -11,7 +11,16 @@ mod life;
 mod reach;
 mod world;
 
-use std::process::ExitCode;
+use std::{
+    process::{Command, ExitCode},
+    sync::{Mutex, PoisonError},
+    thread,
+};
+
+/// Tests at once. Most of their time they wait for what is not to come.
+const AT_ONCE: usize = 6;
+/// Before the name of the only test that is to run, and whether bridged packets are to pass the host's rules too.
+const ALONE: &str = "--alone";
 
 /// A test: its name and what it runs. It is told whether bridged packets are to pass the host's rules too.
 pub type Test = (&'static str, fn(bool));
@@ -25,29 +34,55 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     assert!(rustix::process::geteuid().is_root(), "these tests need root");
+    if let [alone, name, called] = &arguments[..]
+        && alone == ALONE
+    {
+        let (_, test) = tests.iter().find(|(known, _)| known == name).expect("a test of this name");
+        test(called == "true");
+        return ExitCode::SUCCESS;
+    }
     let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let chosen = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(*filter));
-    let mut failed = Vec::new();
     let bridged: &[bool] = if world::can_call() {
         &[false, true]
     } else {
         println!("this kernel has no bridge-nf-call: tried without only");
         &[false]
     };
-    for (name, test) in tests.into_iter().filter(|(name, _)| chosen(name)) {
-        for &called in bridged {
-            let passed = std::panic::catch_unwind(|| test(called)).is_ok();
-            world::go_home();
-            let how = if called { " (bridge-nf-call 1)" } else { "" };
-            println!("test {name}{how} ... {}", if passed { "ok" } else { "FAILED" });
-            if !passed {
-                failed.push(format!("{name}{how}"));
-            }
+    let trials = tests
+        .into_iter()
+        .filter(|(name, _)| chosen(name))
+        .flat_map(|(name, _)| bridged.iter().map(move |&called| (name, called)));
+    let (trials, failed) = (Mutex::new(trials), Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some((name, called)) = next(&trials) {
+                    let failure = run(name, called);
+                    failed.lock().unwrap().extend(failure);
+                }
+            });
         }
-    }
+    });
+    let failed = failed.into_inner().unwrap();
     if failed.is_empty() {
         return ExitCode::SUCCESS;
     }
     println!("failed: {}", failed.join(", "));
     ExitCode::FAILURE
+}
+
+fn next<T>(trials: &Mutex<impl Iterator<Item = T>>) -> Option<T> {
+    trials.lock().unwrap_or_else(PoisonError::into_inner).next()
+}
+
+/// Runs a test in a process of its own, whose namespaces and descriptors are nobody else's. Its name, if it failed.
+fn run(name: &str, called: bool) -> Option<String> {
+    let mut test = Command::new(std::env::current_exe().unwrap());
+    let output = test.args([ALONE, name, &called.to_string()]).output().unwrap();
+    let name = format!("{name}{}", if called { " (bridge-nf-call 1)" } else { "" });
+    let said = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes)).concat();
+    let passed = output.status.success();
+    println!("{said}test {name} ... {}", if passed { "ok" } else { "FAILED" });
+    (!passed).then_some(name)
 }

@@ -28,13 +28,14 @@ use rustix::net::{
 pub const ARRIVAL: Duration = Duration::from_secs(10);
 pub const ABSENCE: Duration = Duration::from_millis(400);
 
-/// How long a connection is waited for, which may come or not: longer on a machine that is slow, an emulated one for instance.
+/// How long a connection is waited for, which may come or not: longer on a machine that is slow, an emulated one for instance, and
+/// never less than it takes TCP to try once more, after a second (RFC 6298, 2.1).
 pub fn patience() -> Duration {
     static PATIENCE: OnceLock<Duration> = OnceLock::new();
     *PATIENCE.get_or_init(|| {
         let begun = Instant::now();
         Space::new();
-        (begun.elapsed() * 30).clamp(Duration::from_millis(700), Duration::from_secs(8))
+        (begun.elapsed() * 30).clamp(Duration::from_millis(1500), Duration::from_secs(8))
     })
 }
 
@@ -45,7 +46,7 @@ fn home() -> &'static File {
 }
 
 /// Back to where the test program was started.
-pub fn go_home() {
+fn go_home() {
     setns(home(), CloneFlags::CLONE_NEWNET).unwrap();
 }
 
