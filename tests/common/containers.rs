@@ -125,14 +125,37 @@ pub fn busybox(lab: &Lab) -> PathBuf {
     root
 }
 
+/// What is executed in the innermost of these containers, each in the one before.
+pub fn inside<'w>(levels: &[&'w str], words: &[&'w str]) -> Vec<&'w str> {
+    let mut all = Vec::new();
+    for (depth, name) in levels.iter().enumerate() {
+        if depth > 0 {
+            all.push("cgrant");
+        }
+        all.extend(["exec", name, "--"]);
+    }
+    all.extend(words);
+    all
+}
+
 /// A Debian as mmdebstrap makes it, made once.
 pub fn debian(suite: &str) -> PathBuf {
+    debian_with(suite, suite, "")
+}
+
+/// One that has podman.
+pub fn debian_with_podman(suite: &str) -> PathBuf {
+    const MORE: &str = ",podman,crun,netavark,aardvark-dns,fuse-overlayfs,iptables,nftables,busybox-static";
+    debian_with(suite, &format!("{suite}-podman"), MORE)
+}
+
+fn debian_with(suite: &str, name: &str, more: &str) -> PathBuf {
     const PACKAGES: &str = "systemd,systemd-sysv,dbus,libpam-systemd,login,passwd,util-linux,procps";
-    let made = Path::new(env!("CARGO_TARGET_TMPDIR")).join(suite);
+    let made = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     if !made.exists() {
         let unfinished = PathBuf::from(format!("{}.new", made.display()));
         let _ = fs::remove_dir_all(&unfinished);
-        let include = format!("--include={PACKAGES}");
+        let include = format!("--include={PACKAGES}{more}");
         let mut command = Command::new("mmdebstrap");
         command
             .args(["--quiet", "--format=directory", "--variant=minbase", &include, suite])

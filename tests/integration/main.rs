@@ -61,6 +61,7 @@ mod system_devices;
 mod system_inside;
 mod system_moves;
 mod system_nested;
+mod system_podman;
 mod system_settings;
 mod system_shutdown;
 mod system_verbs;
@@ -121,6 +122,7 @@ fn main() -> std::process::ExitCode {
         system_inside::TESTS,
         system_moves::TESTS,
         system_nested::TESTS,
+        system_podman::TESTS,
         system_settings::TESTS,
         system_shutdown::TESTS,
         system_verbs::TESTS,

@@ -6,6 +6,7 @@ use crate::{
         bus::{GRANT, MANAGER, MANAGER_PATH, Refused},
         checker,
         level::{BLOCK, Level, all_names, connected, nesting, release, scene},
+        place::MOUNTS,
         polkit::Desk,
     },
     explain::{Answer, allowed, explain, same, text},
@@ -161,7 +162,10 @@ fn explain_says_inside_what_the_request_is_told(lab: &Lab) {
         for request in ["RemoveLink", "UnpublishPorts", "MapDirectory", "PublishPorts"] {
             is_not_there(&ask(request, Options::new()), request);
         }
-        is_not_there(&ask("MakeDevice", Options::new().with("name", "null")), "MakeDevice");
+        is_not_there(&ask("AllowDevice", Options::new().with("name", "null")), "AllowDevice");
+        let question = ask("MakeDevice", Options::new().with("name", "zero"));
+        let real: Result<zbus::OwnedFd, Refused> = first.call(path, MOUNTS, "MakeDevice", &"zero");
+        same("MakeDevice", &question, &real);
     }
     assert!(allowed(&explain(&first, "Release", Options::new().with("grant", inner.clone())).unwrap()));
     is_not_there(&explain(&first, "CGManager", Options::new()).unwrap(), "CGManager");

@@ -1,13 +1,17 @@
 //! Devices of the host's that not everybody may open, in containers of users whom policy or a group gives them; and users who want
 //! other ones.
 
-use crate::common::{
-    Client, Grant, Lab, Network, Options, Place, User,
-    bus::Refused,
-    checker,
-    containers::{Shell, busybox},
-    place::MOUNTS,
-    wait_until,
+use crate::{
+    common::{
+        Client, Grant, Lab, Network, Options, Place, User,
+        bus::Refused,
+        checker,
+        containers::{Shell, busybox},
+        level::{Level, nesting},
+        place::MOUNTS,
+        wait_until,
+    },
+    explain::{explain, same},
 };
 
 const GROUP: u32 = 31_010;
@@ -25,6 +29,7 @@ fn furnish(lab: &Lab, network: &Network<'_>) {
          chown 0:0 dri/*
          mknod own c 10 200; chown {GROUP}:{GROUP} own; chmod 660 own
          mknod tty9 c 4 9; chown 0:{GROUP} tty9; chmod 660 tty9
+         mknod other c 10 229; chown 0:{GROUP} other; chmod 660 other
          mknod disk b 7 0; chown 0:{GROUP} disk; chmod 660 disk
          >file; chown 0:{GROUP} file; chmod 660 file
          ln -s kvm link; ln -s dri way
@@ -174,4 +179,85 @@ fn nobody_gets_what_is_not_named(lab: &Lab) {
     assert!(broker.log().contains("may make device kvm"), "a yes is in the log");
 }
 
-crate::tests![a_containers_root_has_what_policy_or_a_group_gives, nobody_gets_what_is_not_named];
+// What a node is, and whose, as the host sees it.
+fn node(mount: &std::os::fd::OwnedFd) -> (u32, u32, u64) {
+    let found = rustix::fs::fstat(mount).unwrap();
+    (found.st_uid, found.st_gid, found.st_rdev)
+}
+
+fn those_inside_have_nodes_of_what_was_given_around_them(lab: &Lab) {
+    lab.write_policy(POLICY);
+    let network = Network::new(lab);
+    furnish(lab, &network);
+    let broker = network.broker();
+    let member = lab.user_in(&[GROUP]);
+    let client = member.client(broker.socket());
+    let one = Level::new(&member, &client, "one", nesting(4));
+    let beside = client.create("beside", Options::new()).unwrap();
+    let first = one.client(lab, &member, broker.socket());
+    let two = one.inner(&member, &first, "two", nesting(1));
+    let second = two.client(lab, &member, broker.socket());
+    let three = two.inner(&member, &second, "three", Options::new());
+    let ids = |name: &str| {
+        let all: Vec<(zbus::OwnedObjectPath, String, u32)> =
+            client.manager("ListGrants", &Options::new().with("nested", true).0).unwrap();
+        let (path, ..) = all.into_iter().find(|(_, known, _)| known == name).unwrap();
+        let of = |what| client.property::<u32>(path.as_str(), "org.cgrant.Broker1.Ids", what);
+        (of("Uid"), of("Gid"))
+    };
+    // At each level it is the root of the new container's, whatever the account's groups are, and a mount that can be attached there.
+    for (asker, grant, name) in [(&first, &two.grant, "two"), (&second, &three.grant, "three")] {
+        let made = node(&make(asker, grant, "dri/renderD128").unwrap());
+        let (uid, gid) = ids(name);
+        assert_eq!(made, (uid, gid, rustix::fs::makedev(10, 200)), "{name}");
+    }
+    // The account is in the group of that one, and gave it to nobody: in no name, and by no grant.
+    make(&first, &two.grant, "other").unwrap_err().is("NotAuthorized", "was not given /dev/other");
+    let question = Options::new().with("grant", two.grant.path.clone()).with("name", "other");
+    let question = explain(&first, "MakeDevice", question).unwrap();
+    same("other", &question, &make(&first, &two.grant, "other"));
+    make(&client, &beside, "other").unwrap();
+    make(&first, &two.grant, "other").unwrap_err().is("NotAuthorized", "was not given /dev/other");
+    for grant in [&one.grant, &beside, &three.grant] {
+        let made = make(&first, grant, "dri/renderD128");
+        match grant.path == three.grant.path {
+            // Its own, by who made it.
+            true => drop(made.unwrap()),
+            false => drop(made.unwrap_err().is("NoSuchGrant", "")),
+        }
+    }
+    make(&second, &two.grant, "dri/renderD128").unwrap_err().is("NoSuchGrant", "");
+    for (name, error) in
+        [("disk", "NotAuthorized"), ("../other", "InvalidArgument"), ("link", "InvalidArgument")]
+    {
+        make(&first, &two.grant, name).unwrap_err().is(error, "");
+    }
+    // Once the outermost has it, those in it may, too.
+    make(&client, &one.grant, "other").unwrap();
+    assert_eq!(node(&make(&second, &three.grant, "other").unwrap()).2, rustix::fs::makedev(10, 229));
+    // What policy names later is for what is started later.
+    lab.write_policy(
+        "[[rule]]\nname = \"later\"\naccess.devices = [\"/dev/closed\"]\naccess.limit-devices = \"none\"\n",
+    );
+    broker.reload();
+    let mut made = 0;
+    wait_until("policy is read", || {
+        made += 1;
+        let grant = client.create(&format!("try{made}"), Options::new()).unwrap();
+        let allowed = make(&client, &grant, "closed").is_ok();
+        client.release(&grant.path, true).unwrap();
+        allowed
+    });
+    let free = Level::new(&member, &client, "free", nesting(1));
+    let inner = free.client(lab, &member, broker.socket());
+    let bare = free.inner(&member, &inner, "bare", Options::new());
+    // Not limited to anything, that one has what policy names, and nothing by a group.
+    make(&inner, &bare.grant, "closed").unwrap();
+    make(&inner, &bare.grant, "kvm").unwrap_err().is("NotAuthorized", "");
+}
+
+crate::tests![
+    a_containers_root_has_what_policy_or_a_group_gives,
+    nobody_gets_what_is_not_named,
+    those_inside_have_nodes_of_what_was_given_around_them,
+];

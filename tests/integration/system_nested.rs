@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::common::{
     Lab, checker,
-    containers::{Shell, debian, text},
+    containers::{Shell, debian, inside, text},
     wait_until,
 };
 
@@ -30,19 +30,6 @@ fn image(lab: &Lab) -> PathBuf {
     tar(&["--numeric-owner", "--owner=0", "--group=0", "-rf"], &more);
     std::fs::set_permissions(&archive, std::fs::Permissions::from_mode(0o644)).unwrap();
     archive
-}
-
-// What is executed in the innermost of these containers, each in the one before.
-fn inside<'w>(levels: &[&'w str], words: &[&'w str]) -> Vec<&'w str> {
-    let mut all = Vec::new();
-    for (depth, name) in levels.iter().enumerate() {
-        if depth > 0 {
-            all.push("cgrant");
-        }
-        all.extend(["exec", name, "--"]);
-    }
-    all.extend(words);
-    all
 }
 
 fn import(shell: &Shell<'_>, levels: &[&str], archive: &Path) {

@@ -91,6 +91,12 @@ impl DeviceList {
         }
     }
 
+    /// May that be done with this one, of those beside the standard ones?
+    pub fn has(&self, number: Number) -> bool {
+        let is_it = |known: &&Number| (known.major, known.minor) == (number.major, number.minor);
+        self.numbers.iter().find(is_it).is_some_and(|known| known.access & number.access == number.access)
+    }
+
     /// Those beside the standard ones.
     pub fn numbers(&self) -> &[Number] {
         &self.numbers
@@ -114,6 +120,8 @@ mod tests {
         assert!(list.add(number(200, 4)).unwrap());
         assert!(!list.add(number(200, 2)).unwrap());
         assert_eq!(list.numbers(), [number(9, 7), number(200, 6)]);
+        assert!(list.has(number(200, 6)) && list.has(number(9, 1)));
+        assert!(!list.has(number(200, 7)) && !list.has(number(10, 0)));
     }
 
     #[test]

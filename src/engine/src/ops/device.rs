@@ -8,9 +8,9 @@ use std::{
     sync::Arc,
 };
 
-use cgrant_policy::{Caller as Subject, Door, NodeName, NodePattern, Request, Verb};
+use cgrant_policy::{Caller as Subject, Door, GrantPath, NodeName, NodePattern, Request, Verb};
 use cgrant_sys::bpf::DeviceAccess;
-use cgrant_wire::{Answer, FdIndex, GrantId, Refusal, RefusalCode};
+use cgrant_wire::{Answer, FdIndex, GrantId, Range, Refusal, RefusalCode};
 use rustix::{
     fs::{FileType, Stat, major},
     io::Errno,
@@ -44,6 +44,9 @@ const TERMINALS: [u32; 11] = [4, 5, 7, 136, 137, 138, 139, 140, 141, 142, 143];
 /// has the number of that very node, which nobody can change, and nothing but it; who may make no nodes makes no others of it.
 /// Access is not taken back while the container runs; at its next start it is asked for anew.
 ///
+/// From inside a container neither the account's groups nor what policy gave it since count: those there have nodes of what
+/// programs of the outermost container can open, and of nothing else.
+///
 /// # Errors
 /// [`RefusalCode::NotAuthorized`]; [`RefusalCode::InvalidArgument`] for what is no such node.
 pub fn make_device(engine: &Engine, caller: &Arc<Caller>, grant: GrantId, name: &str) -> Outcome {
@@ -51,13 +54,19 @@ pub fn make_device(engine: &Engine, caller: &Arc<Caller>, grant: GrantId, name: 
     let grant = usable(engine, caller, grant, Verb::Read)?;
     inside::must_be_outside(engine, caller, "have a device")?;
     must_be_own(caller, &grant)?;
-    let range = grant.live().record.range.ok_or_else(|| invalid("the grant has no ids"))?;
+    let range = must_have_ids(&grant)?;
     let (host, found) = look(&node)?;
     let group = Some(found.st_gid).filter(|gid| is_for_its_group(&found) && caller.groups.contains(gid));
     // What policy names needs no group.
     let is_named = has_by_policy(engine, &caller.subject(), &node);
-    let by_group = group.filter(|_| !is_named);
-    let request = Request::UseDevice { owner: grant.account, node: &node, by_group: by_group.is_some() };
+    let by_group = group.filter(|_| !is_named && caller.nested.is_none());
+    let is_had = match caller.nested {
+        Some(_) => {
+            must_be_open_around(engine, &caller.subject(), &grant.path, &node, &found).map(|()| true)?
+        }
+        None => by_group.is_some(),
+    };
+    let request = Request::UseDevice { owner: grant.account, node: &node, by_group: is_had };
     engine.authorize(caller, node.as_str(), &request)?;
     let wish =
         NodeWish { account: grant.account, host: host.as_fd(), uid: range.uid, gid: range.gid, by_group };
@@ -165,8 +174,48 @@ fn allow(engine: &Engine, grant: &Arc<Grant>, number: Option<Number>) -> Result<
     Ok(())
 }
 
+/// Refuses a device that programs around a grant can't open: nobody inside has more than they.
+///
+/// An attacker inside wants a device that the account has and did not give to its container, or that policy has come to name since.
+/// What counts is what the kernel holds the outermost container to, as its record says; where it is held to nothing, policy.
+///
+/// # Errors
+/// As [`make_device`].
+fn must_be_open_around(
+    engine: &Engine,
+    subject: &Subject,
+    path: &GrantPath,
+    node: &NodeName,
+    found: &Stat,
+) -> Result<(), Refusal> {
+    let outermost = super::nested::around(engine, path).pop();
+    let list = outermost.and_then(|grant| grant.live().record.devices.clone());
+    let is_open = match list {
+        Some(list) => Number::of(found, DeviceAccess::ALL).is_some_and(|number| list.has(number)),
+        None => has_by_policy(engine, subject, node),
+    };
+    if is_open {
+        return Ok(());
+    }
+    let name = node.as_str();
+    Err(Refusal::new(
+        RefusalCode::NotAuthorized,
+        format!("the outermost of the containers around was not given /dev/{name}"),
+    )
+    .rule("built-in nesting")
+    .hint(format!("start the outermost container with --device {name}")))
+}
+
+/// The ids that a node in the grant belongs to.
+///
+/// # Errors
+/// [`RefusalCode::InvalidArgument`].
+pub fn must_have_ids(grant: &Grant) -> Result<Range, Refusal> {
+    grant.live().record.range.ok_or_else(|| invalid("the grant has no ids"))
+}
+
 fn must_be_own(caller: &Caller, grant: &Grant) -> Result<(), Refusal> {
-    if grant.account == caller.uid {
+    if grant.account == caller.account() {
         return Ok(());
     }
     Err(Refusal::new(
@@ -202,6 +251,20 @@ pub fn has_anyhow(node: &NodeName, gid: u32, groups: &[u32]) -> Result<bool, Ref
     let (_, found) = look(node)?;
     let by_group = is_for_its_group(&found) && groups.contains(&found.st_gid);
     Ok(by_group || for_others(&found, gid, groups).is_some())
+}
+
+/// Would a caller inside a grant around this one be refused the device?
+///
+/// # Errors
+/// As [`make_device`].
+pub fn foresee_inside(
+    engine: &Engine,
+    subject: &Subject,
+    path: &GrantPath,
+    node: &NodeName,
+) -> Result<(), Refusal> {
+    let (_, found) = look(node)?;
+    must_be_open_around(engine, subject, path, node, &found)
 }
 
 /// Is the node the host's, and in a group of these that may open it?

@@ -181,8 +181,18 @@ impl About<'_> {
                     .map_err(|error| Refusal::new(RefusalCode::InvalidArgument, error.to_string()))?;
                 let owner = self.uses(*grant, Verb::Read)?;
                 self.must_be_outside("have a device")?;
-                let groups: Vec<u32> = self.subject.groups.iter().map(|gid| gid.0).collect();
-                let by_group = super::device::has_by_group(&node, &groups)?;
+                let grant = query::active(self.engine, *grant)?;
+                super::device::must_have_ids(&grant)?;
+                let by_group = match self.caller.nested {
+                    Some(_) => {
+                        super::device::foresee_inside(self.engine, &self.subject, &grant.path, &node)?;
+                        true
+                    }
+                    None => {
+                        let groups: Vec<u32> = self.subject.groups.iter().map(|gid| gid.0).collect();
+                        super::device::has_by_group(&node, &groups)?
+                    }
+                };
                 self.judge(&Request::UseDevice { owner, node: &node, by_group })
             }
             Inquiry::AllowDevice { grant, name } => {

@@ -122,6 +122,7 @@ pub fn must_be_served(caller: &Caller, op: &Op) -> Result<(), Refusal> {
         | Op::ListCgroups { .. }
         | Op::ListRanges
         | Op::ForgetRange { .. }
+        | Op::MakeDevice { .. }
         | Op::Release { .. } => Ok(()),
         Op::Attach(attach) if !attach.tree => Ok(()),
         // Its own requests; what each of them comes to is looked at there ([`must_be_there`]).
@@ -168,6 +169,7 @@ pub fn must_be_there(caller: &Caller, question: &Inquiry) -> Result<(), Refusal>
         | Inquiry::GetValues { .. }
         | Inquiry::CreateCgroup { .. }
         | Inquiry::ForgetRange { .. }
+        | Inquiry::MakeDevice { .. }
         | Inquiry::ListGrants { all: false }
         | Inquiry::UsageOf { account: None | Some(ROOT) }
         | Inquiry::Connect => Ok(()),
@@ -176,7 +178,6 @@ pub fn must_be_there(caller: &Caller, question: &Inquiry) -> Result<(), Refusal>
         }
         | Inquiry::AddLink { .. }
         | Inquiry::PublishPorts { .. }
-        | Inquiry::MakeDevice { .. }
         | Inquiry::AllowDevice { .. }
         | Inquiry::ListGrants { all: true }
         | Inquiry::UsageOf { account: Some(_) }

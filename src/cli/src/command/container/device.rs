@@ -33,7 +33,7 @@ pub(super) fn make(
     let make = |name: &String| match session.call(proxy.make_device(name)) {
         Ok(node) => Ok(Some(node)),
         Err(SessionError::Broker(_)) if host(name).is_some_and(|node| others_may(&node, READ)) => {
-            session.call(proxy.allow_device(name)).map(|()| None)
+            or_unlimited(session.call(proxy.allow_device(name))).map(|()| None)
         }
         Err(error) => Err(error),
     };
@@ -52,11 +52,15 @@ pub(super) fn allow(
         return Ok(());
     }
     let proxy = session.mounts(grant)?;
-    shown.try_for_each(|name| match session.call(proxy.allow_device(name)) {
-        // In a container nothing is limited but by what limits that one, and what it has can be seen and opened.
+    shown.try_for_each(|name| or_unlimited(session.call(proxy.allow_device(name))))
+}
+
+/// In a container nothing is limited but by what limits that one, and what it has can be seen and opened.
+fn or_unlimited(allowed: Result<(), SessionError>) -> Result<(), SessionError> {
+    match allowed {
         Err(SessionError::Broker(error)) if error.code() == Some(Code::Unsupported) => Ok(()),
         allowed => allowed,
-    })
+    }
 }
 
 fn host(name: &str) -> Option<Metadata> {
