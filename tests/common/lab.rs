@@ -145,6 +145,26 @@ impl Lab {
         fs::write(self.config_dir().join("policy.d/50-test.toml"), text).unwrap();
     }
 
+    /// Has what a broker that is not running wrote down be of another boot; says how many grants that were.
+    pub fn pretend_reboot(&self) -> usize {
+        const OTHER_BOOT: &str = "00000000-0000-4000-8000-000000000000";
+        let mut records = 0;
+        for directory in [self.state_dir().join("grants"), self.runtime_dir().join("state/grants")] {
+            for file in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+                let mut record: serde_json::Value =
+                    serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+                record["boot"] = OTHER_BOOT.into();
+                fs::write(&file, record.to_string()).unwrap();
+                records += 1;
+            }
+        }
+        for mark in checker::live_ranges(self) {
+            let file = format!("{}.{}", mark.replace(' ', "."), self.instance);
+            fs::write(self.ids.join("ids-live").join(file), OTHER_BOOT).unwrap();
+        }
+        records
+    }
+
     /// What is left behind; empty if nothing is. Call with every broker ended.
     pub fn leaks(&self) -> Vec<String> {
         let mut leaks = Vec::new();

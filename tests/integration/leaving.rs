@@ -216,6 +216,52 @@ fn a_user_who_was_deleted_meanwhile_is_noticed_at_the_start(lab: &Lab) {
     bob.release(&bobs.grant.path, true).unwrap();
 }
 
+/// What stays over a reboot stays for users who are there; ids that were retired are not had again by any grant, and no others in
+/// their place.
+fn a_reboot_brings_back_what_deleted_users_may_still_have(lab: &Lab) {
+    let (alice, bob, carol) = (lab.user(), lab.user(), lab.user());
+    policy(lab, [&bob, &lab.user(), &lab.user()]);
+    let place = Place::new(lab, &[("alice", &alice), ("bob", &bob), ("carol", &carol)]);
+    let mut broker = place.broker();
+    for user in [&alice, &bob, &carol] {
+        let client = user.client(broker.socket());
+        let persistent = || Options::new().lifetime("persistent");
+        client.create("with-ids", persistent()).unwrap();
+        client.create("bare", persistent().no_range()).unwrap();
+    }
+    let blocks = || {
+        let names = fs::read_dir(lab.ids.join("ids")).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().ends_with(".json")).count()
+    };
+    assert_eq!(blocks(), 3);
+    broker.kill_everything();
+    place.passwd(&[("carol", &carol)]);
+    assert_eq!(lab.pretend_reboot(), 6);
+    // Until it is certain.
+    std::thread::sleep(Duration::from_secs(12));
+    for _ in 0..2 {
+        broker.start_again();
+        let names = |user: &User| {
+            let mut names = user.client(broker.socket()).names();
+            names.sort();
+            names
+        };
+        assert_eq!(names(&alice), [] as [&str; 0]);
+        assert_eq!(names(&bob), ["bare"], "policy lets it stay, and its ids can't be had any more");
+        assert_eq!(names(&carol), ["bare", "with-ids"]);
+        assert_eq!(blocks(), 3, "a user who is gone was given ids");
+        checker::assert_in_order(lab);
+        broker.kill_everything();
+    }
+    broker.start_again();
+    let root = lab.root().client(broker.socket());
+    let all: Vec<(OwnedObjectPath, String, u32)> =
+        root.manager("ListGrants", &Options::new().with("all", true).0).unwrap();
+    for (grant, ..) in all {
+        root.release(grant.as_str(), true).unwrap();
+    }
+}
+
 fn what_a_user_had_who_logs_out_ends_as_policy_says(lab: &Lab) {
     let (keeps, lingers, ends, nobody) = (lab.user(), lab.user(), lab.user(), lab.user());
     policy(lab, [&keeps, &lingers, &ends]);
@@ -380,6 +426,7 @@ crate::tests![
     what_a_deleted_user_had_ends_as_policy_says,
     what_a_deleted_user_left_is_removed_by_root_alone,
     a_user_who_was_deleted_meanwhile_is_noticed_at_the_start,
+    a_reboot_brings_back_what_deleted_users_may_still_have,
     what_a_user_had_who_logs_out_ends_as_policy_says,
     what_is_no_logout_ends_nothing,
 ];

@@ -5,7 +5,7 @@
 //! | creating | nothing running in it | undone: cgroups removed, range given back |
 //! | creating | a process in it (attaching is the last effect but the map) | undone too: the caller had no answer; its processes are put aside, never killed |
 //! | active | its payload | taken over; a dead holder ends it |
-//! | active, of a user who was deleted or is another one now | nothing (a reboot) | ended, if policy says so |
+//! | active, of a user who was deleted or is another one now | nothing (a reboot) | ended, if policy says so, or its ids were retired |
 //! | active, persistent | nothing (a reboot) | made again, without links: their namespaces are gone |
 //! | active | nothing, or another cgroup | ended: lost |
 //! | any, inside a grant that is not there (any more) | anything | ended: lost |
@@ -97,8 +97,10 @@ fn settle(engine: &Engine, id: GrantId, record: &GrantRecord) -> Result<(), Refu
         Phase::Creating | Phase::Active if orphan => go_on_releasing(engine, &grant, EndReason::Lost),
         Phase::Creating => undo(engine, &grant),
         Phase::Releasing => go_on_releasing(engine, &grant, EndReason::Released),
-        // Its range is not given to anybody any more.
-        Phase::Active if rebooted && leaving::is_departed(engine, record) => {
+        // Its range is not given to anybody any more, also where policy lets what a user had stay; and it is to have no other.
+        Phase::Active
+            if rebooted && (leaving::is_departed(engine, record) || has_lost_ids(engine, record)?) =>
+        {
             go_on_releasing(engine, &grant, EndReason::UserGone)
         }
         Phase::Active if rebooted && !nested && record.lifetime == Lifetime::Persistent => {
@@ -115,6 +117,14 @@ fn settle(engine: &Engine, id: GrantId, record: &GrantRecord) -> Result<(), Refu
                 go_on_releasing(engine, &grant, EndReason::Lost)
             }
         }
+    }
+}
+
+/// Were the ids of a grant retired?
+fn has_lost_ids(engine: &Engine, record: &GrantRecord) -> Result<bool, Refusal> {
+    match record.range {
+        Some(range) => Ok(engine.ids.is_retired(range.uid)?),
+        None => Ok(false),
     }
 }
 

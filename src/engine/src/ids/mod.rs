@@ -321,6 +321,17 @@ impl IdRecord {
         })
     }
 
+    /// Is the area of this id retired, by what `/etc` says now?
+    ///
+    /// # Errors
+    /// [`IdError::Io`].
+    pub fn is_retired(&self, id: u32) -> Result<bool, IdError> {
+        self.locked(|inner| {
+            self.look_at_accounts(inner)?;
+            Ok(inner.index.area_of(id).is_some_and(|area| area.retired))
+        })
+    }
+
     /// The name of the account's user, if `/etc/passwd` has one.
     pub fn user_of(&self, account: HostUid) -> Option<String> {
         self.lock_inner().accounts.user(account).map(str::to_owned)

@@ -436,6 +436,7 @@ fn what_is_said_of_departed_users_is_what_the_record_says() {
     record.lock_inner().accounts.pretend_settled();
     record.accounts_changed().unwrap();
     assert_eq!(said(None), [(1000, "alice".to_owned(), alices, Fate::Retired, 1)]);
+    assert_eq!([alices, bobs, FIRST - 1].map(|id| record.is_retired(id).unwrap()), [true, false, false]);
     record.release(GrantId(1)).unwrap();
     // Another user of the uid has ids of its own, of which nothing is said.
     host.write("etc/passwd", "root:x:0:0::/root:/bin/sh\neve:x:1000:1000::/:\nbob:x:1001:1001::/:\n");
