@@ -20,6 +20,7 @@ use crate::{
     common::{
         Options, Process, User,
         bus::{GRANT, MANAGER, MANAGER_PATH},
+        level::connected,
         raw::Raw,
     },
     sample::time,
@@ -45,6 +46,13 @@ impl Caller {
         let (process, stream) = user.connect(socket);
         let mut raw = Raw::new(stream);
         raw.authenticate(user.uid);
+        Self { stream: raw.0, _process: process }
+    }
+
+    /// One inside a grant, that connects when it is told to; it says that it is uid 0, as it is there.
+    pub fn inside(process: Process) -> Self {
+        let mut raw = Raw::new(connected(&process));
+        raw.authenticate(0);
         Self { stream: raw.0, _process: process }
     }
 

@@ -4,7 +4,7 @@
 //! measured in one run, in turns. Two ways: *idle*, with a pause before each sample, where the kernel's waits
 //! for RCU grace periods show, and *hot*, back to back.
 //!
-//! `BENCH_ONLY=grant,run,systems,links,cgmanager,size,wakeups` runs some parts only, `RUNS=N` sets the number of samples. Needs root.
+//! `BENCH_ONLY=grant,run,nested,systems,links,cgmanager,size,wakeups` runs some parts only, `RUNS=N` sets the number of samples. Needs root.
 //! Everything that is made is removed.
 
 // What is removed whole are directories that this program made.
@@ -20,6 +20,7 @@ mod floor;
 mod grants;
 mod launch;
 mod links;
+mod nested;
 mod peers;
 mod runner;
 mod sample;
@@ -53,9 +54,10 @@ pub struct Bench {
 /// A part: its name for `BENCH_ONLY`, and what it does.
 type Part = (&'static str, fn(&Bench));
 
-const PARTS: [Part; 7] = [
+const PARTS: [Part; 8] = [
     ("grant", grants::measure),
     ("run", launch::measure),
+    ("nested", nested::measure),
     ("systems", systems::measure),
     ("links", links::measure),
     ("cgmanager", cgmanager::measure),
@@ -78,7 +80,7 @@ fn main() -> ExitCode {
     let only: Vec<&str> = only.split(',').filter(|name| !name.is_empty()).collect();
     if let Some(unknown) = only.iter().find(|name| !PARTS.iter().any(|(part, _)| part == *name)) {
         eprintln!(
-            "BENCH_ONLY: there is no part {unknown:?}; there are grant, run, systems, links, cgmanager, size, wakeups"
+            "BENCH_ONLY: there is no part {unknown:?}; there are grant, run, nested, systems, links, cgmanager, size, wakeups"
         );
         return ExitCode::from(2);
     }

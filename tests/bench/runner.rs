@@ -60,6 +60,16 @@ impl Runner {
         if let Some(user) = user {
             command.env("HOME", &user.home).env("XDG_RUNTIME_DIR", &user.home).current_dir(&user.home);
         }
+        Self::spawn(command)
+    }
+
+    /// Starts one by a command that ends in where this program is, with what is on the machine to be seen as it is.
+    pub fn of(mut command: Command) -> Self {
+        command.args(["--runner", "Machine", "", ""]);
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Self {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let answers = BufReader::new(child.stdout.take().unwrap());
         Self { child, answers }

@@ -21,7 +21,8 @@ pub struct Level {
     pub grant: Grant,
     /// A process that keeps the namespace there.
     pub namespace: Process,
-    name: String,
+    /// What the account calls it: its own name behind those of the grants around it.
+    pub name: String,
 }
 
 impl Level {
