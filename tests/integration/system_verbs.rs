@@ -664,6 +664,14 @@ fn what_is_on_the_disk_is_shown(lab: &Lab) {
     // /root is new in the layer too.
     assert!((3..=4).contains(&(more.1 - web.1)), "{web:?} {more:?}");
     assert_eq!(same, idle);
+    // Of one of them it is shown with all else, if that is asked for.
+    for (name, known) in [("web", more), ("idle", idle)] {
+        let info = shell.json(&["info", "--disk", name]);
+        let shown = (info["disk-bytes"].as_u64().unwrap(), info["disk-files"].as_u64().unwrap());
+        assert_eq!((shown, &info["name"]), (known, &name.into()));
+        assert!(shell.json(&["info", name]).get("disk-bytes").is_none());
+    }
+    assert!(shell.done(&["info", "--disk", "web"]).lines().any(|line| line.starts_with("disk ")));
     // It does not make a container that runs any other, and leaves nothing.
     assert_eq!(shell.state("web"), "running");
     let table = shell.done(&["usage", "--disk"]);

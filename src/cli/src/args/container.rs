@@ -151,8 +151,8 @@ Examples:
   cgrant list --format json | jq -r '.[] | select(.state == \"running\").name'")]
     List(ListArgs),
     /// Shows all about a container
-    #[command(after_help = "Example:\n  cgrant info web")]
-    Info(Name),
+    #[command(after_help = "Examples:\n  cgrant info web\n  cgrant info --disk web")]
+    Info(InfoArgs),
     /// Runs a command in a container
     #[command(after_help = "\
 It gets a terminal of its own where standard input and output are terminals. Its exit status is
@@ -379,6 +379,15 @@ fn mount(text: &str) -> Result<Mount, String> {
         }
     }
     Ok(mount)
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InfoArgs {
+    /// What its files take on their disk too: blocks and files, looked at one by one
+    #[arg(long)]
+    pub(crate) disk: bool,
+    #[command(flatten)]
+    pub(crate) container: Name,
 }
 
 /// One container.

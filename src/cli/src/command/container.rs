@@ -71,7 +71,7 @@ pub(crate) fn run(client: &Client, command: ContainerCommand) -> Result<u8, Fail
         C::Import(args) => archive::import(client, args),
         C::Rename { old, new } => rename::rename(client, &old, &new),
         C::List(args) => list::list(client, &args),
-        C::Info(container) => info::info(client, &container.name),
+        C::Info(args) => info::info(client, &args.container.name, args.disk),
         C::Exec(args) => return exec::exec(*args),
         C::Shell { container, user } => return exec::shell(&container.name, user),
         C::Console(container) => return exec::console(&container.name),

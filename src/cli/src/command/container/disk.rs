@@ -1,4 +1,4 @@
-//! `cgrant usage --disk`: what images and containers take on their disk.
+//! `cgrant usage --disk` and `cgrant info --disk`: what images and containers take on their disk.
 //!
 //! Their files belong to ids of ranges, and many directories in them are closed to everybody else. So a job in the storage namespace
 //! of images looks, at low priority. Containers, those that run too, are shown to it by read-only mounts of the broker's, in which
@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use zbus::{Fd, OwnedObjectPath};
 
-use super::{config::Config, layered};
+use super::{Found, config::Config, layered};
 use crate::{
     Client,
     args::Format,
@@ -62,33 +62,54 @@ pub(crate) fn disk(client: &Client) -> Result<u8, Failure> {
     let store = storage::store()?;
     let failed = |error: StoreError| Failure::work(DOING, error.into());
     let kept = kept(&store).map_err(failed)?;
-    if kept.is_empty() && store.images().map_err(failed)?.is_empty() {
-        show(client, &[])?;
-        return Ok(exit::DONE);
-    }
+    let all = match kept.is_empty() && store.images().map_err(failed)?.is_empty() {
+        true => Vec::new(),
+        false => measured(client, DOING, kept, images)?,
+    };
+    show(client, &all)?;
+    Ok(exit::DONE)
+}
+
+/// What the files of one container take, or why nobody knows.
+pub(super) fn of(client: &Client, found: &Found) -> Result<Result<DiskUsage, String>, Failure> {
+    let kept = vec![Kept {
+        name: found.name.clone(),
+        directory: found.config.root.directory(),
+        range: found.config.range.clone(),
+    }];
+    let all = measured(client, &found.doing, kept, |_| Ok(Vec::new()))?;
+    let nothing = || Err("nothing was measured".to_owned());
+    Ok(all.into_iter().next().map_or_else(nothing, |measured| measured.usage))
+}
+
+/// Looks at the files of containers, and before at what else the job is told to.
+fn measured(
+    client: &Client,
+    doing: &str,
+    kept: Vec<Kept>,
+    others: impl FnOnce(&Store) -> Result<Vec<Measured>, StoreError>,
+) -> Result<Vec<Measured>, Failure> {
     let ranges: HashMap<String, String> =
         kept.iter().map(|kept| (kept.name.clone(), kept.range.clone())).collect();
     let (near, far) = layered::pair()?;
-    let storage = Storage::begin(DOING, move |worker: &Worker| {
+    let storage = Storage::begin(doing, move |worker: &Worker| {
         // Less haste is no reason to fail.
         let _ = nice(NICE);
-        let mut all = images(&worker.store)?;
+        let mut all = others(&worker.store)?;
         all.extend(kept.iter().map(|kept| {
             let usage = container(worker, &far, kept);
             Measured { kind: "container".to_owned(), name: kept.name.clone(), usage }
         }));
         Ok(all)
     })?;
-    let session = client.connect(DOING)?;
+    let session = client.connect(doing)?;
     let running = storage.start(&session, storage::IMAGES, storage::IMAGES, storage::IDS)?;
     let grant = running.grant().clone();
-    let all = running.wait(&mut |told| {
+    running.wait(&mut |told| {
         if matches!(told, Told::Asks) {
             answer(&near, &session, &grant, &ranges);
         }
-    })?;
-    show(client, &all)?;
-    Ok(exit::DONE)
+    })
 }
 
 fn kept(store: &Store) -> Result<Vec<Kept>, StoreError> {

@@ -10,7 +10,7 @@ use cgrant_proto::{Account, names};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::{Found, now, phase, reachable, state};
+use super::{Found, disk, now, phase, reachable, state};
 use crate::{
     Client,
     args::Format,
@@ -38,8 +38,10 @@ impl Report for Sheet {
     }
 }
 
-pub(super) fn info(client: &Client, name: &str) -> Result<(), Failure> {
+pub(super) fn info(client: &Client, name: &str, with_disk: bool) -> Result<(), Failure> {
     let found = Found::new(name, "show")?;
+    // The job is made while this process has one thread.
+    let files = with_disk.then(|| disk::of(client, &found)).transpose()?;
     let (state, granted) = look(client, &found)?;
     let mut all = Map::new();
     all.insert("name".to_owned(), name.into());
@@ -48,6 +50,16 @@ pub(super) fn info(client: &Client, name: &str) -> Result<(), Failure> {
         all.extend(of_state(state));
     }
     all.extend(granted);
+    match files {
+        Some(Ok(usage)) => {
+            all.insert("disk-bytes".to_owned(), usage.bytes.into());
+            all.insert("disk-files".to_owned(), usage.files.into());
+        }
+        Some(Err(why)) => {
+            all.insert("disk-unknown".to_owned(), why.into());
+        }
+        None => {}
+    }
     if let Ok(Value::Object(config)) = serde_json::to_value(&found.config) {
         for (key, value) in config {
             if !matches!(key.as_str(), "format" | "started" | "news") {
@@ -147,6 +159,7 @@ fn rows(all: &Map<String, Value>) -> Vec<(&'static str, String)> {
         ("dns", text("dns").filter(|dns| dns != "link")),
         ("memory", used(number("memory-current").map(bytes), limit("memory.max").map(readable))),
         ("tasks", used(number("pids-current").map(|tasks| tasks.to_string()), limit("pids.max"))),
+        ("disk", disk_use(all)),
         ("cpu time", number("cpu-usage-usec").map(|used| format!("{} s", seconds(used)))),
         ("killed for memory", text("oom-kills").filter(|kills| kills != "0")),
         ("limits", text("limits")),
@@ -161,6 +174,13 @@ fn rows(all: &Map<String, Value>) -> Vec<(&'static str, String)> {
         ("autostart", text("autostart")),
     ];
     rows.into_iter().filter_map(|(name, text)| Some((name, text?))).collect()
+}
+
+fn disk_use(all: &Map<String, Value>) -> Option<String> {
+    let number = |key: &str| all.get(key).and_then(Value::as_u64);
+    let known = number("disk-bytes").zip(number("disk-files"));
+    let known = known.map(|(size, files)| format!("{} in {files} files", bytes(size)));
+    known.or_else(|| all.get("disk-unknown").map(|why| format!("unknown: {}", value::text(why))))
 }
 
 fn image(all: &Map<String, Value>) -> Option<String> {
@@ -235,7 +255,7 @@ mod tests {
     fn people_see_what_they_ask_for_first() {
         let all = json!({
             "name": "web", "state": "running", "frozen": true, "image": "0123456789abcdef", "alias": "debian",
-            "uptime": 93_784, "reboots": 0, "memory-current": 1_572_864, "pids-current": 7, "uid": 100_000,
+            "disk-bytes": 1_048_576, "disk-files": 12, "uptime": 93_784, "reboots": 0, "memory-current": 1_572_864, "pids-current": 7, "uid": 100_000,
             "count": 65_536, "limits": {"memory.max": "536870912", "pids.max": "max"},
             "links": [{"name": "eth0", "bridge": "cgrant0", "address4": "10.0.0.9/24", "ports": ["80:8080/tcp"]}],
             "mounts": [{"source": "/srv", "target": "/data", "read_only": true, "uid": 33, "gid": 34}],
@@ -249,6 +269,7 @@ mod tests {
         assert_eq!((row("memory"), row("tasks")), (Some("1.5M of 512.0M"), Some("7")));
         assert_eq!((row("addresses"), row("ports")), (Some("10.0.0.9"), Some("80:8080/tcp")));
         assert_eq!((row("network"), row("ids")), (Some("eth0 on cgrant0"), Some("65536 from 100000")));
+        assert_eq!(row("disk"), Some("1.0M in 12 files"));
         assert_eq!(row("mounts"), Some("/srv:/data,ro,as=33:34"));
         assert_eq!((row("reboots"), row("ended by")), (None, None));
     }
