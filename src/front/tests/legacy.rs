@@ -506,6 +506,30 @@ fn a_value_of_a_megabyte_and_ten_thousand_processes_arrive() {
 }
 
 #[test]
+fn who_reads_slowly_gets_all_and_who_reads_nothing_is_waited_for_no_longer() {
+    let front = Front::socket();
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", front.status("Pid"))).unwrap().count();
+    front.play(|played| played.tasks = vec![me(); 2000]);
+    block_on(async {
+        let client = Client::new(&front, 1000).await;
+        let before = open();
+        let (unread, theirs) = pair();
+        client.begin("GetTasksScm", &("memory", "a", Fd::from(&theirs)), &unread).await;
+        identify(&unread, me(), 1000);
+        let (ours, theirs) = pair();
+        client.begin("GetTasksScm", &("memory", "a", Fd::from(&theirs)), &ours).await;
+        identify(&ours, me(), 1000);
+        assert_eq!(datagram(&ours), 2000_i32.to_ne_bytes());
+        // Longer in all than nothing may be read.
+        for count in [600, 600, 800] {
+            thread::sleep(Duration::from_secs(16));
+            (0..count).for_each(|nth| assert_eq!(datagram(&ours), b"p", "{nth} of {count}"));
+        }
+        eventually("an exchange is kept for who reads nothing", || open() <= before);
+    });
+}
+
+#[test]
 fn nothing_that_the_front_sends_is_roots_word() {
     let front = Front::socket();
     block_on(async {

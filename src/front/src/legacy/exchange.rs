@@ -20,7 +20,7 @@ use cgrant_wire::{
 };
 use tokio::{
     sync::OwnedSemaphorePermit,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::{
@@ -31,8 +31,10 @@ use crate::{castoff::Pins, link::Engine};
 
 /// How long a credential may be awaited.
 const CREDENTIAL: Duration = Duration::from_secs(10);
-/// How long the result may wait to be read to its end.
+/// How long the result may wait for somebody to read some of it.
 const RESULT: Duration = Duration::from_secs(30);
+/// How long it may take in all, while it is read bit by bit: there is room for a few processes at a time, and a busy machine.
+const WHOLE: Duration = Duration::from_secs(300);
 /// How long between two looks where there seemed to be room for a process, and was none.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -45,6 +47,9 @@ pub enum Broken {
     /// The client.
     #[error("no credentials within {} s", CREDENTIAL.as_secs())]
     Silent,
+    /// The client, at the end.
+    #[error("nothing of the result was read within {} s", RESULT.as_secs())]
+    Unread,
     /// The engine is gone.
     #[error("the broker is ending")]
     Ending,
@@ -97,7 +102,7 @@ impl Exchange {
         let answer = self.requested(call).await.inspect_err(
             |error| tracing::debug!(connection = self.connection.0, %error, "an exchange failed"),
         );
-        match timeout(RESULT, self.deliver(view.outcome(answer.ok()), view)).await {
+        match timeout(WHOLE, self.deliver(view.outcome(answer.ok()), view)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(connection = self.connection.0, %error, "a result is not sent"),
             Err(_) => tracing::debug!(connection = self.connection.0, "a result is not read"),
@@ -143,18 +148,23 @@ impl Exchange {
     }
 
     async fn deliver(&self, outcome: Outcome, view: View) -> Result<(), Broken> {
+        timeout(RESULT, self.send(&outcome, view)).await.map_err(|_| Broken::Unread)??;
+        self.show(&outcome.tasks).await
+    }
+
+    async fn send(&self, outcome: &Outcome, view: View) -> Result<(), Broken> {
         for datagram in &outcome.datagrams {
             match self.socket.send(datagram).await {
                 Err(error) if error.is_too_long() => {
                     if self.send_long(datagram).await.is_err() {
                         // A text that does not come is a failure; behind a count nothing can be said any more.
-                        return self.fail(&outcome, view).await;
+                        return self.fail(outcome, view).await;
                     }
                 }
                 sent => sent?,
             }
         }
-        self.show(&outcome.tasks).await
+        Ok(())
     }
 
     /// Sends a datagram that the socket takes only if the engine lets it.
@@ -187,22 +197,25 @@ impl Exchange {
 
     /// Has the engine show processes to the client, as there is room for them.
     async fn show(&self, tasks: &[u32]) -> Result<(), Broken> {
-        let (mut rest, mut known) = (tasks, None);
+        let (mut rest, mut known, mut end) = (tasks, None, Instant::now() + RESULT);
         while !rest.is_empty() {
-            self.socket.await_room().await?;
-            let pids = rest.iter().copied().take(MAX_SHOWN).collect();
-            let LegacyAnswer::Shown { count, known: last } =
-                self.have_done(OnSocket::ShowTasks { pids, known }).await?
-            else {
-                return Ok(());
-            };
+            let some = timeout_at(end, self.show_some(rest, known)).await.map_err(|_| Broken::Unread)??;
+            let LegacyAnswer::Shown { count, known: last } = some else { return Ok(()) };
             if count == 0 {
                 sleep(PAUSE).await;
+            } else {
+                end = Instant::now() + RESULT;
             }
             known = last.or(known);
             rest = rest.get(count as usize..).unwrap_or_default();
         }
         Ok(())
+    }
+
+    async fn show_some(&self, tasks: &[u32], known: Option<u32>) -> Result<LegacyAnswer, Broken> {
+        self.socket.await_room().await?;
+        let pids = tasks.iter().copied().take(MAX_SHOWN).collect();
+        self.have_done(OnSocket::ShowTasks { pids, known }).await
     }
 }
 
