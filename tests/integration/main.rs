@@ -27,6 +27,7 @@ mod controllers;
 mod crashes;
 mod devices;
 mod differential;
+mod errors;
 mod events;
 mod examples;
 mod explain;
@@ -86,6 +87,7 @@ fn main() -> std::process::ExitCode {
         controllers::TESTS,
         applications::TESTS,
         explain::TESTS,
+        errors::TESTS,
         badinput::TESTS,
         forged::TESTS,
         failures::TESTS,

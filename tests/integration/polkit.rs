@@ -116,6 +116,7 @@ fn a_no_is_a_no(lab: &Lab) {
     // Nobody may be asked.
     let refused = client.create("second", bare()).unwrap_err();
     assert!(hint(&refused).contains("ALLOW_INTERACTIVE_AUTHORIZATION"), "{refused:?}");
+    assert_eq!(refused.text("action").as_deref(), Some(EXCEED), "what a program asks again for");
     assert_eq!((refused.number("quota"), refused.number("usage")), (Some(1), Some(1)));
     assert!(agent.is_left_alone(), "asked though the caller did not let it");
     let refused = create(&client, "second").unwrap_err();

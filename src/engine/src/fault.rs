@@ -42,7 +42,7 @@ impl Fault {
     /// Passes the step called `name`.
     ///
     /// # Errors
-    /// [`cgrant_wire::RefusalCode::KernelRefused`] when the order is to fail here.
+    /// [`cgrant_wire::RefusalCode::KernelRefused`] when the order is to fail here, or the one that the order names.
     pub fn step(&self, name: &str) -> Result<(), Refusal> {
         use std::io::Write;
         let directory = self.directory.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -72,6 +72,7 @@ impl Fault {
         if what == "die" {
             std::process::abort();
         }
-        Err(Refusal::new(cgrant_wire::RefusalCode::KernelRefused, format!("injected failure at step {name}")))
+        let code = serde_json::from_value(what.into()).unwrap_or(cgrant_wire::RefusalCode::KernelRefused);
+        Err(Refusal::new(code, format!("injected failure at step {name}")))
     }
 }
