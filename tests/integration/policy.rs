@@ -389,6 +389,42 @@ fn a_broker_does_not_start_on_a_broken_policy(lab: &Lab) {
     drop(lab.broker());
 }
 
+/// All that was decided about a grant is found by its id, whoever asked, and whatever it is called.
+fn decisions_name_their_grant(lab: &Lab) {
+    let broker = lab.broker();
+    let (user, stranger) = (lab.user(), lab.user());
+    let client = user.client(broker.socket());
+    let grant = client.create("told", Options::new().no_range()).unwrap();
+    client.set_limits(&grant.path, &[("pids.max", "9")]).unwrap();
+    client.set_limits(&grant.path, &[("memory.min", "1M")]).unwrap_err();
+    let other = stranger.client(broker.socket());
+    other.set_limits(&grant.path, &[("pids.max", "1")]).unwrap_err();
+    client.release(&grant.path, false).unwrap();
+    let id = grant.path.rsplit_once('/').unwrap().1;
+    let log = broker.log();
+    let about =
+        log.lines().filter(|line| line.contains(" decision: ") && line.contains(&format!(" grant={id}")));
+    let about: Vec<&str> = about.collect();
+    let has = |uid: u32, words: &[&str]| {
+        let words = || {
+            words
+                .iter()
+                .map(|word| (*word).to_owned())
+                .chain([format!(" uid={uid} "), format!(" account={} ", user.uid)])
+        };
+        assert!(
+            about.iter().any(|line| words().all(|word| line.contains(&word))),
+            "{words:?} in {log}",
+            words = words().collect::<Vec<_>>()
+        );
+    };
+    has(user.uid, &["request=\"create grant\"", "allowed=true", " rule="]);
+    has(user.uid, &["request=\"set limits\"", "allowed=true", " rule="]);
+    has(user.uid, &["request=\"set limits\"", "allowed=false", "error=NotAuthorized", " rule="]);
+    has(stranger.uid, &["request=\"set limits\"", "allowed=false", "error=NoSuchGrant", " rule="]);
+    has(user.uid, &["request=\"release\"", "allowed=true", " rule="]);
+}
+
 crate::tests![
     quotas_are_met_with_figures,
     requests_that_come_too_fast_wait_and_hold_up_nobody_else,
@@ -400,4 +436,5 @@ crate::tests![
     ceilings_hold_for_every_grant,
     a_file_with_a_mistake_is_refused_whole_with_its_place,
     a_broker_does_not_start_on_a_broken_policy,
+    decisions_name_their_grant,
 ];

@@ -140,6 +140,27 @@ impl Drop for Held<'_> {
     }
 }
 
+/// What a decision is about, in the log.
+#[derive(Debug, Clone, Copy)]
+pub struct About<'a> {
+    /// The grant, if it is one that there is, or is to be: all about one is found by its id.
+    pub grant: Option<GrantId>,
+    /// The grant's name, or what else it is.
+    pub words: &'a str,
+}
+
+impl<'a> From<&'a str> for About<'a> {
+    fn from(words: &'a str) -> Self {
+        Self { grant: None, words }
+    }
+}
+
+impl<'a> From<&'a Grant> for About<'a> {
+    fn from(grant: &'a Grant) -> Self {
+        Self { grant: Some(grant.id), words: grant.name.as_str() }
+    }
+}
+
 /// What an operation comes to: an answer and the descriptors that it names.
 pub type Outcome = Result<(Answer, Vec<OwnedFd>), Refusal>;
 
@@ -262,16 +283,23 @@ impl Engine {
     ///
     /// # Errors
     /// The refusal, with the rule that decided.
-    pub fn authorize(&self, caller: &Caller, about: &str, request: &Request<'_>) -> Result<(), Refusal> {
-        let rule = self.decide(caller, about, request)?;
+    pub fn authorize<'a>(
+        &self,
+        caller: &Caller,
+        about: impl Into<About<'a>>,
+        request: &Request<'_>,
+    ) -> Result<(), Refusal> {
+        let About { grant, words } = about.into();
+        let rule = self.decide(caller, words, request)?;
         let about = match request {
-            Request::ReadRaw { key, .. } | Request::WriteRaw { key, .. } => format!("{key} of {about}"),
-            _ => about.to_owned(),
+            Request::ReadRaw { key, .. } | Request::WriteRaw { key, .. } => format!("{key} of {words}"),
+            _ => words.to_owned(),
         };
+        let grant = grant.map(tracing::field::display);
         let (uid, pid, request, account) =
             (caller.uid.0, caller.pid.unwrap_or(0), verb(request), owner(caller, request).0);
         tracing::info!(
-            target: "decision", uid, pid, request, account, about, rule, allowed = true,
+            target: "decision", uid, pid, request, account, about, rule, allowed = true, grant,
             "uid {uid} may {request} {about}"
         );
         Ok(())
@@ -280,15 +308,25 @@ impl Engine {
     /// Says in the log what was refused to whom, and why. Whatever is the caller's own words in it is quoted and short.
     ///
     /// An attacker wants the log full of these: of an account there are few at a time ([`may_tell`](Self::may_tell)).
-    pub fn log_refusal(&self, caller: &Caller, request: &str, about: &str, refusal: &Refusal) {
+    pub fn log_refusal<'a>(
+        &self,
+        caller: &Caller,
+        request: &str,
+        about: impl Into<About<'a>>,
+        refusal: &Refusal,
+    ) {
         if !self.may_tell(Some(caller.charged())) {
             return;
         }
         let (uid, pid) = (caller.uid.0, caller.pid.unwrap_or(0));
-        let (about, reason) = (shortened(about), shortened(&refusal.message));
+        let About { grant, words } = about.into();
+        let known = grant.and_then(|id| self.registry().get(id));
+        let account = known.map_or(caller.charged(), |grant| grant.account).0;
+        let grant = grant.map(tracing::field::display);
+        let (about, reason) = (shortened(words), shortened(&refusal.message));
         let (rule, error) = (refusal.rule.as_deref().unwrap_or("built-in"), refusal.code);
         tracing::info!(
-            target: "decision", uid, pid, request, about, rule, allowed = false, ?error, reason,
+            target: "decision", uid, pid, request, account, about, rule, allowed = false, ?error, reason, grant,
             "uid {uid} may not {request} {about}: {reason}"
         );
     }

@@ -3,7 +3,7 @@
 use std::{io, os::fd::OwnedFd};
 
 use cgrant_policy::{
-    GrantName, GrantPath, HostUid, LimitKey, LimitValue, NameError, RawKey, RawValue, Request, Setting,
+    GrantPath, HostUid, LimitKey, LimitValue, NameError, RawKey, RawValue, Request, Setting,
 };
 use cgrant_sys::{
     namespace::UsernsFd,
@@ -11,7 +11,10 @@ use cgrant_sys::{
 };
 use cgrant_wire::{FdIndex, Refusal, RefusalCode};
 
-use crate::{connection::Caller, engine::Engine};
+use crate::{
+    connection::Caller,
+    engine::{About, Engine},
+};
 
 /// Most limits in one request.
 const MAX_LIMITS: usize = 64;
@@ -168,7 +171,7 @@ impl Settings {
         limits.chain(self.raw.iter().map(|(key, value)| (key.to_string(), value.to_string()))).collect()
     }
 
-    /// Asks policy for each raw file of the grant `name`.
+    /// Asks policy for each raw file of the grant that it is `about`.
     ///
     /// # Errors
     /// The decision's refusal.
@@ -177,11 +180,11 @@ impl Settings {
         engine: &Engine,
         caller: &Caller,
         owner: HostUid,
-        name: &GrantName,
+        about: About<'_>,
     ) -> Result<(), Refusal> {
         self.raw.iter().try_for_each(|(key, value)| {
             let request = Request::WriteRaw { owner, key, value: value.as_str() };
-            engine.authorize(caller, name.as_str(), &request)
+            engine.authorize(caller, about, &request)
         })
     }
 

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     cgroup::Delegation,
     connection::{Caller, Inside},
-    engine::{Engine, Outcome},
+    engine::{About, Engine, Outcome},
     ids::Around,
     record::{GrantRecord, HolderRecord, NestedRecord, Phase},
     registry::Grant,
@@ -75,9 +75,10 @@ pub fn create(
         return created(engine, &grant, false, Vec::new());
     }
     let mut plan = plan(engine, caller, request, digest, fds)?;
+    let about = About { grant: Some(plan.id), words: plan.name.as_str() };
     engine.authorize(
         caller,
-        plan.name.as_str(),
+        about,
         &Request::CreateGrant(NewGrant {
             ids: plan.ids.map(counted),
             limits: &plan.settings.limits,
@@ -90,7 +91,7 @@ pub fn create(
             depth: plan.path.names.len().saturating_sub(1),
         }),
     )?;
-    plan.settings.authorize_raw(engine, caller, caller.account(), &plan.name)?;
+    plan.settings.authorize_raw(engine, caller, caller.account(), about)?;
     super::account::must_be_had(engine, &caller.subject(), &plan.settings)?;
     // What is made inside has the limit of the grant around it, whose cgroup it is in.
     if plan.path.names.len() == 1 {

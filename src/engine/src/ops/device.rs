@@ -20,7 +20,7 @@ use super::{inside, query::usable};
 use crate::{
     connection::Caller,
     devices::{self, DeviceList, Number},
-    engine::{Engine, Outcome},
+    engine::{About, Engine, Outcome},
     mountmap::NodeWish,
     record::GrantRecord,
     registry::Grant,
@@ -67,7 +67,7 @@ pub fn make_device(engine: &Engine, caller: &Arc<Caller>, grant: GrantId, name: 
         None => by_group.is_some(),
     };
     let request = Request::UseDevice { owner: grant.account, node: &node, by_group: is_had };
-    engine.authorize(caller, node.as_str(), &request)?;
+    engine.authorize(caller, About { grant: Some(grant.id), words: node.as_str() }, &request)?;
     let wish =
         NodeWish { account: grant.account, host: host.as_fd(), uid: range.uid, gid: range.gid, by_group };
     let mount = engine.mounter.make_node(&wish)?;
@@ -96,7 +96,7 @@ pub fn allow_device(engine: &Engine, caller: &Arc<Caller>, grant: GrantId, name:
     let by_group = is_for_its_group(&found) && caller.groups.contains(&found.st_gid);
     let request =
         Request::UseDevice { owner: grant.account, node: &node, by_group: others.is_some() || by_group };
-    engine.authorize(caller, node.as_str(), &request)?;
+    engine.authorize(caller, About { grant: Some(grant.id), words: node.as_str() }, &request)?;
     let is_given = by_group || has_by_policy(engine, &caller.subject(), &node);
     let access = if is_given { DeviceAccess::ALL } else { others.unwrap_or(DeviceAccess::from_bits(0)) };
     allow(engine, &grant, Number::of(&found, access))?;

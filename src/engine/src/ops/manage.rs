@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     connection::{Caller, Ended},
-    engine::{Engine, Outcome},
+    engine::{About, Engine, Outcome},
     events,
     record::HolderRecord,
     registry::Grant,
@@ -128,7 +128,7 @@ pub fn set_limits(
     let grant = active(engine, id)?;
     // The one question there is, so that whoever is asked sees the limits.
     may(engine, caller, &grant, &Request::SetLimits { owner: grant.account, limits: &settings.limits })?;
-    settings.authorize_raw(engine, caller, grant.account, &grant.name)?;
+    settings.authorize_raw(engine, caller, grant.account, About::from(&*grant))?;
     let before = grant.live().record.clone();
     let mut record = before.clone();
     for setting in settings.texts() {
@@ -206,7 +206,7 @@ pub fn create_cgroup(engine: &Engine, caller: &Arc<Caller>, id: GrantId, path: &
     let grant = usable(engine, caller, id, Verb::Cgroup)?;
     engine.authorize(
         caller,
-        grant.name.as_str(),
+        &*grant,
         &Request::CreateCgroup { owner: grant.account, depth: path.depth() },
     )?;
     engine.tree.create_cgroup(&grant.path, &path)?;

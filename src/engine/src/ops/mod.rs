@@ -21,7 +21,7 @@ use cgrant_wire::{GrantId, Legacy, Op, Refusal, RefusalCode};
 use crate::{
     asking::{self, Matter},
     connection::Caller,
-    engine::{Engine, Outcome},
+    engine::{About, Engine, Outcome},
     legacy::Received,
     pool::Mode,
 };
@@ -185,10 +185,10 @@ fn words(engine: &Engine, op: &Op) -> (&'static str, String) {
 /// # Errors
 /// The refusal for the caller.
 pub fn perform(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: check::Descriptors) -> Outcome {
-    let words = words(engine, &op);
+    let (words, grant) = (words(engine, &op), grant_of(&op));
     carry_out(engine, caller, op, fds).inspect_err(|refusal| {
         if !asking::is_needed() {
-            engine.log_refusal(caller, words.0, &words.1, refusal);
+            engine.log_refusal(caller, words.0, About { grant, words: &words.1 }, refusal);
         }
     })
 }
@@ -196,7 +196,7 @@ pub fn perform(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: check::Descri
 /// Says in the log that `op` was refused by those who were asked.
 pub fn log_refusal(engine: &Engine, caller: &Caller, op: &Op, refusal: &Refusal) {
     let (asked, about) = words(engine, op);
-    engine.log_refusal(caller, asked, &about, refusal);
+    engine.log_refusal(caller, asked, About { grant: grant_of(op), words: &about }, refusal);
 }
 
 /// Carries out an Scm call, as [`perform`] does what needs nothing that was received.
@@ -211,7 +211,7 @@ pub fn perform_exchange(
 ) -> Outcome {
     crate::legacy::perform_exchange(engine, caller, &legacy.call, received).inspect_err(|refusal| {
         let (asked, about) = (crate::legacy::word(&legacy.call), crate::legacy::about(&legacy.call));
-        engine.log_refusal(caller, asked, &about, refusal);
+        engine.log_refusal(caller, asked, about.as_str(), refusal);
     })
 }
 

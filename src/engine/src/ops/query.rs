@@ -52,7 +52,7 @@ pub fn may(engine: &Engine, caller: &Caller, grant: &Grant, request: &Request<'_
     if caller.nested.is_some() && !caller.may_see(&grant.path) {
         return Err(no_such_grant(grant.id));
     }
-    engine.authorize(caller, grant.name.as_str(), request).map_err(|refusal| match refusal.code {
+    engine.authorize(caller, grant, request).map_err(|refusal| match refusal.code {
         // In the very words as if there were none.
         RefusalCode::NoSuchGrant => no_such_grant(grant.id),
         _ => refusal,
@@ -95,7 +95,7 @@ pub fn usage(engine: &Engine, caller: &Caller, account: Option<u32>) -> Outcome 
     // From inside the account is called 0, and there is no other.
     let asked = account.filter(|_| caller.nested.is_none());
     let account = asked.map_or_else(|| caller.account(), HostUid);
-    engine.authorize(caller, &account.to_string(), &Request::UsageOf { account })?;
+    engine.authorize(caller, account.to_string().as_str(), &Request::UsageOf { account })?;
     let policy = engine.policy();
     // Groups of another account are known only from its connections, so its quotas are those by uid.
     let subject = if account == caller.account() { caller.subject() } else { Subject::by_uid(account) };

@@ -111,7 +111,7 @@ pub fn add(
     fds.finish()?;
     for link in judged(&wishes) {
         let asked = Request::AddLink { owner: grant.account, link };
-        engine.authorize(caller, grant.name.as_str(), &asked)?;
+        engine.authorize(caller, &*grant, &asked)?;
     }
     let mut prepared = Prepared::new(engine, &grant, Terms::of(engine, caller), wishes)?;
     let before = record.clone();
@@ -321,7 +321,7 @@ pub fn publish(
     }
     let host_ports = wish::host_ports(&new);
     let asked = Request::Publish { owner: grant.account, ports: &host_ports };
-    engine.authorize(caller, grant.name.as_str(), &asked)?;
+    engine.authorize(caller, &*grant, &asked)?;
     if matches!(link.bridge.kind, cgrant_wire::net::BridgeKind::Foreign) && !new.is_empty() {
         return Err(Refusal::new(
             RefusalCode::Unsupported,
