@@ -3,7 +3,6 @@
 
 use std::{io, os::fd::AsFd, time::Duration};
 
-use rustix::net::SendFlags;
 use tokio::time::timeout;
 
 use crate::{
@@ -65,7 +64,7 @@ async fn serve_untimed(
         }
         let step = handshake.feed(piece.get(..seen).unwrap_or_default())?;
         take(stream, step.consumed, bin)?;
-        send_all(stream, step.reply.as_bytes()).await?;
+        stream.send_all(step.reply.as_bytes()).await?;
         if let Some(unix_fds) = step.done {
             return Ok(unix_fds);
         }
@@ -82,14 +81,14 @@ pub async fn authenticate(stream: &Watched, bin: &Bin) -> Result<bool, Handshake
 
 async fn authenticate_untimed(stream: &Watched, bin: &Bin) -> Result<bool, HandshakeError> {
     let uid = rustix::process::geteuid().as_raw();
-    send_all(stream, format!("\0AUTH EXTERNAL {}\r\n", hex(&uid.to_string())).as_bytes()).await?;
+    stream.send_all(format!("\0AUTH EXTERNAL {}\r\n", hex(&uid.to_string())).as_bytes()).await?;
     let answer = line(stream, bin).await?;
     if !answer.starts_with("OK ") {
         return Err(HandshakeError::Refused(answer));
     }
-    send_all(stream, b"NEGOTIATE_UNIX_FD\r\n").await?;
+    stream.send_all(b"NEGOTIATE_UNIX_FD\r\n").await?;
     let unix_fds = line(stream, bin).await?.starts_with("AGREE_UNIX_FD");
-    send_all(stream, b"BEGIN\r\n").await?;
+    stream.send_all(b"BEGIN\r\n").await?;
     Ok(unix_fds)
 }
 
@@ -124,15 +123,6 @@ fn take(stream: &Watched, mut count: usize, bin: &Bin) -> Result<(), HandshakeEr
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
         count = count.saturating_sub(taken);
-    }
-    Ok(())
-}
-
-async fn send_all(stream: &Watched, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        let sent = stream.write(|| Ok(rustix::net::send(stream, bytes, flags)?)).await?;
-        bytes = bytes.get(sent..).unwrap_or_default();
     }
     Ok(())
 }

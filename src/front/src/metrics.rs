@@ -13,7 +13,6 @@ use std::{
 };
 
 use cgrant_wire::{Answer, Family, MetricKind, Op};
-use rustix::net::SendFlags;
 use tokio::{task::spawn_local, time::timeout};
 
 use crate::{
@@ -87,7 +86,7 @@ impl MetricsPeers {
 
     async fn answer(&self, peer: Peer, stream: &Watched, asked: Asked) -> io::Result<()> {
         let head = match asked {
-            Asked::Wrong(status) => return send_all(stream, &response(status, TEXT, status, false)).await,
+            Asked::Wrong(status) => return stream.send_all(&response(status, TEXT, status, false)).await,
             Asked::Metrics { head } => head,
         };
         let Ok(_place) = self.answers.of(peer.uid).acquire_owned().await else { return Ok(()) };
@@ -100,7 +99,7 @@ impl MetricsPeers {
             Some(Err(refusal)) => response("503 Service Unavailable", TEXT, &refusal.message, head),
             _ => response("500 Internal Server Error", TEXT, "a fault of the broker's own", head),
         };
-        send_all(stream, &response).await
+        stream.send_all(&response).await
     }
 }
 
@@ -163,15 +162,6 @@ fn response(status: &str, kind: &str, body: &str, head: bool) -> Vec<u8> {
         body.len()
     );
     [header.as_bytes(), if head { b"" } else { body.as_bytes() }].concat()
-}
-
-async fn send_all(stream: &Watched, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        let sent = stream.write(|| Ok(rustix::net::send(stream, bytes, flags)?)).await?;
-        bytes = bytes.get(sent..).unwrap_or_default();
-    }
-    Ok(())
 }
 
 /// The figures as OpenMetrics text.

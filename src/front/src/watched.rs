@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::net::SendFlags;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     time::sleep,
@@ -87,6 +88,21 @@ impl Watched {
     }
 }
 
+impl Watched {
+    /// Sends all of `bytes` over a stream socket, without descriptors.
+    ///
+    /// # Errors
+    /// Those of `send(2)`.
+    pub async fn send_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            let sent = self.write(|| Ok(rustix::net::send(self, bytes, flags)?)).await?;
+            bytes = bytes.get(sent..).unwrap_or_default();
+        }
+        Ok(())
+    }
+}
+
 impl AsFd for Watched {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.get_ref().as_fd()
@@ -105,8 +121,6 @@ fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::{io::Read, os::unix::net::UnixStream};
-
-    use rustix::net::SendFlags;
 
     use super::*;
 

@@ -3,7 +3,7 @@
 mod export;
 mod make;
 
-pub(super) use export::{Partial, compression};
+pub(super) use export::{Partial, Written, compression, unwritten};
 
 use std::{
     collections::BTreeMap,

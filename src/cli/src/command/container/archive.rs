@@ -22,8 +22,6 @@ use cgrant_image::{
     unpack,
 };
 use cgrant_sys::{Dir, EntryKind};
-use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use super::{
     Found,
@@ -33,11 +31,10 @@ use super::{
 };
 use crate::{
     Client,
-    args::{ContainerExport, ContainerImport, Format},
-    command::image::{Partial, compression},
+    args::{ContainerExport, ContainerImport},
+    command::image::{Partial, Written, compression, unwritten},
     error::Failure,
     exit,
-    output::{self, bytes},
     progress::Display,
     storage::{self, JobFailure, Storage, Told, Worker},
 };
@@ -49,21 +46,11 @@ const MAX_DESCRIPTION: usize = 1 << 20;
 /// The stream that is no file.
 const STANDARD: &str = "-";
 
-/// What was written, as it crosses from the process that wrote it.
-#[derive(Debug, Serialize, Deserialize)]
-struct Written {
-    sha256: String,
-    size: u64,
-}
-
 pub(super) fn export(client: &Client, args: ContainerExport) -> Result<(), Failure> {
     let ContainerExport { container, file, telling } = args;
     let found = Found::new(&container, "export")?;
     found.must_not_run("stop it first")?;
-    let unwritten = |error: &io::Error| {
-        let text = format!("{} could not be written: {error}", file.display());
-        Failure::work(&found.doing, JobFailure::machine(text))
-    };
+    let unwritten = |error: &io::Error| unwritten(&found.doing, &file, error);
     let (partial, compression, output) = if file.as_os_str() == STANDARD {
         if io::stdout().is_terminal() {
             return Err(Failure::Usage("standard output is a terminal: give a file, or pipe it".to_owned()));
@@ -87,7 +74,7 @@ pub(super) fn export(client: &Client, args: ContainerExport) -> Result<(), Failu
             let limits = Limits::default();
             let exported =
                 cgrant_image::export(files, form, compression, output, &limits, &mut worker.watch())?;
-            Ok(Written { sha256: exported.sha256.to_string(), size: exported.size })
+            Ok(Written::from(exported))
         })
     })?;
     let session = client.connect(&found.doing)?;
@@ -100,18 +87,13 @@ pub(super) fn export(client: &Client, args: ContainerExport) -> Result<(), Failu
         Told::Asks => refused = layered::answer(&near, &session, &grant, &found.doing).err(),
         told => display.tell(told),
     });
-    let Written { sha256, size } = match refused {
+    let written = match refused {
         Some(failure) => return Err(failure),
         None => written?,
     };
     let Some(partial) = partial else { return Ok(()) };
     partial.finish(&file).map_err(|error| unwritten(&error))?;
-    display.say(&format!("{}: {}", file.display(), bytes(size)));
-    drop(display);
-    match client.format {
-        Format::Json => output::write(output::json(&json!({ "sha256": sha256, "size": size }))?.as_bytes()),
-        Format::Table => output::write(format!("{sha256}\n").as_bytes()),
-    }
+    written.show(client, &file, display)
 }
 
 pub(super) fn import(client: &Client, args: ContainerImport) -> Result<(), Failure> {

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cgrant_image::{Form, Limits, archive::Compression};
+use cgrant_image::{Exported, Form, Limits, archive::Compression};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -23,9 +23,41 @@ use crate::{
 
 /// What was written, as it crosses from the process that wrote it.
 #[derive(Debug, Serialize, Deserialize)]
-struct Written {
+pub(in crate::command) struct Written {
     sha256: String,
     size: u64,
+}
+
+impl From<Exported> for Written {
+    fn from(exported: Exported) -> Self {
+        Self { sha256: exported.sha256.to_string(), size: exported.size }
+    }
+}
+
+impl Written {
+    /// Says where it is and what it is: first to who watches, then as the result.
+    pub(in crate::command) fn show(
+        self,
+        client: &Client,
+        file: &Path,
+        mut display: Display,
+    ) -> Result<(), Failure> {
+        let Self { sha256, size } = self;
+        display.say(&format!("{}: {}", file.display(), bytes(size)));
+        drop(display);
+        match client.format {
+            Format::Json => {
+                output::write(output::json(&json!({ "sha256": sha256, "size": size }))?.as_bytes())
+            }
+            Format::Table => output::write(format!("{sha256}\n").as_bytes()),
+        }
+    }
+}
+
+/// The file could not be written.
+pub(in crate::command) fn unwritten(doing: &str, file: &Path, error: &io::Error) -> Failure {
+    let text = format!("{} could not be written: {error}", file.display());
+    Failure::work(doing, storage::JobFailure::machine(text))
 }
 
 pub(super) fn export(client: &Client, args: ExportArgs) -> Result<(), Failure> {
@@ -34,10 +66,7 @@ pub(super) fn export(client: &Client, args: ExportArgs) -> Result<(), Failure> {
     let compression = compression(&file)?;
     let store = storage::store()?;
     let id = resolve(&store, &image, &doing)?;
-    let unwritten = |error: &io::Error| {
-        let text = format!("{} could not be written: {error}", file.display());
-        Failure::work(&doing, storage::JobFailure::machine(text))
-    };
+    let unwritten = |error: &io::Error| unwritten(&doing, &file, error);
     let partial = Partial::new(&file).map_err(|error| unwritten(&error))?;
     let output = partial.file.try_clone().map_err(|error| unwritten(&error))?;
     let storage = Storage::begin(&doing, move |worker: &Worker| {
@@ -55,19 +84,13 @@ pub(super) fn export(client: &Client, args: ExportArgs) -> Result<(), Failure> {
             &limits,
             &mut watch,
         )?;
-        Ok(Written { sha256: exported.sha256.to_string(), size: exported.size })
+        Ok(Written::from(exported))
     })?;
     let session = client.connect(&doing)?;
     let mut display = Display::new(telling.quiet);
-    let Written { sha256, size } =
-        storage.run(&session, storage::IMAGES, storage::IMAGES, &mut |told| display.tell(told))?;
+    let written = storage.run(&session, storage::IMAGES, storage::IMAGES, &mut |told| display.tell(told))?;
     partial.finish(&file).map_err(|error| unwritten(&error))?;
-    display.say(&format!("{}: {}", file.display(), bytes(size)));
-    drop(display);
-    match client.format {
-        Format::Json => output::write(output::json(&json!({ "sha256": sha256, "size": size }))?.as_bytes()),
-        Format::Table => output::write(format!("{sha256}\n").as_bytes()),
-    }
+    written.show(client, &file, display)
 }
 
 /// How a file of this name is compressed.
