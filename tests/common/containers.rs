@@ -1,7 +1,7 @@
 //! Containers as an ordinary user runs them, with the command alone, and the roots that they are made of.
 
 use std::{
-    fs,
+    fs::{self, File},
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -93,6 +93,50 @@ impl<'a> Shell<'a> {
         self.done(&["image", "import", archive.to_str().unwrap(), "--alias", alias, "--quiet"]);
         fs::remove_file(archive).unwrap();
     }
+
+    /// Into the innermost of these containers, each in the one before, by its root.
+    #[track_caller]
+    pub fn import_inside(&self, levels: &[&str], archive: &Path, alias: &str) {
+        let words = inside(levels, &["cgrant", "image", "import", "-", "--alias", alias, "--quiet"]);
+        let output = self.command(&words).stdin(File::open(archive).unwrap()).output().unwrap();
+        assert!(output.status.success(), "{levels:?}: {}{}", text(&output.stdout), text(&output.stderr));
+    }
+}
+
+/// What the command is told so that this is executed in the innermost of these containers, each in the one before. Without any, the
+/// words are the command's own.
+pub fn inside<'w>(levels: &[&'w str], words: &[&'w str]) -> Vec<&'w str> {
+    let mut all = Vec::new();
+    for name in levels {
+        all.extend(["cgrant", "exec", name, "--"]);
+    }
+    all.extend(words);
+    assert_eq!(all.remove(0), "cgrant");
+    all
+}
+
+/// Names and states of what `cgrant --format json list` printed.
+pub fn states(printed: &str) -> Vec<String> {
+    let list: Value = serde_json::from_str(printed).unwrap();
+    let state =
+        |item: &Value| format!("{} {}", item["name"].as_str().unwrap(), item["state"].as_str().unwrap());
+    list.as_array().unwrap().iter().map(state).collect()
+}
+
+/// What `cgrant --format json list --tree` printed: names and states, each with those inside of it.
+pub fn tree(printed: &str) -> String {
+    fn all(list: &Value) -> String {
+        let one = |item: &Value| {
+            format!(
+                "{} {} [{}]",
+                item["name"].as_str().unwrap(),
+                item["state"].as_str().unwrap(),
+                all(&item["inside"])
+            )
+        };
+        list.as_array().unwrap().iter().map(one).collect::<Vec<_>>().join(" ")
+    }
+    all(&serde_json::from_str(printed).unwrap())
 }
 
 pub fn text(bytes: &[u8]) -> String {
@@ -109,7 +153,7 @@ pub fn busybox(lab: &Lab) -> PathBuf {
     let program = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
     fs::copy(program.expect("busybox-static is not installed"), root.join("bin/busybox")).unwrap();
     for applet in [
-        "cat", "chmod", "echo", "grep", "hostname", "id", "ip", "kill", "ls", "mv", "ping", "poweroff",
+        "cat", "chmod", "echo", "grep", "hostname", "id", "ip", "kill", "ls", "mv", "ping", "poweroff", "ps",
         "reboot", "rm", "sh", "sleep", "stat", "stty", "tail", "touch", "true", "tty", "wc",
     ] {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
@@ -123,19 +167,6 @@ pub fn busybox(lab: &Lab) -> PathBuf {
     fs::write(root.join("etc/hosts"), "").unwrap();
     fs::write(root.join("etc/hostname"), "image\n").unwrap();
     root
-}
-
-/// What is executed in the innermost of these containers, each in the one before.
-pub fn inside<'w>(levels: &[&'w str], words: &[&'w str]) -> Vec<&'w str> {
-    let mut all = Vec::new();
-    for (depth, name) in levels.iter().enumerate() {
-        if depth > 0 {
-            all.push("cgrant");
-        }
-        all.extend(["exec", name, "--"]);
-    }
-    all.extend(words);
-    all
 }
 
 /// A Debian as mmdebstrap makes it, made once.

@@ -1,7 +1,6 @@
 //! Containers in containers, as their roots make them: with the command alone, whole Debian systems, three levels of them.
 
 use std::{
-    fs::File,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -10,10 +9,12 @@ use std::{
 use serde_json::Value;
 
 use crate::common::{
-    Lab, checker,
-    containers::{Shell, debian, inside, text},
+    Broker, Lab, checker,
+    containers::{Shell, debian, inside, states, text, tree},
     wait_until,
 };
+
+const LEVELS: [&str; 3] = ["one", "two", "three"];
 
 // Debian with the command in it, as an archive.
 fn image(lab: &Lab) -> PathBuf {
@@ -32,18 +33,29 @@ fn image(lab: &Lab) -> PathBuf {
     archive
 }
 
-fn import(shell: &Shell<'_>, levels: &[&str], archive: &Path) {
-    let words = inside(levels, &["cgrant", "image", "import", "-", "--alias", "debian", "--quiet"]);
-    let words = if levels.is_empty() { &words[1..] } else { &words[..] };
-    let output = shell.command(words).stdin(File::open(archive).unwrap()).output().unwrap();
-    assert!(output.status.success(), "{levels:?}: {}{}", text(&output.stdout), text(&output.stderr));
-}
-
-fn names(printed: &str) -> Vec<String> {
-    let list: Value = serde_json::from_str(printed).unwrap();
-    let name =
-        |item: &Value| format!("{} {}", item["name"].as_str().unwrap(), item["state"].as_str().unwrap());
-    list.as_array().unwrap().iter().map(name).collect()
+// From each level all below is seen, and nothing else.
+#[track_caller]
+fn the_trees_are_right(lab: &Lab, shell: &Shell<'_>, broker: &Broker) {
+    const TREE: [&str; 5] = ["cgrant", "--format", "json", "list", "--tree"];
+    let seen = |depth: usize| tree(&shell.done(&inside(&LEVELS[..depth], &TREE)));
+    assert_eq!(seen(0), "one running [two running [three running []]]");
+    assert_eq!(seen(1), "two running [three running []]");
+    assert_eq!(seen(2), "three running []");
+    assert_eq!(seen(3), "");
+    let stranger = lab.user();
+    assert_eq!(tree(&Shell::new(lab, &stranger, broker).done(&TREE[1..])), "");
+    let table = shell.done(&["list", "--tree"]);
+    let cells: Vec<Vec<&str>> =
+        table.lines().map(|line| line.split_ascii_whitespace().take(2).collect()).collect();
+    assert_eq!(cells, [["NAME", "STATE"], ["one", "running"], ["two", "running"], ["three", "running"]]);
+    let indented = |name: &str| table.lines().any(|line| line.starts_with(name));
+    assert!(indented("one") && indented("  two") && indented("    three"), "{table}");
+    assert_eq!(states(&shell.done(&TREE[1..])).len(), 1);
+    // Those whose container stands still stand still.
+    shell.done(&inside(&LEVELS[..1], &["cgrant", "pause", "two"]));
+    assert_eq!(seen(0), "one running [two paused [three paused []]]");
+    shell.done(&inside(&LEVELS[..1], &["cgrant", "resume", "two"]));
+    assert_eq!(seen(0), "one running [two running [three running []]]");
 }
 
 // Each launched from inside the one above, by its root.
@@ -52,32 +64,31 @@ fn three_levels_of_debian(lab: &Lab) {
     let user = lab.user();
     let shell = Shell::new(lab, &user, &broker);
     let archive = image(lab);
-    import(&shell, &[], &archive);
+    shell.import_inside(&[], &archive, "debian");
     shell.done(&["launch", "debian", "one", "--nesting", "--memory", "800M", "--wait"]);
-    import(&shell, &["one"], &archive);
+    shell.import_inside(&["one"], &archive, "debian");
     let wishes = ["--nesting", "--device", "full", "--wait"];
     shell.done(&inside(&["one"], &[&["cgrant", "launch", "debian", "two"], &wishes[..]].concat()));
-    import(&shell, &["one", "two"], &archive);
-    let levels = ["one", "two", "three"];
-    shell.done(&inside(&levels[..2], &["cgrant", "launch", "debian", "three", "--wait"]));
+    shell.import_inside(&["one", "two"], &archive, "debian");
+    shell.done(&inside(&LEVELS[..2], &["cgrant", "launch", "debian", "three", "--wait"]));
     checker::assert_in_order(lab);
     let lists = || {
         for depth in 0..3 {
-            let words = inside(&levels[..depth], &["cgrant", "--format", "json", "list"]);
-            let words = if depth == 0 { &words[1..] } else { &words[..] };
-            assert_eq!(names(&shell.done(words)), [format!("{} running", levels[depth])]);
+            let words = inside(&LEVELS[..depth], &["cgrant", "--format", "json", "list"]);
+            assert_eq!(states(&shell.done(&words)), [format!("{} running", LEVELS[depth])]);
         }
     };
     lists();
-    let within = |script: &str| shell.done(&inside(&levels, &["sh", "-c", script]));
+    let within = |script: &str| shell.done(&inside(&LEVELS, &["sh", "-c", script]));
     assert_eq!(within("hostname; id -u; ps -o comm= 1"), "three\n0\nsystemd\n");
+    the_trees_are_right(lab, &shell, &broker);
     // It sees its own cgroups, processes and ids alone.
     assert!(within("cat /proc/self/cgroup").lines().any(|line| line == "0::/.cgrant"));
     assert_eq!(within("cat /proc/1/cgroup | grep ^0:"), "0::/init.scope\n");
     assert_eq!(within("systemctl is-system-running").trim(), "running");
     assert_eq!(within("awk '{print $1, $3}' /proc/self/uid_map"), "0 65536\n");
     // The first one's limit is what kills here, and nobody else.
-    let killed = shell.output(&inside(&levels, &["sh", "-c", "tail /dev/zero"]));
+    let killed = shell.output(&inside(&LEVELS, &["sh", "-c", "tail /dev/zero"]));
     assert_eq!(killed.status.code(), Some(137), "{}", text(&killed.stderr));
     lists();
     // What runs goes on without the broker, and the next one finds all of it.
@@ -90,16 +101,16 @@ fn three_levels_of_debian(lab: &Lab) {
     // The innermost starts again, by itself and by its maker.
     let boot = || within("cat /proc/sys/kernel/random/boot_id");
     let before = boot();
-    shell.output(&inside(&levels, &["systemctl", "reboot"]));
+    shell.output(&inside(&LEVELS, &["systemctl", "reboot"]));
     wait_until("it boots again", || {
         let output = shell
-            .command(&inside(&levels, &["cat", "/proc/sys/kernel/random/boot_id"]))
+            .command(&inside(&LEVELS, &["cat", "/proc/sys/kernel/random/boot_id"]))
             .stderr(Stdio::null())
             .output();
         output.is_ok_and(|output| output.status.success() && text(&output.stdout) != before)
     });
     wait_until("it has booted", || {
-        let words = inside(&levels, &["systemctl", "is-system-running"]);
+        let words = inside(&LEVELS, &["systemctl", "is-system-running"]);
         text(&shell.output(&words).stdout).trim() == "running"
     });
     assert_eq!(within("cat /proc/1/cgroup | grep ^0:"), "0::/init.scope\n");
@@ -108,13 +119,12 @@ fn three_levels_of_debian(lab: &Lab) {
     checker::assert_empty(lab);
     // Those inside are as they were.
     shell.done(&["start", "one", "--wait"]);
-    let list = || names(&shell.done(&inside(&["one"], &["cgrant", "--format", "json", "list"])));
+    let list = || states(&shell.done(&inside(&["one"], &["cgrant", "--format", "json", "list"])));
     assert_eq!(list(), ["two stopped"]);
     // Each was stopped in order by the one around it, before that ended itself.
     let ended = |levels: &[&str], name: &str| {
         let words = inside(levels, &["cgrant", "--format", "json", "info", name]);
-        let words = if levels.is_empty() { &words[1..] } else { &words[..] };
-        let info: Value = serde_json::from_str(&shell.done(words)).unwrap();
+        let info: Value = serde_json::from_str(&shell.done(&words)).unwrap();
         info["ended"].clone()
     };
     assert_eq!(ended(&["one"], "two"), "power off");

@@ -32,6 +32,6 @@ pub use container::{Container, Disposition, Ending};
 pub use failure::{LaunchError, Step, StepFailure};
 pub use launch::{Launch, Mapped, Placement, Staged};
 pub use network::Network;
-pub use session::{Session, SessionError};
+pub use session::{Interfaces, Session, SessionError};
 pub use spec::{Command, DEFAULT_PATH, LaunchSpec, Root, SpecError, check_hostname};
 pub use stage::try_namespaces;

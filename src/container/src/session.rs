@@ -34,6 +34,9 @@ pub enum SessionError {
     Runtime(#[source] io::Error),
 }
 
+/// The properties of an object, by interface.
+pub type Interfaces = HashMap<String, HashMap<String, OwnedVariant>>;
+
 /// A connection to a broker.
 #[derive(Debug)]
 pub struct Session {
@@ -140,17 +143,28 @@ impl Session {
     /// # Errors
     /// What the broker says.
     pub fn all_links(&self) -> Result<HashMap<OwnedObjectPath, OwnedVariant>, SessionError> {
+        let links = self.all_grants()?.into_iter().filter_map(|(path, mut interfaces)| {
+            Some((path, interfaces.remove(cgrant_proto::names::LINKS)?.remove("Links")?))
+        });
+        Ok(links.collect())
+    }
+
+    /// The properties of every grant that the caller may see, those inside of others included, by interface, in one call.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub fn all_grants(&self) -> Result<HashMap<OwnedObjectPath, Interfaces>, SessionError> {
         let manager = ObjectManagerProxy::builder(&self.connection)
             .destination(cgrant_proto::names::BUS_NAME)
             .path(cgrant_proto::names::MANAGER_PATH);
         let proxy = self.proxy(manager)?;
         let objects = self.call(async move { Ok(proxy.get_managed_objects().await?) })?;
-        let links = objects.into_iter().filter_map(|(path, interfaces)| {
-            let (_, mut properties) =
-                interfaces.into_iter().find(|(name, _)| name.as_str() == cgrant_proto::names::LINKS)?;
-            Some((path, properties.remove("Links")?))
+        let grants = objects.into_iter().filter_map(|(path, interfaces)| {
+            let interfaces: Interfaces =
+                interfaces.into_iter().map(|(name, properties)| (name.to_string(), properties)).collect();
+            interfaces.contains_key(cgrant_proto::names::GRANT).then_some((path, interfaces))
         });
-        Ok(links.collect())
+        Ok(grants.collect())
     }
 
     /// All properties of one interface of an object, in one call.

@@ -147,6 +147,7 @@ Examples:
 Examples:
   cgrant list
   cgrant list 'web-*' --state running
+  cgrant list --tree             with the containers inside of them
   cgrant stop $(cgrant list --quiet --state running)
   cgrant list --format json | jq -r '.[] | select(.state == \"running\").name'")]
     List(ListArgs),
@@ -271,6 +272,9 @@ pub(crate) struct ListArgs {
     /// Names alone, one a line
     #[arg(short, long)]
     pub(crate) quiet: bool,
+    /// Also those inside of them that run, at any depth
+    #[arg(short, long, conflicts_with = "quiet")]
+    pub(crate) tree: bool,
 }
 
 /// Where a container is in its life, as people see it.

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Grants with this prefix are this program's own.
-const RESERVED: &str = "cgrant-";
+pub(super) const RESERVED: &str = "cgrant-";
 /// Name of the files of an image in its directory, and of their copy in a container's.
 pub(super) const ROOTFS: &str = "rootfs";
 

@@ -1,9 +1,12 @@
-//! `list`: the account's containers.
+//! `list`: the account's containers, and with `--tree` what runs inside of them.
+//!
+//! Which there are the account's store says. What was made inside of one is kept in there, and from outside is known by its grant
+//! alone, while it runs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use cgrant_container::{
-    Session, SessionError,
+    Interfaces, SessionError,
     system::{Phase, State},
 };
 use cgrant_image::store::{Store, StoreError};
@@ -11,7 +14,7 @@ use cgrant_proto::{ListGrants, names};
 use serde_json::{Value, json};
 use zbus::OwnedObjectPath;
 
-use super::{config::Config, phase, reachable, state};
+use super::{config::Config, create::RESERVED, phase, reachable, state};
 use crate::{
     Client,
     args::{Format, ListArgs, ListState},
@@ -24,15 +27,24 @@ use crate::{
 const DOING: &str = "list the containers";
 /// Digits of an image's id in a table.
 const SHORT: usize = 12;
+/// What a name in a table has before it for each container around it.
+const INDENT: &str = "  ";
 
 /// A container that is listed.
 struct Item {
     name: String,
     phase: Phase,
-    frozen: bool,
     /// `None`: not known.
-    links: Option<Value>,
+    granted: Option<Granted>,
     config: Option<Config>,
+}
+
+/// What the broker knows of a container that runs.
+struct Granted {
+    /// It does not, if the container around it does not.
+    frozen: bool,
+    links: Value,
+    inside: Vec<(String, Self)>,
 }
 
 pub(super) fn list(client: &Client, args: &ListArgs) -> Result<(), Failure> {
@@ -48,7 +60,11 @@ pub(super) fn list(client: &Client, args: &ListArgs) -> Result<(), Failure> {
             }
         };
     }
-    let rows = items.iter().map(|item| row(item, client.format));
+    let rows = items.iter().flat_map(|item| match (args.tree, client.format) {
+        (false, format) => vec![row(item, format)],
+        (true, Format::Table) => [vec![row(item, Format::Table)], lines(item.inside(), 1)].concat(),
+        (true, Format::Json) => vec![tree(row(item, Format::Json), item.inside())],
+    });
     output::print(client.format, &List::new(&["NAME", "STATE", "ADDRESS", "IMAGE"], rows))
 }
 
@@ -63,17 +79,20 @@ fn wanted(client: &Client, store: &Store, args: &ListArgs) -> Result<Vec<Item>, 
     // Nobody has to answer where nothing runs.
     let running = states.iter().any(|state| phase(state.as_ref()) != Phase::Stopped);
     let mut live = if running { reachable(live(client))? } else { Some(HashMap::new()) };
-    if live.is_none() && args.state == Some(ListState::Paused) {
-        return Err(Failure::Refused(format!("cannot {DOING}: which of them are paused is not known")));
+    let missing = match (&live, args.state) {
+        (None, Some(ListState::Paused)) => Some("which of them are paused"),
+        (None, _) if args.tree => Some("what runs inside of them"),
+        _ => None,
+    };
+    if let Some(missing) = missing {
+        return Err(Failure::Refused(format!("cannot {DOING}: {missing} is not known")));
     }
     let items = names.into_iter().zip(&states).map(|(name, state)| {
         let phase = phase(state.as_ref());
-        let granted = live.as_mut().map(|live| live.remove(&name).unwrap_or_else(|| (json!([]), false)));
+        let granted = live.as_mut().map(|live| live.remove(&name).unwrap_or_default());
         // What does not run has none.
-        let granted = if phase == Phase::Stopped { Some((json!([]), false)) } else { granted };
-        let frozen = granted.as_ref().is_some_and(|(_, frozen)| *frozen);
-        let config = Config::read(store, &name).ok();
-        Item { phase, frozen, links: granted.map(|(links, _)| links), config, name }
+        let granted = if phase == Phase::Stopped { Some(Granted::default()) } else { granted };
+        Item { phase, granted, config: Config::read(store, &name).ok(), name }
     });
     let of_image =
         |item: &Item| image.is_none() || item.config.as_ref().map(|config| &config.image) == image.as_ref();
@@ -82,9 +101,17 @@ fn wanted(client: &Client, store: &Store, args: &ListArgs) -> Result<Vec<Item>, 
 }
 
 impl Item {
+    fn is_frozen(&self) -> bool {
+        self.granted.as_ref().is_some_and(|granted| granted.frozen)
+    }
+
+    fn inside(&self) -> &[(String, Granted)] {
+        self.granted.as_ref().map_or(&[], |granted| granted.inside.as_slice())
+    }
+
     fn state(&self) -> ListState {
         match self.phase {
-            Phase::Starting | Phase::Running if self.frozen => ListState::Paused,
+            Phase::Starting | Phase::Running if self.is_frozen() => ListState::Paused,
             Phase::Starting => ListState::Starting,
             Phase::Running => ListState::Running,
             Phase::Stopping => ListState::Stopping,
@@ -94,11 +121,8 @@ impl Item {
 }
 
 fn row(item: &Item, format: Format) -> Value {
-    let addresses = |links: &Value| {
-        links.as_array().into_iter().flatten().flat_map(link::addresses).map(Value::from).collect()
-    };
-    let address: Value = match (&item.links, format) {
-        (Some(links), _) => addresses(links),
+    let address: Value = match (&item.granted, format) {
+        (Some(granted), _) => granted.addresses(),
         (None, Format::Json) => Value::Null,
         (None, Format::Table) => "?".into(),
     };
@@ -120,26 +144,95 @@ fn row(item: &Item, format: Format) -> Value {
     })
 }
 
-/// Links of every grant, and whether it is frozen, by the grants' names.
-fn live(client: &Client) -> Result<HashMap<String, (Value, bool)>, Failure> {
+/// The row of a container, and in it those of what runs inside.
+fn tree(mut row: Value, inside: &[(String, Granted)]) -> Value {
+    let rows = inside.iter().map(|(name, granted)| tree(granted.row(name), &granted.inside));
+    if let Value::Object(fields) = &mut row {
+        fields.insert("inside".to_owned(), rows.collect());
+    }
+    row
+}
+
+/// The rows of what runs inside, in a table, in which a name is the further right the deeper it lies.
+fn lines(inside: &[(String, Granted)], depth: usize) -> Vec<Value> {
+    let line = |(name, granted): &(String, Granted)| {
+        let row = granted.row(&format!("{}{name}", INDENT.repeat(depth)));
+        std::iter::once(row).chain(lines(&granted.inside, depth + 1)).collect::<Vec<_>>()
+    };
+    inside.iter().flat_map(line).collect()
+}
+
+impl Default for Granted {
+    fn default() -> Self {
+        Self { frozen: false, links: json!([]), inside: Vec::new() }
+    }
+}
+
+impl Granted {
+    fn addresses(&self) -> Value {
+        self.links.as_array().into_iter().flatten().flat_map(link::addresses).map(Value::from).collect()
+    }
+
+    /// What is known from outside of one that was made inside another.
+    fn row(&self, name: &str) -> Value {
+        let state = if self.frozen { "paused" } else { "running" };
+        json!({ "name": name, "state": state, "address": self.addresses(), "image": null, "alias": null })
+    }
+}
+
+/// What the broker knows of every grant that was made here, by its name.
+fn live(client: &Client) -> Result<HashMap<String, Granted>, Failure> {
     let doing = || "ask for the containers' addresses".to_owned();
     let session = client.connect(&doing())?;
     let ask = || {
         let grants = session.call(session.manager()?.list_grants(&ListGrants::new()))?;
-        let mut links = session.all_links()?;
-        let of = |(path, name, _): (OwnedObjectPath, String, u32)| {
-            let links = links.remove(&path).map_or_else(|| json!([]), |links| value::json(&links));
-            (name, (links, is_frozen(&session, &path)))
-        };
+        let mut known = Known::new(session.all_grants()?);
+        let of = |(path, name, _): (OwnedObjectPath, String, u32)| (name, known.take(&path, false));
         Ok::<_, SessionError>(grants.into_iter().map(of).collect())
     };
     ask().doing(doing)
 }
 
-/// One that has ended meanwhile is not.
-fn is_frozen(session: &Session, grant: &OwnedObjectPath) -> bool {
-    let properties = session.properties(grant, names::CGROUP);
-    properties.is_ok_and(|all| value::properties(&all).get("frozen") == Some(&Value::Bool(true)))
+/// All grants that can be seen from here.
+struct Known {
+    grants: HashMap<OwnedObjectPath, Interfaces>,
+    /// Those that were made inside another one, by its id: their objects by name.
+    inside: HashMap<String, BTreeMap<String, OwnedObjectPath>>,
+}
+
+impl Known {
+    fn new(grants: HashMap<OwnedObjectPath, Interfaces>) -> Self {
+        let mut inside: HashMap<String, BTreeMap<_, _>> = HashMap::new();
+        for (path, interfaces) in &grants {
+            let own = |property| text(interfaces, property);
+            let (Some(parent), Some(name)) = (own("Parent"), own("Name")) else { continue };
+            // What works on images in there is no container.
+            if !parent.is_empty() && !name.starts_with(RESERVED) {
+                inside.entry(parent).or_default().insert(name, path.clone());
+            }
+        }
+        Self { grants, inside }
+    }
+
+    /// A grant and those inside of it. One that has ended meanwhile has nothing.
+    fn take(&mut self, path: &OwnedObjectPath, is_around_frozen: bool) -> Granted {
+        let interfaces = self.grants.remove(path).unwrap_or_default();
+        let property =
+            |interface: &str, name: &str| interfaces.get(interface)?.get(name).map(|it| value::json(it));
+        let frozen = is_around_frozen || property(names::CGROUP, "Frozen") == Some(Value::Bool(true));
+        let links = property(names::LINKS, "Links").unwrap_or_else(|| json!([]));
+        let inner = names::grant_id(path).and_then(|id| self.inside.remove(id)).unwrap_or_default();
+        let inside = inner.into_iter().map(|(name, path)| (name, self.take(&path, frozen))).collect();
+        Granted { frozen, links, inside }
+    }
+}
+
+/// A property of a grant that is a text.
+fn text(interfaces: &Interfaces, property: &str) -> Option<String> {
+    interfaces
+        .get(names::GRANT)?
+        .get(property)
+        .and_then(|value| value::json(value).as_str().map(str::to_owned))
 }
 
 /// Is this the name, where '*' stands for anything?
