@@ -51,6 +51,8 @@ mod links_attacks;
 mod mounts;
 #[path = "integration/nested.rs"]
 mod nested;
+#[path = "hosts/nested_systems.rs"]
+mod nested_systems;
 #[path = "hosts/package.rs"]
 mod package;
 #[path = "integration/pam.rs"]
@@ -115,9 +117,9 @@ const OF_THE_KERNEL: &[&str] = &[
     "vlans::",
 ];
 
-// CGManager's interface has to do with the layout of the hierarchies and the kernel, and not with who set them up. A virtual
-// machine says with `CGRANT_TEST_LAYOUT_OF` that another host has the same.
-const OF_THE_LAYOUT: &[&str] = &["cgmanager_attacks::", "cgmanager_table::"];
+// CGManager's interface, and how a container is started inside another one, have to do with the layout of the hierarchies and the
+// kernel, and not with who set them up. A virtual machine says with `CGRANT_TEST_LAYOUT_OF` that another host has the same.
+const OF_THE_LAYOUT: &[&str] = &["cgmanager_attacks::", "cgmanager_table::", "nested_systems::"];
 
 fn main() -> std::process::ExitCode {
     let tests = [
@@ -141,6 +143,7 @@ fn main() -> std::process::ExitCode {
         nested::TESTS,
         pam::TESTS,
         containers::TESTS,
+        nested_systems::TESTS,
         vlans::TESTS,
         package::TESTS,
         people::TESTS,

@@ -1,0 +1,129 @@
+//! Containers in containers on every kind of host: small systems with the command in them, each launched from inside the one
+//! above by its root. What whole Debian systems do is for the integration tests.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::Value;
+
+use crate::common::{
+    Lab, checker,
+    containers::{Shell, busybox, inside, states, text},
+    wait_until,
+};
+
+const LEVELS: [&str; 3] = ["one", "two", "three"];
+
+// A root with busybox and the command, as an archive.
+fn image(lab: &Lab) -> PathBuf {
+    let root = busybox(lab);
+    let program = lab.programs.join("cgrant");
+    place(&root, &program, Path::new("/bin/cgrant"));
+    let libraries = text(&Command::new("ldd").arg(&program).output().unwrap().stdout);
+    for path in libraries.split_ascii_whitespace().filter(|word| word.starts_with('/')) {
+        place(&root, &fs::canonicalize(path).unwrap(), Path::new(path));
+    }
+    let archive = lab.scratch.join("small.tar");
+    let mut tar = Command::new("tar");
+    tar.args(["--numeric-owner", "--owner=0", "--group=0", "-C"])
+        .arg(&root)
+        .arg("-cf")
+        .arg(&archive)
+        .arg(".");
+    assert!(tar.status().unwrap().success());
+    archive
+}
+
+// Copies a file into a root.
+fn place(root: &Path, file: &Path, at: &Path) {
+    let at = root.join(at.strip_prefix("/").unwrap());
+    fs::create_dir_all(at.parent().unwrap()).unwrap();
+    fs::copy(file, at).unwrap();
+}
+
+// The lists at the first levels: each shows what was launched there, and nothing else.
+#[track_caller]
+fn the_lists_are_right(shell: &Shell<'_>) {
+    for (depth, name) in LEVELS.iter().enumerate() {
+        let words = inside(&LEVELS[..depth], &["cgrant", "--format", "json", "list"]);
+        assert_eq!(states(&shell.done(&words)), [format!("{name} running")]);
+    }
+}
+
+// What somebody who is executed at a level sees of processes, cgroups and ids: their own alone.
+#[track_caller]
+fn what_is_seen_is_right(shell: &Shell<'_>, depth: usize) {
+    let within = |script: &str| shell.done(&inside(&LEVELS[..depth], &["sh", "-c", script]));
+    assert_eq!(within("hostname; id -u; cat /proc/1/comm"), format!("{}\n0\ninit\n", LEVELS[depth - 1]));
+    let extents = within("cat /proc/self/uid_map");
+    let extents: Vec<&str> = extents.split_ascii_whitespace().collect();
+    assert_eq!((extents.len(), extents[0]), (3, "0"), "{extents:?}");
+    if depth == LEVELS.len() {
+        assert_eq!(extents[2], "65536");
+    }
+    for line in within("cat /proc/self/cgroup; cat /proc/1/cgroup").lines() {
+        let path = line.rsplit(':').next().unwrap();
+        assert!(["/", "/.cgrant", "/init"].contains(&path), "level {depth}: {line}");
+    }
+    // Nobody of the levels above is among the processes; those of the levels below are.
+    let inits = within("ps").lines().filter(|line| line.trim_end().ends_with("init")).count();
+    assert_eq!(inits, LEVELS.len() + 1 - depth);
+}
+
+fn three_levels_of_small_systems(lab: &Lab) {
+    let mut broker = lab.broker();
+    let user = lab.user();
+    let shell = Shell::new(lab, &user, &broker);
+    let archive = image(lab);
+    for depth in 0..LEVELS.len() {
+        shell.import_inside(&LEVELS[..depth], &archive, "small");
+        let options: &[&str] = match depth {
+            0 => &["--nesting", "--memory", "400M"],
+            1 => &["--nesting"],
+            _ => &[],
+        };
+        let words = [&["cgrant", "launch", "small", LEVELS[depth]], options].concat();
+        shell.done(&inside(&LEVELS[..depth], &words));
+    }
+    checker::assert_in_order(lab);
+    the_lists_are_right(&shell);
+    for depth in 1..=LEVELS.len() {
+        what_is_seen_is_right(&shell, depth);
+    }
+    // The first one's limit is what kills in the innermost one, and only whoever takes too much.
+    let killed = shell.output(&inside(&LEVELS, &["tail", "/dev/zero"]));
+    assert_eq!(killed.status.code(), Some(137), "{}", text(&killed.stderr));
+    the_lists_are_right(&shell);
+    // What runs goes on without the broker, and the next one finds all of it.
+    broker.kill_everything();
+    assert_eq!(shell.done(&inside(&LEVELS, &["echo", "there"])), "there\n");
+    broker.start_again();
+    wait_until("the broker is back", || shell.output(&["list"]).status.success());
+    checker::assert_in_order(lab);
+    the_lists_are_right(&shell);
+    // The innermost one starts again, by itself.
+    shell.output(&inside(&LEVELS, &["reboot"]));
+    let info = ["cgrant", "--format", "json", "info", "three"];
+    wait_until("it has rebooted", || {
+        let said = shell.output(&inside(&LEVELS[..2], &info)).stdout;
+        serde_json::from_slice::<Value>(&said).is_ok_and(|info| info["reboots"] == 1)
+    });
+    wait_until("it runs", || shell.output(&inside(&LEVELS, &["true"])).status.success());
+    what_is_seen_is_right(&shell, LEVELS.len());
+    // With the first one all end, and are as they were when it starts again.
+    shell.done(&["stop", "one", "--timeout", "60"]);
+    assert_eq!(shell.json(&["info", "one"])["ended"], "power off");
+    checker::assert_empty(lab);
+    shell.done(&["start", "one"]);
+    let list = inside(&LEVELS[..1], &["cgrant", "--format", "json", "list"]);
+    assert_eq!(states(&shell.done(&list)), ["two stopped"]);
+    shell.done(&inside(&LEVELS[..1], &["cgrant", "start", "two"]));
+    assert_eq!(states(&shell.done(&list)), ["two running"]);
+    shell.done(&["delete", "--force", "one"]);
+    checker::assert_empty(lab);
+}
+
+crate::tests![three_levels_of_small_systems];
