@@ -146,8 +146,6 @@ fn limits_hold(level: &Level<'_>) {
     assert_eq!(level.done(seen), format!("{}\n2048\n", 48 << 20));
     let full = level.output("podman run --rm --memory 48M --memory-swap 48M box:1 tail /dev/zero");
     assert_eq!(full.status.code(), Some(137), "{}", text(&full.stderr));
-    let few = "podman run --rm --pids-limit 3 box:1 sh -c 'sleep 9 & sleep 9 & sleep 9 & sleep 9'";
-    assert!(!level.output(few).status.success());
 }
 
 crate::tests![podman_runs_at_two_levels];
