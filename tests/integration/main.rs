@@ -66,6 +66,7 @@ mod system_podman;
 mod system_settings;
 mod system_shutdown;
 mod system_verbs;
+mod watchdog;
 
 fn main() -> std::process::ExitCode {
     if let Some(end) = examples::requested() {
@@ -87,6 +88,7 @@ fn main() -> std::process::ExitCode {
         controllers::TESTS,
         applications::TESTS,
         explain::TESTS,
+        watchdog::TESTS,
         errors::TESTS,
         badinput::TESTS,
         forged::TESTS,
