@@ -1,11 +1,16 @@
 //! Limits: held by the kernel, changed while things run, the same meaning on v1 and v2, all or nothing.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use zbus::OwnedVariant;
 
 use crate::{
-    common::{Kind, Lab, Options, Process, bus::CGROUP, checker, wait_until},
+    common::{Kind, Lab, Options, Process, User, bus::CGROUP, checker, wait_until},
     explain,
 };
 
@@ -293,6 +298,80 @@ fn io_that_can_not_be_bounded_is_not_promised(lab: &Lab) {
     }
 }
 
+/// A block device of the test's own, for as long as this lives.
+struct Disk {
+    path: String,
+    number: String,
+}
+
+impl Disk {
+    fn new(lab: &Lab) -> Self {
+        let file = lab.scratch.join("disk");
+        fs::File::create(&file).unwrap().set_len(16 << 20).unwrap();
+        let made = Command::new("losetup").args(["--find", "--show"]).arg(&file).output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+        let path = String::from_utf8(made.stdout).unwrap().trim().to_owned();
+        let number = fs::metadata(&path).unwrap().rdev();
+        let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+        Self { path, number: format!("{major}:{minor}") }
+    }
+
+    /// A process of the user's that has read nothing yet and will read `blocks` of 64 KB past every cache.
+    fn reader(&self, user: &User, blocks: u32) -> Process {
+        let open = fs::File::open(&self.path).unwrap();
+        let mut command = user.command("sh");
+        let read =
+            format!("kill -STOP $$; exec dd of=/dev/null bs=65536 count={blocks} iflag=direct status=none");
+        let reader = Process::of(command.args(["-c", &read]).stdin(open));
+        wait_until("the reader waits", || reader.state() == Some('T'));
+        reader
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.path]).status();
+    }
+}
+
+/// Two grants of one account share what policy lets it read, however much each of them asks for.
+fn io_of_all_grants_together_is_bounded(lab: &Lab) {
+    let user = lab.user();
+    if lab.host.is_v1("blkio") {
+        let broker = lab.broker();
+        let limited =
+            user.client(broker.socket()).create("one", Options::new().limits(&[("io.max", "8:0 rbps=1M")]));
+        limited.err().unwrap().is("Unsupported", "io.max");
+        return checker::assert_empty(lab);
+    }
+    let disk = Disk::new(lab);
+    let ceiling = format!("{} rbps=1048576", disk.number);
+    lab.write_policy(&format!(
+        "[[rule]]\nname = \"disk\"\naccount-ceiling = {{ \"io.max\" = \"{ceiling}\" }}\n"
+    ));
+    let broker = lab.broker();
+    let client = user.client(broker.socket());
+    let mut readers = Vec::new();
+    for name in ["one", "two"] {
+        let grant = client.create(name, Options::new().no_range()).unwrap();
+        // A grant's own limit is one more; this one is no matter.
+        client.set_limits(&grant.path, &[("io.max", &format!("{} rbps=100M", disk.number))]).unwrap();
+        let reader = disk.reader(&user, 48);
+        client.attach(&grant.path, &reader.pidfd, Options::new()).unwrap();
+        readers.push(reader);
+    }
+    let begun = Instant::now();
+    for reader in &readers {
+        rustix::process::pidfd_send_signal(&reader.pidfd, rustix::process::Signal::CONT).unwrap();
+    }
+    for reader in &mut readers {
+        assert_eq!(reader.wait_code(), Some(0));
+    }
+    // 6 MB at 1 MB/s together. Each for itself they would have taken 3 s; a slow machine only makes it more.
+    assert!(begun.elapsed() > Duration::from_secs(4), "{:?}", begun.elapsed());
+    checker::assert_in_order(lab);
+}
+
 /// Huge pages are bounded on the account's own cgroup, or whom policy bounds so gets no grants.
 fn huge_pages_of_all_grants_together_are_bounded_or_refused(lab: &Lab) {
     lab.write_policy("[[rule]]\nname = \"pages\"\naccount-ceiling = { \"hugetlb.2MB.max\" = \"4M\" }\n");
@@ -331,5 +410,6 @@ crate::tests![
     kill_ends_everything_in_it_and_keeps_the_grant,
     figures_are_there,
     io_that_can_not_be_bounded_is_not_promised,
+    io_of_all_grants_together_is_bounded,
     huge_pages_of_all_grants_together_are_bounded_or_refused,
 ];
