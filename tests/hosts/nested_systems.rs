@@ -93,6 +93,10 @@ fn three_levels_of_small_systems(lab: &Lab) {
     for depth in 1..=LEVELS.len() {
         what_is_seen_is_right(&shell, depth);
     }
+    // What those inside take is nobody's to measure from outside, and is not told as nothing.
+    let disk = shell.json(&["usage", "--disk"]);
+    let one = disk["rows"].as_array().unwrap().iter().find(|row| row["name"] == "one").unwrap();
+    assert!(one["unknown"].is_string() && one["bytes"].is_null(), "{one}");
     // The first one's limit is what kills in the innermost one, and only whoever takes too much.
     let killed = shell.output(&inside(&LEVELS, &["tail", "/dev/zero"]));
     assert_eq!(killed.status.code(), Some(137), "{}", text(&killed.stderr));
