@@ -68,6 +68,16 @@ fn what_is_seen_is_right(shell: &Shell<'_>, depth: usize) {
         let path = line.rsplit(':').next().unwrap();
         assert!(["/", "/.cgrant", "/init"].contains(&path), "level {depth}: {line}");
     }
+    // Nobody there can put another socket in the place of the broker's.
+    if depth < LEVELS.len() {
+        let mounts = within("cat /proc/self/mounts");
+        let sockets = mounts.lines().find(|line| line.split(' ').nth(1) == Some("/run/cgrant")).unwrap();
+        let options: Vec<&str> = sockets.split(' ').nth(3).unwrap().split(',').collect();
+        assert!(
+            ["ro", "nosuid", "nodev", "noexec"].iter().all(|option| options.contains(option)),
+            "{sockets}"
+        );
+    }
     // Nobody of the levels above is among the processes; those of the levels below are.
     let inits = within("ps").lines().filter(|line| line.trim_end().ends_with("init")).count();
     assert_eq!(inits, LEVELS.len() + 1 - depth);
