@@ -19,7 +19,7 @@ pub struct Shell<'a> {
     user: &'a User,
     socket: PathBuf,
     programs: PathBuf,
-    network: Option<(&'a Network<'a>, &'a Broker)>,
+    network: Option<&'a Network<'a>>,
 }
 
 impl<'a> Shell<'a> {
@@ -28,8 +28,8 @@ impl<'a> Shell<'a> {
     }
 
     /// In the network that the broker has for a host.
-    pub fn beside(lab: &Lab, user: &'a User, broker: &'a Broker, network: &'a Network<'a>) -> Self {
-        Self { network: Some((network, broker)), ..Self::new(lab, user, broker) }
+    pub fn beside(lab: &Lab, user: &'a User, broker: &Broker, network: &'a Network<'a>) -> Self {
+        Self { network: Some(network), ..Self::new(lab, user, broker) }
     }
 
     /// With the packaged broker of a virtual machine.
@@ -38,8 +38,8 @@ impl<'a> Shell<'a> {
     }
 
     pub fn command(&self, words: &[&str]) -> Command {
-        if let Some((network, broker)) = self.network {
-            return network.cgrant_command(self.user, broker, words);
+        if let Some(network) = self.network {
+            return network.cgrant_at(self.user, &self.socket, words);
         }
         let mut command = self.user.command(self.programs.join("cgrant"));
         command.args(words).env("CGRANT_SOCKET", &self.socket);

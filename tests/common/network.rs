@@ -16,6 +16,7 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, OwnedFd},
+    path::Path,
     process::Command,
 };
 
@@ -152,11 +153,16 @@ impl<'lab> Network<'lab> {
 
     /// The same to be started otherwise.
     pub fn cgrant_command(&self, user: &User, broker: &Broker, arguments: &[&str]) -> Command {
+        self.cgrant_at(user, broker.socket(), arguments)
+    }
+
+    /// The same by the broker's socket alone.
+    pub fn cgrant_at(&self, user: &User, socket: &Path, arguments: &[&str]) -> Command {
         let plain = user.command(self.lab.programs.join("cgrant"));
         let mut command = self.enter(plain.get_program());
         command.args(plain.get_args()).args(arguments);
         command.env_clear().envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        command.env("CGRANT_SOCKET", broker.socket()).stdin(std::process::Stdio::null());
+        command.env("CGRANT_SOCKET", socket).stdin(std::process::Stdio::null());
         command
     }
 

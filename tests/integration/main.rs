@@ -62,6 +62,7 @@ mod system_devices;
 mod system_inside;
 mod system_moves;
 mod system_nested;
+mod system_nested_links;
 mod system_podman;
 mod system_settings;
 mod system_shutdown;
@@ -126,6 +127,7 @@ fn main() -> std::process::ExitCode {
         system_inside::TESTS,
         system_moves::TESTS,
         system_nested::TESTS,
+        system_nested_links::TESTS,
         system_podman::TESTS,
         system_settings::TESTS,
         system_shutdown::TESTS,

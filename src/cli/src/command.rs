@@ -10,6 +10,7 @@ pub(crate) mod events;
 pub(crate) mod explain;
 pub(crate) mod grant;
 pub(crate) mod image;
+mod inner;
 pub(crate) mod link;
 pub(crate) mod policy;
 pub(crate) mod run;

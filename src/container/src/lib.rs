@@ -13,6 +13,7 @@ mod builder;
 mod container;
 mod failure;
 mod init;
+pub mod inner;
 mod launch;
 mod loopback;
 mod message;

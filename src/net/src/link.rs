@@ -341,7 +341,7 @@ impl Net {
             self.fault.step("address of the far end")?;
             match far.add_address(peer, address.address, address.prefix, true) {
                 // Its owner has switched IPv6 off there, or the host has none.
-                Err(error) if address.address.is_ipv6() && has_no_ipv6(&error) => without_ipv6 = true,
+                Err(error) if address.address.is_ipv6() && error.is_without_ipv6() => without_ipv6 = true,
                 result => result.map_err(lost)?,
             }
         }
@@ -478,13 +478,6 @@ impl Net {
 /// That something is absent means that its owner took it away.
 fn lost(error: NetlinkError) -> Failure {
     if error.is_absent() { Failure::FarEndLost } else { error.into() }
-}
-
-fn has_no_ipv6(error: &NetlinkError) -> bool {
-    matches!(
-        error.errno(),
-        Some(libc::EACCES | libc::EPERM | libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT)
-    )
 }
 
 /// Rate in bytes a second, burst and queue in bytes, for a limit in bits a second.

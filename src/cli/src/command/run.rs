@@ -24,7 +24,7 @@ use cgrant_proto::{
 };
 use zbus::{Fd, OwnedObjectPath};
 
-use super::{container::nesting::is_within_reach, grant::each_once, link, supervise};
+use super::{container::nesting::is_within_reach, grant::each_once, inner, link, supervise};
 use crate::{
     Client,
     args::{LinkArgs, RunArgs},
@@ -35,9 +35,16 @@ const DOING: &str = "make a grant for the command";
 
 pub(crate) fn run(client: &Client, args: RunArgs) -> Result<u8, Failure> {
     let bridge = args.link.clone();
-    let link = wants_link(&args)
-        .then(|| link::options(bridge.as_deref(), &args.ports.publish, &args.properties))
-        .transpose()?;
+    let properties = args.properties.clone();
+    let is_inside = inner::is_here(&client.endpoint);
+    let link = match wants_link(&args) {
+        true if is_inside => {
+            inner::check(bridge.as_deref(), !args.ports.publish.is_empty(), &properties)?;
+            Link::Own { properties: &properties, shows_files: args.root.is_some() }
+        }
+        true => Link::Granted(link::options(bridge.as_deref(), &args.ports.publish, &properties)?),
+        false => Link::None,
+    };
     let limits = each_once(args.limits.all())?;
     let grant = Wanted {
         name: args.name.clone(),
@@ -123,7 +130,20 @@ struct Wanted<'a> {
     limits: Vec<(String, String)>,
     ids: u32,
     setgroups: bool,
-    link: Option<AddLink<'a>>,
+    link: Link<'a>,
+}
+
+/// The link that it shall have.
+enum Link<'a> {
+    None,
+    /// The broker makes it.
+    Granted(AddLink<'a>),
+    /// It is made here, in the container that this is run in. In that one's root its files say already who answers for names, and
+    /// the kernel lets nothing be shown over them: they have no names any more.
+    Own {
+        properties: &'a LinkArgs,
+        shows_files: bool,
+    },
 }
 
 /// The grant that it got.
@@ -148,8 +168,13 @@ impl<'a> Made<'a> {
             .range_count(wanted.ids)
             .range_named(!wanted.name.is_empty())
             .limits(&wanted.limits);
+        let mut own = None;
         let options = match (wanted.link, staged.network()) {
-            (Some(link), Some(network)) => options.links(vec![link.netns(network)]),
+            (Link::Granted(link), Some(network)) => options.links(vec![link.netns(network)]),
+            (Link::Own { properties, shows_files }, Some(network)) => {
+                own = Some((properties, shows_files, network));
+                options
+            }
             _ => options,
         };
         let create = || session.call(session.manager()?.create_grant(&wanted.name, &options));
@@ -158,7 +183,13 @@ impl<'a> Made<'a> {
         let hostname = if wanted.name.is_empty() { format!("cgrant-{id}") } else { wanted.name.clone() };
         // A hostname has no underscore, and a grant's name may; both end within 64 bytes.
         let hostname = hostname.replace('_', "-").trim_end_matches('-').to_owned();
-        let network = result.links.as_deref().map(network);
+        let network = match own {
+            Some((properties, shows_files, network)) => {
+                let made = inner::connect(network, &wanted.name, properties)?;
+                Some(made).filter(|_| shows_files)
+            }
+            None => result.links.as_deref().map(network),
+        };
         let placement = Placement { hostname, ids: result.count.unwrap_or(1), network };
         Ok(Self { session, path, placement, payload })
     }

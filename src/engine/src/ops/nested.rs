@@ -193,7 +193,7 @@ pub fn must_have_no_links(caller: &Caller, request: &CreateGrant) -> Result<(), 
     if caller.nested.is_some() && !request.links.is_empty() {
         return Err(Refusal::new(RefusalCode::Unsupported, "links are not there for grants inside a grant")
             .rule("built-in nesting")
-            .hint("make a bridge inside the container, with its own rights"));
+            .hint("`cgrant` inside makes them itself, with the container's own rights, on a bridge in its network"));
     }
     Ok(())
 }

@@ -68,23 +68,23 @@ pub(super) fn unspecified(family: u8) -> Option<IpAddr> {
     }
 }
 
+/// Puts attributes one behind the other. One that is too long to have a length is left out.
+pub(super) fn concat(attributes: &[(u16, &[u8])]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (kind, value) in attributes {
+        let Ok(length) = u16::try_from(HEADER + value.len()) else { continue };
+        bytes.extend(length.to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(*value);
+        bytes.resize(bytes.len().next_multiple_of(HEADER), 0);
+    }
+    bytes
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
-pub(super) mod tests {
+mod tests {
     use super::*;
-
-    /// Puts attributes one behind the other.
-    pub(in super::super) fn concat(attributes: &[(u16, &[u8])]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for (kind, value) in attributes {
-            let length = u16::try_from(HEADER + value.len()).unwrap();
-            bytes.extend(length.to_ne_bytes());
-            bytes.extend(kind.to_ne_bytes());
-            bytes.extend(*value);
-            bytes.resize(bytes.len().next_multiple_of(HEADER), 0);
-        }
-        bytes
-    }
 
     #[test]
     fn what_is_put_together_can_be_read() {

@@ -84,4 +84,13 @@ impl NetlinkError {
             Some(libc::ENODEV | libc::ENOENT | libc::ESRCH | libc::EADDRNOTAVAIL | libc::ENXIO)
         )
     }
+
+    /// Was an IPv6 address refused because there is no IPv6: in the kernel, or at this device, whose owner has switched it off?
+    #[must_use]
+    pub fn is_without_ipv6(&self) -> bool {
+        matches!(
+            self.errno(),
+            Some(libc::EACCES | libc::EPERM | libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT)
+        )
+    }
 }

@@ -11,6 +11,7 @@ mod attribute;
 mod error;
 mod event;
 mod link;
+pub mod nftables;
 mod port;
 mod qdisc;
 mod route;

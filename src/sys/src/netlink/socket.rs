@@ -215,7 +215,7 @@ pub(super) fn receive(socket: &netlink_sys::Socket, buffer: &mut [u8]) -> io::Re
 }
 
 /// What an acknowledgement or the end of a list says; the kernel's words stand `words` bytes behind the number.
-fn verdict(action: &'static str, flags: u16, payload: &[u8], words: usize) -> Result<()> {
+pub(super) fn verdict(action: &'static str, flags: u16, payload: &[u8], words: usize) -> Result<()> {
     let acknowledgement =
         ErrorBuffer::new_checked(payload).map_err(|_| NetlinkError::Malformed { action })?;
     let Some(code) = acknowledgement.code() else {
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn the_kernels_words_are_found_in_both_places() {
-        let attribute = super::super::attribute::tests::concat(&[(REASON, b"no such thing\0")]);
+        let attribute = super::super::attribute::concat(&[(REASON, b"no such thing\0")]);
         let code = (-libc::ENODEV).to_ne_bytes();
         for words in [ECHOED_HEADER, 0] {
             let payload = [&code[..], &[7; ECHOED_HEADER][..words], &attribute].concat();

@@ -9,7 +9,10 @@ use std::{
 
 use cgrant_sys::{
     NetnsFd,
-    netlink::{Event, NewVeth, NftEvent, NftEvents, PortFlags, Route, RouteEvents, in_netns},
+    netlink::{
+        Event, NewVeth, NftEvent, NftEvents, PortFlags, Route, RouteEvents, in_netns,
+        nftables::{Chain, Hook, Match, Verdict, replace_table},
+    },
     tap::open_tap,
 };
 use nix::sched::{CloneFlags, unshare};
@@ -35,6 +38,7 @@ pub const TESTS: &[Test] = &[
     ("links::what_changes_is_told", what_changes_is_told),
     ("links::what_could_not_be_told_is_told", what_could_not_be_told_is_told),
     ("links::changes_to_nftables_are_told", changes_to_nftables_are_told),
+    ("links::a_table_of_rules_is_put_in_place_whole", a_table_of_rules_is_put_in_place_whole),
     ("links::a_tap_lives_as_long_as_its_descriptor", a_tap_lives_as_long_as_its_descriptor),
     ("links::who_has_a_tap_may_change_it", who_has_a_tap_may_change_it),
 ];
@@ -614,6 +618,64 @@ fn changes_to_nftables_are_told() {
     assert_eq!(tables, [(inet, "one".to_owned())]);
     let (tables, _) = heard(&["flush", "ruleset"]);
     assert!(tables.contains(&(inet, "one".to_owned())));
+}
+
+fn a_table_of_rules_is_put_in_place_whole() {
+    isolate();
+    let v6 = IpAddr::V6(Ipv6Addr::new(0xfd00, 1, 2, 3, 0, 0, 0, 0));
+    let chain = |name, hook, rules| Chain { name, hook, rules };
+    let lo = 1;
+    let first = [
+        chain(
+            "out",
+            Hook::SourceNat,
+            vec![
+                (vec![Match::NotTo(lo), Match::Source(V4, 22)], Verdict::Masquerade),
+                (vec![Match::NotTo(lo), Match::Source(v6, 64)], Verdict::Masquerade),
+            ],
+        ),
+        chain(
+            "through",
+            Hook::Forward,
+            vec![
+                (vec![Match::To(lo), Match::NotFrom(lo), Match::Unknown], Verdict::Drop),
+                (vec![Match::From(lo), Match::ForeignSource(V4, 22)], Verdict::Drop),
+            ],
+        ),
+        chain("in", Hook::Input, vec![(vec![Match::From(lo), Match::NotProtocol(58)], Verdict::Drop)]),
+    ];
+    let list = || run("/usr/sbin/nft", &["-nn", "list", "table", "inet", "own"]);
+    for _ in 0..2 {
+        replace_table("own", &first).unwrap();
+        assert_eq!(
+            list(),
+            "table inet own {
+\tchain out {
+\t\ttype nat hook postrouting priority 100; policy accept;
+\t\toif != \"lo\" ip saddr 192.0.0.0/22 masquerade
+\t\toif != \"lo\" ip6 saddr fd00:1:2:3::/64 masquerade
+\t}
+
+\tchain through {
+\t\ttype filter hook forward priority 0; policy accept;
+\t\toif \"lo\" iif != \"lo\" ct state 0x1,0x8,0x40 drop
+\t\tiif \"lo\" ip saddr != 192.0.0.0/22 drop
+\t}
+
+\tchain in {
+\t\ttype filter hook input priority 0; policy accept;
+\t\tiif \"lo\" meta l4proto != 58 drop
+\t}
+}
+"
+        );
+    }
+    // Masquerading is not for a chain that filters. What was there before stays.
+    let wrong = [chain("in", Hook::Input, vec![(vec![], Verdict::Masquerade)])];
+    assert!(replace_table("own", &wrong).unwrap_err().errno().is_some());
+    assert!(list().contains("chain through"));
+    replace_table("own", &[]).unwrap();
+    assert_eq!(list(), "table inet own {\n}\n");
 }
 
 fn a_tap_lives_as_long_as_its_descriptor() {

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{create::ROOTFS, credentials, device};
 use crate::{
+    Client,
     args::{Credential, Dns, LinkArgs, Mount, NewArgs},
-    command::{grant::each_once, link},
+    command::{grant::each_once, inner, link},
     error::Failure,
     storage::{self, JobFailure},
 };
@@ -182,6 +183,16 @@ impl Config {
             link::options(wanted.bridge.as_deref(), &ports, &wanted.properties)?;
         }
         Ok(())
+    }
+
+    /// Refuses what can't be had where the broker is asked: in a container there is less than on a host.
+    pub(super) fn check_place(&self, client: &Client) -> Result<(), Failure> {
+        match &self.link {
+            Some(Link { bridge, publish, properties }) if inner::is_here(&client.endpoint) => {
+                inner::check(bridge.as_deref(), !publish.is_empty(), properties)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Reads what [`bytes`](Self::bytes) wrote.

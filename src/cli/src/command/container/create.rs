@@ -55,6 +55,7 @@ pub(super) fn make(client: &Client, args: &NewArgs) -> Result<(), Failure> {
     let range = free_range(&store, &args.name).map_err(failed)?;
     let blocks = nesting::blocks(client, args.nesting, &doing)?;
     let config = Config::new(args, blocks, image.to_string(), range)?;
+    config.check_place(client)?;
     let plan = Plan { doing, name: &args.name, image, bytes, config };
     let why = match args.copy {
         true => None,

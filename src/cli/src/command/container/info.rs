@@ -14,7 +14,7 @@ use super::{Found, disk, now, phase, reachable, state};
 use crate::{
     Client,
     args::Format,
-    command::link,
+    command::{inner, link},
     error::{Doing, Failure},
     output::{self, Report, bytes},
     value,
@@ -83,6 +83,7 @@ fn look(client: &Client, found: &Found) -> Result<(Option<State>, Map<String, Va
         return Ok((state, Map::new()));
     }
     let granted = client.connect(&found.doing).and_then(|session| of_grant(&session, found));
+    let granted = granted.map(|granted| with_own_links(client, found, granted));
     match reachable(granted) {
         Ok(granted) => Ok((state, granted.unwrap_or_default())),
         Err(failure) => match state_now() {
@@ -122,6 +123,16 @@ fn of_grant(session: &Session, found: &Found) -> Result<Map<String, Value>, Fail
         Ok::<_, cgrant_container::SessionError>(fields)
     };
     ask().doing(|| found.doing.clone())
+}
+
+/// In a container its links are not the broker's to tell of.
+fn with_own_links(client: &Client, found: &Found, mut granted: Map<String, Value>) -> Map<String, Value> {
+    if inner::is_here(&client.endpoint)
+        && let Some(links) = inner::links().remove(&found.name)
+    {
+        granted.insert("links".to_owned(), links);
+    }
+    granted
 }
 
 /// In the order in which people ask.

@@ -11,14 +11,14 @@ use cgrant_container::{
 };
 use cgrant_image::store::{Store, StoreError};
 use cgrant_proto::{ListGrants, names};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use zbus::OwnedObjectPath;
 
 use super::{config::Config, create::RESERVED, phase, reachable, state};
 use crate::{
     Client,
     args::{Format, ListArgs, ListState},
-    command::link,
+    command::{inner, link},
     error::{Doing, Failure},
     output::{self, List},
     storage, value,
@@ -187,7 +187,13 @@ fn live(client: &Client) -> Result<HashMap<String, Granted>, Failure> {
     let ask = || {
         let grants = session.call(session.manager()?.list_grants(&ListGrants::new()))?;
         let mut known = Known::new(session.all_grants()?);
-        let of = |(path, name, _): (OwnedObjectPath, String, u32)| (name, known.take(&path, false));
+        // In a container links are not the broker's to tell of.
+        let mut own = if inner::is_here(&client.endpoint) { inner::links() } else { Map::new() };
+        let of = |(path, name, _): (OwnedObjectPath, String, u32)| {
+            let granted = known.take(&path, false);
+            let links = own.remove(&name).unwrap_or_else(|| granted.links.clone());
+            (name, Granted { links, ..granted })
+        };
         Ok::<_, SessionError>(grants.into_iter().map(of).collect())
     };
     ask().doing(doing)

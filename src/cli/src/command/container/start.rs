@@ -2,7 +2,7 @@
 //!
 //! The monitor is forked before a session is connected, and makes the namespaces. One call to the broker makes the grant, with
 //! limits, ids, links and the monitor in it; a second one gives the image's files with the container's ids. On a host with
-//! cgroup v1 the stage is another process, and a call more puts the monitor beside it.
+//! cgroup v1 the stage is another process, and a call more puts the monitor beside it. In a container the link is made here.
 
 use std::{
     io::{self, Write},
@@ -27,7 +27,7 @@ use super::{
 use crate::{
     Client,
     args::{Dns, LaunchArgs},
-    command::{link, run},
+    command::{inner, link, run},
     error::{Doing, Failure},
     storage,
 };
@@ -72,6 +72,7 @@ pub(super) fn start(client: &Client, names: &[String], wait: bool) -> u8 {
 /// Forks the monitor.
 fn begin(client: &Client, found: &Found) -> Result<Begun, Failure> {
     let mut spec = found.config.spec(&found.name)?;
+    found.config.check_place(client)?;
     if found.config.nesting && found.config.blocks > 0 {
         spec.broker = nesting::sockets(&client.endpoint);
     }
@@ -93,7 +94,7 @@ fn go_on(client: &Client, found: &Found, begun: Begun) -> Result<(), Failure> {
     let failed = |source| Failure::Start { doing: found.doing.clone(), source };
     let session = client.connect(&found.doing)?;
     let namespaces = begun.namespaces().map_err(failed)?;
-    let grant = grant(&session, found, &namespaces)?;
+    let grant = grant(&session, found, &namespaces, inner::is_here(&client.endpoint))?;
     if namespaces.is_apart() {
         let monitor = named(&namespaces)?;
         attach(&session, &grant.path, monitor, Target::Monitor).doing(|| found.doing.clone())?;
@@ -136,7 +137,12 @@ struct Grant {
     placement: Placement,
 }
 
-fn grant(session: &Session, found: &Found, namespaces: &Namespaces) -> Result<Grant, Failure> {
+fn grant(
+    session: &Session,
+    found: &Found,
+    namespaces: &Namespaces,
+    is_inside: bool,
+) -> Result<Grant, Failure> {
     let config = &found.config;
     let limits: Vec<(String, String)> =
         config.limits.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
@@ -152,14 +158,20 @@ fn grant(session: &Session, found: &Found, namespaces: &Namespaces) -> Result<Gr
         // They are its range's still.
         false => options.range_count(config.ids()),
     };
-    if let Some(wanted) = &config.link {
+    if let Some(wanted) = config.link.as_ref().filter(|_| !is_inside) {
         let link = link::options(wanted.bridge.as_deref(), &wanted.ports()?, &wanted.properties)?;
         options = options.links(vec![link.netns(namespaces.network())]);
     }
     // The monitor has the container's lock, so the one before it has ended; the broker may not have ended its grant yet.
     let granted = storage::make_grant(session, &found.name, &options, Some(SUCCESSION));
     let (path, result, payload) = granted.doing(|| found.doing.clone())?;
-    let network = result.links.as_deref().map(run::network).map(|network| match &config.dns {
+    let network = match &config.link {
+        Some(wanted) if is_inside => {
+            Some(inner::connect(namespaces.network(), &found.name, &wanted.properties)?)
+        }
+        _ => result.links.as_deref().map(run::network),
+    };
+    let network = network.map(|network| match &config.dns {
         Dns::Link => network,
         Dns::None => Network { dns: Vec::new(), ..network },
         Dns::Servers(servers) => Network { dns: servers.clone(), ..network },

@@ -1,0 +1,128 @@
+//! Links of containers that are started in a container: the broker has no part in them, they are made here with one's own rights.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    net::IpAddr,
+    os::fd::BorrowedFd,
+    path::Path,
+};
+
+use cgrant_container::{
+    Network,
+    inner::{self, BRIDGE, InnerLink, InnerWish},
+};
+use cgrant_proto::{Endpoint, names::INNER_SOCKET};
+use serde_json::{Map, Value, json};
+
+use crate::{args::LinkArgs, error::Failure};
+
+/// Where a container says who answers for names (resolv.conf(5)); where systemd-resolved asks others for it, whom that asks.
+const RESOLVERS: [&str; 2] = ["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"];
+/// The longest that is read, in bytes.
+const LONGEST: u64 = 64 * 1024;
+
+/// Is the broker asked from inside a container?
+pub(crate) fn is_here(endpoint: &Endpoint) -> bool {
+    matches!(endpoint, Endpoint::Socket(path) if path == Path::new(INNER_SOCKET))
+}
+
+/// Refuses what a link in a container can't have.
+pub(crate) fn check(bridge: Option<&str>, publishes: bool, properties: &LinkArgs) -> Result<(), Failure> {
+    let LinkArgs { address, dhcp, mtu: _, queue_length: _, upload, download, vlan } = properties;
+    let bridge = bridge.filter(|bridge| !["", BRIDGE].contains(bridge));
+    let refused = [
+        (bridge.is_some(), "has no bridges to choose from: leave the name out of --link"),
+        (publishes, "has no ports to publish: publish one of its own when you launch it"),
+        (!address.is_empty(), "gives out the addresses itself: leave --address out"),
+        (*dhcp, "answers no DHCP: leave --dhcp out"),
+        (upload.or(*download).is_some(), "limits no rates: leave --upload and --download out"),
+        (vlan.is_some(), "has no VLANs: leave --vlan out"),
+    ];
+    match refused.iter().find(|(is_asked_for, _)| *is_asked_for) {
+        Some((_, why)) => Err(Failure::Usage(format!("a container {why}"))),
+        None => Ok(()),
+    }
+}
+
+/// Gives the container whose network namespace this is a link; what it is told of it.
+pub(crate) fn connect(
+    netns: BorrowedFd<'_>,
+    container: &str,
+    properties: &LinkArgs,
+) -> Result<Network, Failure> {
+    let wish = InnerWish { container, mtu: properties.mtu, queue_length: properties.queue_length };
+    let link = inner::connect(netns, &wish).map_err(|error| Failure::Machine {
+        doing: "give the container a link",
+        source: io::Error::other(error),
+    })?;
+    Ok(Network { dns: resolvers(), addresses: link.addresses().collect() })
+}
+
+/// The links of all containers that were started here, by the containers' names, as the broker describes its own.
+pub(crate) fn links() -> Map<String, Value> {
+    let described = |link: InnerLink| {
+        let text = |address: String| Value::from(address);
+        let mut all = json!({ "name": link.name, "bridge": BRIDGE, "address4": link.address4.to_string() });
+        if let (Some(six), Some(all)) = (link.address6, all.as_object_mut()) {
+            all.insert("address6".to_owned(), text(six.to_string()));
+        }
+        (link.container, Value::from(vec![all]))
+    };
+    // Who can't look at its own network has no links in it.
+    inner::links().unwrap_or_default().into_iter().map(described).collect()
+}
+
+/// Whom this container asks for names. One that it has itself nobody inside reaches.
+fn resolvers() -> Vec<IpAddr> {
+    let read = |path: &str| {
+        let mut text = String::new();
+        File::open(path)?.take(LONGEST).read_to_string(&mut text)?;
+        Ok::<_, io::Error>(servers(&text))
+    };
+    let mut all = RESOLVERS.iter().filter_map(|path| read(path).ok());
+    all.find(|servers| !servers.is_empty()).unwrap_or_default()
+}
+
+fn servers(text: &str) -> Vec<IpAddr> {
+    let server = |line: &str| {
+        let mut words = line.split_ascii_whitespace();
+        let address = words.next().filter(|word| *word == "nameserver").and(words.next())?;
+        address.parse::<IpAddr>().ok().filter(|address| !address.is_loopback())
+    };
+    text.lines().filter_map(server).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_answers_for_names_is_asked_by_those_inside_too() {
+        let text = "# of its link\nnameserver 10.0.0.2\nsearch a.b\nnameserver 127.0.0.53\n nameserver\tfd00::2 x\n\
+                    nameserver ::1\nnameserver\nnameserver x\n";
+        assert_eq!(servers(text), ["10.0.0.2", "fd00::2"].map(|text| text.parse::<IpAddr>().unwrap()));
+    }
+
+    #[test]
+    fn what_there_is_not_inside_is_refused() {
+        let none = LinkArgs::default();
+        check(Some(""), false, &none).unwrap();
+        check(None, false, &LinkArgs { mtu: Some(1400), queue_length: Some(9), ..none.clone() }).unwrap();
+        let refused = |bridge, publishes, properties: LinkArgs| {
+            check(bridge, publishes, &properties).unwrap_err().to_string()
+        };
+        assert!(refused(Some("lan"), false, none.clone()).contains("bridges"));
+        assert!(refused(None, true, none.clone()).contains("ports"));
+        for properties in [
+            LinkArgs { address: vec!["10.0.0.9".parse().unwrap()], ..none.clone() },
+            LinkArgs { dhcp: true, ..none.clone() },
+            LinkArgs { upload: Some(1_000_000), ..none.clone() },
+            LinkArgs { download: Some(1_000_000), ..none.clone() },
+            LinkArgs { vlan: Some(9), ..none.clone() },
+        ] {
+            assert!(refused(None, false, properties.clone()).contains("leave"), "{properties:?}");
+        }
+    }
+}
