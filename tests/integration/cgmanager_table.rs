@@ -15,7 +15,8 @@
 //! ```
 //!
 //! `WHO<GATE` asks by an Scm call on a connection of GATE's. Before that a line may say where it holds: `v1`, `v2`, `plain`,
-//! `scm`, `ours` (of the broker, not of CGManager). `$J` is the path of `J`, `$NAME` a uid, `@NAME` a pid. Other lines set a scene and look at the kernel:
+//! `scm`, `ours` (of the broker, not of CGManager). `$J` is the path of `J`, `$NAME` a uid, `@NAME` a pid,
+//! `$DISK` the number of a disk; `~` in an argument is a blank. `refused` may have words behind it that a plain call is to be told. Other lines set a scene and look at the kernel:
 //!
 //! ```text
 //! make CGROUP                     an empty one, root's, in every hierarchy
@@ -27,6 +28,7 @@
 //! owner NAME CONTROLLER FILE      whose a file or directory is
 //! there CONTROLLER CGROUP         a cgroup is there
 //! gone CONTROLLER CGROUP          it is not, or soon is not
+//! has CONTROLLER FILE VALUE       what the kernel has in a file
 //! restart                         the broker ends, and another one goes on
 //! ```
 //!
@@ -645,6 +647,84 @@ bob   GetValue memory $J/two memory.usage_in_bytes => refused
 bob   GetValue memory $J/one memory.usage_in_bytes => number
 "#;
 
+/// The files of v1's that clients use, by their names on every host; on cgroup2 what stands behind them, both ways.
+const KEYS: &str = r#"
+root  Create all k                               => new
+root  GetValue memory k memory.limit_in_bytes    => text 9223372036854771712
+root  SetValue memory k memory.limit_in_bytes 40960000 => ok
+root  GetValue memory k memory.limit_in_bytes    => text 40960000
+v2 has memory k/memory.max 40960000
+v2 root SetValue memory k memory.memsw.limit_in_bytes 61440000 => ok
+v2 has memory k/memory.swap.max 20480000
+v2 root SetValue memory k memory.swap.max max    => ok
+v2 root SetValue memory k memory.max 20480000    => ok
+v2 root GetValue memory k memory.limit_in_bytes  => text 20480000
+v2 root GetValue memory k memory.max             => text 20480000
+root  SetValue memory k memory.limit_in_bytes -1 => ok
+root  GetValue memory k memory.limit_in_bytes    => text 9223372036854771712
+v2 has memory k/memory.max max
+root  GetValue memory k memory.usage_in_bytes    => number
+root  GetValue memory k memory.max_usage_in_bytes => number
+root  GetValue memory k memory.failcnt           => text 0
+root  GetValue memory k memory.stat              => figures cache rss mapped_file pgfault total_cache total_rss
+root  ListKeys memory k                          => keys memory.limit_in_bytes=0:644 memory.usage_in_bytes=0:444 memory.stat=0:444
+v2 root GetValue memory k memory.soft_limit_in_bytes => refused memory.soft_limit_in_bytes has no equal on cgroup2 | refused
+v2 root SetValue memory k memory.swappiness 10   => refused memory.swappiness has no equal on cgroup2 | refused
+root  GetValue freezer k freezer.state           => text THAWED
+root  SetValue freezer k freezer.state FROZEN    => ok
+root  GetValue freezer k freezer.state           => text FROZEN
+v2 has freezer k/cgroup.freeze 1
+root  SetValue freezer k freezer.state THAWED    => ok
+root  GetValue freezer k freezer.state           => text THAWED
+v2 root SetValue freezer k cgroup.freeze 1       => ok
+v2 root GetValue freezer k freezer.state         => text FROZEN
+root  SetValue freezer k freezer.state COLD      => refused
+ours root GetValue cpu k cpu.shares              => text 1024
+ours root SetValue cpu k cpu.shares 512          => ok
+ours root GetValue cpu k cpu.shares              => text 512
+v2 has cpu k/cpu.weight 50
+v2 root SetValue cpu k cpu.weight 200            => ok
+v2 root GetValue cpu k cpu.shares                => text 2048
+ours root GetValue cpu k cpu.cfs_quota_us        => text -1
+ours root GetValue cpu k cpu.cfs_period_us       => text 100000
+ours root SetValue cpu k cpu.cfs_quota_us 50000  => ok
+ours root SetValue cpu k cpu.cfs_period_us 200000 => ok
+ours root GetValue cpu k cpu.cfs_quota_us        => text 50000
+ours root GetValue cpu k cpu.cfs_period_us       => text 200000
+v2 has cpu k/cpu.max 50000 200000
+ours root SetValue cpu k cpu.cfs_quota_us -1     => ok
+ours root GetValue cpu k cpu.cfs_quota_us        => text -1
+v2 has cpu k/cpu.max max 200000
+v2 root SetValue cpu k cpu.max 70000~100000      => ok
+v2 root GetValue cpu k cpu.cfs_quota_us          => text 70000
+ours root GetValue cpu k cpu.stat                => figures nr_periods nr_throttled throttled_time
+ours root GetValue cpuacct k cpuacct.usage       => number
+ours root GetValue cpuacct k cpuacct.stat        => figures user system
+ours root ListKeys cpu k                         => keys cpu.shares=0:644 cpu.cfs_quota_us=0:644 cpu.cfs_period_us=0:644
+ours root GetValue pids k pids.max               => text max
+ours root SetValue pids k pids.max 7             => ok
+ours root GetValue pids k pids.max               => text 7
+ours root GetValue pids k pids.current           => text 0
+ours root SetValue cpuset k cpuset.cpus 0        => ok
+ours root GetValue cpuset k cpuset.cpus          => text 0
+ours root SetValue cpuset k cpuset.mems 0        => ok
+ours root GetValue cpuset k cpuset.mems          => text 0
+v2 has cpuset k/cpuset.cpus 0
+ours root GetValue cpuset k cpuset.effective_cpus => text 0
+ours root GetValue blkio k blkio.throttle.read_bps_device => text ""
+ours root SetValue blkio k blkio.throttle.read_bps_device $DISK~1048576 => ok
+ours root SetValue blkio k blkio.throttle.write_iops_device $DISK~100 => ok
+ours root GetValue blkio k blkio.throttle.read_bps_device => text $DISK 1048576
+ours root GetValue blkio k blkio.throttle.write_iops_device => text $DISK 100
+v2 has blkio k/io.max $DISK rbps=1048576 wbps=max riops=max wiops=100
+ours root SetValue blkio k blkio.throttle.read_bps_device $DISK~0 => ok
+ours root GetValue blkio k blkio.throttle.read_bps_device => text ""
+v2 root SetValue blkio k io.max $DISK~wbps=2097152 => ok
+v2 root GetValue blkio k blkio.throttle.write_bps_device => text $DISK 2097152
+ours root GetValue blkio k blkio.throttle.io_service_bytes => figures Total
+ours root SetValue blkio k blkio.throttle.read_bps_device fast => refused
+"#;
+
 /// The types of a method's arguments: `o` is a number that is written in octal, `p` a pid, `u` a uid or gid.
 fn types(method: &str) -> &'static str {
     match method {
@@ -791,7 +871,7 @@ impl<'a> Scene<'a> {
         for (name, task) in &self.tasks {
             text = text.replace(&format!("@{name}"), &task.pid.to_string());
         }
-        text
+        if text.contains("$DISK") { text.replace("$DISK", &disk()) } else { text }
     }
 
     fn jail(&self, controller: &str) -> &Jail {
@@ -878,6 +958,10 @@ impl<'a> Scene<'a> {
                 assert_eq!(manager.broker.stop(), 0);
                 manager.broker.start_again();
             }
+            ["has", controller, file, ref value @ ..] => {
+                let found = fs::read_to_string(self.jail(controller).dir.join(file)).unwrap();
+                return (found.trim_end() != value.join(" ")).then(|| format!("it has {found}"));
+            }
             ["gone", controller, cgroup] => wait_until(line, || !self.jail(controller).has(cgroup)),
             _ => panic!("{line}"),
         }
@@ -895,15 +979,16 @@ impl<'a> Scene<'a> {
             return Some(i32::try_from(version).unwrap().to_string());
         }
         let (who, gate) = words[0].split_once('<').map_or((words[0], None), |(who, gate)| (who, Some(gate)));
-        let (method, rest) = (words[1], &words[2..]);
+        let method = words[1];
+        let rest: Vec<String> = words[2..].iter().map(|word| word.replace('~', " ")).collect();
         let types = types(method);
         assert_eq!(types.len(), rest.len(), "{line}");
         let number = |at: usize| {
             let radix = if types.as_bytes()[at] == b'o' { 8 } else { 10 };
-            i32::from_str_radix(rest[at], radix).unwrap_or_else(|_| panic!("{line}: {}", rest[at]))
+            i32::from_str_radix(&rest[at], radix).unwrap_or_else(|_| panic!("{line}: {}", rest[at]))
         };
         let arguments = types.char_indices().map(|(at, kind)| match kind {
-            's' => Argument::Text(rest[at]),
+            's' => Argument::Text(&rest[at]),
             _ => Argument::Number(number(at)),
         });
         let arguments: Vec<Argument<'_>> = arguments.collect();
@@ -951,6 +1036,14 @@ impl<'a> Scene<'a> {
             "tasks" | "names" => sorted(said) == sorted(expected),
             "keys" => expected.split(' ').all(|key| said.split(' ').any(|one| one == key)),
             "controllers" => self.are_all_controllers(said),
+            "figures" => {
+                let lines: Vec<&str> = said.strip_prefix("text ").into_iter().flat_map(str::lines).collect();
+                let has = |name: &str| lines.iter().any(|line| line.starts_with(&format!("{name} ")));
+                expected.split(' ').skip(1).all(has)
+            }
+            "refused" => {
+                said.strip_prefix("refused").is_some_and(|why| why.contains(&expected["refused".len()..]))
+            }
             _ => said == expected.replace("\"\"", "").trim_end() || said == expected,
         }
     }
@@ -974,6 +1067,19 @@ impl<'a> Scene<'a> {
     }
 }
 
+/// The number of a disk of the machine's, whole, with something on it. A path to one of NVMe's has none.
+fn disk() -> String {
+    let mut all = fs::read_dir("/sys/block").unwrap().map(|entry| entry.unwrap());
+    let number = |entry: &fs::DirEntry| {
+        let name = entry.file_name();
+        let is_none = ["loop", "ram", "zram", "sr", "fd", "dm-"]
+            .iter()
+            .any(|begin| name.to_str().unwrap().starts_with(begin));
+        if is_none { None } else { fs::read_to_string(entry.path().join("dev")).ok() }
+    };
+    all.find_map(|entry| number(&entry)).expect("there is no disk").trim().to_owned()
+}
+
 /// What an administrator does for a cgroup that is made by hand: a v1 cpuset has nothing to run on, and on cgroup2 a cgroup has
 /// the controllers that are enabled above it.
 pub fn furnish(above: &Path, dir: &Path) {
@@ -995,7 +1101,9 @@ fn plain(peer: &Peer, method: &str, arguments: &[Argument<'_>]) -> String {
         Ok(reply) => reply,
         Err(Failure { name, text }) => {
             assert_eq!(name, crate::common::cgmanager::INVALID_ARGS, "{method}: {text}");
-            return if text.starts_with("invalid request") { "refused".to_owned() } else { text };
+            return text
+                .strip_prefix("invalid request")
+                .map_or(text.clone(), |why| format!("refused{}", why.trim_start_matches(':')));
         }
     };
     let body = reply.body();
@@ -1103,6 +1211,10 @@ fn every_method_answers_as_cgmanager_does(lab: &Lab) {
     both(lab, METHODS);
 }
 
+fn values_have_their_v1_names_everywhere(lab: &Lab) {
+    both(lab, KEYS);
+}
+
 fn the_bits_decide_as_with_cgmanager(lab: &Lab) {
     both(lab, BITS);
 }
@@ -1121,6 +1233,7 @@ crate::tests![
     paths_lead_where_cgmanagers_lead,
     who_asks_and_who_passes_it_on_are_two,
     every_method_answers_as_cgmanager_does,
+    values_have_their_v1_names_everywhere,
     the_bits_decide_as_with_cgmanager,
     empty_cgroups_go,
     what_cgmanagers_own_tests_look_for_is_there,
