@@ -11,10 +11,14 @@ use serde_json::Value;
 use crate::common::{
     Broker, Lab, checker,
     containers::{Shell, debian, inside, states, text, tree},
+    network::{HOST4, HOST6, Network, OUTSIDE4, OUTSIDE6},
+    node::Tcp,
     wait_until,
 };
 
 const LEVELS: [&str; 3] = ["one", "two", "three"];
+/// Where the outside says who calls.
+const PORT: &str = "7070";
 
 // Debian with the command in it, as an archive.
 fn image(lab: &Lab) -> PathBuf {
@@ -60,17 +64,19 @@ fn the_trees_are_right(lab: &Lab, shell: &Shell<'_>, broker: &Broker) {
 
 // Each launched from inside the one above, by its root.
 fn three_levels_of_debian(lab: &Lab) {
-    let mut broker = lab.broker();
+    let network = Network::new(lab);
+    network.outside.serve(Tcp, &format!("[::]:{PORT}"));
+    let mut broker = network.broker();
     let user = lab.user();
-    let shell = Shell::new(lab, &user, &broker);
+    let shell = Shell::beside(lab, &user, &broker, &network);
     let archive = image(lab);
     shell.import_inside(&[], &archive, "debian");
-    shell.done(&["launch", "debian", "one", "--nesting", "--memory", "800M", "--wait"]);
+    shell.done(&["launch", "debian", "one", "--nesting", "--link", "--memory", "800M", "--wait"]);
     shell.import_inside(&["one"], &archive, "debian");
-    let wishes = ["--nesting", "--device", "full", "--wait"];
+    let wishes = ["--nesting", "--link", "--device", "full", "--wait"];
     shell.done(&inside(&["one"], &[&["cgrant", "launch", "debian", "two"], &wishes[..]].concat()));
     shell.import_inside(&["one", "two"], &archive, "debian");
-    shell.done(&inside(&LEVELS[..2], &["cgrant", "launch", "debian", "three", "--wait"]));
+    shell.done(&inside(&LEVELS[..2], &["cgrant", "launch", "debian", "three", "--link", "--wait"]));
     checker::assert_in_order(lab);
     let lists = || {
         for depth in 0..3 {
@@ -87,6 +93,15 @@ fn three_levels_of_debian(lab: &Lab) {
     assert_eq!(within("cat /proc/1/cgroup | grep ^0:"), "0::/init.scope\n");
     assert_eq!(within("systemctl is-system-running").trim(), "running");
     assert_eq!(within("awk '{print $1, $3}' /proc/self/uid_map"), "0 65536\n");
+    // Out through all of them: for who is outside it is the host that calls.
+    let out = || {
+        for (to, host) in [(OUTSIDE4, HOST4), (OUTSIDE6, HOST6)] {
+            let call = format!("exec 3<>/dev/tcp/{to}/{PORT}; cat <&3");
+            let said = shell.done(&inside(&LEVELS, &["bash", "-c", &call]));
+            assert!(said.contains(host), "{to}: {said}");
+        }
+    };
+    out();
     // The first one's limit is what kills here, and nobody else.
     let killed = shell.output(&inside(&LEVELS, &["sh", "-c", "tail /dev/zero"]));
     assert_eq!(killed.status.code(), Some(137), "{}", text(&killed.stderr));
@@ -94,6 +109,7 @@ fn three_levels_of_debian(lab: &Lab) {
     // What runs goes on without the broker, and the next one finds all of it.
     broker.kill_everything();
     assert_eq!(within("echo there"), "there\n");
+    out();
     broker.start_again();
     wait_until("the broker is back", || shell.output(&["list"]).status.success());
     checker::assert_in_order(lab);
@@ -114,6 +130,7 @@ fn three_levels_of_debian(lab: &Lab) {
         text(&shell.output(&words).stdout).trim() == "running"
     });
     assert_eq!(within("cat /proc/1/cgroup | grep ^0:"), "0::/init.scope\n");
+    out();
     shell.done(&["stop", "one", "--timeout", "60"]);
     assert_eq!(shell.json(&["info", "one"])["ended"], "power off");
     checker::assert_empty(lab);
