@@ -169,6 +169,33 @@ pub fn busybox(lab: &Lab) -> PathBuf {
     root
 }
 
+/// A root with busybox and the command with all that it is linked with, as an archive.
+pub fn busybox_with_command(lab: &Lab) -> PathBuf {
+    let root = busybox(lab);
+    let place = |file: &Path, at: &Path| {
+        let at = root.join(at.strip_prefix("/").unwrap());
+        fs::create_dir_all(at.parent().unwrap()).unwrap();
+        fs::copy(file, at).unwrap();
+    };
+    let program = lab.programs.join("cgrant");
+    place(&program, Path::new("/bin/cgrant"));
+    let libraries = text(&Command::new("ldd").arg(&program).output().unwrap().stdout);
+    for path in libraries.split_ascii_whitespace().filter(|word| word.starts_with('/')) {
+        place(&fs::canonicalize(path).unwrap(), Path::new(path));
+    }
+    // What is mounted over where there is a network.
+    fs::write(root.join("etc/resolv.conf"), "").unwrap();
+    let archive = lab.scratch.join("small.tar");
+    let mut tar = Command::new("tar");
+    tar.args(["--numeric-owner", "--owner=0", "--group=0", "-C"])
+        .arg(&root)
+        .arg("-cf")
+        .arg(&archive)
+        .arg(".");
+    assert!(tar.status().unwrap().success());
+    archive
+}
+
 /// A Debian as mmdebstrap makes it, made once.
 pub fn debian(suite: &str) -> PathBuf {
     debian_with(suite, suite, "")

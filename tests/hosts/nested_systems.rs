@@ -11,38 +11,11 @@ use serde_json::Value;
 
 use crate::common::{
     Lab, checker,
-    containers::{Shell, busybox, inside, states, text},
+    containers::{Shell, busybox_with_command, inside, states, text},
     wait_until,
 };
 
 const LEVELS: [&str; 3] = ["one", "two", "three"];
-
-// A root with busybox and the command, as an archive.
-fn image(lab: &Lab) -> PathBuf {
-    let root = busybox(lab);
-    let program = lab.programs.join("cgrant");
-    place(&root, &program, Path::new("/bin/cgrant"));
-    let libraries = text(&Command::new("ldd").arg(&program).output().unwrap().stdout);
-    for path in libraries.split_ascii_whitespace().filter(|word| word.starts_with('/')) {
-        place(&root, &fs::canonicalize(path).unwrap(), Path::new(path));
-    }
-    let archive = lab.scratch.join("small.tar");
-    let mut tar = Command::new("tar");
-    tar.args(["--numeric-owner", "--owner=0", "--group=0", "-C"])
-        .arg(&root)
-        .arg("-cf")
-        .arg(&archive)
-        .arg(".");
-    assert!(tar.status().unwrap().success());
-    archive
-}
-
-// Copies a file into a root.
-fn place(root: &Path, file: &Path, at: &Path) {
-    let at = root.join(at.strip_prefix("/").unwrap());
-    fs::create_dir_all(at.parent().unwrap()).unwrap();
-    fs::copy(file, at).unwrap();
-}
 
 // The lists at the first levels: each shows what was launched there, and nothing else.
 #[track_caller]
@@ -87,7 +60,7 @@ fn three_levels_of_small_systems(lab: &Lab) {
     let mut broker = lab.broker();
     let user = lab.user();
     let shell = Shell::new(lab, &user, &broker);
-    let archive = image(lab);
+    let archive = busybox_with_command(lab);
     for depth in 0..LEVELS.len() {
         shell.import_inside(&LEVELS[..depth], &archive, "small");
         let options: &[&str] = match depth {

@@ -1,16 +1,12 @@
 //! The network of containers in containers: from the innermost to the host and beyond it, and who is kept from whom on the way.
 
-use std::{
-    fs::{self, File},
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+use std::{path::PathBuf, process::Stdio};
 
 use serde_json::Value;
 
 use crate::common::{
     Lab, checker,
-    containers::{Shell, busybox, text},
+    containers::{Shell, busybox_with_command, inside, text},
     network::{HOST4, HOST6, Network, OUTSIDE4, OUTSIDE6},
     node::Tcp,
     wait_until,
@@ -19,33 +15,6 @@ use crate::common::{
 /// Where the outside says who calls.
 const PORT: &str = "7070";
 
-// Busybox with the command and what that is linked with, as an archive.
-fn image(lab: &Lab) -> PathBuf {
-    let root = busybox(lab);
-    let program = lab.programs.join("cgrant");
-    let place = |path: &Path| root.join(path.strip_prefix("/").unwrap());
-    let copy = |from: &Path, to: &Path| {
-        fs::create_dir_all(to.parent().unwrap()).unwrap();
-        fs::copy(from, to).unwrap();
-    };
-    copy(&program, &root.join("bin/cgrant"));
-    let linked = Command::new("ldd").arg(&program).output().unwrap();
-    let libraries = text(&linked.stdout);
-    for library in libraries.split_ascii_whitespace().filter(|word| word.starts_with('/')) {
-        copy(Path::new(library), &place(Path::new(library)));
-    }
-    fs::write(root.join("etc/resolv.conf"), "").unwrap();
-    let archive = lab.scratch.join("box.tar");
-    let mut tar = Command::new("tar");
-    tar.args(["--numeric-owner", "--owner=0", "--group=0", "-C"])
-        .arg(&root)
-        .arg("-cf")
-        .arg(&archive)
-        .arg(".");
-    assert!(tar.status().unwrap().success());
-    archive
-}
-
 // The user's command line, and what is executed by it in containers in each other.
 struct Levels<'a> {
     shell: Shell<'a>,
@@ -53,40 +22,27 @@ struct Levels<'a> {
 }
 
 impl Levels<'_> {
-    fn words<'w>(levels: &[&'w str], words: &[&'w str]) -> Vec<&'w str> {
-        let outer = levels.iter().enumerate().flat_map(|(depth, name)| {
-            let program = if depth > 0 { &["cgrant"][..] } else { &[] };
-            program.iter().copied().chain(["exec", name, "--"])
-        });
-        outer.chain(words.iter().copied()).collect()
-    }
-
     // In the innermost of these.
     #[track_caller]
     fn sh(&self, levels: &[&str], script: &str) -> String {
-        self.shell.done(&Self::words(levels, &["sh", "-c", script]))
+        self.shell.done(&inside(levels, &["sh", "-c", script]))
     }
 
     fn fails(&self, levels: &[&str], script: &str) -> bool {
-        !self.shell.output(&Self::words(levels, &["sh", "-c", script])).status.success()
+        !self.shell.output(&inside(levels, &["sh", "-c", script])).status.success()
     }
 
     // A new one in the innermost of these.
     fn launch(&self, levels: &[&str], name: &str, options: &[&str]) {
-        let cgrant: &[&str] = if levels.is_empty() { &[] } else { &["cgrant"] };
-        let import = [cgrant, &["image", "import", "-", "--alias", "box", "--quiet"]].concat();
-        let output = self.shell.command(&Self::words(levels, &import));
-        let output = { output }.stdin(File::open(&self.archive).unwrap()).output().unwrap();
-        assert!(output.status.success(), "{levels:?}: {}{}", text(&output.stdout), text(&output.stderr));
-        let launch = [cgrant, &["launch", "box", name], options].concat();
-        self.shell.done(&Self::words(levels, &launch));
+        self.shell.import_inside(levels, &self.archive, "box");
+        let launch = [&["cgrant", "launch", "box", name], options].concat();
+        self.shell.done(&inside(levels, &launch));
     }
 
     // The addresses of one, as who is in the innermost of these is told.
     fn addresses(&self, levels: &[&str], name: &str) -> Vec<String> {
-        let cgrant: &[&str] = if levels.is_empty() { &[] } else { &["cgrant"] };
-        let list = [cgrant, &["--format", "json", "list", name]].concat();
-        let list: Value = serde_json::from_str(&self.shell.done(&Self::words(levels, &list))).unwrap();
+        let list = inside(levels, &["cgrant", "--format", "json", "list", name]);
+        let list: Value = serde_json::from_str(&self.shell.done(&list)).unwrap();
         let addresses = list[0]["address"].as_array().unwrap();
         addresses.iter().map(|address| address.as_str().unwrap().to_owned()).collect()
     }
@@ -105,7 +61,8 @@ fn from_the_innermost_to_the_host_and_out(lab: &Lab) {
     network.outside.serve(Tcp, &format!("[::]:{PORT}"));
     let mut broker = network.broker();
     let user = lab.user();
-    let levels = Levels { shell: Shell::beside(lab, &user, &broker, &network), archive: image(lab) };
+    let levels =
+        Levels { shell: Shell::beside(lab, &user, &broker, &network), archive: busybox_with_command(lab) };
     levels.launch(&[], "one", &["--nesting", "--link"]);
     levels.launch(&["one"], "two", &["--nesting", "--link"]);
     levels.launch(&["one", "two"], "three", &["--link"]);
@@ -151,7 +108,7 @@ fn from_the_innermost_to_the_host_and_out(lab: &Lab) {
     names();
     // A command has a link too, as long as it runs.
     let run = ["cgrant", "run", "--link", "--", "/bin/ping", "-c", "1", "-w", "20", OUTSIDE4];
-    levels.shell.done(&Levels::words(&["one"], &run));
+    levels.shell.done(&inside(&["one"], &run));
     // Nobody needs the broker for it.
     broker.kill_everything();
     out();
@@ -161,10 +118,10 @@ fn from_the_innermost_to_the_host_and_out(lab: &Lab) {
     out();
     names();
     // The same addresses at the next start.
-    levels.shell.done(&Levels::words(&["one"], &["cgrant", "stop", "two"]));
+    levels.shell.done(&inside(&["one"], &["cgrant", "stop", "two"]));
     let ports = || levels.sh(&["one"], "ls /sys/class/net").matches("cgi").count();
     wait_until("its link is gone", || ports() == 0);
-    levels.shell.done(&Levels::words(&["one"], &["cgrant", "start", "two"]));
+    levels.shell.done(&inside(&["one"], &["cgrant", "start", "two"]));
     assert_eq!((levels.addresses(&["one"], "two"), ports()), (known[1].clone(), 1));
     levels.pings(&["one", "two"], OUTSIDE4);
     levels.shell.done(&["delete", "--force", "one"]);
@@ -176,11 +133,12 @@ fn who_is_inside_gets_no_further_than_its_network(lab: &Lab) {
     let network = Network::new(lab);
     let broker = network.broker();
     let user = lab.user();
-    let levels = Levels { shell: Shell::beside(lab, &user, &broker, &network), archive: image(lab) };
+    let levels =
+        Levels { shell: Shell::beside(lab, &user, &broker, &network), archive: busybox_with_command(lab) };
     levels.launch(&[], "one", &["--nesting", "--link"]);
     // A device of the bridge's name that somebody else made is left alone.
     levels.sh(&["one"], "ip link add cgrant-inner type veth peer name other");
-    let run = Levels::words(&["one"], &["cgrant", "run", "--link", "--", "/bin/true"]);
+    let run = inside(&["one"], &["cgrant", "run", "--link", "--", "/bin/true"]);
     levels.shell.fails(&run, 4, "no bridge of cgrant's");
     levels.sh(&["one"], "ip link delete cgrant-inner");
     levels.launch(&["one"], "two", &["--nesting", "--link"]);
@@ -192,7 +150,7 @@ fn who_is_inside_gets_no_further_than_its_network(lab: &Lab) {
         levels.sh(level, "busybox nc -ll -p 7 -e /bin/echo here </dev/null >/dev/null 2>&1 &");
     }
     let calls = |levels_of: &[&str], to: &str| {
-        let call = levels.shell.command(&Levels::words(levels_of, &["busybox", "nc", "-w", "2", to, "7"]));
+        let call = levels.shell.command(&inside(levels_of, &["busybox", "nc", "-w", "2", to, "7"]));
         text(&{ call }.stdin(Stdio::null()).output().unwrap().stdout)
     };
     let gateway = |of: &[&str], family: &str| {
@@ -228,7 +186,7 @@ fn who_is_inside_gets_no_further_than_its_network(lab: &Lab) {
         (&["--vlan", "9"], "no VLANs"),
     ] {
         let words = [&["cgrant", "launch", "box", "four"], options].concat();
-        levels.shell.fails(&Levels::words(&["one"], &words), 2, why);
+        levels.shell.fails(&inside(&["one"], &words), 2, why);
     }
     levels.shell.done(&["delete", "--force", "one"]);
     checker::assert_empty(lab);
