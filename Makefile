@@ -111,6 +111,8 @@ reference:
 lint: rust
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --features fault-injection --locked -- -D warnings
+	@# Not one of all targets: `cargo test` is not to run it.
+	$(CARGO) clippy --test hosts --features fault-injection --locked -- -D warnings
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check; \
 	else echo "cargo-deny is not installed: licences, sources and advisories of the dependencies are not checked"; fi
 

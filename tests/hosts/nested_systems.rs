@@ -1,17 +1,12 @@
 //! Containers in containers on every kind of host: small systems with the command in them, each launched from inside the one
 //! above by its root. What whole Debian systems do is for the integration tests.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
-
 use serde_json::Value;
 
 use crate::common::{
     Lab, checker,
     containers::{Shell, busybox_with_command, inside, states, text},
+    network::{Network, OUTSIDE4, OUTSIDE6},
     wait_until,
 };
 
@@ -57,16 +52,17 @@ fn what_is_seen_is_right(shell: &Shell<'_>, depth: usize) {
 }
 
 fn three_levels_of_small_systems(lab: &Lab) {
-    let mut broker = lab.broker();
+    let network = Network::new(lab);
+    let mut broker = network.broker();
     let user = lab.user();
-    let shell = Shell::new(lab, &user, &broker);
+    let shell = Shell::beside(lab, &user, &broker, &network);
     let archive = busybox_with_command(lab);
     for depth in 0..LEVELS.len() {
         shell.import_inside(&LEVELS[..depth], &archive, "small");
         let options: &[&str] = match depth {
-            0 => &["--nesting", "--memory", "400M"],
-            1 => &["--nesting"],
-            _ => &[],
+            0 => &["--nesting", "--link", "--memory", "400M"],
+            1 => &["--nesting", "--link"],
+            _ => &["--link"],
         };
         let words = [&["cgrant", "launch", "small", LEVELS[depth]], options].concat();
         shell.done(&inside(&LEVELS[..depth], &words));
@@ -76,6 +72,13 @@ fn three_levels_of_small_systems(lab: &Lab) {
     for depth in 1..=LEVELS.len() {
         what_is_seen_is_right(&shell, depth);
     }
+    let out = || {
+        for to in [OUTSIDE4, OUTSIDE6] {
+            let ping = inside(&LEVELS, &["ping", "-c", "1", "-W", "1", to]);
+            wait_until(&format!("{to} answers"), || shell.output(&ping).status.success());
+        }
+    };
+    out();
     // What those inside take is nobody's to measure from outside, and is not told as nothing.
     let disk = shell.json(&["usage", "--disk"]);
     let one = disk["rows"].as_array().unwrap().iter().find(|row| row["name"] == "one").unwrap();
@@ -87,6 +90,7 @@ fn three_levels_of_small_systems(lab: &Lab) {
     // What runs goes on without the broker, and the next one finds all of it.
     broker.kill_everything();
     assert_eq!(shell.done(&inside(&LEVELS, &["echo", "there"])), "there\n");
+    out();
     broker.start_again();
     wait_until("the broker is back", || shell.output(&["list"]).status.success());
     checker::assert_in_order(lab);
@@ -100,6 +104,7 @@ fn three_levels_of_small_systems(lab: &Lab) {
     });
     wait_until("it runs", || shell.output(&inside(&LEVELS, &["true"])).status.success());
     what_is_seen_is_right(&shell, LEVELS.len());
+    out();
     // With the first one all end, and are as they were when it starts again.
     shell.done(&["stop", "one", "--timeout", "60"]);
     assert_eq!(shell.json(&["info", "one"])["ended"], "power off");
