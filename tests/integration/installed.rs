@@ -82,22 +82,87 @@ fn what_is_installed_is_built(_: &Lab) {
     }
 }
 
-fn the_packages_are_good(lab: &Lab) {
+/// Has the packages built as a distribution would, and says where they are.
+fn packages(lab: &Lab, target: &str, vendor: &str) -> PathBuf {
+    let origins = lab.scratch.join("origins");
+    fs::create_dir(&origins).unwrap();
+    fs::write(origins.join("debian"), "Vendor: Debian\n").unwrap();
+    fs::write(origins.join("ubuntu"), "Vendor: Ubuntu\nParent: Debian\n").unwrap();
     let mut make = Command::new("make");
-    make.args(["--no-print-directory", "deb"])
+    make.args(["--no-print-directory", target])
         .arg(format!("TARGET_DIR={}", lab.scratch.display()))
         .arg(format!("BIN_DIR={}", lab.programs.display()))
+        .env("DPKG_ORIGINS_DIR", origins)
+        .env("DEB_VENDOR", vendor)
         // Quicker than what packages are made with otherwise.
         .env("DPKG_DEB_COMPRESSOR_TYPE", "gzip")
         .current_dir(env!("CARGO_MANIFEST_DIR"));
     let output = make.output().unwrap();
     assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
-    for package in ["cgrant", "cgrant-cgmanager", "libpam-cgrant"] {
-        let version = env!("CARGO_PKG_VERSION");
-        let named = format!("{package}_{version}_");
-        let files = pages(&lab.scratch.join("deb"));
-        let is_there = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with(&named);
-        assert!(files.iter().any(is_there), "debian/changelog is not of version {version}: {files:?}");
+    lab.scratch.join("deb")
+}
+
+/// The package `name` of this version.
+fn package(directory: &Path, name: &str) -> PathBuf {
+    let version = env!("CARGO_PKG_VERSION");
+    let (named, files) = (format!("{name}_{version}_"), pages(directory));
+    let is_it = |path: &&PathBuf| {
+        let file = path.file_name().unwrap().to_str().unwrap();
+        file.starts_with(&named) && file.ends_with(".deb")
+    };
+    let found = files.iter().find(is_it);
+    found.unwrap_or_else(|| panic!("debian/changelog is not of version {version}: {files:?}")).clone()
+}
+
+/// What a package brings, with its maintainer scripts in `DEBIAN`.
+fn unpacked(lab: &Lab, package: &Path) -> PathBuf {
+    let tree = lab.scratch.join("unpacked");
+    silent(Command::new("dpkg-deb").arg("--raw-extract").arg(package).arg(&tree));
+    tree
+}
+
+fn the_packages_are_good(lab: &Lab) {
+    let built = packages(lab, "deb", "Debian");
+    for name in ["cgrant-cgmanager", "libpam-cgrant"] {
+        package(&built, name);
+    }
+    let tree = unpacked(lab, &package(&built, "cgrant"));
+    assert!(!tree.join("etc/apparmor.d").exists(), "Debian 12's parser can't read the profile");
+    assert!(!fs::read_to_string(tree.join("DEBIAN/postinst")).unwrap().contains("apparmor"));
+}
+
+/// Where AppArmor keeps programs from making user namespaces, the package alone has to be enough. Debian 12's parser does not know the
+/// rule, so nothing reads the profile here.
+fn ubuntus_package_brings_its_profile(lab: &Lab) {
+    let tree = unpacked(lab, &package(&packages(lab, "deb-unchecked", "Ubuntu"), "cgrant"));
+    let read = |file: &str| fs::read_to_string(tree.join(file)).unwrap();
+    assert_eq!(read("etc/apparmor.d/cgrant"), include_str!("../../policy/apparmor/cgrant"));
+    assert!(read("DEBIAN/conffiles").lines().any(|line| line == "/etc/apparmor.d/cgrant"));
+    // Put into force when it is installed or upgraded, and what dh_apparmor makes for additions goes when it is purged.
+    let postinst = read("DEBIAN/postinst");
+    assert!(postinst.contains("APP_PROFILE=\"/etc/apparmor.d/cgrant\""), "{postinst}");
+    assert!(postinst.contains("apparmor_parser -r"), "{postinst}");
+    let postrm = read("DEBIAN/postrm");
+    assert!(postrm.contains("/etc/apparmor.d/local/cgrant"), "{postrm}");
+}
+
+fn what_packages_are_built_with_is_installed_for_it(_: &Lab) {
+    let control = include_str!("../../debian/control");
+    let (_, list) = control.split_once("Build-Depends:").unwrap();
+    let (list, _) = list.split_once("\nStandards-Version").unwrap();
+    let needed: Vec<&str> =
+        list.split(',').filter_map(|one| one.split([' ', '\n', ':']).find(|word| !word.is_empty())).collect();
+    assert!(needed.contains(&"dh-apparmor"), "debian/rules calls it: {needed:?}");
+    let lines = recipe(&["deps-deb"]);
+    let installed: Vec<&str> = lines.iter().flat_map(|line| line.split_whitespace()).collect();
+    for package in needed {
+        let package = match package {
+            "debhelper-compat" => "debhelper",
+            // `tests/demo/rust` gets one that is new enough.
+            "cargo" => continue,
+            other => other,
+        };
+        assert!(installed.contains(&package), "`make deb` does not install {package}: {lines:?}");
     }
 }
 
@@ -224,5 +289,7 @@ crate::tests![
     units_are_good,
     what_is_installed_is_built,
     the_packages_are_good,
+    ubuntus_package_brings_its_profile,
+    what_packages_are_built_with_is_installed_for_it,
     a_shell_completes_verbs_options_and_names,
 ];
