@@ -198,6 +198,8 @@ fn match_rule() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeMap, os::fd::AsRawFd};
+
     use super::*;
 
     #[test]
@@ -209,6 +211,41 @@ mod tests {
         for challenge in [true, false] {
             assert_eq!(meaning(false, challenge, &dismissed), Consent::Dismissed);
             assert_eq!(meaning(true, challenge, &dismissed), Consent::Yes);
+        }
+    }
+
+    /// What polkit is told of a subject, without the descriptor, and whether one is there.
+    fn told(subject: &WireSubject<'_>) -> (&'static str, BTreeMap<&'static str, Variant<'static>>, bool) {
+        let (kind, details) = subject;
+        let is_fd = |value: &Variant<'_>| matches!(value, Variant::Fd(_));
+        let plain = details.iter().filter(|(_, value)| !is_fd(value));
+        let plain = plain.map(|(key, value)| (*key, value.try_to_owned().unwrap().into())).collect();
+        (kind, plain, details.get("pidfd").is_some_and(is_fd))
+    }
+
+    #[test]
+    fn a_client_of_the_bus_is_its_unique_name() {
+        let name = Subject::BusName(":1.7".to_owned());
+        let expected = ("system-bus-name", BTreeMap::from([("name", Variant::from(":1.7"))]), false);
+        assert_eq!(told(&subject(&name, None)), expected);
+    }
+
+    // A pid alone is whoever has it next: polkit would agree for a caller that ended meanwhile to another process.
+    #[test]
+    fn a_process_is_never_its_pid_alone() {
+        let pidfd = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        for (uid, signed) in [(1000, 1000), (u32::MAX, i32::MAX)] {
+            let process = Subject::Process { pid: 41, start_time: 1 << 40, uid };
+            let details = BTreeMap::from([
+                ("pid", Variant::from(41_u32)),
+                ("start-time", Variant::from(1_u64 << 40)),
+                ("uid", Variant::from(signed)),
+            ]);
+            assert_eq!(told(&subject(&process, None)), ("unix-process", details.clone(), false));
+            let with_fd = subject(&process, Some(&pidfd));
+            assert_eq!(told(&with_fd), ("unix-process", details, true));
+            let is_it = |fd: &Fd<'_>| fd.as_fd().as_raw_fd() == pidfd.as_raw_fd();
+            assert!(matches!(with_fd.1.get("pidfd"), Some(Variant::Fd(fd)) if is_it(fd)));
         }
     }
 }
