@@ -4,7 +4,11 @@ use std::collections::HashMap;
 
 use zbus::{OwnedVariant, Variant};
 
-use crate::common::{Client, Lab, Options, bus::Refused, checker};
+use crate::common::{
+    Client, Lab, Options,
+    bus::{MANAGER, MANAGER_PATH, Refused},
+    checker,
+};
 
 const POLICY: &str = "\
 [[rule]]
@@ -34,6 +38,15 @@ fn number(answer: &Answer, key: &str) -> Option<u64> {
         Some(Variant::U64(number)) => Some(*number),
         _ => None,
     }
+}
+
+/// The rows of a list of figures or of lacks.
+fn rows<T>(answer: &Answer, key: &str) -> Vec<T>
+where
+    Vec<T>: TryFrom<OwnedVariant>,
+{
+    let value = answer.get(key).unwrap_or_else(|| panic!("no {key}: {answer:?}")).try_clone().unwrap();
+    value.try_into().unwrap_or_else(|_| panic!("{key} is none of these: {answer:?}"))
 }
 
 pub fn allowed(answer: &Answer) -> bool {
@@ -209,6 +222,73 @@ fn nobody_learns_of_others(lab: &Lab) {
     }
 }
 
+type Usage = Vec<(String, u64, u64)>;
+type Lacks = Vec<(String, String)>;
+
+/// Without what is used of the requests of this second, which counts the question itself.
+fn comparable(mut usage: Usage) -> Usage {
+    let requests = usage.iter_mut().find(|(resource, ..)| resource == "requests-per-second").unwrap();
+    requests.1 = 0;
+    usage
+}
+
+/// What the property says is not there. Polkit is none of the kernel's features.
+fn lacking(client: &Client) -> Lacks {
+    let features: Vec<(String, bool, String)> = client.property(MANAGER_PATH, MANAGER, "Features");
+    assert!(features.iter().any(|(name, ..)| name == "polkit"), "{features:?}");
+    let lacking = features.into_iter().filter(|(name, there, _)| !there && name != "polkit");
+    lacking.map(|(name, _, without)| (name, without)).collect()
+}
+
+fn figures_and_lacks_are_those_that_are_told_elsewhere(lab: &Lab) {
+    lab.write_policy(POLICY);
+    let broker = lab.broker();
+    let (user, idle) = (lab.user(), lab.user());
+    let (client, root) = (user.client(broker.socket()), lab.root().client(broker.socket()));
+    let grant = client.create("one", Options::new().count(1000)).unwrap();
+    client.cgroup::<_, ()>(&grant.path, "CreateCgroup", &"a").unwrap();
+    let used = comparable(client.usage_of(user.uid));
+    assert!(used.contains(&("grants".to_owned(), 1, 3)), "{used:?}");
+    let lacks = lacking(&client);
+
+    // Whatever is asked about and whatever comes of it.
+    let refused = || Options::new().no_range().limits(&[("memory.max", "1G")]);
+    for (options, may) in [(Options::new().no_range(), true), (refused(), false)] {
+        let answer = explain(&client, "CreateGrant", options).unwrap();
+        assert_eq!(allowed(&answer), may);
+        assert_eq!(comparable(rows(&answer, "rows")), used);
+        assert_eq!(rows::<(String, String)>(&answer, "lacks"), lacks);
+    }
+    // Of whom it is asked about, not of who asks.
+    for account in [user.uid, idle.uid] {
+        let answer =
+            explain(&root, "CreateGrant", Options::new().no_range().with("account", account)).unwrap();
+        let used = comparable(root.usage_of(account));
+        assert_eq!(comparable(rows(&answer, "rows")), used);
+        assert_eq!(used.contains(&("grants".to_owned(), 1, 3)), account == user.uid, "{used:?}");
+    }
+
+    let output = user.cgrant(broker.socket(), &["explain", "create-grant", "--no-ids", "--format", "json"]);
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let row = |row: &serde_json::Value| {
+        let number = |key: &str| row[key].as_u64().unwrap();
+        (row["resource"].as_str().unwrap().to_owned(), number("used"), number("quota"))
+    };
+    let printed = said["rows"].as_array().unwrap().iter().map(row).collect();
+    // Whoever runs the command has one more connection.
+    let others = |usage: Usage| -> Usage {
+        comparable(usage).into_iter().filter(|(resource, ..)| resource != "connections").collect()
+    };
+    assert_eq!(others(printed), others(used));
+    let lack = |row: &serde_json::Value| {
+        let word = |key: &str| row[key].as_str().unwrap().to_owned();
+        (word("feature"), word("without"))
+    };
+    let printed: Lacks = said["lacks"].as_array().unwrap().iter().map(lack).collect();
+    assert_eq!(printed, lacks);
+    client.release(&grant.path, false).unwrap();
+}
+
 fn the_command_says_it_too(lab: &Lab) {
     lab.write_policy(POLICY);
     let broker = lab.broker();
@@ -237,5 +317,6 @@ crate::tests![
     it_says_what_the_request_is_told,
     what_is_done_with_a_grant_is_explained,
     nobody_learns_of_others,
+    figures_and_lacks_are_those_that_are_told_elsewhere,
     the_command_says_it_too,
 ];
