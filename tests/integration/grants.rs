@@ -8,6 +8,7 @@ use crate::common::{
     Broker, Client, Lab, Options, Process, User,
     bus::{CGROUP, GRANT, IDS, MANAGER, MANAGER_PATH},
     checker,
+    host::Tree,
     lab::POOL,
     raw::Raw,
     wait_until,
@@ -189,6 +190,9 @@ fn a_persistent_grant_stays_until_it_is_released(lab: &Lab) {
 
 /// The boot id can't be changed; what was written down of it can.
 fn a_reboot_ends_all_but_persistent_grants(lab: &Lab) {
+    lab.write_policy(
+        "[[rule]]\nname = \"all\"\nquota.cgroups = 40\naccount-ceiling = { \"pids.max\" = 300 }\n",
+    );
     let mut broker = lab.broker();
     let user = lab.user();
     let client = user.client(broker.socket());
@@ -198,13 +202,32 @@ fn a_reboot_ends_all_but_persistent_grants(lab: &Lab) {
     let kept = client.create("kept", wanted()).unwrap();
     let holder = user.sleeper();
     client.create("lost", Options::new().lifetime("process").fd("holder", &holder.pidfd)).unwrap();
+    // What all grants have together, for itself and those that were there.
+    let together = |tree: &Tree, file: &str| -> u64 {
+        let account = checker::places(lab, user.uid, "kept")[&tree.name].parent().unwrap().join(file);
+        fs::read_to_string(account).unwrap().trim().parse().unwrap()
+    };
+    let processes = || together(lab.host.with("pids").unwrap(), "pids.max");
+    let depth = || together(lab.host.cgroup2(), "cgroup.max.depth");
+    let cgroups = || together(lab.host.cgroup2(), "cgroup.max.descendants");
+    let (deep, many) = (depth(), cgroups());
+    assert_eq!(processes(), 300);
     broker.kill_everything();
     drop(client);
     assert_eq!(lab.pretend_reboot(), 2);
+    // A limit of a disk that is gone takes no other one with it.
+    for file in fs::read_dir(lab.state_dir().join("grants")).unwrap().map(|entry| entry.unwrap().path()) {
+        let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        let limits = record["limits"].as_array_mut().unwrap();
+        limits.insert(0, serde_json::json!(["io.max", "4095:1 rbps=1 wbps=max riops=max wiops=max"]));
+        fs::write(&file, serde_json::to_vec(&record).unwrap()).unwrap();
+    }
     broker.start_again();
     let client = user.client(broker.socket());
     assert_eq!(client.names(), ["kept"]);
     assert_eq!(client.value(&kept.path, "pids.max"), "77");
+    assert_eq!((processes(), depth()), (300, deep));
+    assert!(cgroups() <= many);
     assert_eq!(client.property::<u32>(&kept.path, IDS, "Uid"), kept.uid);
     checker::assert_in_order(lab);
     let ranges: Ranges = client.manager("ListRanges", &()).unwrap();

@@ -372,6 +372,95 @@ fn io_of_all_grants_together_is_bounded(lab: &Lab) {
     checker::assert_in_order(lab);
 }
 
+/// A file of the cgroup that all grants of an account lie in, by where one of them does.
+fn of_account(lab: &Lab, user: &User, grant: &str, controller: &str, file: &str) -> String {
+    let place = checker::place(lab, user.uid, grant, controller);
+    fs::read_to_string(place.parent().unwrap().join(file)).unwrap().trim().to_owned()
+}
+
+fn memory_of(lab: &Lab, user: &User, grant: &str) -> Option<u64> {
+    let file = if lab.host.is_v1("memory") { "memory.limit_in_bytes" } else { "memory.max" };
+    // Without a limit v1 has the largest number of whole pages.
+    let value = of_account(lab, user, grant, "memory", file).parse().ok();
+    value.filter(|bytes| *bytes < u64::MAX / 4)
+}
+
+fn all_grants_together_are_bounded(lab: &Lab) {
+    lab.write_policy(
+        "[[rule]]\nname = \"small\"\n[rule.account-ceiling]\n\"pids.max\" = 30\n\"memory.max\" = \"64M\"\n\
+         \"memory.swap.max\" = 0\n\"cpu.max\" = \"50%\"\n",
+    );
+    let broker = lab.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let grants = ["one", "two"].map(|name| client.create(name, Options::new().no_range()).unwrap());
+    let forkers = grants.each_ref().map(|grant| {
+        let (forker, _, _) = user.agent(&["fork", "40"]);
+        client.attach(&grant.path, &forker.pidfd, Options::new()).unwrap();
+        forker
+    });
+    let said = forkers.each_ref().map(|forker| forker.go().unwrap());
+    assert_eq!(said, ["forked 28", "forked 0"], "with the two themselves");
+    drop(forkers);
+    for grant in &grants {
+        wait_until("they are gone", || client.processes(&grant.path).is_empty());
+    }
+    // Each would fit for itself.
+    let mut eaters = grants.each_ref().map(|grant| {
+        let (eater, _, _) = user.agent(&["eat", "40"]);
+        client.attach(&grant.path, &eater.pidfd, Options::new()).unwrap();
+        eater
+    });
+    assert!(eaters[0].go().is_some());
+    let second = eaters[1].go();
+    // The kernel chooses which of them ends.
+    let ended = eaters.iter_mut().position(|eater| !eater.is_alive());
+    assert!(ended.is_some(), "80 MB fit into 64: {second:?}");
+    if lab.host.is_v1("cpu") {
+        let quota = of_account(lab, &user, "one", "cpu", "cpu.cfs_quota_us").parse::<u64>().unwrap();
+        let period = of_account(lab, &user, "one", "cpu", "cpu.cfs_period_us").parse::<u64>().unwrap();
+        assert_eq!(quota * 2, period);
+    } else {
+        assert_eq!(of_account(lab, &user, "one", "cpu", "cpu.max"), "50000 100000");
+    }
+    checker::assert_in_order(lab);
+}
+
+/// Who has grants already is bounded by a new policy too, and by no older one any more.
+fn another_policy_bounds_what_is_there(lab: &Lab) {
+    let mut broker = lab.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let sleeper = user.sleeper();
+    let held = Options::new().no_range().lifetime("process").fd("holder", &sleeper.pidfd);
+    let grant = client.create("one", held).unwrap();
+    client.attach(&grant.path, &sleeper.pidfd, Options::new()).unwrap();
+    let node = checker::places(lab, user.uid, "one")[&lab.host.cgroup2().name].parent().unwrap().to_owned();
+    let cgroups = || -> u64 {
+        fs::read_to_string(node.join("cgroup.max.descendants")).unwrap().trim().parse().unwrap()
+    };
+    let seen = || (of_account(lab, &user, "one", "pids", "pids.max"), memory_of(lab, &user, "one"));
+    assert_eq!(seen(), ("max".to_owned(), None));
+    let before = cgroups();
+    let rule = |more: &str| lab.write_policy(&format!("[[rule]]\nname = \"new\"\n{more}"));
+    let becomes = |pids: &str, memory: Option<u64>| {
+        wait_until(&format!("{pids} {memory:?}"), || seen() == (pids.to_owned(), memory));
+    };
+    rule("quota.cgroups = 7\naccount-ceiling = { \"pids.max\" = 20, \"memory.max\" = \"64M\" }\n");
+    becomes("20", Some(64 << 20));
+    wait_until("fewer cgroups", || cgroups() < before);
+    let few = cgroups();
+    rule("account-ceiling = { \"pids.max\" = 30 }\n");
+    becomes("30", None);
+    wait_until("as many cgroups as before", || cgroups() >= before);
+    // Also one that was put in force by nobody while it ran.
+    broker.kill_everything();
+    rule("quota.cgroups = 7\naccount-ceiling = { \"memory.max\" = \"64M\" }\n");
+    broker.start_again();
+    assert_eq!((seen(), cgroups()), (("max".to_owned(), Some(64 << 20)), few));
+    checker::assert_in_order(lab);
+}
+
 /// Huge pages are bounded on the account's own cgroup, or whom policy bounds so gets no grants.
 fn huge_pages_of_all_grants_together_are_bounded_or_refused(lab: &Lab) {
     lab.write_policy("[[rule]]\nname = \"pages\"\naccount-ceiling = { \"hugetlb.2MB.max\" = \"4M\" }\n");
@@ -411,5 +500,7 @@ crate::tests![
     figures_are_there,
     io_that_can_not_be_bounded_is_not_promised,
     io_of_all_grants_together_is_bounded,
+    all_grants_together_are_bounded,
+    another_policy_bounds_what_is_there,
     huge_pages_of_all_grants_together_are_bounded_or_refused,
 ];

@@ -28,7 +28,7 @@ use crate::{
     devices::DeviceList,
     engine::Engine,
     events, leaving,
-    ops::{check, create::delegation, device, link, manage, release},
+    ops::{account, check, create::delegation, device, link, manage, release},
     record::{GrantRecord, HolderRecord, Phase},
     registry::Grant,
 };
@@ -60,6 +60,9 @@ pub fn reconcile(engine: &Engine) -> Result<(), Refusal> {
             unsettled.insert(id);
         }
     }
+    let accounts: Vec<HostUid> = engine.registry().accounts().collect();
+    // Policy may be another one than the broker before had.
+    accounts.into_iter().for_each(|account| account::govern_again(engine, account));
     if !complete {
         return Ok(());
     }
@@ -195,6 +198,9 @@ fn find_holder(record: &HolderRecord) -> Option<Pidfd> {
 
 fn make_again(engine: &Engine, grant: &Arc<Grant>) -> Result<(), Refusal> {
     let mut record = grant.live().record.clone();
+    let subject = record.subject();
+    // On a host that can't keep a ceiling of its account it is not made, and takes no ids.
+    account::ceilings(engine, &subject)?;
     if record.count > 0 {
         let name = match &record.range_name {
             Some(text) => Some(GrantName::new(text).map_err(|error| check::bad_name(&error))?),
@@ -211,6 +217,7 @@ fn make_again(engine: &Engine, grant: &Arc<Grant>) -> Result<(), Refusal> {
         record.range = Some(range);
     }
     engine.tree.remove(&grant.path, true)?;
+    account::prepare(engine, grant.account, &subject)?;
     record.cgroup_id = engine.tree.make(&grant.path, &delegation(&record))?;
     record.boot.clone_from(&engine.boot_id);
     // Another kernel may have been booted.

@@ -10,7 +10,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use cgrant_policy::{Application, Controllers, Departed, Logout};
+use cgrant_policy::{Application, Caller as Subject, Controllers, Departed, HostGid, HostUid, Logout};
 use cgrant_sys::dir::Dir;
 use cgrant_wire::{
     GrantId, Lifetime, Range,
@@ -189,6 +189,16 @@ impl GrantRecord {
             groups: Vec::new(),
             application: None,
             nested: None,
+        }
+    }
+
+    /// The account, as policy saw it when the grant was made.
+    pub fn subject(&self) -> Subject {
+        Subject {
+            uid: HostUid(self.account),
+            gid: HostGid(self.gid),
+            groups: self.groups.iter().copied().map(HostGid).collect(),
+            application: self.application.clone(),
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{
     os::fd::AsFd,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -15,6 +15,7 @@ use nix::sys::inotify::AddWatchFlags;
 
 use crate::{
     engine::Engine,
+    ops::account,
     settings::{self, SettingsError},
     watch::Target,
 };
@@ -86,7 +87,7 @@ pub fn noticed(engine: &Engine) {
 }
 
 /// It is time to read the files that changed.
-pub fn due(engine: &Engine) {
+pub fn due(engine: &Arc<Engine>) {
     let due = engine.reload.state().due.take();
     engine.watches.remove(due.as_slice());
     // The watches first, so that nothing changes unseen; the directory may be another one by now.
@@ -98,13 +99,14 @@ pub fn due(engine: &Engine) {
 ///
 /// # Errors
 /// What is wrong, with file, line and column. The policy before stays.
-pub fn now(engine: &Engine) -> Result<(), String> {
+pub fn now(engine: &Arc<Engine>) -> Result<(), String> {
     match read(&engine.config) {
         Ok(policy) => {
             let was_wrong = engine.reload.state().mistake.take().is_some();
             if was_wrong || policy != *engine.policy() {
-                crate::ops::account::tell_unkept(&engine.tree, &policy);
+                account::tell_unkept(&engine.tree, &policy);
                 engine.set_policy(policy);
+                account::govern_all_again(engine);
                 engine.tell(Event::Policy);
                 tracing::info!("the policy was read again");
             }

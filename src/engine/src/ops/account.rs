@@ -1,12 +1,13 @@
 //! The account's own node: what all grants of an account have together is bounded there, on cgroups that root owns.
 
-use cgrant_policy::{Caller as Subject, LimitKey, LimitValue, Policy, Setting};
+use std::sync::Arc;
+
+use cgrant_policy::{Caller as Subject, HostUid, LimitKey, LimitValue, Policy, Setting};
 use cgrant_wire::Refusal;
 
 use super::check::Settings;
 use crate::{
     cgroup::{Nested, Tree},
-    connection::Caller,
     engine::Engine,
 };
 
@@ -16,20 +17,54 @@ use crate::{
 ///
 /// # Errors
 /// What the kernel refuses.
-pub fn prepare(engine: &Engine, caller: &Caller) -> Result<(), Refusal> {
-    let policy = engine.policy();
-    let subject = caller.subject();
-    let quotas = policy.quotas(&subject);
-    let ceilings = ceilings(engine, &subject)?.into_iter().map(|(key, value)| Setting::Limit(key, value));
-    let grants = engine.registry().counts(caller.account()).nested;
-    engine.tree.govern_account(
-        caller.account(),
-        quotas.cgroups,
-        quotas.cgroup_depth,
-        Nested { grants, depth: quotas.nesting_depth },
-        &ceilings.collect::<Vec<_>>(),
-    )?;
-    Ok(())
+pub fn prepare(engine: &Engine, account: HostUid, subject: &Subject) -> Result<(), Refusal> {
+    govern(engine, account, subject, &ceilings(engine, subject)?)
+}
+
+fn govern(
+    engine: &Engine,
+    account: HostUid,
+    subject: &Subject,
+    ceilings: &[(LimitKey, LimitValue)],
+) -> Result<(), Refusal> {
+    let quotas = engine.policy().quotas(subject).into_owned();
+    let settings: Vec<Setting> =
+        ceilings.iter().map(|(key, value)| Setting::Limit(*key, value.clone())).collect();
+    let grants = engine.registry().counts(account).nested;
+    let nested = Nested { grants, depth: quotas.nesting_depth };
+    Ok(engine.tree.govern_account(account, quotas.cgroups, quotas.cgroup_depth, nested, &settings)?)
+}
+
+/// Bounds an account that has grants by the policy that is in force now, which judges it as it was when it made the newest of those
+/// that it made from the host. What is no ceiling any more is lifted.
+///
+/// An attacker wants to keep what an older policy gave: it need not ask for anything to be bounded by the new one. What the kernel
+/// refuses (memory that can't be taken back on v1, for instance) leaves all as it was, and the log says so.
+pub fn govern_again(engine: &Engine, account: HostUid) {
+    let grants = engine.registry().list(Some(account));
+    let own = grants.iter().filter(|grant| !grant.path.is_nested()).map(|grant| grant.live().record.clone());
+    let Some(newest) = own.max_by_key(|record| record.created) else { return };
+    let subject = newest.subject();
+    let governed = ceilings(engine, &subject).and_then(|mut ceilings| {
+        let kept: Vec<LimitKey> = ceilings.iter().map(|(key, _)| *key).collect();
+        ceilings.extend(engine.tree.other_limits_lifted(account, &kept)?);
+        govern(engine, account, &subject, &ceilings)
+    });
+    if let Err(refusal) = governed {
+        tracing::error!(account = account.0, %refusal, "what the account has together is bounded as before");
+    }
+}
+
+/// Bounds all accounts that have grants by another policy, each among its other operations.
+pub fn govern_all_again(engine: &Arc<Engine>) {
+    let accounts: Vec<HostUid> = engine.registry().accounts().collect();
+    for account in accounts {
+        let again = Arc::clone(engine);
+        let job = Box::new(move || govern_again(&again, account));
+        if let Err(error) = engine.pool.submit_event(account.0, job) {
+            tracing::error!(%error, account = account.0, "what the account has together is bounded as before");
+        }
+    }
 }
 
 /// The ceilings of an account.

@@ -162,10 +162,18 @@ fn remember(limits: &mut Vec<(String, String)>, (key, value): (String, String)) 
 }
 
 /// Sets what the record says. For undoing and for reconcile, where a refusal can only be noted.
+///
+/// An attacker wants to be rid of what policy bounds it with, by a limit beside it that can't be had any more: of a disk that is
+/// not there after a reboot, say. So what is refused takes nothing else with it.
 pub fn reapply(engine: &Engine, grant: &Grant, limits: &[(String, String)]) {
-    let settings = check::settings(limits).unwrap_or_default();
-    if let Err(error) = settings.apply(engine, &grant.path) {
-        tracing::warn!(%error, grant = %grant.id, "limits of the record can't be set again");
+    let set = |limits: &[(String, String)]| check::settings(limits)?.apply(engine, &grant.path);
+    if set(limits).is_ok() {
+        return;
+    }
+    for limit in limits {
+        if let Err(error) = set(std::slice::from_ref(limit)) {
+            tracing::error!(%error, grant = %grant.id, key = limit.0, "a limit of the record can't be set again");
+        }
     }
 }
 

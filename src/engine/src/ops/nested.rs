@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use cgrant_policy::{Caller as Subject, GrantPath, HostGid, HostUid, IdSpan};
+use cgrant_policy::{GrantPath, HostUid, IdSpan};
 use cgrant_sys::{
     namespace::UsernsFd,
     pidfd::Pidfd,
@@ -46,13 +46,7 @@ pub fn standing(
     let (range, subject) = {
         let live = grant.live();
         let record = &live.record;
-        let subject = Subject {
-            uid: grant.account,
-            gid: HostGid(record.gid),
-            groups: record.groups.iter().copied().map(HostGid).collect(),
-            application: record.application.clone(),
-        };
-        (record.range.filter(|_| record.nesting > 0)?, subject)
+        (record.range.filter(|_| record.nesting > 0)?, record.subject())
     };
     // Its root has the account's ids no more than anybody else.
     let is_root = range.uid == uid.0 && engine.ids.owner_of(uid) == Some(grant.account);

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use cgrant_policy::{GrantPath, HugePageSize, Key, LimitKey, LimitValue};
+use cgrant_policy::{GrantPath, HostUid, HugePageSize, Key, LimitKey, LimitValue};
 
 use super::{file_of, parse, unsupported, v1, v2};
 use crate::cgroup::{
@@ -12,6 +12,9 @@ use crate::cgroup::{
     node::{Node, is_missing},
     tree::Tree,
 };
+
+/// `cpu.weight` of a new cgroup (`CGROUP_WEIGHT_DFL` of the kernel).
+const USUAL_WEIGHT: u32 = 100;
 
 impl Tree {
     /// Limits and raw files of a grant as the kernel has them now, in the order asked for; with no keys, all portable limits
@@ -27,6 +30,42 @@ impl Tree {
             return self.all_limits(grant);
         }
         keys.iter().map(|key| Ok((key.to_string(), self.get_value(grant, key)?))).collect()
+    }
+
+    /// What lifts the limits of an account's node that are in force and not among those `kept`.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn other_limits_lifted(
+        &self,
+        account: HostUid,
+        kept: &[LimitKey],
+    ) -> Result<Vec<(LimitKey, LimitValue)>, CgroupError> {
+        let node = GrantPath { account, names: Vec::new() };
+        let mut lifted = Vec::new();
+        for key in LimitKey::PLAIN.into_iter().chain(self.huge_pages(&node).unwrap_or_default()) {
+            let none = LimitValue::unlimited(key).unwrap_or(LimitValue::Weight(USUAL_WEIGHT));
+            match self.get_value(&node, &Key::Limit(key)) {
+                _ if kept.contains(&key) => (),
+                Ok(value) if value == none.to_string() || self.list_above(key)? == Some(value.clone()) => (),
+                Ok(_) => lifted.push((key, none)),
+                // It has no cgroup where it never had a limit.
+                Err(CgroupError::Unsupported { .. } | CgroupError::NoSuchGrant(_)) => (),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(lifted)
+    }
+
+    /// The list that a v1 cpuset of an account has that was not given another one.
+    fn list_above(&self, key: LimitKey) -> Result<Option<String>, CgroupError> {
+        let hierarchy = self.hierarchy_of(key)?;
+        if key != LimitKey::CpusetCpus || hierarchy.kind == Kind::V2 {
+            return Ok(None);
+        }
+        let list = of_v1(&hierarchy.base, key);
+        let list = list.map_err(CgroupError::kernel("to read", hierarchy.base.path_of("cpuset.cpus")))?;
+        Ok(Some(list.to_string()))
     }
 
     fn all_limits(&self, grant: &GrantPath) -> Result<Vec<(String, String)>, CgroupError> {
