@@ -234,4 +234,59 @@ mod tests {
             unit.lines().filter_map(|line| line.strip_prefix("CapabilityBoundingSet=")).collect();
         assert_eq!(bound, [CAPABILITIES.map(|capability| capability.to_string()).join(" ")]);
     }
+    /// Settings that `systemd-analyze security` judges a unit by, as of systemd 252.
+    const HARDENING: [&str; 38] = [
+        "AmbientCapabilities",
+        "CapabilityBoundingSet",
+        "Delegate",
+        "DeviceAllow",
+        "DynamicUser",
+        "IPAddressDeny",
+        "KeyringMode",
+        "LockPersonality",
+        "MemoryDenyWriteExecute",
+        "NoNewPrivileges",
+        "NotifyAccess",
+        "PrivateDevices",
+        "PrivateMounts",
+        "PrivateNetwork",
+        "PrivateTmp",
+        "PrivateUsers",
+        "ProcSubset",
+        "ProtectClock",
+        "ProtectControlGroups",
+        "ProtectHome",
+        "ProtectHostname",
+        "ProtectKernelLogs",
+        "ProtectKernelModules",
+        "ProtectKernelTunables",
+        "ProtectProc",
+        "ProtectSystem",
+        "RemoveIPC",
+        "RestrictAddressFamilies",
+        "RestrictNamespaces",
+        "RestrictRealtime",
+        "RestrictSUIDSGID",
+        "RootDirectory",
+        "RootImage",
+        "SupplementaryGroups",
+        "SystemCallArchitectures",
+        "SystemCallFilter",
+        "UMask",
+        "User",
+    ];
+
+    #[test]
+    fn units_have_every_hardening_or_say_why_not() {
+        for (name, unit) in [
+            ("cgrantd", include_str!("../../../systemd/cgrantd.service")),
+            ("cgrant-shutdown", include_str!("../../../systemd/cgrant-shutdown.service")),
+            ("cgrant-autostart", include_str!("../../../systemd/cgrant-autostart.service")),
+        ] {
+            let words = unit.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '=');
+            let named: Vec<&str> = words.filter_map(|word| Some(word.split_once('=')?.0)).collect();
+            let lacking: Vec<_> = HARDENING.into_iter().filter(|setting| !named.contains(setting)).collect();
+            assert!(lacking.is_empty(), "{name}.service has no word of {lacking:?}");
+        }
+    }
 }
