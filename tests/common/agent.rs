@@ -118,6 +118,16 @@ fn play(arguments: &[OsString]) -> ExitCode {
             tell(&socket, "ok", &[outer.as_fd(), inner.as_fd()]);
         }
         // On the word `go`: takes so much memory, in megabytes, and keeps it.
+        // Tries to enter namespaces whose descriptors it is given.
+        ["enter"] => {
+            tell(&socket, "ok", &[]);
+            let (_, fds) = hear(&socket).unwrap();
+            let enter = |fd: &OwnedFd| match nix::sched::setns(fd, CloneFlags::empty()) {
+                Ok(()) => "ok".to_owned(),
+                Err(error) => format!("{error:?}"),
+            };
+            tell(&socket, &fds.iter().map(enter).collect::<Vec<_>>().join(" "), &[]);
+        }
         ["eat", megabytes] => {
             tell(&socket, "ok", &[]);
             await_go(&socket);

@@ -48,6 +48,7 @@ mod links_failures;
 mod metrics;
 mod mounts;
 mod nested;
+mod nested_attacks;
 mod nested_policy;
 mod one_liners;
 mod pam;
@@ -114,6 +115,7 @@ fn main() -> std::process::ExitCode {
         links_failures::TESTS,
         mounts::TESTS,
         nested::TESTS,
+        nested_attacks::TESTS,
         nested_policy::TESTS,
         one_liners::TESTS,
         pam::TESTS,

@@ -92,13 +92,13 @@ pub enum CgroupError {
     #[error("the process has ended")]
     NoSuchProcess,
     /// The process, or one of its tree, is not the caller's to move; nobody was moved. [`RefusalCode::NotAuthorized`].
-    #[error("process {pid} is not the caller's to move")]
+    #[error("the process, or one of its tree, is not the caller's to move")]
     NotMovable {
         /// Its pid.
         pid: u32,
     },
     /// The kernel refused to move a process; nobody was moved. [`RefusalCode::KernelRefused`].
-    #[error("the kernel refused to move process {pid} into {cgroup}")]
+    #[error("the kernel refused to move a process into {cgroup}")]
     Move {
         /// Its pid.
         pid: u32,

@@ -52,5 +52,5 @@ pub use limits::Nested;
 pub use make::Delegation;
 pub(crate) use mounts::Kind;
 pub(crate) use node::{Node, is_missing};
-pub use tree::{HostKind, Tree};
+pub use tree::{HostKind, Tree, below_base};
 pub(crate) use walk::{Visit, walk};

@@ -413,7 +413,7 @@ fn account_of(name: &str) -> Option<HostUid> {
 }
 
 /// The names from the instance's node to a grant's cgroup.
-pub(super) fn below_base(grant: &GrantPath) -> Vec<String> {
+pub fn below_base(grant: &GrantPath) -> Vec<String> {
     let mut names = vec![account_name(grant.account)];
     for (at, name) in grant.names.iter().enumerate() {
         if at > 0 {

@@ -19,6 +19,7 @@ use cgrant_wire::{
 
 use super::check;
 use crate::{
+    cgroup::below_base,
     connection::{Caller, Inside},
     engine::Engine,
     registry::Grant,
@@ -50,11 +51,28 @@ pub fn standing(
     };
     // Its root has the account's ids no more than anybody else.
     let is_root = range.uid == uid.0 && engine.ids.owner_of(uid) == Some(grant.account);
-    (is_root && grant.is_active() && has_ids_of(engine, process?, range).unwrap_or(false)).then_some(Inside {
+    let depth = grant.path.names.len();
+    let is_there = |process| {
+        Ok::<_, std::io::Error>(has_ids_of(engine, process, range)? && is_at_depth(engine, process, depth)?)
+    };
+    (is_root && grant.is_active() && is_there(process?).unwrap_or(false)).then_some(Inside {
         grant,
         range,
         subject,
     })
+}
+
+/// Is the process's user namespace so many below the host's? Root of the grant's own can make one inside with the very same map,
+/// never one of the same depth: a grant's own is a child of the one that its maker is in ([`check::unmapped_userns`]).
+fn is_at_depth(engine: &Engine, process: &Pidfd, depth: usize) -> std::io::Result<bool> {
+    let mut namespace = UsernsFd::from_fd(process.user_namespace()?).map_err(std::io::Error::other)?;
+    for _ in 0..depth {
+        if namespace.id()? == engine.own_userns {
+            return Ok(false);
+        }
+        namespace = namespace.parent()?;
+    }
+    Ok(namespace.id()? == engine.own_userns && process.is_alive()?)
 }
 
 /// The uid that a caller in a container has in its own user namespace: what its D-Bus library says it is.
@@ -223,6 +241,23 @@ pub fn own_userns(caller: &Caller) -> Result<Option<UsernsFd>, Refusal> {
     UsernsFd::from_fd(namespace).map(Some).map_err(check::internal)
 }
 
+/// A refusal in the caller's own words: where its grant lies on the host is left out of the paths in it.
+pub fn refused_inside(caller: &Caller, mut refusal: Refusal) -> Refusal {
+    if let Some(inside) = &caller.nested {
+        refusal.message = from_below(refusal.message, &below_base(&inside.grant.path).join("/"));
+    }
+    refusal
+}
+
+/// The text with each path in it that leads through `above` from there on.
+fn from_below(mut text: String, above: &str) -> String {
+    while let Some(found) = text.find(above).filter(|_| !above.is_empty()) {
+        let begin = text.get(..found).and_then(|before| before.rfind(' ')).map_or(0, |blank| blank + 1);
+        text.replace_range(begin..found + above.len(), "");
+    }
+    text
+}
+
 /// An answer in the caller's own words.
 ///
 /// # Errors
@@ -335,4 +370,18 @@ pub fn around(engine: &Engine, path: &GrantPath) -> Vec<Arc<Grant>> {
     let registry = engine.registry();
     let above = std::iter::successors(Some(path.around()), |path| Some(path.around()));
     above.take_while(|path| !path.names.is_empty()).filter_map(|path| registry.at(&path)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_begin_where_the_caller_is() {
+        let told = |text: &str| from_below(text.to_owned(), "u1000/one");
+        let said = "the kernel refused to make /sys/fs/cgroup/memory/cgrant-main/u1000/one/children/two/payload/a: No space";
+        assert_eq!(told(said), "the kernel refused to make /children/two/payload/a: No space");
+        assert_eq!(told("/a/u1000/one/x and /b/u1000/one"), "/x and ");
+        assert_eq!(told("u1000/two"), "u1000/two");
+    }
 }
