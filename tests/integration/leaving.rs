@@ -41,13 +41,13 @@ lifetime.logout = "end"
 "#;
 
 /// A host's `/etc` and logind, as far as the broker looks at them.
-struct Place<'a> {
+pub struct Place<'a> {
     lab: &'a Lab,
     stage: Child,
 }
 
 impl<'a> Place<'a> {
-    fn new(lab: &'a Lab, users: &[(&str, &User)]) -> Self {
+    pub fn new(lab: &'a Lab, users: &[(&str, &User)]) -> Self {
         for name in ["host-etc", "host-users"] {
             fs::create_dir(lab.scratch.join(name)).unwrap();
         }
@@ -72,14 +72,23 @@ impl<'a> Place<'a> {
         fs::write(self.etc("nsswitch.conf"), format!("passwd: {sources}\n")).unwrap();
     }
 
-    /// As userdel(8) writes it: a new file in the place of the old.
     fn passwd(&self, users: &[(&str, &User)]) {
         let mut text = "root:x:0:0::/root:/bin/sh\n".to_owned();
         for (name, User { uid, gid, .. }) in users {
             text += &format!("{name}:x:{uid}:{gid}::/:/bin/sh\n");
         }
-        fs::write(self.etc("passwd+"), text).unwrap();
-        fs::rename(self.etc("passwd+"), self.etc("passwd")).unwrap();
+        self.write("passwd", &text);
+    }
+
+    pub fn group(&self, groups: &[(&str, u32)]) {
+        let lines = groups.iter().map(|(name, gid)| format!("{name}:x:{gid}:\n"));
+        self.write("group", &lines.collect::<String>());
+    }
+
+    /// As userdel(8) and groupmod(8) write them: a new file in the place of the old.
+    fn write(&self, file: &str, text: &str) {
+        fs::write(self.etc("new+"), text).unwrap();
+        fs::rename(self.etc("new+"), self.etc(file)).unwrap();
     }
 
     /// As logind writes who is logged in.
@@ -93,7 +102,7 @@ impl<'a> Place<'a> {
         fs::rename(directory.join(".new"), directory.join(name)).unwrap();
     }
 
-    fn broker(&self) -> Broker {
+    pub fn broker(&self) -> Broker {
         self.lab.setup().within(self.stage.id()).start()
     }
 }

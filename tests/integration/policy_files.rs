@@ -6,7 +6,10 @@ use std::{
     path::PathBuf,
 };
 
-use crate::common::{Lab, Options, wait_until};
+use crate::{
+    common::{Client, Lab, Options, wait_until},
+    leaving::Place,
+};
 
 fn rule(name: &str, grants: u32) -> String {
     format!("[[rule]]\nname = \"{name}\"\nquota.grants = {grants}\n")
@@ -17,7 +20,7 @@ fn directory(lab: &Lab) -> PathBuf {
 }
 
 /// The rule of a user's quotas, and how many grants it gives.
-fn in_force(client: &crate::common::Client) -> (String, u64) {
+fn in_force(client: &Client) -> (String, u64) {
     let (_, rule, rows): (u32, String, Vec<(String, u64, u64)>) =
         client.manager("GetUsage", &Options::new().0).unwrap();
     (rule, rows.iter().find(|row| row.0 == "grants").unwrap().2)
@@ -105,8 +108,48 @@ fn a_file_that_is_not_roots_alone_is_refused(lab: &Lab) {
     }
 }
 
+/// An attacker was in the group once, or has the gid that its name had; or its number is somebody else's now.
+fn a_group_by_name_is_whoever_has_its_gid_now(lab: &Lab) {
+    let (first, second) = (31_008, 31_009);
+    lab.write_policy(
+        "[[rule]]\nname = \"builders\"\ngroups = [\"builders\"]\n\
+         [[rule]]\nname = \"others\"\naccess.grant = \"deny\"\n",
+    );
+    let place = Place::new(lab, &[]);
+    place.group(&[("staff", second), ("builders", first)]);
+    let broker = place.broker();
+    let clients = [first, second].map(|gid| lab.user_in(&[gid]).client(broker.socket()));
+    let [firsts, seconds] = &clients;
+    let is_builder = |client: &Client| in_force(client).0 == "50-test.toml:1 builders";
+    let may = |client: &Client| {
+        let grant = client.create("one", Options::new().no_range()).unwrap();
+        client.release(&grant.path, false).unwrap();
+    };
+    let may_not = |client: &Client| {
+        let refused = client.create("one", Options::new().no_range()).unwrap_err();
+        refused.is("NotAuthorized", "");
+        assert_eq!(refused.text("rule").as_deref(), Some("50-test.toml:4 others"));
+    };
+    may(firsts);
+    may_not(seconds);
+    // Connections that are there already are judged by it too.
+    place.group(&[("staff", first), ("builders", second)]);
+    wait_until("the name is of another gid", || is_builder(seconds));
+    may(seconds);
+    may_not(firsts);
+    // A group that is not there has no members, not even those of an empty name.
+    place.group(&[("staff", first), ("", second)]);
+    wait_until("the group is gone", || !is_builder(seconds));
+    clients.iter().for_each(may_not);
+    place.group(&[("builders", first)]);
+    wait_until("the group is back", || is_builder(firsts));
+    may(firsts);
+    may_not(seconds);
+}
+
 crate::tests![
     files_are_noticed_when_they_change,
     a_mistake_that_is_noticed_leaves_the_policy_before,
     a_file_that_is_not_roots_alone_is_refused,
+    a_group_by_name_is_whoever_has_its_gid_now,
 ];
