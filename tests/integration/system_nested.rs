@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::common::{
     Broker, Lab, checker,
-    containers::{Shell, debian, inside, states, text, tree},
+    containers::{Shell, busybox, debian, inside, states, text, tree},
     network::{HOST4, HOST6, Network, OUTSIDE4, OUTSIDE6},
     node::Tcp,
     wait_until,
@@ -88,10 +88,17 @@ fn three_levels_of_debian(lab: &Lab) {
     let within = |script: &str| shell.done(&inside(&LEVELS, &["sh", "-c", script]));
     assert_eq!(within("hostname; id -u; ps -o comm= 1"), "three\n0\nsystemd\n");
     the_trees_are_right(lab, &shell, &broker);
+    for depth in 1..=LEVELS.len() {
+        let at = |words: &[&str]| shell.done(&inside(&LEVELS[..depth], words));
+        assert_eq!(at(&["systemctl", "is-system-running"]).trim(), "running", "level {depth}");
+        assert_eq!(at(&["systemctl", "--failed", "--no-legend"]), "", "level {depth}");
+        // Its own init, and those of the levels below.
+        let names = at(&["ps", "-e", "-o", "comm="]);
+        assert_eq!(names.lines().filter(|name| *name == "systemd").count(), LEVELS.len() + 1 - depth);
+    }
     // It sees its own cgroups, processes and ids alone.
     assert!(within("cat /proc/self/cgroup").lines().any(|line| line == "0::/.cgrant"));
     assert_eq!(within("cat /proc/1/cgroup | grep ^0:"), "0::/init.scope\n");
-    assert_eq!(within("systemctl is-system-running").trim(), "running");
     assert_eq!(within("awk '{print $1, $3}' /proc/self/uid_map"), "0 65536\n");
     // Out through all of them: for who is outside it is the host that calls.
     let out = || {
@@ -152,4 +159,37 @@ fn three_levels_of_debian(lab: &Lab) {
     checker::assert_empty(lab);
 }
 
-crate::tests![three_levels_of_debian];
+// How many blocks of ids a container with this option has.
+fn blocks(shell: &Shell<'_>, name: &str, option: &str) -> u32 {
+    shell.done(&["launch", "box", name, option]);
+    let map = shell.done(&["exec", name, "--", "cat", "/proc/self/uid_map"]);
+    map.split_ascii_whitespace().last().unwrap().parse::<u32>().unwrap() / 65_536
+}
+
+fn a_container_has_sixteen_blocks_for_others(lab: &Lab) {
+    let (broker, user) = (lab.broker(), lab.user());
+    let shell = Shell::new(lab, &user, &broker);
+    shell.import(lab, &busybox(lab), "box");
+    assert_eq!((blocks(&shell, "usual", "--nesting"), blocks(&shell, "three", "--nesting=3")), (17, 4));
+    shell.done(&["delete", "--force", "usual", "three"]);
+    checker::assert_empty(lab);
+}
+
+fn a_container_has_no_more_blocks_than_policy_gives(lab: &Lab) {
+    lab.write_policy("[[rule]]\nname = \"few\"\nquota.nesting-blocks = 5\n");
+    let (broker, user) = (lab.broker(), lab.user());
+    let shell = Shell::new(lab, &user, &broker);
+    shell.import(lab, &busybox(lab), "box");
+    assert_eq!(blocks(&shell, "few", "--nesting"), 6);
+    let output = shell.output(&["launch", "box", "wide", "--nesting=6"]);
+    let said = text(&output.stderr);
+    assert!(!output.status.success() && said.contains("nesting-blocks"), "{said}");
+    shell.done(&["delete", "--force", "few"]);
+    checker::assert_empty(lab);
+}
+
+crate::tests![
+    three_levels_of_debian,
+    a_container_has_sixteen_blocks_for_others,
+    a_container_has_no_more_blocks_than_policy_gives,
+];
