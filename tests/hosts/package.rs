@@ -13,7 +13,7 @@ use std::{
 use crate::common::{
     Lab, checker,
     containers::{PACKAGED, Shell, busybox, text},
-    systemd::{done, is_active, systemctl},
+    systemd::{done, is_active, kill_keeper, systemctl},
     wait_until,
 };
 use crate::people::Person;
@@ -200,12 +200,7 @@ fn what_systemd_does_to_itself_harms_no_container(lab: &Lab) {
         running.assert_unharmed("daemon-reload");
         systemctl(&["daemon-reexec"]);
         running.assert_unharmed("daemon-reexec");
-        for (_, base) in checker::bases(&lab.host, "default") {
-            for pid in checker::members(&base.join("keeper")) {
-                let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
-        }
+        kill_keeper(lab, "default");
         running.assert_unharmed("the keeper's death");
         systemctl(&["isolate", "multi-user.target"]);
         running.assert_unharmed("isolate");

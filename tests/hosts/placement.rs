@@ -9,7 +9,7 @@ use crate::common::{
     checker,
     containers::PACKAGED,
     harness,
-    systemd::{is_active, systemctl},
+    systemd::{is_active, kill_keeper, systemctl},
     wait_until,
 };
 
@@ -137,11 +137,7 @@ fn the_keeper_may_die(lab: &Lab) {
     let grant = client.create("kept", Options::new().lifetime("persistent")).unwrap();
     let sleeper = user.sleeper();
     client.attach(&grant.path, &sleeper.pidfd, Options::new()).unwrap();
-    for (_, base) in checker::bases(&lab.host, &lab.instance) {
-        for pid in checker::members(&base.join("keeper")) {
-            broker.kill(pid);
-        }
-    }
+    kill_keeper(lab, &lab.instance);
     assert!(sleeper.is_alive());
     let second = client.create("second", Options::new()).unwrap();
     client.release(&second.path, false).unwrap();
