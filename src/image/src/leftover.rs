@@ -2,19 +2,20 @@
 //!
 //! Root does this, in directories that somebody else may change meanwhile and wants to lead it elsewhere by: to have files of others
 //! removed, or some of the old ones kept. What is removed are names of files whose owner was one of the ids when it was looked,
-//! in a directory that is held by descriptor; so no change of a path makes a difference, links are not followed, and mounts not
-//! entered. Whoever swaps a name between the look and the removal must be able to remove names from that directory himself, and what he
-//! put there. A directory goes when it is such an id's and empty. Trees may be as deep and as wide as the file system lets
-//! them be; a file that can't be removed keeps nothing else.
+//! in a directory that is held by descriptor; so no change of a path makes a difference, links are not followed, and mounts neither
+//! entered nor asked about. Whoever swaps a name between the look and the removal must be able to remove names from that directory himself,
+//! and what he put there. Where that is everybody, because the directory is shared and its sticky bit is what keeps names, he must
+//! have the ids that are looked for. A directory goes when it is such an id's and empty. Trees may be as deep and as wide as the file system
+//! lets them be; a file that can't be removed keeps nothing else.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
 use cgrant_sys::Dir;
-use rustix::fs::{AtFlags, FileType, RawDir, Stat, fstat, renameat, statat, unlinkat};
+use rustix::fs::{AtFlags, FileType, RawDir, Stat, fstat, renameat, unlinkat};
 use rustix::io::Errno;
 
 use crate::limits::Limits;
@@ -24,6 +25,10 @@ use crate::walk::{WalkError, reopen};
 
 /// How many failures are told one by one.
 const TOLD: usize = 16;
+/// How often a directory is read that loses names each time: who makes new ones meanwhile does not keep the search from its end.
+const PASSES: usize = 64;
+/// How many directories that are too deep are brought up, at most.
+const ASIDES: usize = 1 << 16;
 /// What begins the names of directories that were too deep where they were, until they are removed.
 const ASIDE: &str = ".cgrant-leftover-";
 
@@ -49,37 +54,93 @@ pub struct Leftovers {
     pub failures: Vec<WalkError>,
 }
 
-/// Looks through `root` and all below it on the same file system for files whose owner is one of `ids`, each first and last. `root`
+/// Looks through `root` and all below it on the same mount for files whose owner is one of `ids`, each first and last. `root`
 /// itself stays.
 pub fn leftovers(root: &Dir, ids: &[(u32, u32)], act: Act) -> Leftovers {
-    let mut search =
-        Search { ids, act, device: 0, seen: HashSet::new(), changed: 0, found: Leftovers::default() };
+    let (linked, entered) = (HashSet::new(), HashSet::new());
+    let found = Leftovers::default();
+    let mut search = Search { ids, act, linked, entered, changed: BTreeSet::new(), asides: 0, found };
     let path = TreePath::default();
     match reopen(root).and_then(|root| Ok((fstat(&root)?, root))) {
         Ok((stat, root)) => {
-            search.device = stat.st_dev;
-            search.directory(&root, &path, search.is_left(&stat), &Above { depth: 0, top: None });
+            let place =
+                Place { dir: &root, path: &path, is_left: search.is_left(&stat), depth: 0, top: None };
+            search.directory(&place);
         }
         Err(source) => search.fail(&path, source),
     }
     search.found
 }
 
-/// What is above a directory.
-struct Above<'a> {
+/// A directory, and what is above it.
+struct Place<'a> {
+    dir: &'a Dir,
+    path: &'a TreePath,
+    /// Is it one of the ids'?
+    is_left: bool,
     depth: usize,
-    /// The uppermost directory of the ids that it is in, and how deep what is in that one is.
-    top: Option<(&'a Dir, usize)>,
+    /// The uppermost directory of the ids on the same file system that it is or is in.
+    top: Option<Top<'a>>,
+}
+
+#[derive(Clone, Copy)]
+struct Top<'a> {
+    dir: &'a Dir,
+    depth: usize,
+    device: u64,
+}
+
+/// What a reading of a directory found in it; what is in directories in it is not counted here.
+#[derive(Default)]
+struct Pass {
+    foreign: u64,
+    failed: u64,
+    failures: Vec<WalkError>,
+}
+
+impl Pass {
+    fn failed(&mut self, error: WalkError) {
+        self.failed = self.failed.saturating_add(1);
+        if self.failures.len() < TOLD {
+            self.failures.push(error);
+        }
+    }
+}
+
+/// What became of a directory while it was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Nothing,
+    /// It lost names.
+    Lost,
+    /// Directories from below were brought up as well, which comes to an end of its own ([`ASIDES`]).
+    Raised,
+}
+
+/// Has a directory read until that changes nothing; `false` if it is never so.
+fn settles(mut read: impl FnMut() -> io::Result<Change>) -> io::Result<bool> {
+    let mut losses = 0;
+    while losses < PASSES {
+        match read()? {
+            Change::Nothing => return Ok(true),
+            Change::Lost => losses += 1,
+            Change::Raised => (),
+        }
+    }
+    Ok(false)
 }
 
 struct Search<'a> {
     ids: &'a [(u32, u32)],
     act: Act,
-    device: u64,
-    /// Files with several names that were counted.
-    seen: HashSet<u64>,
-    /// How many names were removed or moved.
-    changed: u64,
+    /// Files with several names that were counted. A subvolume has a device number of its own.
+    linked: HashSet<(u64, u64)>,
+    /// Directories that were looked through, and are there still.
+    entered: HashSet<(u64, u64)>,
+    /// How deep those directories are, of the one that is read now and those above, whose names were removed or moved while they were read.
+    changed: BTreeSet<usize>,
+    /// How many directories were brought up.
+    asides: usize,
     found: Leftovers,
 }
 
@@ -94,37 +155,48 @@ impl Search<'_> {
     }
 
     fn fail(&mut self, path: &TreePath, source: io::Error) {
-        self.failed(WalkError::Read { path: path.clone(), source });
+        let mut pass = Pass::default();
+        pass.failed(WalkError::Read { path: path.clone(), source });
+        self.keep(pass);
     }
 
-    fn failed(&mut self, error: WalkError) {
-        self.found.failed = self.found.failed.saturating_add(1);
-        if self.found.failures.len() < TOLD {
-            self.found.failures.push(error);
+    fn keep(&mut self, pass: Pass) {
+        self.found.foreign = self.found.foreign.saturating_add(pass.foreign);
+        self.found.failed = self.found.failed.saturating_add(pass.failed);
+        let room = TOLD.saturating_sub(self.found.failures.len());
+        self.found.failures.extend(pass.failures.into_iter().take(room));
+    }
+
+    /// Reads a directory until it loses no more names: one that changes while it is read may be read incompletely. What the last
+    /// reading found is what is said. Directories in it are looked through once.
+    fn directory(&mut self, place: &Place<'_>) {
+        let mut pass = Pass::default();
+        let settled = settles(|| {
+            pass = Pass::default();
+            self.reading(place, &mut pass)
+        });
+        self.keep(pass);
+        match settled {
+            Ok(true) => (),
+            Ok(false) => self.fail(place.path, io::Error::other("it changes meanwhile")),
+            Err(source) => self.fail(place.path, source),
         }
     }
 
-    /// Looks at the entries of a directory until there is nothing more to remove: one that changes while it is read may be read
-    /// incompletely. A second look finds what the first one left, and says nothing of it again.
-    fn directory(&mut self, dir: &Dir, path: &TreePath, is_left: bool, above: &Above<'_>) {
-        loop {
-            let before = self.changed;
-            let (failed, foreign) = (self.found.failed, self.found.foreign);
-            let told = self.found.failures.len();
-            if let Err(source) = self.entries(dir, path, is_left, above) {
-                return self.fail(path, source);
-            }
-            if self.changed == before {
-                return;
-            }
-            (self.found.failed, self.found.foreign) = (failed, foreign);
-            self.found.failures.truncate(told);
-        }
+    fn reading(&mut self, place: &Place<'_>, pass: &mut Pass) -> io::Result<Change> {
+        self.changed.remove(&place.depth);
+        let asides = self.asides;
+        self.entries(place, pass)?;
+        Ok(match self.changed.contains(&place.depth) {
+            false => Change::Nothing,
+            true if self.asides == asides => Change::Lost,
+            true => Change::Raised,
+        })
     }
 
-    fn entries(&mut self, dir: &Dir, path: &TreePath, is_left: bool, above: &Above<'_>) -> io::Result<()> {
+    fn entries(&mut self, place: &Place<'_>, pass: &mut Pass) -> io::Result<()> {
         // Another description, so that each reading begins at the start.
-        let reading = reopen(dir)?;
+        let reading = reopen(place.dir)?;
         let mut buffer = Vec::with_capacity(1 << 15);
         let mut entries = RawDir::new(&reading, buffer.spare_capacity_mut());
         while let Some(entry) = entries.next() {
@@ -137,9 +209,8 @@ impl Search<'_> {
                 FileType::Unknown => None,
                 kind => Some(kind == FileType::Directory),
             };
-            let result = self.entry(dir, name, is_directory, path, is_left, above);
-            if let Err(source) = result {
-                self.fail(&path.join(name), source);
+            if let Err(source) = self.entry(place, name, is_directory, pass) {
+                pass.failed(WalkError::Read { path: place.path.join(name), source });
             }
         }
         Ok(())
@@ -147,17 +218,16 @@ impl Search<'_> {
 
     fn entry(
         &mut self,
-        dir: &Dir,
+        place: &Place<'_>,
         name: &OsStr,
         is_directory: Option<bool>,
-        path: &TreePath,
-        in_left: bool,
-        above: &Above<'_>,
+        pass: &mut Pass,
     ) -> io::Result<()> {
-        // A directory that may be a mount of somebody's who does not answer is not asked about itself before it is opened.
+        let Place { dir, is_left: in_left, .. } = *place;
+        // A mount may be of somebody's who does not answer, and is not asked about itself: neither this nor `look` gets there.
         if is_directory != Some(false) {
             match dir.open_dir(name) {
-                Ok(below) => return self.below(dir, name, &below, path, in_left, above),
+                Ok(below) => return self.below(place, name, &below, pass),
                 Err(error) => match Errno::from_io_error(&error) {
                     // A mount, or not there any more.
                     Some(Errno::XDEV | Errno::NOENT) => return Ok(()),
@@ -167,24 +237,27 @@ impl Search<'_> {
                 },
             }
         }
-        let stat = match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => return Ok(()),
-            result => result?,
+        let stat = match dir.look(name) {
+            Ok(stat) => stat,
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::XDEV | Errno::NOENT) => return Ok(()),
+                _ => return Err(error),
+            },
         };
-        if stat.st_dev != self.device || FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             return Ok(());
         }
         if !self.is_left(&stat) {
-            self.found.foreign = self.found.foreign.saturating_add(in_left.into());
+            pass.foreign = pass.foreign.saturating_add(in_left.into());
             return Ok(());
         }
         if self.act == Act::Remove {
             unlinkat(dir, name, AtFlags::empty())?;
-            self.changed += 1;
+            self.changed.insert(place.depth);
         }
         // The blocks of one with several names are free with the last of them.
         let counts = match self.act {
-            Act::Count => stat.st_nlink == 1 || self.seen.insert(stat.st_ino),
+            Act::Count => stat.st_nlink == 1 || self.linked.insert((stat.st_dev, stat.st_ino)),
             Act::Remove => stat.st_nlink == 1,
         };
         if counts {
@@ -193,54 +266,56 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// A directory that was opened, by its name in `dir`.
-    fn below(
-        &mut self,
-        dir: &Dir,
-        name: &OsStr,
-        below: &Dir,
-        path: &TreePath,
-        in_left: bool,
-        above: &Above<'_>,
-    ) -> io::Result<()> {
+    /// A directory that was opened, by its name in that of `place`.
+    fn below(&mut self, place: &Place<'_>, name: &OsStr, below: &Dir, pass: &mut Pass) -> io::Result<()> {
         let stat = fstat(below)?;
-        let (is_left, path) = (self.is_left(&stat), path.join(name));
-        if above.depth >= Limits::DEPTH {
-            return match (self.act, above.top) {
+        let (is_left, path) = (self.is_left(&stat), place.path.join(name));
+        // Nothing can be moved from one file system to another.
+        let top = place.top.filter(|top| top.device == stat.st_dev);
+        if place.depth >= Limits::DEPTH {
+            return match (self.act, top) {
                 // It must come up by that.
-                (Act::Remove, Some((top, depth))) if is_left && depth < above.depth => {
-                    self.put_aside(dir, name, top)
+                (Act::Remove, Some(top)) if is_left && top.depth < place.depth && self.asides < ASIDES => {
+                    self.put_aside(place, name, top)
                 }
                 _ => {
-                    self.failed(WalkError::TooDeep(path));
+                    pass.failed(WalkError::TooDeep(path));
                     Ok(())
                 }
             };
         }
-        let depth = above.depth + 1;
-        let top = above.top.or(is_left.then_some((below, depth)));
-        self.directory(below, &path, is_left, &Above { depth, top });
+        let depth = place.depth + 1;
+        if self.entered.insert((stat.st_dev, stat.st_ino)) {
+            let top = top.or(is_left.then_some(Top { dir: below, depth, device: stat.st_dev }));
+            self.directory(&Place { dir: below, path: &path, is_left, depth, top });
+            if is_left && self.act == Act::Count {
+                self.count(&stat);
+            }
+        }
         if !is_left {
-            self.found.foreign = self.found.foreign.saturating_add(in_left.into());
+            pass.foreign = pass.foreign.saturating_add(place.is_left.into());
             return Ok(());
         }
         if self.act == Act::Remove {
-            match unlinkat(dir, name, AtFlags::REMOVEDIR) {
-                Ok(()) => self.changed += 1,
+            match unlinkat(place.dir, name, AtFlags::REMOVEDIR) {
+                Ok(()) => self.changed.insert(place.depth),
                 // Because of what was said already to stay in it.
                 Err(Errno::NOTEMPTY | Errno::EXIST) => return Ok(()),
                 Err(errno) => return Err(errno.into()),
-            }
+            };
+            // Its number may be another's now.
+            self.entered.remove(&(stat.st_dev, stat.st_ino));
+            self.count(&stat);
         }
-        self.count(&stat);
         Ok(())
     }
 
-    /// Moves a directory of the ids up into another one of them, which is looked through once more then.
-    fn put_aside(&mut self, dir: &Dir, name: &OsStr, top: &Dir) -> io::Result<()> {
-        let place = OsString::from(format!("{ASIDE}{:016x}", cgrant_sys::process::random_u64()?));
-        renameat(dir.as_fd(), name, top.as_fd(), &place)?;
-        self.changed += 1;
+    /// Moves a directory of the ids up into another one of them, which is read once more then.
+    fn put_aside(&mut self, place: &Place<'_>, name: &OsStr, top: Top<'_>) -> io::Result<()> {
+        let aside = OsString::from(format!("{ASIDE}{:016x}", cgrant_sys::process::random_u64()?));
+        renameat(place.dir.as_fd(), name, top.dir.as_fd(), &aside)?;
+        self.asides += 1;
+        self.changed.extend([place.depth, top.depth]);
         Ok(())
     }
 }
@@ -315,8 +390,72 @@ mod tests {
         assert!(!upper.join("link").exists() && !upper.join("etc/data").exists());
     }
 
+    /// Every directory on the way loses something and keeps something.
     #[test]
-    fn links_and_mounts_lead_nowhere() {
+    fn what_stays_is_counted_once_however_often_it_is_looked_at() {
+        let place = tempfile::tempdir().unwrap();
+        let mut dir = place.path().to_owned();
+        for _ in 0..100 {
+            dir.push("d");
+            fs::create_dir(&dir).unwrap();
+            own(&dir, OLD);
+            for (name, uid) in [("a", OLD), ("foreign", 1), ("z", OLD)] {
+                fs::write(dir.join(name), "").unwrap();
+                own(dir.join(name), uid);
+            }
+        }
+        let removed = search(place.path(), Act::Remove);
+        assert_eq!((removed.usage.files, removed.foreign, removed.failed), (200, 100, 0), "{removed:?}");
+        let left = search(place.path(), Act::Count);
+        assert_eq!((left.usage.files, left.foreign, left.failed), (100, 100, 0), "{left:?}");
+    }
+
+    #[test]
+    fn what_changes_each_time_is_given_up() {
+        let mut reads = 0;
+        let mut reading = |changes: &mut dyn Iterator<Item = Change>| {
+            reads = 0;
+            let read = || {
+                reads += 1;
+                Ok(if reads > 10_000 { Change::Nothing } else { changes.next().unwrap_or(Change::Nothing) })
+            };
+            (settles(read).unwrap(), reads)
+        };
+        assert_eq!(reading(&mut std::iter::repeat(Change::Lost)), (false, PASSES));
+        assert_eq!(reading(&mut std::iter::repeat_n(Change::Raised, 1000)), (true, 1001));
+        assert_eq!(reading(&mut std::iter::repeat_n(Change::Lost, 2)), (true, 3));
+    }
+
+    /// Somebody links a file faster than its names are removed.
+    #[test]
+    fn who_makes_names_meanwhile_keeps_no_search_from_its_end() {
+        let place = tempfile::tempdir().unwrap();
+        let (source, searched) = (place.path().join("source"), place.path().join("searched"));
+        fs::write(&source, "").unwrap();
+        own(&source, OLD);
+        fs::create_dir(&searched).unwrap();
+        let names: Vec<_> = (0..100).map(|name| searched.join(name.to_string())).collect();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                        names.iter().for_each(|name| drop(fs::hard_link(&source, name)));
+                    }
+                });
+            }
+            for _ in 0..5 {
+                let removed = search(&searched, Act::Remove);
+                let told: Vec<String> = removed.failures.iter().map(|error| format!("{error:?}")).collect();
+                assert!(told.iter().all(|error| error.contains("it changes meanwhile")), "{told:?}");
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert_eq!(search(&searched, Act::Remove).failed, 0);
+    }
+
+    #[test]
+    fn links_lead_nowhere() {
         let (place, victim) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::write(victim.path().join("kept"), "").unwrap();
         own(victim.path().join("kept"), OLD);

@@ -363,6 +363,17 @@ impl Dir {
         }
     }
 
+    /// What an entry is, and whose. Links count as themselves. Of what is mounted there its file system is not asked anything, which
+    /// may be somebody's who does not answer.
+    ///
+    /// # Errors
+    /// `EINVAL` for a bad name; `ENOENT`; `EXDEV` for a mount; those of `fstat(2)`.
+    pub fn look(&self, name: impl AsRef<OsStr>) -> io::Result<Stat> {
+        // With both flags a link at the end is opened itself, whatever else is said of links (openat2(2)).
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(fstat(self.step(name.as_ref(), flags, Mode::empty())?)?)
+    }
+
     /// The directory's inode number; of a cgroup its kernel id.
     ///
     /// # Errors

@@ -9,8 +9,8 @@ use cgrant_image::archive::Compression;
 use cgrant_image::build::{BuildError, Recipe, build};
 use cgrant_image::store::{Alias, Store, StoreError};
 use cgrant_image::{
-    CopyOptions, Form, ImportError, Imported, LeftOut, PlaceError, Source, UnpackError, copy, describe_built,
-    export, identity, import, remove_tree, unpack,
+    Act, CopyOptions, Form, ImportError, Imported, LeftOut, PlaceError, Source, UnpackError, copy,
+    describe_built, export, identity, import, leftovers, remove_tree, unpack,
 };
 use cgrant_sys::{Dir, mount};
 
@@ -288,6 +288,54 @@ pub fn a_mount_is_not_removed() {
         other.write_atomic("precious", b"", false).unwrap();
         remove_tree(&home, "tree".as_ref(), ".old-").unwrap_err();
         assert!(other.exists("precious").unwrap());
+    });
+}
+
+/// Whoever could mount something over a file waits for somebody to ask it, or wants that removed which is mounted.
+pub fn a_mount_over_a_file_is_no_leftover() {
+    let scene = Scene::new();
+    scene.inside(IMAGES, |home| {
+        for (name, uid) in [("old", 5), ("place", 5), ("mounted", 5), ("others", 6), ("place-of-others", 5)] {
+            home.write_atomic(name, b"", false).unwrap();
+            home.chown(name, uid, uid).unwrap();
+        }
+        for (from, to) in [("mounted", "place"), ("others", "place-of-others")] {
+            let clone = mount::open_tree_clone(&home, Path::new(from), false).unwrap();
+            let place = mount::open_place(&scene.home().join(to)).unwrap();
+            mount::move_mount(&clone, place, Path::new("")).unwrap();
+        }
+        home.remove_file("mounted").unwrap();
+        let removed = leftovers(&home, &[(5, 5)], Act::Remove);
+        assert_eq!((removed.usage.files, removed.failed, removed.foreign), (1, 0, 0), "{removed:?}");
+        let mut names = home.names().unwrap();
+        names.sort();
+        assert_eq!(names, ["others", "place", "place-of-others"]);
+    });
+}
+
+/// As in subvolumes of btrfs: files of one mount with device numbers of their own.
+pub fn another_device_number_is_no_mount() {
+    let scene = Scene::new();
+    scene.inside(IMAGES, |home| {
+        let mut layers = Vec::new();
+        for name in ["upper", "lower"] {
+            home.create_dir(name, 0o755).unwrap();
+            let layer = mount::fs_mount("tmpfs", &[], mount::MountAttrFlags::empty()).unwrap();
+            let place = scene.home().join(name);
+            mount::move_mount(&layer, mount::open_place(&place).unwrap(), Path::new("")).unwrap();
+            let layer = Dir::from_fd(layer).unwrap();
+            layer.write_atomic(name, b"", false).unwrap();
+            layer.chown(name, 5, 5).unwrap();
+            layers.push(place.to_str().unwrap().to_owned());
+        }
+        let options = [("lowerdir", Some(layers.join(":"))), ("xino", Some("off".to_owned()))];
+        let options = options.each_ref().map(|(key, value)| (*key, value.as_deref()));
+        let both = mount::fs_mount("overlay", &options, mount::MountAttrFlags::empty()).unwrap();
+        let both = Dir::from_fd(both).unwrap();
+        let devices = ["upper", "lower"].map(|name| both.look(name).unwrap().st_dev);
+        assert_ne!(devices[0], devices[1]);
+        let found = leftovers(&both, &[(5, 5)], Act::Count);
+        assert_eq!((found.usage.files, found.failed), (2, 0), "{found:?}");
     });
 }
 

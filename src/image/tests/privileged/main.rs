@@ -23,6 +23,8 @@ const TESTS: &[Test] = &[
     ("the_callers_directory_becomes_an_image", cases::the_callers_directory_becomes_an_image),
     ("a_full_disk_is_named", cases::a_full_disk_is_named),
     ("a_mount_is_not_removed", cases::a_mount_is_not_removed),
+    ("a_mount_over_a_file_is_no_leftover", cases::a_mount_over_a_file_is_no_leftover),
+    ("another_device_number_is_no_mount", cases::another_device_number_is_no_mount),
     ("a_builder_that_fails_says_why", cases::a_builder_that_fails_says_why),
     ("a_builder_has_not_the_callers_account", cases::a_builder_has_not_the_callers_account),
     ("a_builder_leaves_nothing_beside_the_image", cases::a_builder_leaves_nothing_beside_the_image),
