@@ -408,6 +408,8 @@ fn what_a_deleted_user_left_is_removed_by_root_alone(lab: &Lab) {
     let said = roots.json(&words(&counted).iter().map(String::as_str).collect::<Vec<_>>());
     assert!(said["files"].as_u64().unwrap() > 20 && said["failed"] == 0, "{said}");
     assert_eq!(said["rows"][0]["others"], 1, "{said}");
+    let here = roots.json(&["departed", "usage", "--account", &account, "."]);
+    assert_eq!((&here["rows"][0]["directory"], &here["failed"]), (&".".into(), &0.into()), "{here}");
     let mut left = Vec::new();
     foreign_files(&home, &[alice.uid], &mut left);
     // What holds somebody's file stays with it.

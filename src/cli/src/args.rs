@@ -800,7 +800,9 @@ Example:
     #[command(after_help = "\
 Removes files of images and containers of a user who was deleted, and no others: whatever belongs to ids of somebody
 who is there stays, and so do the files that were the user's own. Waits until the user is believed to be gone and nothing of
-it runs any more. Links are not followed, and other file systems that are mounted below the directories not entered.
+it runs in a grant any more; end what the user still runs elsewhere first (pkill -u UID, loginctl terminate-user). Name
+directories of the user's, and none like /tmp, where everybody makes and renames files. Links are not followed, and
+other file systems that are mounted below the directories not entered.
 
 Example:
   cgrant departed remove --account 1001 /home/alice /srv")]

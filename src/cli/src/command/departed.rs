@@ -90,7 +90,9 @@ fn retired(doing: &str, account: u32, departed: &[Departed]) -> Result<Vec<(u32,
     Ok(ids.collect())
 }
 
-/// Waits until all ids of the account are retired and nothing runs with them. From then on nothing ever will.
+/// Waits until all ids of the account are retired and no grant has any of them. From then on none ever will. A process that took one
+/// of them outside every grant may be there still: in directories where it may remove names it can keep files, or have others of these ids
+/// removed, and no more.
 fn wait(session: &Session, account: u32, timeout: Duration) -> Result<Vec<(u32, u32)>, Failure> {
     let begin = Instant::now();
     let mut told = false;
@@ -124,7 +126,8 @@ fn look(
 ) -> Result<u8, Failure> {
     let open = |path: &Path| {
         let failed = |source| Failure::File { doing: "open the directory", path: path.into(), source };
-        Ok((path.to_owned(), Dir::open(path).map_err(failed)?))
+        let directory = std::path::absolute(path).and_then(|path| Dir::open(&path)).map_err(failed)?;
+        Ok((path.to_owned(), directory))
     };
     // All of them before anything is removed.
     let directories = which.directories.iter().map(|path| open(path)).collect::<Result<Vec<_>, Failure>>()?;
