@@ -228,6 +228,19 @@ fn a_user_who_was_deleted_meanwhile_is_noticed_at_the_start(lab: &Lab) {
 /// What stays over a reboot stays for users who are there; ids that were retired are not had again by any grant, and no others in
 /// their place.
 fn a_reboot_brings_back_what_deleted_users_may_still_have(lab: &Lab) {
+    comes_back(lab, || assert_eq!(lab.pretend_reboot(), 6));
+}
+
+/// Nor if somebody removes the cgroups, without a reboot.
+fn lost_cgroups_bring_back_what_deleted_users_may_still_have(lab: &Lab) {
+    comes_back(lab, || {
+        checker::remove_cgroups(&lab.host, &lab.instance);
+        assert!(checker::grants_in_kernel(lab).is_empty());
+    });
+}
+
+/// Whatever took the cgroups away.
+fn comes_back(lab: &Lab, lose: impl FnOnce()) {
     let (alice, bob, carol) = (lab.user(), lab.user(), lab.user());
     policy(lab, [&bob, &lab.user(), &lab.user()]);
     let place = Place::new(lab, &[("alice", &alice), ("bob", &bob), ("carol", &carol)]);
@@ -245,7 +258,7 @@ fn a_reboot_brings_back_what_deleted_users_may_still_have(lab: &Lab) {
     assert_eq!(blocks(), 3);
     broker.kill_everything();
     place.passwd(&[("carol", &carol)]);
-    assert_eq!(lab.pretend_reboot(), 6);
+    lose();
     // Until it is certain.
     std::thread::sleep(Duration::from_secs(12));
     for _ in 0..2 {
@@ -438,6 +451,7 @@ crate::tests![
     what_a_deleted_user_left_is_removed_by_root_alone,
     a_user_who_was_deleted_meanwhile_is_noticed_at_the_start,
     a_reboot_brings_back_what_deleted_users_may_still_have,
+    lost_cgroups_bring_back_what_deleted_users_may_still_have,
     what_a_user_had_who_logs_out_ends_as_policy_says,
     what_is_no_logout_ends_nothing,
 ];

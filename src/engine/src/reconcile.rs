@@ -94,33 +94,30 @@ fn settle(engine: &Engine, id: GrantId, record: &GrantRecord) -> Result<(), Refu
     let Some(path) = path_of(record) else { return Ok(()) };
     let rebooted = record.boot != engine.boot_id;
     let orphan = !parent_is_there(engine, &path, record);
-    let nested = path.is_nested();
     let grant = Arc::new(Grant::new(id, path, name, record.clone()));
     match record.phase {
         Phase::Creating | Phase::Active if orphan => go_on_releasing(engine, &grant, EndReason::Lost),
         Phase::Creating => undo(engine, &grant),
         Phase::Releasing => go_on_releasing(engine, &grant, EndReason::Released),
-        // Its range is not given to anybody any more, also where policy lets what a user had stay; and it is to have no other.
-        Phase::Active
-            if rebooted && (leaving::is_departed(engine, record) || has_lost_ids(engine, record)?) =>
-        {
-            go_on_releasing(engine, &grant, EndReason::UserGone)
-        }
-        Phase::Active if rebooted && !nested && record.lifetime == Lifetime::Persistent => {
-            make_again(engine, &grant)
-        }
-        Phase::Active if rebooted => go_on_releasing(engine, &grant, EndReason::Lost),
-        Phase::Active => {
-            let there = engine.tree.payload_id(&grant.path)?;
-            if there == Some(record.cgroup_id) {
-                take_over(engine, &grant)
-            } else if record.lifetime == Lifetime::Persistent && !nested && there.is_none() {
-                make_again(engine, &grant)
-            } else {
-                go_on_releasing(engine, &grant, EndReason::Lost)
-            }
-        }
+        Phase::Active if rebooted => come_back(engine, &grant, record),
+        Phase::Active => match engine.tree.payload_id(&grant.path)? {
+            Some(there) if there == record.cgroup_id => take_over(engine, &grant),
+            Some(_) => go_on_releasing(engine, &grant, EndReason::Lost),
+            None => come_back(engine, &grant, record),
+        },
     }
+}
+
+/// A grant whose cgroup is gone, with the boot that it was of or without: one that is to stay is made again.
+fn come_back(engine: &Engine, grant: &Arc<Grant>, record: &GrantRecord) -> Result<(), Refusal> {
+    // Its range is not given to anybody any more, also where policy lets what a user had stay; and it is to have no other.
+    if leaving::is_departed(engine, record) || has_lost_ids(engine, record)? {
+        return go_on_releasing(engine, grant, EndReason::UserGone);
+    }
+    if record.lifetime == Lifetime::Persistent && !grant.path.is_nested() {
+        return make_again(engine, grant);
+    }
+    go_on_releasing(engine, grant, EndReason::Lost)
 }
 
 /// Were the ids of a grant retired?
