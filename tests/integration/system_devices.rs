@@ -218,6 +218,9 @@ fn those_inside_have_nodes_of_what_was_given_around_them(lab: &Lab) {
     same("other", &question, &make(&first, &two.grant, "other"));
     make(&client, &beside, "other").unwrap();
     make(&first, &two.grant, "other").unwrap_err().is("NotAuthorized", "was not given /dev/other");
+    // Nor by what the programs of the outermost may do with the host's node: it has no other.
+    client.call::<_, ()>(&one.grant.path, MOUNTS, "AllowDevice", &("other",)).unwrap();
+    make(&first, &two.grant, "other").unwrap_err().is("NotAuthorized", "was not given /dev/other");
     for grant in [&one.grant, &beside, &three.grant] {
         let made = make(&first, grant, "dri/renderD128");
         match grant.path == three.grant.path {

@@ -80,9 +80,10 @@ pub fn make_device(engine: &Engine, caller: &Arc<Caller>, grant: GrantId, name: 
 ///
 /// An attacker wants a device that is not for it. No node comes of it, and no right to one: what a node's mode says counts as
 /// ever, and to somebody who has nothing but the grant's ids it says what it says to others. What others may do with the
-/// host's node is all that is allowed here, to a caller who is not in the group that such a node shuts out; or else all, where
-/// policy or a group gives the caller the device ([`make_device`]). Which node is looked at is as strict as there. Neither
-/// block devices nor anybody's terminal can be named.
+/// host's node is all that is allowed here, to a caller who is not in the group that such a node shuts out; or else to read and write,
+/// where a group gives the caller the device ([`make_device`]). All, which those in containers inside may have nodes by, comes of
+/// what policy names alone: by its group the account opens the host's node and no other. Which node is looked at is as
+/// strict as there. Neither block devices nor anybody's terminal can be named.
 ///
 /// # Errors
 /// As [`make_device`].
@@ -97,8 +98,13 @@ pub fn allow_device(engine: &Engine, caller: &Arc<Caller>, grant: GrantId, name:
     let request =
         Request::UseDevice { owner: grant.account, node: &node, by_group: others.is_some() || by_group };
     engine.authorize(caller, About { grant: Some(grant.id), words: node.as_str() }, &request)?;
-    let is_given = by_group || has_by_policy(engine, &caller.subject(), &node);
-    let access = if is_given { DeviceAccess::ALL } else { others.unwrap_or(DeviceAccess::from_bits(0)) };
+    let access = if has_by_policy(engine, &caller.subject(), &node) {
+        DeviceAccess::ALL
+    } else if by_group {
+        DeviceAccess::from_bits(DeviceAccess::READ.bits() | DeviceAccess::WRITE.bits())
+    } else {
+        others.unwrap_or(DeviceAccess::from_bits(0))
+    };
     allow(engine, &grant, Number::of(&found, access))?;
     Ok((Answer::Done, Vec::new()))
 }
