@@ -211,6 +211,12 @@ fn what_systemd_does_to_itself_harms_no_container(lab: &Lab) {
         assert!(is_active("cgrantd.service"));
         running.assert_unharmed("activation by the system bus");
         systemctl_stop();
+        person.logged_in("CGRANT_SOCKET=system cgrant launch box bus");
+        assert!(is_active("cgrantd.service"));
+        assert_eq!(running.shell.state("bus"), "running");
+        running.shell.done(&["delete", "--force", "bus"]);
+        running.assert_unharmed("a container that started the broker by the system bus");
+        systemctl_stop();
         systemctl(&["start", "cgrantd.socket"]);
         person.logged_in("cgrant grant list");
         assert!(is_active("cgrantd.service"));
