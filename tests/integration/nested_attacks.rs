@@ -5,6 +5,7 @@ use std::{
     fs::File,
     os::fd::{AsFd, OwnedFd},
     path::Path,
+    process::Command,
 };
 
 use zbus::{OwnedObjectPath, OwnedVariant};
@@ -15,7 +16,9 @@ use crate::common::{
     checker,
     level::{BLOCK, Level, all_names, connected, nesting, put, release, scene},
     place::MOUNTS,
+    program::{Ready, build},
     raw::Raw,
+    wait_until,
 };
 
 // Two levels, and what there is beside each. Fields end in this order.
@@ -334,6 +337,46 @@ fn a_namespace_that_looks_right_is_told_apart(lab: &Lab) {
     scene.is_unharmed(lab);
 }
 
+// The number of a caller, or of a holder, that has ended is that of another process of the same id in the same cgroup now.
+fn who_has_a_number_now_is_not_who_had_it(lab: &Lab) {
+    let program = build(lab, "tests/common/namesake.c");
+    let (mut broker, user, client) = scene(lab);
+    let one = Level::new(&user, &client, "one", nesting(2).lifetime("persistent"));
+    let namesake = |pid: u32| {
+        let ready = Ready::of(Command::new(&program).args([pid, one.grant.uid].map(|id| id.to_string())));
+        put(lab, &user, "one", pid);
+        ready
+    };
+    let mut first = one.client(lab, &user, broker.socket());
+    let lasting = || Options::new().no_range().lifetime("persistent");
+    let inner = first.create("inner", lasting()).unwrap();
+    let mut holder = one.process(lab, &user, 0, &["files"]);
+    let held = Options::new().no_range().lifetime("process").fd("holder", &holder.pidfd);
+    first.create("held", held).unwrap();
+    let pid = first.process.as_ref().unwrap().pid;
+    first.process.as_mut().unwrap().kill();
+    let second = namesake(pid);
+    for refused in [
+        first.create("more", Options::new().no_range()).err(),
+        first.set_limits(&inner.path, &[("pids.max", "9")]).err(),
+        first.cgroup::<_, ()>(&inner.path, "Kill", &()).err(),
+        release(&first, &inner.path, Options::new()).err(),
+    ] {
+        refused.unwrap().is("NotAuthorized", "ended or left");
+    }
+    drop(second);
+    // A holder that ends while there is no broker, and whose number another has when there is one again.
+    broker.kill_everything();
+    holder.kill();
+    let third = namesake(holder.pid);
+    broker.start_again();
+    let client = user.client_again(broker.socket());
+    wait_until("the dead holder's grant ends", || all_names(&client) == ["one", "inner"]);
+    drop(third);
+    release(&client, &one.grant.path, Options::new().with("force", true)).unwrap();
+    checker::assert_empty(lab);
+}
+
 fn who_uses_everything_up_uses_up_its_own(lab: &Lab) {
     lab.write_policy(
         "[[rule]]\nname = \"few\"\nquota = { connections = 6, grants = 4, persistent-grants = 1 }\n",
@@ -393,6 +436,7 @@ crate::tests![
     no_ids_namespaces_or_processes_of_others_are_had,
     nothing_around_is_reached_by_hand,
     a_namespace_that_looks_right_is_told_apart,
+    who_has_a_number_now_is_not_who_had_it,
     who_uses_everything_up_uses_up_its_own,
     a_refusal_tells_no_number_of_the_hosts,
 ];
