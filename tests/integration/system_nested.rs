@@ -1,7 +1,8 @@
 //! Containers in containers, as their roots make them: with the command alone, whole Debian systems, three levels of them.
 
 use std::{
-    os::unix::fs::PermissionsExt,
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -10,7 +11,7 @@ use serde_json::Value;
 
 use crate::common::{
     Broker, Lab, checker,
-    containers::{Shell, busybox, debian, inside, states, text, tree},
+    containers::{Shell, busybox, busybox_with_command, debian, inside, states, text, tree},
     network::{HOST4, HOST6, Network, OUTSIDE4, OUTSIDE6},
     node::Tcp,
     wait_until,
@@ -30,10 +31,10 @@ fn image(lab: &Lab) -> PathBuf {
     tar(&["--numeric-owner", "--xattrs", "-cf"], &debian("bookworm"));
     let more = lab.scratch.join("more");
     let program = more.join("usr/local/bin/cgrant");
-    std::fs::create_dir_all(program.parent().unwrap()).unwrap();
-    std::fs::copy(lab.programs.join("cgrant"), &program).unwrap();
+    fs::create_dir_all(program.parent().unwrap()).unwrap();
+    fs::copy(lab.programs.join("cgrant"), &program).unwrap();
     tar(&["--numeric-owner", "--owner=0", "--group=0", "-rf"], &more);
-    std::fs::set_permissions(&archive, std::fs::Permissions::from_mode(0o644)).unwrap();
+    fs::set_permissions(&archive, fs::Permissions::from_mode(0o644)).unwrap();
     archive
 }
 
@@ -159,6 +160,53 @@ fn three_levels_of_debian(lab: &Lab) {
     checker::assert_empty(lab);
 }
 
+// The root of the second level wants to be asked in the broker's place, or nobody to reach the broker.
+fn nobody_takes_the_brokers_place(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let shell = Shell::new(lab, &user, &broker);
+    let archive = busybox_with_command(lab);
+    for depth in 0..2 {
+        shell.import_inside(&LEVELS[..depth], &archive, "small");
+        shell.done(&inside(&LEVELS[..depth], &["cgrant", "launch", "small", LEVELS[depth], "--nesting"]));
+    }
+    let socket =
+        || fs::metadata(broker.socket()).map(|found| (found.ino(), found.mode(), found.uid())).unwrap();
+    let before = socket();
+    let within = |script: &str| shell.output(&inside(&LEVELS[..2], &["sh", "-c", script]));
+    for remounted in [false, true] {
+        if remounted {
+            // Whether the kernel lets it or not.
+            within("busybox mount -o remount,bind,rw /run/cgrant");
+        }
+        for attempt in [
+            "rm -f /run/cgrant/bus",
+            "mv /run/cgrant/bus /run/cgrant/b",
+            "touch /run/cgrant/x",
+            "busybox mkdir /run/cgrant/d",
+            "busybox ln -s /tmp/x /run/cgrant/y",
+            "chmod 777 /run/cgrant",
+            "chmod 600 /run/cgrant/bus",
+        ] {
+            let output = within(attempt);
+            let said = text(&output.stderr);
+            let reasons = ["Read-only file system", "Permission denied", "Operation not permitted"];
+            let is_reason = reasons.iter().any(|reason| said.contains(reason));
+            assert!(!output.status.success() && is_reason, "{attempt} ({remounted}): {said}");
+        }
+        assert_eq!(socket(), before);
+    }
+    // What it mounts over the directory it alone sees.
+    assert!(within("busybox mount -t tmpfs none /run/cgrant").status.success());
+    for depth in 0..2 {
+        let list = inside(&LEVELS[..depth], &["cgrant", "--format", "json", "list"]);
+        assert_eq!(states(&shell.done(&list)), [format!("{} running", LEVELS[depth])]);
+    }
+    assert_eq!(socket(), before);
+    shell.done(&["delete", "--force", "one"]);
+    checker::assert_empty(lab);
+}
+
 // How many blocks of ids a container with this option has.
 fn blocks(shell: &Shell<'_>, name: &str, option: &str) -> u32 {
     shell.done(&["launch", "box", name, option]);
@@ -190,6 +238,7 @@ fn a_container_has_no_more_blocks_than_policy_gives(lab: &Lab) {
 
 crate::tests![
     three_levels_of_debian,
+    nobody_takes_the_brokers_place,
     a_container_has_sixteen_blocks_for_others,
     a_container_has_no_more_blocks_than_policy_gives,
 ];
