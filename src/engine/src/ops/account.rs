@@ -27,7 +27,8 @@ fn govern(
     subject: &Subject,
     ceilings: &[(LimitKey, LimitValue)],
 ) -> Result<(), Refusal> {
-    let quotas = engine.policy().quotas(subject).into_owned();
+    let policy = engine.policy();
+    let quotas = policy.quotas(subject);
     let settings: Vec<Setting> =
         ceilings.iter().map(|(key, value)| Setting::Limit(*key, value.clone())).collect();
     let grants = engine.registry().counts(account).nested;
@@ -42,9 +43,9 @@ fn govern(
 /// refuses (memory that can't be taken back on v1, for instance) leaves all as it was, and the log says so.
 pub fn govern_again(engine: &Engine, account: HostUid) {
     let grants = engine.registry().list(Some(account));
-    let own = grants.iter().filter(|grant| !grant.path.is_nested()).map(|grant| grant.live().record.clone());
-    let Some(newest) = own.max_by_key(|record| record.created) else { return };
-    let subject = newest.subject();
+    let own = grants.iter().filter(|grant| !grant.path.is_nested());
+    let Some(newest) = own.max_by_key(|grant| grant.live().record.created) else { return };
+    let subject = newest.live().record.subject();
     let governed = ceilings(engine, &subject).and_then(|mut ceilings| {
         let kept: Vec<LimitKey> = ceilings.iter().map(|(key, _)| *key).collect();
         ceilings.extend(engine.tree.other_limits_lifted(account, &kept)?);

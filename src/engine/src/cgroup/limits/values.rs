@@ -43,10 +43,10 @@ impl Tree {
     ) -> Result<Vec<(LimitKey, LimitValue)>, CgroupError> {
         let node = GrantPath { account, names: Vec::new() };
         let mut lifted = Vec::new();
-        for key in LimitKey::PLAIN.into_iter().chain(self.huge_pages(&node).unwrap_or_default()) {
+        let all = LimitKey::PLAIN.into_iter().chain(self.huge_pages(&node).unwrap_or_default());
+        for key in all.filter(|key| !kept.contains(key)) {
             let none = LimitValue::unlimited(key).unwrap_or(LimitValue::Weight(USUAL_WEIGHT));
             match self.get_value(&node, &Key::Limit(key)) {
-                _ if kept.contains(&key) => (),
                 Ok(value) if value == none.to_string() || self.list_above(key)? == Some(value.clone()) => (),
                 Ok(_) => lifted.push((key, none)),
                 // It has no cgroup where it never had a limit.
