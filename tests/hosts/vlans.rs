@@ -16,6 +16,14 @@ fn machine(lab: &Lab, network: &Network<'_>, port: &str, vlan: u16, address: &st
     node
 }
 
+/// The kernel tells the state of a bridge and of its addresses late, so a look before that differs from any later.
+fn settled(network: &Network) {
+    wait_until("the bridge is up", || {
+        network.host.run(&["ip", "link", "show", "office"]).contains("state UP")
+    });
+    wait_until("addresses are in use", || !network.host.run(&["ip", "-6", "address"]).contains("tentative"));
+}
+
 fn links_in_vlans(lab: &Lab) {
     let network = Network::new(lab);
     lab.write_config(
@@ -40,9 +48,7 @@ fn links_in_vlans(lab: &Lab) {
             "ip link add office type bridge; ip link add desk type veth peer name lobby; ip link set desk master office
              ip link set office up; ip link set desk up; ip link set lobby up",
         );
-        wait_until("addresses are in use", || {
-            !network.host.run(&["ip", "-6", "address"]).contains("tentative")
-        });
+        settled(&network);
         network.look();
         let broker = network.broker();
         let client = user.client(broker.socket());
@@ -57,7 +63,7 @@ fn links_in_vlans(lab: &Lab) {
     network.host.sh("ip link set office up");
     let here = machine(lab, &network, "desk", 42, "10.77.0.5");
     let elsewhere = machine(lab, &network, "lobby", 43, "10.77.0.6");
-    wait_until("addresses are in use", || !network.host.run(&["ip", "-6", "address"]).contains("tentative"));
+    settled(&network);
     network.look();
     let broker = network.broker();
     let client = user.client(broker.socket());

@@ -207,7 +207,9 @@ fn a_fork_bomb_leaves_nobody_outside(lab: &Lab) {
                 }
             }
             Err(refused) => {
-                assert!(["Busy", "TimedOut"].contains(&refused.name.as_str()), "{refused:?}");
+                // On a slow machine the bomb is over before everybody in it was found.
+                let names = ["Busy", "TimedOut", "NoSuchProcess"];
+                assert!(names.contains(&refused.name.as_str()), "{refused:?}");
                 for pid in theirs() {
                     assert!(!is_touched(pid, &bomber, &name), "inside: {:?}", cgroups_of(pid));
                 }
