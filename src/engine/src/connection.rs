@@ -12,22 +12,32 @@ use std::{
     },
 };
 
-use cgrant_policy::{Application, Caller as Subject, GrantPath, HostGid, HostUid};
+use cgrant_policy::{
+    Application, BLOCK, Caller as Subject, GrantName, GrantPath, HostGid, HostUid, NsUid, Step,
+};
 use cgrant_sys::{
     pidfd::Pidfd,
     socket::{self, PeerPidfd},
 };
 use cgrant_wire::{Audience, BusClient, ConnectionId, Range, Surface, boot::FrontKind};
 
-use crate::{legacy::Known, ops::inside::Around, registry::Grant};
+use crate::{
+    ids,
+    legacy::Known,
+    ops::inside::Around,
+    registry::Grant,
+    share::{Shared, Shares, UsedUp},
+};
 
-/// The grant that a caller is the root of, from inside: all that it does is inside of that one.
+/// The grant that a caller acts in, from inside: all that it does is inside of that one.
 #[derive(Debug)]
 pub struct Inside {
     /// The grant. It may have ended since.
     pub grant: Arc<Grant>,
     /// The grant's range.
     pub range: Range,
+    /// Who it is in there: root, or an ordinary user that policy lets in.
+    pub user: NsUid,
     /// The account, as policy saw it when the grant was made. The caller's own groups are the container's.
     pub subject: Subject,
 }
@@ -60,7 +70,9 @@ pub struct Caller {
     pub born_in: Option<GrantPath>,
     /// The application that its process was of when it connected.
     pub application: Option<Application>,
-    /// What it is the root of, if it is served as one inside.
+    /// Is it in a container, and not its root?
+    pub is_ordinary: bool,
+    /// What it acts in, if it is served as one inside.
     pub nested: Option<Inside>,
     /// What its process is known by for calls of CGManager's interface, from the first one on.
     pub known: OnceLock<Known>,
@@ -76,6 +88,20 @@ pub enum Ended {
     Closed,
     /// With the front that served it.
     Broken,
+}
+
+impl Inside {
+    /// The ids that grants inside are made from, and whose grants these are.
+    pub fn ids(&self) -> ids::Around {
+        let nesting = self.grant.live().record.nesting;
+        let own = own_ids(self.range, nesting);
+        ids::Around { range: self.range, own, user: self.user }
+    }
+}
+
+/// How many ids at the beginning of a range are its grant's own, behind which come so many blocks for grants inside.
+pub fn own_ids(range: Range, nesting: u32) -> u32 {
+    range.count.saturating_sub(nesting.saturating_mul(BLOCK))
 }
 
 impl Caller {
@@ -119,15 +145,31 @@ impl Caller {
     pub fn place(&self) -> GrantPath {
         match &self.nested {
             Some(nested) => nested.grant.path.clone(),
-            None => GrantPath { account: self.uid, names: Vec::new() },
+            None => GrantPath::of_account(self.uid),
         }
     }
 
+    /// Who it is there: root, but for an ordinary user of a container.
+    pub fn user(&self) -> NsUid {
+        self.nested.as_ref().map_or(NsUid::ROOT, |nested| nested.user)
+    }
+
+    /// Where its own grant of this name is.
+    pub fn path_of(&self, name: GrantName) -> GrantPath {
+        self.place().inner(Step { user: self.user(), name })
+    }
+
+    /// Was what lies there made by it, or inside of that?
+    pub fn owns(&self, path: &GrantPath) -> bool {
+        path.step_in(&self.place()).is_some_and(|step| step.user == self.user())
+    }
+
     /// May it know of what lies there? On the host its account's, and everything if it is root; from inside what is in its own
-    /// grant, and not that one itself.
+    /// grant, and not that one itself; if it is not root there, only what it made itself and what is in that.
     pub fn may_see(&self, path: &GrantPath) -> bool {
         match &self.nested {
-            Some(nested) => path.is_inside(&nested.grant.path),
+            Some(nested) if nested.user.is_root() => path.is_inside(&nested.grant.path),
+            Some(_) => self.owns(path),
             None => path.account == self.uid || self.uid.is_root(),
         }
     }
@@ -138,7 +180,7 @@ impl Caller {
     /// own: such a one acts for nobody there, and is told of nothing.
     pub fn audience(&self) -> Option<Audience> {
         match (&self.nested, self.inside) {
-            (Some(nested), _) => Some(Audience::Inside(nested.grant.id)),
+            (Some(nested), _) => Some(Audience::Inside(nested.grant.id, nested.user.0)),
             (None, None) => Some(Audience::Account(self.uid.0)),
             (None, Some(_)) => None,
         }
@@ -223,6 +265,11 @@ impl Peer {
         self.uid
     }
 
+    /// Its gid.
+    pub fn gid(&self) -> HostGid {
+        self.gid
+    }
+
     /// Its process, when the kernel told.
     pub fn process(&self) -> Option<&Pidfd> {
         self.process.as_ref()
@@ -262,6 +309,7 @@ pub struct Connections {
     open: HashMap<ConnectionId, Arc<Caller>>,
     connections: HashMap<HostUid, u64>,
     requests: HashMap<HostUid, u64>,
+    shares: Shares,
 }
 
 impl Connections {
@@ -276,14 +324,31 @@ impl Connections {
         self.connections.keys().copied()
     }
 
-    /// A request that is counted to the account begins.
-    pub fn request_begins(&mut self, account: HostUid) {
-        *self.requests.entry(account).or_default() += 1;
+    /// A request of the caller's begins.
+    pub fn request_begins(&mut self, caller: &Caller) {
+        *self.requests.entry(caller.charged()).or_default() += 1;
+        if caller.is_ordinary {
+            self.shares.take(Shared::Requests, caller.charged(), caller.uid);
+        }
     }
 
-    /// A request that is counted to the account has been answered.
-    pub fn request_ends(&mut self, account: HostUid) {
-        decrement(&mut self.requests, account);
+    /// A request of the caller's has been answered.
+    pub fn request_ends(&mut self, caller: &Caller) {
+        decrement(&mut self.requests, caller.charged());
+        if caller.is_ordinary {
+            self.shares.give_back(Shared::Requests, caller.charged(), caller.uid);
+        }
+    }
+
+    /// Has the caller's share of this quota room for one more?
+    ///
+    /// # Errors
+    /// [`UsedUp`], of an ordinary user of a container.
+    pub fn room(&self, what: Shared, caller: &Caller, quota: u64) -> Result<(), UsedUp> {
+        if !caller.is_ordinary {
+            return Ok(());
+        }
+        self.shares.room(what, caller.charged(), caller.uid, quota)
     }
 
     /// Gives `peer` a number. It counts and may be used once it is [`open`](Self::open).
@@ -307,6 +372,7 @@ impl Connections {
             pid: peer.pid,
             process: peer.process,
             bus_name: peer.bus_name,
+            is_ordinary: inside.is_some() && around.grant.is_some() && !around.is_root,
             inside,
             born_in: around.grant,
             application: around.application,
@@ -320,6 +386,9 @@ impl Connections {
     /// Opens a numbered connection.
     pub fn open(&mut self, caller: &Arc<Caller>) {
         *self.connections.entry(caller.charged()).or_default() += 1;
+        if caller.is_ordinary {
+            self.shares.take(Shared::Connections, caller.charged(), caller.uid);
+        }
         self.open.insert(caller.connection, Arc::clone(caller));
     }
 
@@ -333,6 +402,9 @@ impl Connections {
         let caller = self.get(front, connection)?;
         self.open.remove(&connection);
         decrement(&mut self.connections, caller.charged());
+        if caller.is_ordinary {
+            self.shares.give_back(Shared::Connections, caller.charged(), caller.uid);
+        }
         Some(caller)
     }
 

@@ -34,13 +34,14 @@ use crate::{
     metrics::Counters,
     mountmap::Mounter,
     net::Network,
-    ops::nested,
+    ops::nested::{self, Hearers},
     pace::Paces,
     pool::Pool,
     record::{GrantRecord, Journal, JournalError},
     refusal_log::RefusalLog,
     registry::{Grant, Registry},
     reload::Reload,
+    share::{Shared, UsedUp},
     show::Shower,
     usage::Usages,
     watch::{Target, Watches},
@@ -126,8 +127,8 @@ thread_local! {
     static HELD: RefCell<Option<Vec<Told>>> = const { RefCell::new(None) };
 }
 
-/// An event, and the grants around the one that it is about.
-type Told = (Event, Vec<Arc<Grant>>);
+/// An event, and who hears of it in the grants around the one that it is about.
+type Told = (Event, Vec<Hearers>);
 
 /// Sends what was held when the operation is over, however it ended.
 struct Held<'a>(&'a Engine);
@@ -331,6 +332,32 @@ impl Engine {
         );
     }
 
+    /// Refuses an ordinary user of a container what others of its account must have left ([`Shares`](crate::share::Shares)), and says so in the log.
+    ///
+    /// # Errors
+    /// [`RefusalCode::QuotaExceeded`].
+    pub fn leave_room(&self, caller: &Caller, what: Shared) -> Result<(), Refusal> {
+        let quota = {
+            let policy = self.policy();
+            let quotas = policy.quotas(&caller.subject());
+            match what {
+                Shared::Connections => quotas.connections,
+                Shared::Requests => quotas.requests,
+            }
+        };
+        let room = self.connections().room(what, caller, quota);
+        room.map_err(|UsedUp { quota, usage }| {
+            let message = format!("ordinary users of containers have {usage} of the {quota} {} left for them", what.name());
+            let refusal = Refusal::new(RefusalCode::QuotaExceeded, message)
+                .rule("built-in nesting")
+                .figures(quota, usage)
+                .resource(what.name())
+                .hint("one user has at most a quarter of the quota of the account outside, all of them together half");
+            self.log_refusal(caller, what.name(), "", &refusal);
+            refusal
+        })
+    }
+
     /// As [`authorize`](Self::authorize), silent when the answer is yes: for what happens with every call.
     ///
     /// # Errors
@@ -428,7 +455,7 @@ impl Engine {
 
     /// As [`tell`](Self::tell), of a grant that lies there or did.
     fn tell_of(&self, path: Option<&GrantPath>, event: Event) {
-        let around = path.map(|path| nested::around(self, path)).unwrap_or_default();
+        let around = path.map(|path| nested::hearers(self, path)).unwrap_or_default();
         let told = HELD.with_borrow_mut(|held| match held {
             Some(events) => {
                 events.push((event, around));
@@ -442,16 +469,22 @@ impl Engine {
     }
 
     /// Tells the account, and whoever is inside the grants around the one that it is about, each in its own words.
-    fn tell_now(&self, event: Event, around: &[Arc<Grant>]) {
+    fn tell_now(&self, event: Event, around: &[Hearers]) {
         log(&event);
         if let Some(account) = whose_usage(&event) {
             self.touch(account);
         }
-        for around in around {
-            let Some(event) = nested::retold(around, &event) else { continue };
-            // Only the socket front has callers from inside.
-            let message = FromEngine::Event { event, audience: Audience::Inside(around.id) };
-            self.send(FrontKind::Socket, &message, Vec::new());
+        for hearers in around {
+            let Some(event) = nested::retold(hearers, &event) else { continue };
+            for user in hearers.users() {
+                // Only the socket front has callers from inside.
+                let audience = Audience::Inside(hearers.around.id, user.0);
+                self.send(
+                    FrontKind::Socket,
+                    &FromEngine::Event { event: event.clone(), audience },
+                    Vec::new(),
+                );
+            }
         }
         let message = FromEngine::Event { audience: audience_of(&event), event };
         for front in [FrontKind::Socket, FrontKind::Bus] {

@@ -34,6 +34,7 @@ mod reload;
 mod sandbox;
 mod server;
 mod settings;
+mod share;
 pub mod show;
 mod usage;
 mod watch;

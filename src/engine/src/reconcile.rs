@@ -19,7 +19,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use cgrant_policy::{GrantName, GrantPath, HostUid};
+use cgrant_policy::{GrantName, GrantPath, HostUid, NsUid, Step};
 use cgrant_sys::pidfd::Pidfd;
 use cgrant_wire::{EndReason, GrantId, Lifetime, Range, Refusal, RefusalCode};
 
@@ -77,8 +77,10 @@ fn identity(record: &GrantRecord) -> Option<(GrantId, GrantPath)> {
 
 fn path_of(record: &GrantRecord) -> Option<GrantPath> {
     let around = record.nested.iter().flat_map(|nested| &nested.around);
-    let names = around.chain([&record.name]).map(|name| GrantName::new(name).ok());
-    Some(GrantPath { account: HostUid(record.account), names: names.collect::<Option<_>>()? })
+    let steps = around.map(|step| Step::new(step).ok()).collect::<Option<_>>()?;
+    let user = record.nested.as_ref().map_or(NsUid::ROOT, |nested| NsUid(nested.user));
+    let own = Step { user, name: GrantName::new(&record.name).ok()? };
+    Some(GrantPath { account: HostUid(record.account), steps }.inner(own))
 }
 
 /// Is the grant that this one was made in there? Of one that was made from the host nothing is asked.

@@ -145,14 +145,17 @@ pub struct GrantRecord {
 /// What a grant that was made from inside another has beside the rest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NestedRecord {
-    /// The names of the grants around it, the outermost first.
+    /// The steps of the grants around it, the outermost first.
     pub around: Vec<String>,
     /// The id of the innermost of them.
     pub parent: String,
-    /// Who made it, as the initial user namespace counts: the root of that grant's range.
+    /// Who made it, as the initial user namespace counts: the root of that grant's range, or an ordinary user in there.
     pub uid: u32,
     /// Its gid.
     pub gid: u32,
+    /// Who that is in there. Records from before others than root were let in have root.
+    #[serde(default)]
+    pub user: u32,
 }
 
 impl GrantRecord {

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use cgrant_policy::{GrantName, GrantPath, HostUid};
+use cgrant_policy::{GrantName, GrantPath, HostUid, NsUid};
 use cgrant_wire::{ConnectionId, EndReason, GrantId, GrantInfo, Hierarchy, Lifetime};
 
 use crate::record::{GrantRecord, Phase};
@@ -79,6 +79,11 @@ impl Grant {
     /// What can change. Held briefly, never across a kernel call that can wait.
     pub fn live(&self) -> MutexGuard<'_, Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who of what it was made in has it.
+    pub fn user(&self) -> NsUid {
+        self.path.steps.last().map_or(NsUid::ROOT, |step| step.user)
     }
 
     /// Is it there, and not on its way in or out?
@@ -168,8 +173,8 @@ pub struct Registry {
     by_id: HashMap<GrantId, Arc<Grant>>,
     accounts: HashMap<HostUid, Account>,
     by_path: HashMap<GrantPath, GrantId>,
-    /// By what they are in, and their key.
-    by_key: HashMap<(GrantPath, String), GrantId>,
+    /// By what they are in, who has them there, and their key.
+    by_key: HashMap<(GrantPath, NsUid, String), GrantId>,
     by_connection: HashMap<ConnectionId, BTreeSet<GrantId>>,
 }
 
@@ -178,7 +183,7 @@ impl Registry {
     pub fn add(&mut self, grant: &Arc<Grant>) {
         let key = grant.live().record.key.clone();
         if !key.is_empty() {
-            self.by_key.insert((grant.path.around(), key), grant.id);
+            self.by_key.insert((grant.path.around(), grant.user(), key), grant.id);
         }
         self.by_path.insert(grant.path.clone(), grant.id);
         let account = self.accounts.entry(grant.account).or_default();
@@ -194,7 +199,7 @@ impl Registry {
             let live = grant.live();
             (live.record.key.clone(), live.connection)
         };
-        self.by_key.remove(&(grant.path.around(), key));
+        self.by_key.remove(&(grant.path.around(), grant.user(), key));
         self.by_path.remove(&grant.path);
         if let Some(account) = self.accounts.get_mut(&grant.account)
             && account.grants.remove(&grant.id)
@@ -225,9 +230,9 @@ impl Registry {
         self.by_path.get(path).and_then(|id| self.get(*id))
     }
 
-    /// The grant directly in `around` that was asked for with this key.
-    pub fn keyed(&self, around: GrantPath, key: &str) -> Option<Arc<Grant>> {
-        self.by_key.get(&(around, key.to_owned())).and_then(|id| self.get(*id))
+    /// The grant directly in `around` that this user asked for with this key.
+    pub fn keyed(&self, around: GrantPath, user: NsUid, key: &str) -> Option<Arc<Grant>> {
+        self.by_key.get(&(around, user, key.to_owned())).and_then(|id| self.get(*id))
     }
 
     /// The grants inside of one, at any depth, each before those inside of it. Looks at all of the account's.

@@ -37,6 +37,7 @@ use crate::{
     pool::{Found, Full, Job, Lane, Look, Mode},
     refused::Refused,
     reload,
+    share::Shared,
     watch::Target,
 };
 
@@ -342,8 +343,11 @@ impl Server {
             return self.engine.answer(front, id, Err(refusal));
         };
         let account = caller.charged();
-        if let Err(refusal) = self.engine.judge(&caller, &Request::Call) {
-            self.engine.log_refusal(&caller, "call", "", &refusal);
+        let may = self.engine.judge(&caller, &Request::Call);
+        if let Err(refusal) = may
+            .inspect_err(|refusal| self.engine.log_refusal(&caller, "call", "", refusal))
+            .and_then(|()| self.engine.leave_room(&caller, Shared::Requests))
+        {
             let outcome = Err(refusal);
             self.engine.counters.answered(&outcome);
             return self.engine.answer(front, id, outcome);
@@ -404,10 +408,11 @@ impl Server {
         let inside = self.engine.ids.owner_of(uid).or(around.maker);
         let native = front == FrontKind::Socket && surface == Surface::Native;
         let nested = (native && inside.is_some())
-            .then(|| ops::nested::standing(&self.engine, peer.process(), uid, around.grant.as_ref()))
+            .then(|| ops::nested::standing(&self.engine, &peer, around.grant.as_ref()))
             .flatten();
         let caller = self.engine.connections().number(front, surface, peer, inside, around, nested);
         self.engine.authorize_silently(&caller, &Request::Connect)?;
+        self.engine.leave_room(&caller, Shared::Connections)?;
         match surface {
             Surface::Native => (),
             Surface::Legacy => self.engine.authorize_silently(&caller, &Request::Legacy)?,
@@ -569,7 +574,7 @@ struct Asked {
 
 impl Asked {
     fn new(engine: &Arc<Engine>, front: FrontKind, id: RequestId, caller: Arc<Caller>) -> Self {
-        engine.connections().request_begins(caller.charged());
+        engine.connections().request_begins(&caller);
         Self { engine: Arc::clone(engine), front, id, caller, answered: false }
     }
 
@@ -620,7 +625,7 @@ impl Asked {
     fn answer(&mut self, outcome: Outcome) {
         self.answered = true;
         self.engine.counters.answered(&outcome);
-        self.engine.connections().request_ends(self.caller.charged());
+        self.engine.connections().request_ends(&self.caller);
         self.engine.answer(self.front, self.id, outcome);
     }
 }

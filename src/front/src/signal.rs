@@ -68,7 +68,7 @@ impl Subscribers {
     pub fn publish(&self, event: &Event, audience: Audience) {
         let root = match audience {
             Audience::Everybody => return self.publish_policy(),
-            Audience::Account(0) | Audience::Inside(_) => None,
+            Audience::Account(0) | Audience::Inside(..) => None,
             Audience::Account(_) => Some(Audience::Account(0)),
         };
         let mut subscribers = self.0.borrow_mut();
@@ -99,9 +99,9 @@ impl Subscribers {
     /// Tells everybody that another policy is in force: what the own account may have can be another by now.
     fn publish_policy(&self) {
         for ((audience, _), subscriber) in self.0.borrow_mut().iter_mut() {
-            // Inside a grant the account is called 0.
-            let uid = if let Audience::Account(uid) = audience { *uid } else { 0 };
-            match Destination(subscriber.destination.as_deref()).quotas_changed(uid) {
+            // Inside a grant the account is called as the user is there.
+            let (Audience::Account(uid) | Audience::Inside(_, uid)) = audience else { continue };
+            match Destination(subscriber.destination.as_deref()).quotas_changed(*uid) {
                 Ok(message) => subscriber.take(&[message]),
                 Err(error) => tracing::error!(%error, "cannot build a signal"),
             }

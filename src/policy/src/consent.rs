@@ -193,6 +193,7 @@ mod tests {
             links,
             nesting: 0,
             depth: 0,
+            user_blocks: None,
         }
     }
 

@@ -39,6 +39,16 @@ id!(
     NsGid
 );
 
+impl NsUid {
+    /// Root of the container.
+    pub const ROOT: Self = Self(0);
+
+    /// Is it root of the container?
+    pub fn is_root(self) -> bool {
+        self == Self::ROOT
+    }
+}
+
 impl HostUid {
     /// Root of the initial user namespace.
     pub const ROOT: Self = Self(0);

@@ -137,6 +137,8 @@ pub struct NewGrant<'a> {
     pub nesting: u32,
     /// In how many other grants it is to be, one in the other.
     pub depth: usize,
+    /// How many blocks of the grant around its maker has with it, if that is an ordinary user in there.
+    pub user_blocks: Option<u64>,
 }
 
 /// A link that is asked for.
@@ -585,6 +587,9 @@ fn create_grant(rules: &Ruling, caller: &Caller, grant: &NewGrant<'_>, usage: &U
         rules.quotas.nesting_depth,
         u64::try_from(grant.depth).unwrap_or(u64::MAX),
     )?;
+    if let Some(blocks) = grant.user_blocks {
+        at_most(rules, "nesting-user-blocks", rules.quotas.nesting_user_blocks, blocks)?;
+    }
     let watches = u64::try_from(grant.pressure).unwrap_or(u64::MAX);
     within(rules, Resource::PressureWatches, watches, usage)?;
     of_controllers(rules, caller, grant.asked)?;
@@ -932,6 +937,7 @@ mod tests {
             links: &[],
             nesting: 0,
             depth: 0,
+            user_blocks: None,
         }
     }
 

@@ -30,7 +30,7 @@ pub use judge::{
     Verb, Verdict, judge, judge_consented, usage_rows,
 };
 pub use limit::{Bytes, CpuList, CpuQuota, HugePageSize, IoLimit, LimitError, LimitKey, LimitValue};
-pub use name::{CgroupName, CgroupPath, GrantName, GrantPath, NameError};
+pub use name::{CgroupName, CgroupPath, GrantName, GrantPath, NameError, Step};
 pub use network::{
     ACCOUNT_BRIDGE, BridgeConfig, BridgeName, DEFAULT_BRIDGE, FIRST_HOST, MAX_MTU, MIN_MTU, Net,
     NetworkConfig, Range4,

@@ -6,7 +6,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::HostUid;
+use crate::ids::{HostUid, NsUid};
 
 /// Longest name of a grant, bytes.
 pub const MAX_GRANT_NAME: usize = 63;
@@ -185,60 +185,125 @@ impl CgroupPath {
     }
 }
 
-/// Where a grant is in the tree: its account, and its name below the names of the grants it was made in.
+/// One step on the way to a grant: its name, and which user of what it was made in has it.
 ///
-/// Without names it stands for the account's own node.
+/// As text, which is its directory's name in every hierarchy: the name alone if that user is root or the account itself,
+/// or else `@UID.NAME`. No grant's name has such a form, so users have their names each for themselves.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Step {
+    /// The user, as the grant around counts; root in an account's node.
+    pub user: NsUid,
+    /// The name.
+    pub name: GrantName,
+}
+
+impl Step {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// [`NameError`] for what [`Display`](fmt::Display) would not write.
+    pub fn new(text: &str) -> Result<Self, NameError> {
+        let Some(of_user) = text.strip_prefix('@') else { return GrantName::new(text).map(Self::from) };
+        let (user, name) = of_user.split_once('.').ok_or(NameError::GrantForm)?;
+        let step = Self {
+            user: NsUid(user.parse().map_err(|_| NameError::GrantForm)?),
+            name: GrantName::new(name)?,
+        };
+        // One form only, so that a grant has one directory.
+        if step.to_string() == text { Ok(step) } else { Err(NameError::GrantForm) }
+    }
+}
+
+impl From<GrantName> for Step {
+    fn from(name: GrantName) -> Self {
+        Self { user: NsUid::ROOT, name }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.user {
+            NsUid::ROOT => write!(f, "{}", self.name),
+            user => write!(f, "@{user}.{}", self.name),
+        }
+    }
+}
+
+impl From<Step> for String {
+    fn from(step: Step) -> Self {
+        step.to_string()
+    }
+}
+
+/// Where a grant is in the tree: its account, and its step below those of the grants it was made in.
+///
+/// Without steps it stands for the account's own node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GrantPath {
     /// The uid that is charged.
     pub account: HostUid,
-    /// The grant's name last, those of the grants around it before.
-    pub names: Vec<GrantName>,
+    /// The grant's own step last, those of the grants around it before.
+    pub steps: Vec<Step>,
 }
 
 impl GrantPath {
-    /// The path of a grant that was made from the host.
-    pub fn new(account: HostUid, name: GrantName) -> Self {
-        Self { account, names: vec![name] }
+    /// The account's own node.
+    pub fn of_account(account: HostUid) -> Self {
+        Self { account, steps: Vec::new() }
     }
 
-    /// The path of a grant of this name that is made inside this one; of one made from the host in an account's node.
+    /// The path of a grant that was made from the host.
+    pub fn new(account: HostUid, name: GrantName) -> Self {
+        Self { account, steps: vec![name.into()] }
+    }
+
+    /// The path of a grant that is made inside this one; of one made from the host in an account's node.
     #[must_use]
-    pub fn inner(&self, name: GrantName) -> Self {
-        let names = self.names.iter().cloned().chain([name]).collect();
-        Self { account: self.account, names }
+    pub fn inner(&self, step: impl Into<Step>) -> Self {
+        let steps = self.steps.iter().cloned().chain([step.into()]).collect();
+        Self { account: self.account, steps }
     }
 
     /// The grant around this one; the account's node around one that was made from the host and around itself.
     #[must_use]
     pub fn around(&self) -> Self {
-        let above = self.names.split_last().map_or(&[][..], |(_, above)| above);
-        Self { account: self.account, names: above.to_vec() }
+        let above = self.steps.split_last().map_or(&[][..], |(_, above)| above);
+        Self { account: self.account, steps: above.to_vec() }
+    }
+
+    /// The first step from `other` to this one, if it was made inside of that or inside a grant that was. Nothing is inside itself.
+    pub fn step_in(&self, other: &Self) -> Option<&Step> {
+        let is_below = self.account == other.account && self.steps.starts_with(&other.steps);
+        self.steps.get(other.steps.len()).filter(|_| is_below)
     }
 
     /// Was it made inside `other`, or inside a grant that was? Nothing is inside itself.
     pub fn is_inside(&self, other: &Self) -> bool {
-        self.account == other.account
-            && self.names.len() > other.names.len()
-            && self.names.starts_with(&other.names)
+        self.step_in(other).is_some()
     }
 
     /// Was it made from inside another grant?
     pub fn is_nested(&self) -> bool {
-        self.names.len() > 1
+        self.steps.len() > 1
+    }
+
+    /// In how many other grants it is, one in the other.
+    pub fn depth(&self) -> usize {
+        self.steps.len().saturating_sub(1)
     }
 
     /// The grant's own name; `None` for the account's node.
     pub fn name(&self) -> Option<&GrantName> {
-        self.names.last()
+        self.steps.last().map(|step| &step.name)
     }
 }
 
 impl fmt::Display for GrantPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "u{}", self.account)?;
-        self.names.iter().try_for_each(|name| write!(f, "/{name}"))
+        self.steps.iter().try_for_each(|step| write!(f, "/{step}"))
     }
 }
 
@@ -298,6 +363,7 @@ macro_rules! into_text {
 }
 
 from_text!(GrantName);
+from_text!(Step);
 from_text!(CgroupName);
 from_text!(CgroupPath);
 into_text!(GrantName);
@@ -387,7 +453,7 @@ mod tests {
     #[test]
     fn grant_paths() {
         let mut path = GrantPath::new(HostUid(1000), GrantName::new("web").unwrap());
-        path.names.push(GrantName::new("inner").unwrap());
+        path.steps.push(GrantName::new("inner").unwrap().into());
         assert_eq!(path.to_string(), "u1000/web/inner");
         assert_eq!(path.name().unwrap().as_str(), "inner");
         let web = path.around();
@@ -398,6 +464,37 @@ mod tests {
         assert!(!path.is_inside(&other), "another account's");
         let longer = GrantPath::new(HostUid(1000), GrantName::new("web2").unwrap());
         assert!(!longer.inner(path.name().unwrap().clone()).is_inside(&web), "a name that begins alike");
+    }
+
+    #[test]
+    fn users_inside_have_their_names_each_for_themselves() {
+        let web = GrantPath::new(HostUid(1000), GrantName::new("web").unwrap());
+        let at = |text: &str| web.inner(Step::new(text).unwrap());
+        let (roots, one, other) = (at("db"), at("@7.db"), at("@70.db"));
+        assert_eq!(one.to_string(), "u1000/web/@7.db");
+        assert!(one.is_inside(&web) && one.around() == web && one.depth() == 1);
+        for (path, users) in
+            [(&roots, 0), (&one, 7), (&other, 70), (&one.inner(GrantName::new("db").unwrap()), 7)]
+        {
+            assert_eq!(path.step_in(&web).unwrap().user, NsUid(users), "{path}");
+        }
+        assert!(roots != one && one != other && !one.is_inside(&roots) && !other.is_inside(&one));
+        assert!(CgroupName::new(&one.steps[1].to_string()).is_ok());
+        for bad in [
+            "@0.db",
+            "@07.db",
+            "@.db",
+            "@7.",
+            "@7",
+            "@7.@8.db",
+            "@-1.db",
+            "@+7.db",
+            "@4294967296.db",
+            "7.db",
+            "@7/db",
+        ] {
+            assert!(Step::new(bad).is_err(), "{bad}");
+        }
     }
 
     proptest! {

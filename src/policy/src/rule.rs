@@ -228,6 +228,8 @@ table! {
         nesting_blocks: u64 = Bounded<1024>,
         /// Levels of grants inside a grant that was made from the host.
         nesting_depth: u64 = Bounded<8>,
+        /// Such blocks of a grant's that one ordinary user inside of it may have in grants of its own; who has none is not served.
+        nesting_user_blocks: u64 = Bounded<1024>,
         /// Notices about pressure.
         pressure_watches: u64 = Bounded<65_536>,
         /// Links in all grants.
@@ -312,6 +314,7 @@ impl Quotas {
             ids_per_grant: self.ids_per_grant.min(other.ids_per_grant),
             nesting_blocks: self.nesting_blocks.min(other.nesting_blocks),
             nesting_depth: self.nesting_depth.min(other.nesting_depth),
+            nesting_user_blocks: self.nesting_user_blocks.min(other.nesting_user_blocks),
             pressure_watches: self.pressure_watches.min(other.pressure_watches),
             links: self.links.min(other.links),
             published_ports: self.published_ports.min(other.published_ports),

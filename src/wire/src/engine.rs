@@ -98,8 +98,8 @@ pub enum GrantChange {
 pub enum Audience {
     /// Callers of the account on the host, and root.
     Account(u32),
-    /// Callers inside of the grant that may act there, and nobody else.
-    Inside(GrantId),
+    /// Callers inside of the grant that may act there as this user, and nobody else.
+    Inside(GrantId, u32),
     /// All callers.
     Everybody,
 }

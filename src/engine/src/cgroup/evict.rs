@@ -138,7 +138,7 @@ impl Tree {
 /// The cgroup of an account, or of a grant that others are made in, for processes that have no place of their own, made if it is
 /// not there. It goes with the account's node once it is empty, or with the grant.
 pub(super) fn evicted(hierarchy: &Hierarchy, around: &GrantPath) -> Result<Node, CgroupError> {
-    let above = match around.names.is_empty() {
+    let above = match around.steps.is_empty() {
         true => {
             let (above, made) = hierarchy.base.ensure(&account_name(around.account))?;
             if made {

@@ -141,7 +141,7 @@ impl Tree {
         names: &[String],
         alone: &mut bool,
     ) -> Result<(), CgroupError> {
-        let may_be_alone = grant.names.len() == 1;
+        let may_be_alone = !grant.is_nested();
         if *alone && may_be_alone {
             self.make_account(hierarchy, grant.account)?;
         }
@@ -178,12 +178,10 @@ impl Tree {
 
     /// Hands controllers down on cgroup2 in what a grant is made in: the account's node, or `children` of the grant around it.
     fn hand_on_above(&self, grant: &GrantPath) -> Result<(), CgroupError> {
-        let above = grant.names.split_last().map_or(&[][..], |(_, above)| above);
-        if above.is_empty() {
+        if !grant.is_nested() {
             return self.ensure_account(self.v2(), grant.account).map(drop);
         }
-        let around = GrantPath { account: grant.account, names: above.to_vec() };
-        enable_all(&self.need_part(self.v2(), &around, CHILDREN)?).map(drop)
+        enable_all(&self.need_part(self.v2(), &grant.around(), CHILDREN)?).map(drop)
     }
 
     /// An account's node, made if it is not there.

@@ -111,13 +111,13 @@ impl Tree {
         hierarchy: &Hierarchy,
         grant: &GrantPath,
     ) -> Result<Option<(Node, String)>, CgroupError> {
-        let Some((name, around)) = grant.names.split_last() else { return Ok(None) };
-        let around = GrantPath { account: grant.account, names: around.to_vec() };
-        let above = match around.names.is_empty() {
-            true => self.node(hierarchy, &around)?,
-            false => self.part(hierarchy, &around, CHILDREN)?,
+        let Some(step) = grant.steps.last() else { return Ok(None) };
+        let around = grant.around();
+        let above = match grant.is_nested() {
+            false => self.node(hierarchy, &around)?,
+            true => self.part(hierarchy, &around, CHILDREN)?,
         };
-        Ok(above.map(|above| (above, name.to_string())))
+        Ok(above.map(|above| (above, step.to_string())))
     }
 
     /// Removes an account's node where nothing is in it any more.

@@ -315,7 +315,7 @@ fn a_grant_inside_a_grant() {
     let place = Place::new();
     let outer = place.make("outer");
     let mut inner = outer.clone();
-    inner.names.push(GrantName::new("inner").unwrap());
+    inner.steps.push(GrantName::new("inner").unwrap().into());
     place.tree.make(&inner, &with_range()).unwrap();
     assert_eq!(place.tree.scan().unwrap(), [outer.clone(), inner.clone()]);
     assert!(place.grant("memory", &inner).join("payload").is_dir());
@@ -355,7 +355,7 @@ fn a_controller_that_is_kept_back_is_not_had_from_inside() {
     place.tree.make(&own, &kept(bare())).unwrap();
     let all = place.make("all");
     let mut inner = outer.clone();
-    inner.names.push(GrantName::new("inner").unwrap());
+    inner.steps.push(GrantName::new("inner").unwrap().into());
     place.tree.make(&inner, &with_range()).unwrap();
     let has = |grant: &GrantPath, file: &str| {
         fs::read_to_string(place.grant("cgroup2", grant).join(file)).unwrap().contains("hugetlb")

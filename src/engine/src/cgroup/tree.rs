@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use cgrant_policy::{GrantName, GrantPath, HostUid};
+use cgrant_policy::{GrantName, GrantPath, HostUid, Step};
 use cgrant_sys::{Dir, ProcFs};
 use cgrant_wire::{Hierarchy as WireHierarchy, boot::Placement};
 use rustix::fs::OFlags;
@@ -246,12 +246,12 @@ impl Tree {
         }
         let mut names = strip(path, &self.v2().base_path)?.split('/');
         let account = account_of(names.next()?)?;
-        let mut grant = GrantPath { account, names: vec![GrantName::new(names.next()?).ok()?] };
+        let mut grant = GrantPath::new(account, GrantName::new(names.next()?).ok()?);
         loop {
             let part = names.next().unwrap_or_default();
-            let inner = (part == CHILDREN).then(|| names.next()).flatten().map(GrantName::new);
+            let inner = (part == CHILDREN).then(|| names.next()).flatten().map(Step::new);
             match inner {
-                Some(Ok(name)) => grant.names.push(name),
+                Some(Ok(step)) => grant.steps.push(step),
                 _ => return Some((grant, part.to_owned())),
             }
         }
@@ -293,10 +293,10 @@ impl Tree {
             for name in dirs(&hierarchy.base)? {
                 let Some(account) = account_of(&name) else { continue };
                 let Some(node) = hierarchy.base.child(&name)? else { continue };
-                collect(node, GrantPath { account, names: Vec::new() }, &mut found)?;
+                collect(node, GrantPath::of_account(account), &mut found)?;
             }
         }
-        found.sort_by(|a, b| (a.account, &a.names).cmp(&(b.account, &b.names)));
+        found.sort_by(|a, b| (a.account, &a.steps).cmp(&(b.account, &b.steps)));
         found.dedup();
         Ok(found)
     }
@@ -415,11 +415,11 @@ fn account_of(name: &str) -> Option<HostUid> {
 /// The names from the instance's node to a grant's cgroup.
 pub fn below_base(grant: &GrantPath) -> Vec<String> {
     let mut names = vec![account_name(grant.account)];
-    for (at, name) in grant.names.iter().enumerate() {
+    for (at, step) in grant.steps.iter().enumerate() {
         if at > 0 {
             names.push(CHILDREN.to_owned());
         }
-        names.push(name.to_string());
+        names.push(step.to_string());
     }
     names
 }
@@ -439,10 +439,14 @@ fn dirs(node: &Node) -> Result<Vec<String>, CgroupError> {
 fn collect(account: Node, path: GrantPath, found: &mut Vec<GrantPath>) -> Result<(), CgroupError> {
     let mut todo = vec![(account, path)];
     while let Some((node, above)) = todo.pop() {
-        for name in dirs(&node)?.iter().filter_map(|name| GrantName::new(name).ok()) {
-            let mut path = above.clone();
-            let grant = node.child(name.as_str())?;
-            path.names.push(name);
+        for name in dirs(&node)? {
+            let Ok(step) = Step::new(&name) else { continue };
+            // An account's own grants are told apart by nothing but their names.
+            if above.steps.is_empty() && !step.user.is_root() {
+                continue;
+            }
+            let path = above.inner(step);
+            let grant = node.child(&name)?;
             found.push(path.clone());
             if let Some(inner) = grant.map(|grant| grant.child(CHILDREN)).transpose()?.flatten() {
                 todo.push((inner, path));

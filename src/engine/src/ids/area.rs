@@ -1,6 +1,6 @@
 //! An area: a run of blocks of the pool that belongs to one account for ever, and the ranges in it. Pure.
 
-use cgrant_policy::{BLOCK, GrantName, HostUid, IdSpan};
+use cgrant_policy::{BLOCK, GrantName, HostUid, IdSpan, NsUid};
 use cgrant_wire::GrantId;
 use serde::{Deserialize, Serialize};
 
@@ -36,8 +36,19 @@ pub struct InnerSlot {
     pub offset: u32,
     /// How many ids.
     pub count: u32,
+    /// Whose name: root's of the grant around it, or an ordinary user's in there.
+    #[serde(default = "root", skip_serializing_if = "is_root")]
+    pub user: NsUid,
     /// The name.
     pub name: GrantName,
+}
+
+const fn root() -> NsUid {
+    NsUid::ROOT
+}
+
+fn is_root(user: &NsUid) -> bool {
+    user.is_root()
 }
 
 /// A run of blocks of one account.

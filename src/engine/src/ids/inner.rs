@@ -7,7 +7,7 @@
 //! an order of requests; the parts lie behind the own ids of the grant around, apart from all that is in use there, and the kernel
 //! maps nothing into a namespace that its parent does not have.
 
-use cgrant_policy::{BLOCK, GrantName, IdRange, IdSpan};
+use cgrant_policy::{BLOCK, GrantName, IdRange, IdSpan, NsUid};
 use cgrant_wire::{GrantId, Range, RangeInfo};
 
 use super::{
@@ -23,6 +23,8 @@ pub struct Around {
     pub range: Range,
     /// How many ids at its beginning are its grant's own.
     pub own: u32,
+    /// Who asks for a part of it: each user in there has names of its own.
+    pub user: NsUid,
 }
 
 impl IdRecord {
@@ -64,19 +66,46 @@ impl IdRecord {
         self.locked(|inner| inner.part_of(around, name, count, live).map(|_| ()))
     }
 
-    /// The parts of a range that belong to names, and which grants use them; as the range's own root counts.
+    /// How many blocks of a range a user in there has: those that its live grants have, `live`, and those that are kept for its names; and
+    /// with a part more, of this name and size as [`acquire_inner`](Self::acquire_inner) takes them, what it comes to then.
+    ///
+    /// # Errors
+    /// [`IdError::Damaged`] if the record does not have the range.
+    pub fn blocks_inside(
+        &self,
+        around: Around,
+        live: &[IdSpan],
+        more: Option<(Option<&GrantName>, u32)>,
+    ) -> Result<u64, IdError> {
+        self.locked(|inner| {
+            let (area, slot, at) = inner.slot_around(around.range)?;
+            let first = area.span.first() + slot.offset;
+            let here = |known: &&InnerSlot| known.around == at && known.user == around.user;
+            let name = more.and_then(|(name, _)| name);
+            let (asked, kept): (Vec<_>, Vec<_>) =
+                slot.inner.iter().filter(here).partition(|known| Some(&known.name) == name);
+            let unused = kept.into_iter().filter_map(|known| span_of(known, first));
+            let unused = unused.filter(|span| !live.iter().any(|live| live.overlaps(*span)));
+            let had: u64 = live.iter().copied().chain(unused).map(|span| blocks(span.count())).sum();
+            let new = more.map_or(0, |(_, count)| if count == 0 { BLOCK } else { count });
+            Ok(had + blocks(asked.first().map_or(new, |known| known.count)))
+        })
+    }
+
+    /// The parts of a range that belong to names of a user in there, and which grants use them; as the range's own root counts.
     ///
     /// # Errors
     /// [`IdError::Io`].
     pub fn list_inner(
         &self,
         around: Range,
+        whose: NsUid,
         user: impl Fn(IdSpan) -> Option<GrantId>,
     ) -> Result<Vec<RangeInfo>, IdError> {
         let parts = self.locked(|inner| {
             let (area, slot, at) = inner.slot_around(around)?;
             let first = area.span.first() + slot.offset;
-            let here = slot.inner.into_iter().filter(|known| known.around == at);
+            let here = slot.inner.into_iter().filter(|known| known.around == at && known.user == whose);
             Ok(here.filter_map(|known| Some((span_of(&known, first)?, known.name))).collect::<Vec<_>>())
         })?;
         let info = |(span, name): (IdSpan, GrantName)| {
@@ -87,14 +116,14 @@ impl IdRecord {
         Ok(parts.into_iter().filter_map(info).collect())
     }
 
-    /// Unties a part of a range from its name.
+    /// Unties a part of a range from a name of a user in there.
     ///
     /// # Errors
     /// [`IdError::NoSuchRange`], [`IdError::Io`].
-    pub fn forget_inner(&self, around: Range, name: &GrantName) -> Result<(), IdError> {
+    pub fn forget_inner(&self, around: Range, whose: NsUid, name: &GrantName) -> Result<(), IdError> {
         self.locked(|inner| {
             let (mut area, slot, at) = inner.slot_around(around)?;
-            let is_it = |known: &InnerSlot| known.around == at && known.name == *name;
+            let is_it = |known: &InnerSlot| known.around == at && known.user == whose && known.name == *name;
             let part = slot.inner.iter().find(|known| is_it(known)).cloned();
             let part = part.ok_or_else(|| IdError::NoSuchRange(name.clone()))?;
             let within = |known: &InnerSlot| known.around == part.offset;
@@ -132,7 +161,8 @@ impl Inner {
         let first = area.span.first() + slot.offset;
         let here = |known: &&InnerSlot| known.around == at;
         if let Some(name) = name
-            && let Some(known) = slot.inner.iter().filter(here).find(|known| known.name == *name)
+            && let Some(known) =
+                slot.inner.iter().filter(here).find(|known| known.user == around.user && known.name == *name)
         {
             return named(known, first, count, live).map(Part::Known);
         }
@@ -149,6 +179,7 @@ impl Inner {
             around: at,
             offset: span.first() - first,
             count,
+            user: around.user,
             name: name.clone(),
         };
         let part = name.map(part);
@@ -168,6 +199,11 @@ impl Inner {
             reason: "the range of a live grant is not in it".to_owned(),
         })
     }
+}
+
+/// How many blocks so many ids are, counted as those that they lie in.
+fn blocks(count: u32) -> u64 {
+    u64::from(count.div_ceil(BLOCK))
 }
 
 fn span_of(part: &InnerSlot, first: u32) -> Option<IdSpan> {
@@ -211,7 +247,11 @@ mod tests {
     #[test]
     fn places_lie_behind_the_own_ids_apart_from_what_is_busy_and_within() {
         let first = 20 * BLOCK;
-        let around = Around { range: Range { uid: first, gid: first, count: 4 * BLOCK }, own: BLOCK };
+        let around = Around {
+            range: Range { uid: first, gid: first, count: 4 * BLOCK },
+            own: BLOCK,
+            user: NsUid::ROOT,
+        };
         assert_eq!(free(around, &[], BLOCK), Some(span(first + BLOCK, BLOCK)));
         let busy = [span(first + BLOCK, 10)];
         assert_eq!(free(around, &busy, BLOCK), Some(span(first + 2 * BLOCK, BLOCK)));
@@ -226,7 +266,7 @@ mod tests {
     #[test]
     fn a_name_has_its_part_until_it_is_in_use() {
         let name = GrantName::new("web").unwrap();
-        let part = InnerSlot { around: 0, offset: BLOCK, count: BLOCK, name };
+        let part = InnerSlot { around: 0, offset: BLOCK, count: BLOCK, user: NsUid::ROOT, name };
         let first = 20 * BLOCK;
         assert_eq!(named(&part, first, 0, &[]).unwrap(), IdRange::same(span(first + BLOCK, BLOCK)));
         assert!(matches!(named(&part, first, 7, &[]), Err(IdError::SizeDiffers { .. })));

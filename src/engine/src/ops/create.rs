@@ -88,13 +88,18 @@ pub fn create(
             pressure: plan.record.pressure.len(),
             links: &link::judged(&plan.links),
             nesting: plan.record.nesting,
-            depth: plan.path.names.len().saturating_sub(1),
+            depth: plan.path.depth(),
+            user_blocks: user_blocks(
+                engine,
+                caller,
+                Some(More { label: plan.label.as_ref(), ids: plan.ids }),
+            )?,
         }),
     )?;
     plan.settings.authorize_raw(engine, caller, caller.account(), about)?;
     super::account::must_be_had(engine, &caller.subject(), &plan.settings)?;
     // What is made inside has the limit of the grant around it, whose cgroup it is in.
-    if plan.path.names.len() == 1 {
+    if !plan.path.is_nested() {
         plan.record.devices = super::device::limit_of(engine, &caller.subject(), plan.ids.is_some())?;
     }
     let grant = Arc::new(Grant::new(plan.id, plan.path.clone(), plan.name.clone(), plan.record.clone()));
@@ -140,7 +145,9 @@ fn repeated(
             format!("a key is 1 to {MAX_KEY} printable ASCII characters without spaces"),
         ));
     }
-    let Some(grant) = engine.registry().keyed(caller.place(), &request.key) else { return Ok(None) };
+    let Some(grant) = engine.registry().keyed(caller.place(), caller.user(), &request.key) else {
+        return Ok(None);
+    };
     if grant.live().record.digest != digest {
         return Err(Refusal::new(
             RefusalCode::InvalidArgument,
@@ -258,7 +265,7 @@ fn plan(
     Ok(Plan {
         record,
         id,
-        path: caller.place().inner(name.clone()),
+        path: caller.path_of(name.clone()),
         name,
         settings,
         userns,
@@ -351,10 +358,12 @@ fn fresh_record(engine: &Engine, caller: &Caller, id: GrantId, name: &GrantName)
     record.application.clone_from(&subject.application);
     record.groups = subject.groups.iter().map(|group| group.0).collect();
     record.nested = caller.nested.as_ref().map(|inside| NestedRecord {
-        around: inside.grant.path.names.iter().map(ToString::to_string).collect(),
+        around: inside.grant.path.steps.iter().map(ToString::to_string).collect(),
         parent: inside.grant.id.to_string(),
-        uid: inside.range.uid,
-        gid: inside.range.gid,
+        uid: caller.uid.0,
+        // A process of root's may have another gid.
+        gid: if inside.user.is_root() { inside.range.gid } else { caller.gid.0 },
+        user: inside.user.0,
     });
     record
 }
@@ -374,8 +383,6 @@ fn acquire(engine: &Engine, caller: &Caller, plan: &Plan, count: u32) -> Result<
 
 /// The ids that grants inside a grant are made from, and which of them others than `except` have.
 pub fn ids_inside(engine: &Engine, inside: &Inside, except: GrantId) -> (Around, Vec<(IdSpan, GrantId)>) {
-    let nesting = inside.grant.live().record.nesting;
-    let own = inside.range.count.saturating_sub(nesting.saturating_mul(BLOCK));
     let used = |grant: &Arc<Grant>| {
         let range = grant.live().record.range?;
         let here = grant.path.around() == inside.grant.path && grant.id != except;
@@ -383,7 +390,39 @@ pub fn ids_inside(engine: &Engine, inside: &Inside, except: GrantId) -> (Around,
         here.then_some((span, grant.id))
     };
     let live = engine.registry().inside(&inside.grant.path).iter().filter_map(used).collect();
-    (Around { range: inside.range, own }, live)
+    (inside.ids(), live)
+}
+
+/// A grant that is asked for, as far as ids of the one around go.
+#[derive(Debug, Clone, Copy)]
+pub struct More<'a> {
+    /// The name that its range belongs to.
+    pub label: Option<&'a GrantName>,
+    /// How many ids, 0 for as many as the name's range has or the default; `None` for none.
+    pub ids: Option<u32>,
+}
+
+/// How many blocks of the grant around an ordinary user in there has, or would have with one grant more. A grant counts as one at least, so
+/// that this bounds their number too; so do ids that are kept for a name. `None` for everybody else.
+///
+/// An account's operations come one after the other, so nobody takes some meanwhile.
+///
+/// # Errors
+/// If the record of ranges can't be read.
+pub fn user_blocks(engine: &Engine, caller: &Caller, more: Option<More<'_>>) -> Result<Option<u64>, Refusal> {
+    let Some(inside) = caller.nested.as_ref().filter(|inside| !inside.user.is_root()) else {
+        return Ok(None);
+    };
+    let span = |range: Range| IdSpan::new(range.uid, range.count).ok();
+    let mut grants = engine.registry().inside(&inside.grant.path);
+    grants.retain(|grant| grant.path.around() == inside.grant.path && grant.user() == inside.user);
+    let spans: Vec<IdSpan> =
+        grants.iter().filter_map(|grant| grant.live().record.range.and_then(span)).collect();
+    let without =
+        grants.len().saturating_sub(spans.len()) + usize::from(more.is_some_and(|more| more.ids.is_none()));
+    let part = more.and_then(|More { label, ids }| Some((label, ids?)));
+    let with = engine.ids.blocks_inside(inside.ids(), &spans, part)?;
+    Ok(Some(with.saturating_add(u64::try_from(without).unwrap_or(u64::MAX))))
 }
 
 /// The caller's own ids, if its namespace is to have them.
@@ -517,7 +556,7 @@ fn range_of(caller: &Caller, record: &GrantRecord) -> Option<IdRange> {
 }
 
 /// Who owns what in the grant's cgroups: the range's root, or in a grant without ids whoever made it: the account itself, or the
-/// root of the grant around it; and which controllers it has there.
+/// root or user of the grant around it; and which controllers it has there.
 pub fn delegation(record: &GrantRecord) -> Delegation {
     let account = (HostUid(record.account), HostGid(record.gid));
     let maker = record.nested.as_ref().map(|nested| (HostUid(nested.uid), HostGid(nested.gid)));

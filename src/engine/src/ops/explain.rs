@@ -5,7 +5,7 @@
 
 use cgrant_policy::{
     Action, Application, Caller as Subject, CgroupPath, GrantName, GrantPath, HostGid, HostUid, Key,
-    LimitKey, NewGrant, NodeName, Request, SettingError, Verb, Verdict, judge::usage_rows,
+    LimitKey, NewGrant, NodeName, Request, SettingError, Verb, Verdict,
 };
 use cgrant_wire::{
     Act, Answer, CreateGrant, Explain, Explanation, GrantId, Holder, Inquiry, Refusal, RefusalCode,
@@ -54,7 +54,7 @@ pub fn explain(engine: &Engine, caller: &Caller, ask: &Explain) -> Outcome {
     let ruling_label = engine.policy().ruling(&about.subject).label.clone();
     let policy = engine.policy();
     let quotas = policy.quotas(&about.subject);
-    let rows = usage_rows(&quotas, &engine.usage(about.charged())).into_iter().map(query::row).collect();
+    let rows = query::rows(engine, caller, &quotas, about.charged())?;
     let rule = refusal.as_ref().and_then(|refusal| refusal.rule.clone());
     Ok((
         Answer::Explained(Explanation {
@@ -101,10 +101,9 @@ fn other(engine: &Engine, caller: &Caller, ask: &Explain) -> Result<Subject, Ref
 }
 
 impl About<'_> {
-    /// Where a grant would be made.
-    fn place(&self) -> GrantPath {
-        let top = || GrantPath { account: self.subject.uid, names: Vec::new() };
-        if self.is_own { self.caller.place() } else { top() }
+    /// Where a grant of this name would be made.
+    fn path_of(&self, name: GrantName) -> GrantPath {
+        if self.is_own { self.caller.path_of(name) } else { GrantPath::new(self.subject.uid, name) }
     }
 
     fn charged(&self) -> HostUid {
@@ -208,10 +207,12 @@ impl About<'_> {
                 GrantName::new(name).map_err(|error| check::bad_name(&error))?;
                 self.judge(&Request::UseGrant { owner: self.subject.uid, verb: Verb::ForgetRange })
             }
+            // Of a container's root, which sees all in there.
+            Inquiry::ListGrants { all: true } if self.caller.nested.is_some() => Ok(()),
             Inquiry::ListGrants { all: true } => self.judge(&Request::ListAll),
             Inquiry::ListGrants { all: false } => Ok(()),
             Inquiry::UsageOf { account } => {
-                // From inside the account is called 0, and there is no other.
+                // From inside there is no other than the caller's own.
                 let asked = account.filter(|_| self.caller.nested.is_none());
                 let account = asked.map_or(self.subject.uid, HostUid);
                 self.judge(&Request::UsageOf { account })
@@ -231,7 +232,7 @@ impl About<'_> {
         nested::must_have_no_links(self.caller, request)?;
         let wishes = link::wishes(self.engine, &self.subject, account, &request.links, &[], None, None)?;
         let ids = create::ids_of(self.engine, &self.subject, request)?;
-        let path = self.place().inner(name.clone());
+        let path = self.path_of(name.clone());
         self.judge(&Request::CreateGrant(NewGrant {
             ids: ids.map(create::counted),
             limits: &settings.limits,
@@ -241,7 +242,12 @@ impl About<'_> {
             pressure: pressure.len(),
             links: &link::judged(&wishes),
             nesting: request.nesting,
-            depth: path.names.len().saturating_sub(1),
+            depth: path.depth(),
+            user_blocks: create::user_blocks(
+                self.engine,
+                self.caller,
+                Some(create::More { label: label.as_ref(), ids }),
+            )?,
         }))?;
         for (key, value) in &settings.raw {
             self.judge(&Request::WriteRaw { owner: account, key, value: value.as_str() })?;
@@ -249,7 +255,7 @@ impl About<'_> {
         if self.engine.registry().at(&path).is_some() {
             return Err(create::exists(&name));
         }
-        if path.names.len() == 1 {
+        if !path.is_nested() {
             super::device::must_be_limited(self.engine, &self.subject, ids.is_some())?;
         }
         if let Some(count) = ids {

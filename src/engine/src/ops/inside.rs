@@ -61,6 +61,8 @@ fn grant_around_caller(engine: &Engine, caller: &Caller, process: &Pidfd) -> io:
 pub struct Around {
     /// The grant around it.
     pub grant: Option<GrantPath>,
+    /// Is it the root of that grant's range?
+    pub is_root: bool,
     /// Who made the user namespace around it, if that matters ([`maker_around`]).
     pub maker: Option<HostUid>,
     /// The application that it is of; none in a grant, and none of a process that has another uid by now.
@@ -80,7 +82,10 @@ pub fn look_around(engine: &Engine, process: &Pidfd, uid: HostUid) -> io::Result
     let tells = grant.is_none() && maker.is_none() && [info.ruid, info.euid, info.suid].contains(&uid.0);
     // Looked for whatever policy says now: it may say something else when the caller asks.
     let application = tells.then(|| crate::application::of(&engine.tree, &cgroups, uid)).flatten();
-    Ok(Around { grant, maker, application })
+    let live = grant.as_ref().and_then(|grant| engine.registry().at(grant));
+    let range = live.and_then(|grant| grant.live().record.range);
+    let is_root = range.is_some_and(|range| range.uid == uid.0);
+    Ok(Around { grant, is_root, maker, application })
 }
 
 /// Who made the outermost user namespace around the process, if that is neither its own uid nor root: the account
@@ -109,7 +114,7 @@ fn maker_around(engine: &Engine, process: &Pidfd, uid: HostUid) -> io::Result<Op
 }
 
 /// Refuses a caller whose process lies in a payload, or has ended: its connection may be in the hands of one that does. One that
-/// is served as the root of a grant, and so sees only what is inside of that, has to lie in that one's.
+/// is served inside a grant, and so sees only what is inside of that, has to lie in that one's.
 ///
 /// # Errors
 /// [`RefusalCode::NotAuthorized`].

@@ -244,7 +244,7 @@ pub fn forget_range(engine: &Engine, caller: &Arc<Caller>, name: &str) -> Outcom
         &Request::UseGrant { owner: caller.account(), verb: Verb::ForgetRange },
     )?;
     match &caller.nested {
-        Some(inside) => engine.ids.forget_inner(inside.range, &name)?,
+        Some(inside) => engine.ids.forget_inner(inside.range, inside.user, &name)?,
         None => engine.ids.forget(caller.uid, &name)?,
     }
     done()

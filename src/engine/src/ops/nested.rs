@@ -1,13 +1,14 @@
 //! Callers inside a grant that was made for grants inside it: who they are, what they may ask, and what they are told
 //! (design invariants 2 and 9).
 //!
-//! Such a caller is the root of the grant's range and nobody else in there. What it does is in its own grant: the account is
+//! Such a caller is the root of the grant's range; or, where policy lets them in, an ordinary user in there, whose grants are its own: neither
+//! another user may know of them, nor has it any part in root's. What it does is in the grant around it: the account is
 //! charged, and the grant's limits hold for it. It is told of nothing outside, and every number that it is told is
 //! one of its own namespaces.
 
 use std::sync::Arc;
 
-use cgrant_policy::{GrantPath, HostUid, IdSpan};
+use cgrant_policy::{GrantPath, IdSpan, NsUid};
 use cgrant_sys::{
     namespace::UsernsFd,
     pidfd::Pidfd,
@@ -20,44 +21,47 @@ use cgrant_wire::{
 use super::check;
 use crate::{
     cgroup::below_base,
-    connection::{Caller, Inside},
+    connection::{Caller, Inside, Peer, own_ids},
     engine::Engine,
     registry::Grant,
 };
 
 /// What an id is called where it has no number (`/proc/sys/kernel/overflowuid`).
 const NOBODY: u32 = 65_534;
-/// The root of a range, inside.
-const ROOT: u32 = 0;
 
-/// What a caller is the root of, if it is of something.
+/// What a caller acts in, and as whom, if it may do so in something.
 ///
-/// An attacker wants to be taken for the root of a grant that it is not in: another container's root, an ordinary user of the
-/// container, a process that looks like one from a namespace of its own making. The kernel's words have to agree: the
-/// uid is the first of the grant's range (another's range has another one), the process lies in the grant's payload, where
-/// only the account and that root can put it, and its user namespace is the grant's, by its map. A process that ends
-/// meanwhile is nobody: what its number says could be another's.
-pub fn standing(
-    engine: &Engine,
-    process: Option<&Pidfd>,
-    uid: HostUid,
-    born_in: Option<&GrantPath>,
-) -> Option<Inside> {
+/// An attacker wants to be taken for somebody of a grant that it is not in, or for another user than it is in there: another container's
+/// root, a process that looks like one from a namespace of its own making. The kernel's words have to agree: the
+/// uid is one of the grant's own ids (another's range has others, and so have grants inside), the process lies in the grant's payload, where
+/// only the account and those inside can put it, and its user namespace is the grant's, by its map. A process that ends
+/// meanwhile is nobody: what its number says could be another's. Which of the users it is, is that uid, as the kernel had it when the
+/// process connected; a program with somebody else's set-user-ID bit connects as that one, here as anywhere.
+pub fn standing(engine: &Engine, peer: &Peer, born_in: Option<&GrantPath>) -> Option<Inside> {
+    let uid = peer.uid();
     let grant = engine.registry().at(born_in?)?;
-    let (range, subject) = {
+    let (range, own, subject) = {
         let live = grant.live();
         let record = &live.record;
-        (record.range.filter(|_| record.nesting > 0)?, record.subject())
+        let range = record.range.filter(|_| record.nesting > 0)?;
+        (range, own_ids(range, record.nesting), record.subject())
     };
-    // Its root has the account's ids no more than anybody else.
-    let is_root = range.uid == uid.0 && engine.ids.owner_of(uid) == Some(grant.account);
-    let depth = grant.path.names.len();
+    let user = NsUid(uid.0.checked_sub(range.uid)?);
+    let gid = peer.gid().0.checked_sub(range.gid);
+    // Programs that have nothing to do with each other run as nobody.
+    let is_somebody = user.0 < own && user.0 != NOBODY && gid.is_some_and(|gid| gid < own);
+    let may = || engine.policy().quotas(&subject).nesting_user_blocks > 0;
+    let is_let_in = user.is_root() || (is_somebody && may());
+    // Those inside have the account's ids no more than anybody else.
+    let is_its = engine.ids.owner_of(uid) == Some(grant.account) && grant.is_active();
+    let depth = grant.path.steps.len();
     let is_there = |process| {
         Ok::<_, std::io::Error>(has_ids_of(engine, process, range)? && is_at_depth(engine, process, depth)?)
     };
-    (is_root && grant.is_active() && is_there(process?).unwrap_or(false)).then_some(Inside {
+    (is_let_in && is_its && is_there(peer.process()?).unwrap_or(false)).then_some(Inside {
         grant,
         range,
+        user,
         subject,
     })
 }
@@ -110,16 +114,19 @@ pub fn must_be_served(caller: &Caller, op: &Op) -> Result<(), Refusal> {
         .rule("built-in nesting")
         .hint(
             "inside a container only its root may ask, by the container's own socket and from its own user namespace, and \
-             only in one that was made with nesting",
+             only in one that was made with nesting; its users may where policy has nesting-user-blocks for the account outside",
         ));
     }
+    let user = caller.user();
     match op {
+        // Root may do with what users have in there what it likes.
+        Op::ListGrants { all: true, .. } | Op::FindGrant { .. } if user.is_root() => Ok(()),
+        Op::MakeDevice { .. } if !user.is_root() => Err(for_root()),
+        Op::Usage { account } | Op::FindGrant { account, .. } if is_own(user, *account) => Ok(()),
         Op::BrokerInfo
-        | Op::Usage { account: None | Some(ROOT) }
         | Op::ListAccounts { all: false }
         | Op::CreateGrant(_)
         | Op::ListGrants { all: false, .. }
-        | Op::FindGrant { account: None, .. }
         | Op::Describe { .. }
         | Op::Adopt { .. }
         | Op::SetLimits { .. }
@@ -148,6 +155,20 @@ fn is_of_the_caller(ask: &Explain) -> bool {
     ask.account.is_none() && ask.groups.is_empty() && ask.application.is_empty()
 }
 
+/// Is that the caller itself, as it is called in there?
+fn is_own(user: NsUid, account: Option<u32>) -> bool {
+    account.is_none_or(|account| NsUid(account) == user)
+}
+
+/// The refusal of what a container's root alone may do.
+///
+/// An attacker wants a device that the container has for its root, or for a group in there: the broker can't tell who in there may open it.
+fn for_root() -> Refusal {
+    Refusal::new(RefusalCode::NotAuthorized, "only the container's root may have devices made")
+        .rule("built-in nesting")
+        .hint("do without the device, or ask as the container's root")
+}
+
 fn not_there() -> Refusal {
     Refusal::new(RefusalCode::Unsupported, "this is not there for callers inside a grant")
         .rule("built-in nesting")
@@ -162,7 +183,11 @@ pub fn must_be_there(caller: &Caller, question: &Inquiry) -> Result<(), Refusal>
     if caller.nested.is_none() {
         return Ok(());
     }
+    let user = caller.user();
     match question {
+        Inquiry::ListGrants { all: true } if user.is_root() => Ok(()),
+        Inquiry::MakeDevice { .. } if !user.is_root() => Err(for_root()),
+        Inquiry::UsageOf { account } if is_own(user, *account) => Ok(()),
         Inquiry::CreateGrant(_)
         | Inquiry::Use {
             act:
@@ -183,7 +208,6 @@ pub fn must_be_there(caller: &Caller, question: &Inquiry) -> Result<(), Refusal>
         | Inquiry::ForgetRange { .. }
         | Inquiry::MakeDevice { .. }
         | Inquiry::ListGrants { all: false }
-        | Inquiry::UsageOf { account: None | Some(ROOT) }
         | Inquiry::Connect => Ok(()),
         Inquiry::Use {
             act: Act::OpenCgroup | Act::RemoveLink | Act::Unpublish | Act::MapDirectory, ..
@@ -192,7 +216,7 @@ pub fn must_be_there(caller: &Caller, question: &Inquiry) -> Result<(), Refusal>
         | Inquiry::PublishPorts { .. }
         | Inquiry::AllowDevice { .. }
         | Inquiry::ListGrants { all: true }
-        | Inquiry::UsageOf { account: Some(_) }
+        | Inquiry::UsageOf { .. }
         | Inquiry::Legacy => Err(not_there()),
     }
 }
@@ -210,7 +234,7 @@ pub fn must_have_no_links(caller: &Caller, request: &CreateGrant) -> Result<(), 
     Ok(())
 }
 
-/// Refuses a caller that is not, by now, in the payload of the grant that it is the root of.
+/// Refuses a caller that is not, by now, in the payload of the grant that it acts in.
 ///
 /// # Errors
 /// [`RefusalCode::NotAuthorized`].
@@ -273,24 +297,28 @@ pub fn translated(engine: &Engine, caller: &Caller, answer: Answer) -> Result<An
             other => other,
         });
     };
+    let seen = |info: GrantInfo| {
+        let grant = engine.registry().get(info.id);
+        let step = grant.as_ref().and_then(|grant| grant.path.step_in(&inside.grant.path));
+        // One that has ended meanwhile was found as the caller's own.
+        seen_from(&inside.grant, inside.range, step.map_or(inside.user, |step| step.user), info)
+    };
     Ok(match answer {
         Answer::BrokerInfo(mut info) => {
-            info.account = ROOT;
+            info.account = inside.user.0;
             Answer::BrokerInfo(info)
         }
-        Answer::Accounts(_) => Answer::Accounts(vec![ROOT]),
+        Answer::Accounts(_) => Answer::Accounts(vec![inside.user.0]),
         Answer::Usage(mut usage) => {
-            usage.account = ROOT;
+            usage.account = inside.user.0;
             Answer::Usage(usage)
         }
         Answer::Created(mut created) => {
-            created.grant = seen_from(&inside.grant, inside.range, created.grant);
+            created.grant = seen(created.grant);
             Answer::Created(created)
         }
-        Answer::Grant(info) => Answer::Grant(seen_from(&inside.grant, inside.range, info)),
-        Answer::Grants(all) => {
-            Answer::Grants(all.into_iter().map(|info| seen_from(&inside.grant, inside.range, info)).collect())
-        }
+        Answer::Grant(info) => Answer::Grant(seen(info)),
+        Answer::Grants(all) => Answer::Grants(all.into_iter().map(seen).collect()),
         // Which application of the host's its account was when the outermost grant was made.
         Answer::Explained(mut explanation) => {
             explanation.application.clear();
@@ -301,27 +329,54 @@ pub fn translated(engine: &Engine, caller: &Caller, answer: Answer) -> Result<An
     })
 }
 
+/// Who inside a grant hears of one that is inside of it.
+#[derive(Debug)]
+pub struct Hearers {
+    /// The grant around.
+    pub around: Arc<Grant>,
+    /// Whose the other one is there, or the one that it is in.
+    whose: NsUid,
+}
+
+impl Hearers {
+    /// Root, and whose it is.
+    pub fn users(&self) -> impl Iterator<Item = NsUid> + use<> {
+        let whose = self.whose;
+        std::iter::once(NsUid::ROOT).chain((!whose.is_root()).then_some(whose))
+    }
+}
+
+/// Who hears of a grant in those around it, the innermost first.
+pub fn hearers(engine: &Engine, path: &GrantPath) -> Vec<Hearers> {
+    let of = |around: Arc<Grant>| {
+        let whose = path.step_in(&around.path)?.user;
+        Some(Hearers { around, whose })
+    };
+    around(engine, path).into_iter().filter_map(of).collect()
+}
+
 /// An event in the words of those inside a grant around the one that it is about.
-pub fn retold(around: &Grant, event: &Event) -> Option<Event> {
+pub fn retold(hearers: &Hearers, event: &Event) -> Option<Event> {
+    let (around, user) = (&hearers.around, hearers.whose);
     let range = around.live().record.range?;
     let mut event = event.clone();
     match &mut event {
-        Event::Added { grant } => *grant = seen_from(around, range, grant.clone()),
+        Event::Added { grant } => *grant = seen_from(around, range, user, grant.clone()),
         Event::Ended { account, .. }
         | Event::Changed { account, .. }
         | Event::LinkAdded { account, .. }
         | Event::LinkRemoved { account, .. }
         | Event::Oom { account, .. }
         | Event::Usage { account, .. }
-        | Event::Pressure { account, .. } => *account = ROOT,
+        | Event::Pressure { account, .. } => *account = user.0,
         Event::Policy => (),
     }
     Some(event)
 }
 
 /// What is said of a grant to those inside a grant around it: by their ids, and nothing of what they can't see.
-fn seen_from(around: &Grant, range: Range, mut info: GrantInfo) -> GrantInfo {
-    info.account = ROOT;
+fn seen_from(around: &Grant, range: Range, user: NsUid, mut info: GrantInfo) -> GrantInfo {
+    info.account = user.0;
     info.range = info.range.map(|inner| Range {
         uid: inner.uid.saturating_sub(range.uid),
         gid: inner.gid.saturating_sub(range.gid),
@@ -369,7 +424,7 @@ pub fn user_of(engine: &Engine, inside: &Inside, ids: IdSpan) -> Option<GrantId>
 pub fn around(engine: &Engine, path: &GrantPath) -> Vec<Arc<Grant>> {
     let registry = engine.registry();
     let above = std::iter::successors(Some(path.around()), |path| Some(path.around()));
-    above.take_while(|path| !path.names.is_empty()).filter_map(|path| registry.at(&path)).collect()
+    above.take_while(|path| !path.steps.is_empty()).filter_map(|path| registry.at(&path)).collect()
 }
 
 #[cfg(test)]

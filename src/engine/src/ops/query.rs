@@ -3,12 +3,12 @@
 use std::{os::fd::OwnedFd, sync::Arc};
 
 use cgrant_policy::{
-    Caller as Subject, CgroupPath, GrantName, GrantPath, HostUid, Key, Request, Ruling, SettingError, Verb,
-    judge::usage_rows,
+    Caller as Subject, CgroupPath, GrantName, GrantPath, HostUid, Key, NsUid, Quotas, Request, Ruling,
+    SettingError, Step, Verb, judge::usage_rows,
 };
 use cgrant_wire::{Answer, BrokerInfo, FdIndex, GrantId, Refusal, RefusalCode, RuleInfo, Usage, UsageRow};
 
-use super::{check, nested};
+use super::{check, create, nested};
 use crate::{
     connection::Caller,
     engine::{Engine, Outcome, no_such_grant},
@@ -92,7 +92,7 @@ fn features(engine: &Engine) -> Vec<(String, bool, String)> {
 /// # Errors
 /// If the caller asks for somebody else's and may not.
 pub fn usage(engine: &Engine, caller: &Caller, account: Option<u32>) -> Outcome {
-    // From inside the account is called 0, and there is no other.
+    // From inside there is no other than the caller's own.
     let asked = account.filter(|_| caller.nested.is_none());
     let account = asked.map_or_else(|| caller.account(), HostUid);
     engine.authorize(caller, account.to_string().as_str(), &Request::UsageOf { account })?;
@@ -100,12 +100,25 @@ pub fn usage(engine: &Engine, caller: &Caller, account: Option<u32>) -> Outcome 
     // Groups of another account are known only from its connections, so its quotas are those by uid.
     let subject = if account == caller.account() { caller.subject() } else { Subject::by_uid(account) };
     let ruling = policy.ruling(&subject);
-    let rows = usage_rows(&ruling.quotas, &engine.usage(account));
-    plain(Answer::Usage(Usage {
-        account: account.0,
-        rule: ruling.label.clone(),
-        rows: rows.into_iter().map(row).collect(),
-    }))
+    let rows = rows(engine, caller, &ruling.quotas, account)?;
+    plain(Answer::Usage(Usage { account: account.0, rule: ruling.label.clone(), rows }))
+}
+
+/// What the account has beside its quotas; an ordinary user in a container has a figure of its own, and is told no other.
+///
+/// # Errors
+/// If the record of ranges can't be read.
+pub fn rows(
+    engine: &Engine,
+    caller: &Caller,
+    quotas: &Quotas,
+    account: HostUid,
+) -> Result<Vec<UsageRow>, Refusal> {
+    if caller.user().is_root() {
+        return Ok(usage_rows(quotas, &engine.usage(account)).into_iter().map(row).collect());
+    }
+    let used = create::user_blocks(engine, caller, None)?.unwrap_or(0);
+    Ok(vec![row(("nesting-user-blocks", used, quotas.nesting_user_blocks))])
 }
 
 /// A row of usage, for the answer.
@@ -159,20 +172,21 @@ pub fn list_rules(engine: &Engine, caller: &Caller, all: bool) -> Outcome {
     plain(Answer::Rules(rules))
 }
 
-/// The caller's grants, or everybody's for root; with `nested` those inside of them too.
+/// The caller's grants, or everybody's for root, the host's or a container's; with `nested` those inside of them too.
 ///
 /// # Errors
 /// If the caller asks for everybody's and may not.
 pub fn list_grants(engine: &Engine, caller: &Caller, all: bool, nested: bool) -> Outcome {
-    if all {
+    let everywhere = all && caller.nested.is_none();
+    if everywhere {
         engine.authorize(caller, "", &Request::ListAll)?;
     }
-    let grants = engine.registry().list((!all).then_some(caller.account()));
-    let own = caller.place();
+    let grants = engine.registry().list((!everywhere).then_some(caller.account()));
+    let place = caller.place();
     let asked = |grant: &&Arc<Grant>| {
-        let level = if all { !grant.path.is_nested() } else { grant.path.around() == own };
-        // That it may have everybody's is decided above, and never for a caller from inside.
-        let may_be = (all && caller.nested.is_none()) || caller.may_see(&grant.path);
+        let level = if everywhere { !grant.path.is_nested() } else { grant.path.around() == place };
+        // That it may have everybody's is decided above; from inside they are those of all users in there, which root alone sees.
+        let may_be = everywhere || if all { caller.may_see(&grant.path) } else { caller.owns(&grant.path) };
         grant.is_active() && may_be && (nested || level)
     };
     plain(Answer::Grants(grants.iter().filter(asked).map(|grant| grant.info()).collect()))
@@ -190,17 +204,19 @@ pub fn find_grant(engine: &Engine, caller: &Caller, name: &str, account: Option<
         Refusal::new(RefusalCode::NoSuchGrant, format!("you have no grant named {name:?}"))
             .hint("`cgrant grant list` shows your grants")
     };
-    // From inside the account is called 0, and there is no other.
+    // From inside it is a user in there.
     let asked = account.filter(|_| caller.nested.is_none()).map(HostUid);
+    let user = account.filter(|_| caller.nested.is_some()).map_or_else(|| caller.user(), NsUid);
     let parsed = GrantName::new(name).map_err(|error| check::bad_name(&error))?;
     if let Some(account) = asked.filter(|account| *account != caller.uid) {
         let request = Request::UseGrant { owner: account, verb: Verb::Read };
         engine.authorize(caller, name, &request).map_err(|_| missing())?;
     }
-    let place = asked
-        .map_or_else(|| caller.place(), |account| GrantPath { account, names: Vec::new() })
-        .inner(parsed);
-    let there = engine.registry().at(&place).filter(|grant| grant.is_active());
+    let place = asked.map_or_else(|| caller.place(), GrantPath::of_account);
+    let place = place.inner(Step { user, name: parsed });
+    let is_there =
+        |grant: &Arc<Grant>| grant.is_active() && (caller.nested.is_none() || caller.may_see(&grant.path));
+    let there = engine.registry().at(&place).filter(is_there);
     let grant = there.ok_or_else(missing)?;
     plain(Answer::Grant(grant.info()))
 }
@@ -291,7 +307,9 @@ pub fn open_cgroup(engine: &Engine, caller: &Caller, id: GrantId, path: &str) ->
 /// If the record of ranges can't be read.
 pub fn list_ranges(engine: &Engine, caller: &Caller) -> Outcome {
     let ranges = match &caller.nested {
-        Some(inside) => engine.ids.list_inner(inside.range, |ids| nested::user_of(engine, inside, ids))?,
+        Some(inside) => {
+            engine.ids.list_inner(inside.range, inside.user, |ids| nested::user_of(engine, inside, ids))?
+        }
         None => engine.ids.list(caller.uid)?,
     };
     plain(Answer::Ranges(ranges))

@@ -154,6 +154,7 @@ fn create_grant(said: &mut Said<'_>, args: &ExplainArgs) -> Result<Outcome, Fail
         links: &[],
         depth: 0,
         nesting: 0,
+        user_blocks: None,
     };
     let outcome = if args.link || args.bridge.is_some() {
         with_link(said, args, |said, link| {

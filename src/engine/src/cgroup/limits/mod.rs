@@ -100,7 +100,7 @@ impl Tree {
         if ceilings.is_empty() && there.is_some_and(|there| self.is_bounded(account, there)) {
             return Ok(());
         }
-        let path = GrantPath { account, names: Vec::new() };
+        let path = GrantPath::of_account(account);
         if !ceilings.is_empty() {
             for hierarchy in &self.hierarchies.v1 {
                 self.ensure_account(hierarchy, account)?;
@@ -178,11 +178,9 @@ impl Tree {
             Setting::Limit(key, _) => self.hierarchy_of(*key)?,
             Setting::Raw(key, _) => self.hierarchy_of_raw(key)?,
         };
-        let above = match path.names.split_last() {
-            None => None,
-            Some((_, above)) => {
-                self.node(hierarchy, &GrantPath { account: path.account, names: above.to_vec() })?
-            }
+        let above = match path.steps.is_empty() {
+            true => None,
+            false => self.node(hierarchy, &path.around())?,
         };
         let above = match above {
             Some(above) => above,
@@ -194,7 +192,7 @@ impl Tree {
         };
         let outer = self.need(hierarchy, path)?;
         let inner =
-            if path.names.is_empty() { None } else { Some(self.need_part(hierarchy, path, PAYLOAD)?) };
+            if path.steps.is_empty() { None } else { Some(self.need_part(hierarchy, path, PAYLOAD)?) };
         Ok(Target { hierarchy, above: Rc::new(above), outer: Rc::new(outer), inner: inner.map(Rc::new) })
     }
 
