@@ -86,12 +86,13 @@ fn play(arguments: &[OsString]) -> ExitCode {
             }
             return ExitCode::SUCCESS;
         }
-        // As root of a user namespace with the ids that this one has, but not that one: makes it, then as before.
+        // As root of a user namespace of its own making, with the one id that it has: makes it, then as before.
         ["connect-from-inner-userns", path] => {
+            let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
             unshare(CloneFlags::CLONE_NEWUSER).unwrap();
-            fs::write("/proc/self/uid_map", "0 0 1").unwrap();
+            fs::write("/proc/self/uid_map", format!("0 {uid} 1")).unwrap();
             fs::write("/proc/self/setgroups", "deny").unwrap();
-            fs::write("/proc/self/gid_map", "0 0 1").unwrap();
+            fs::write("/proc/self/gid_map", format!("0 {gid} 1")).unwrap();
             return play(&["connect-when-told".into(), path.into()]);
         }
         // So many connections to a socket, one after the other, of which as many stay open as can be.

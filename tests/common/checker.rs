@@ -204,10 +204,15 @@ pub fn audit(lab: &Lab) -> Vec<String> {
     complaints
 }
 
-// Its name behind those of the grants around it.
+// Its name behind those of the grants around it, each as its directory is called.
 fn name_of(record: &Value) -> String {
     let around = record["nested"]["around"].as_array().into_iter().flatten();
-    let names = around.chain([&record["name"]]).map(|name| name.as_str().unwrap());
+    let own = record["name"].as_str().unwrap();
+    let own = match record["nested"]["user"].as_u64() {
+        None | Some(0) => own.to_owned(),
+        Some(user) => format!("@{user}.{own}"),
+    };
+    let names = around.map(|name| name.as_str().unwrap().to_owned()).chain([own]);
     names.collect::<Vec<_>>().join("/")
 }
 

@@ -21,7 +21,7 @@ pub struct Level {
     pub grant: Grant,
     /// A process that keeps the namespace there.
     pub namespace: Process,
-    /// What the account calls it: its own name behind those of the grants around it.
+    /// Where it lies: its directory's name behind those of the grants around it.
     pub name: String,
 }
 
@@ -40,9 +40,21 @@ impl Level {
         Self { grant, namespace, name: format!("{}/{name}", self.name) }
     }
 
+    /// The same, by an ordinary user in there.
+    pub fn inner_of(&self, user: &User, id: u32, client: &Client, name: &str, options: Options) -> Self {
+        let (namespace, fd) = self.userns_of(user, id);
+        let grant = client.create(name, options.fd("userns", &fd)).unwrap();
+        Self { grant, namespace, name: format!("{}/@{id}.{name}", self.name) }
+    }
+
     /// A new user namespace that this one's root made.
     pub fn userns(&self, user: &User) -> (Process, OwnedFd) {
-        let (process, line, mut fds) = user.agent_in(&self.namespace, 0, &["userns"]);
+        self.userns_of(user, 0)
+    }
+
+    /// One that somebody of this id in there made.
+    pub fn userns_of(&self, user: &User, id: u32) -> (Process, OwnedFd) {
+        let (process, line, mut fds) = user.agent_in(&self.namespace, id, &["userns"]);
         assert_eq!(line, "ok");
         (process, fds.remove(0))
     }
@@ -62,8 +74,13 @@ impl Level {
 
     /// A client that is this one's root, in its payload. It says that it is uid 0, as it is there.
     pub fn client(&self, lab: &Lab, user: &User, socket: &Path) -> Client {
-        let process = self.caller(lab, user, 0, socket);
-        Client::new(connected(&process), 0, process)
+        self.client_of(lab, user, 0, socket)
+    }
+
+    /// A client of this id in there, likewise.
+    pub fn client_of(&self, lab: &Lab, user: &User, id: u32, socket: &Path) -> Client {
+        let process = self.caller(lab, user, id, socket);
+        Client::new(connected(&process), id, process)
     }
 
     /// The map of its uids, as the host sees it.

@@ -50,6 +50,7 @@ mod mounts;
 mod nested;
 mod nested_attacks;
 mod nested_policy;
+mod nested_users;
 mod one_liners;
 mod pam;
 mod policy;
@@ -117,6 +118,7 @@ fn main() -> std::process::ExitCode {
         nested::TESTS,
         nested_attacks::TESTS,
         nested_policy::TESTS,
+        nested_users::TESTS,
         one_liners::TESTS,
         pam::TESTS,
         polkit::TESTS,

@@ -38,6 +38,8 @@ pub struct Caller {
     pub connection: ConnectionId,
     /// The uid behind it. Decides what is listed and signalled here, and nothing else.
     pub uid: u32,
+    /// Does it see what others have, too: as root of the host, or of a container what users in there have?
+    pub is_root: bool,
     /// Is it our own socket?
     pub peer_to_peer: bool,
     /// Can it be sent descriptors?
@@ -211,9 +213,9 @@ impl Request<'_> {
         })
     }
 
-    /// Everything that the caller may see, grants inside of its own too: root sees all accounts' grants.
+    /// Everything that the caller may see, grants inside of its own too: root sees all accounts' grants, and a container's root those of its users.
     const fn all_visible(&self) -> Op {
-        Op::ListGrants { all: self.caller.uid == 0, nested: true }
+        Op::ListGrants { all: self.caller.is_root, nested: true }
     }
 
     fn needs_fds(&self) -> Result<(), Fault> {

@@ -279,7 +279,8 @@ impl Clients {
         let reply = pending.await.map_err(|_| Fault::internal())?;
         match reply.result? {
             Answer::Connection { connection, audience } => {
-                let caller = Caller { connection, uid, peer_to_peer: false, unix_fds: true };
+                let caller =
+                    Caller { connection, uid, is_root: uid == 0, peer_to_peer: false, unix_fds: true };
                 Ok(Introduced { caller, audience, place })
             }
             _ => Err(Fault::internal()),

@@ -2,6 +2,7 @@
 
 use std::{future::pending, os::fd::OwnedFd, rc::Rc, time::Duration};
 
+use cgrant_wire::Audience;
 use tokio::{sync::Notify, task::spawn_local, time::timeout};
 use zbus::Guid;
 
@@ -61,7 +62,8 @@ impl Peers {
             subscribers.add_peer(audience, connection, outbox.clone());
         }
         let begin = || audience.map(|audience| subscribers.begin(audience, connection));
-        let caller = Caller { connection, uid, peer_to_peer: true, unix_fds: session.unix_fds };
+        let is_root = uid == 0 || matches!(audience, Some(Audience::Inside(_, 0)));
+        let caller = Caller { connection, uid, is_root, peer_to_peer: true, unix_fds: session.unix_fds };
         let places = self.core.calls.of(uid);
         let (mut is_first, called) = (true, Notify::new());
         let calls = session.serve(&places, async |parcel, slots| {

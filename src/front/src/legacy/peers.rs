@@ -81,6 +81,7 @@ impl LegacyPeers {
         let caller = Caller {
             connection: peer.connection,
             uid: peer.uid,
+            is_root: peer.uid == 0,
             peer_to_peer: true,
             unix_fds: session.unix_fds,
         };
