@@ -1146,9 +1146,19 @@ raw.write = ["memory.swap.high"]
     }
 
     #[test]
+    fn ordinary_users_inside_have_nothing_unless_policy_says_so() {
+        let asks = |blocks| Request::CreateGrant(NewGrant { user_blocks: Some(blocks), depth: 1, ..plain() });
+        let (shipped, open) = (with(""), with("quota.nesting-user-blocks = 2\n"));
+        assert!(!allowed(&shipped, PERSON, &asks(1)));
+        assert!(allowed(&open, PERSON, &asks(2)) && !allowed(&open, PERSON, &asks(3)));
+        // Everybody else has other quotas.
+        assert!(allowed(&shipped, PERSON, &Request::CreateGrant(NewGrant { depth: 1, ..plain() })));
+    }
+
+    #[test]
     fn every_quota_is_held() {
         let policy = with(
-            "[rule.quota]\nconnections = 1\nrequests = 1\nrequests-per-second = 2\ngrants = 1\npersistent-grants = 0\ncgroups = 1\ncgroup-depth = 2\nids = 70000\nids-per-grant = 65536\npressure-watches = 2\nlinks = 2\npublished-ports = 2\naddresses = 1\n",
+            "[rule.quota]\nconnections = 1\nrequests = 1\nrequests-per-second = 2\ngrants = 1\npersistent-grants = 0\ncgroups = 1\ncgroup-depth = 2\nids = 70000\nids-per-grant = 65536\npressure-watches = 2\nlinks = 2\npublished-ports = 2\naddresses = 1\nnesting-blocks = 3\nnesting-depth = 1\nnesting-user-blocks = 2\n",
         );
         let owner = HostUid(PERSON);
         let ports = [HostPort { address: None, port: 8080 }; 3];
@@ -1172,6 +1182,9 @@ raw.write = ["memory.swap.high"]
             (Request::Publish { owner, ports: &ports[..1] }, full, "published-ports"),
             (Request::Publish { owner, ports: &ports }, none, "published-ports"),
             (Request::CreateGrant(NewGrant { links: &pair, ..plain() }), none, "addresses"),
+            (Request::CreateGrant(NewGrant { nesting: 4, ..plain() }), none, "nesting-blocks"),
+            (Request::CreateGrant(NewGrant { depth: 2, ..plain() }), none, "nesting-depth"),
+            (Request::CreateGrant(NewGrant { user_blocks: Some(3), ..plain() }), none, "nesting-user-blocks"),
         ];
         for (request, usage, name) in requests {
             let denial = denial(&policy, PERSON, &request, &usage);

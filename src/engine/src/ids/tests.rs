@@ -10,6 +10,7 @@ use std::{
     },
 };
 
+use cgrant_policy::NsUid;
 use cgrant_wire::{Refusal, RefusalCode};
 
 use super::*;
@@ -500,4 +501,46 @@ fn threads_never_get_the_same_ids() {
             assert!(account == other_account || range.uid().0 / BLOCK != other.uid().0 / BLOCK);
         }
     }
+}
+
+#[test]
+fn users_inside_have_names_and_blocks_each_for_themselves() {
+    let host = Host::new();
+    let record = host.open("a");
+    let all = record.acquire(ALICE, Some(&name("one")), 4 * BLOCK, GrantId(1), QUOTA).unwrap();
+    let first = all.uid().0;
+    let range = Range { uid: first, gid: first, count: 4 * BLOCK };
+    let around = |user: u32| Around { range, own: BLOCK, user: NsUid(user) };
+    let take = |record: &IdRecord, user: u32, label: &str| {
+        record
+            .acquire_inner(around(user), Some(&name(label)), 0, &[])
+            .map(|range| (range.uid().0 - first) / BLOCK)
+    };
+    assert_eq!((take(&record, 0, "web").unwrap(), take(&record, 7, "web").unwrap()), (1, 2));
+    assert_eq!(take(&record, 7, "web").unwrap(), 2);
+    let file = || {
+        let text = std::fs::read_to_string(host.path("record").join(&host.files("record")[0])).unwrap();
+        text.split_whitespace().collect::<String>()
+    };
+    assert_eq!(file().matches("\"user\":7").count(), 1, "root's are written as ever: {}", file());
+    drop(record);
+    let record = host.open("a");
+    assert_eq!((take(&record, 7, "web").unwrap(), take(&record, 70, "web").unwrap()), (2, 3));
+    assert!(matches!(take(&record, 71, "web"), Err(IdError::NoRoomInside { .. })));
+    // What is kept counts, what is used too, and what is both only once.
+    let blocks = |user: u32, live: &[u32], more| {
+        let live: Vec<IdSpan> =
+            live.iter().map(|block| IdSpan::new(first + block * BLOCK, BLOCK).unwrap()).collect();
+        record.blocks_inside(around(user), &live, more).unwrap()
+    };
+    let web = name("web");
+    assert_eq!((blocks(7, &[], None), blocks(71, &[], None), blocks(7, &[2], None)), (1, 0, 1));
+    assert_eq!((blocks(7, &[], Some((Some(&web), 0))), blocks(7, &[], Some((Some(&name("db")), 0)))), (1, 2));
+    assert_eq!((blocks(7, &[], Some((None, 1))), blocks(71, &[], Some((None, BLOCK + 1)))), (2, 2));
+    // Nobody's but the user's own.
+    let kept = |user: u32| record.list_inner(range, NsUid(user), |_| None).unwrap().len();
+    assert_eq!((kept(0), kept(7), kept(70), kept(71)), (1, 1, 1, 0));
+    assert!(matches!(record.forget_inner(range, NsUid(71), &web), Err(IdError::NoSuchRange(_))));
+    record.forget_inner(range, NsUid(7), &web).unwrap();
+    assert_eq!((kept(0), kept(7), kept(70)), (1, 0, 1));
 }
