@@ -533,9 +533,9 @@ fn users_inside_have_names_and_blocks_each_for_themselves() {
             live.iter().map(|block| IdSpan::new(first + block * BLOCK, BLOCK).unwrap()).collect();
         record.blocks_inside(around(user), &live, more).unwrap()
     };
-    let web = name("web");
+    let (web, db) = (name("web"), name("db"));
     assert_eq!((blocks(7, &[], None), blocks(71, &[], None), blocks(7, &[2], None)), (1, 0, 1));
-    assert_eq!((blocks(7, &[], Some((Some(&web), 0))), blocks(7, &[], Some((Some(&name("db")), 0)))), (1, 2));
+    assert_eq!((blocks(7, &[], Some((Some(&web), 0))), blocks(7, &[], Some((Some(&db), 0)))), (1, 2));
     assert_eq!((blocks(7, &[], Some((None, 1))), blocks(71, &[], Some((None, BLOCK + 1)))), (2, 2));
     // Nobody's but the user's own.
     let kept = |user: u32| record.list_inner(range, NsUid(user), |_| None).unwrap().len();

@@ -66,9 +66,14 @@ fn usual(session: &Session) -> Result<u32, SessionError> {
     for _ in 0..TRIES {
         let question = ExplainRequest::new().option("nesting", blocks);
         let answer = session.call(manager.explain("CreateGrant", &question))?;
-        let quota = answer.number("quota").and_then(|quota| u32::try_from(quota).ok());
+        let number = |key| answer.number(key).and_then(|number| u32::try_from(number).ok());
+        let quota = number("quota");
         let fewer = match (answer.text("resource"), quota) {
             (Some("nesting-blocks"), Some(quota)) => quota,
+            // What it would come to with what the user has besides.
+            (Some("nesting-user-blocks"), Some(quota)) => {
+                blocks.saturating_sub(number("usage").unwrap_or(u32::MAX).saturating_sub(quota))
+            }
             (Some("ids-per-grant"), Some(quota)) => (quota / IDS).saturating_sub(1),
             // Why it is refused otherwise, the request itself is told.
             _ => break,
@@ -104,18 +109,50 @@ pub(crate) fn is_within_reach(payload: &impl AsFd) -> bool {
     fstat(payload).is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory)
 }
 
-/// Has systemd of the container that this one is in stop this one before it ends itself.
+/// A service manager of the container that this one is in: systemd, or for an ordinary user the one that runs for it.
+struct Manager(Option<PathBuf>);
+
+impl Manager {
+    /// The one that runs, if one does.
+    fn running() -> Option<Self> {
+        let uid = rustix::process::geteuid();
+        if uid.is_root() {
+            return Path::new(BOOTED).is_dir().then_some(Self(None));
+        }
+        // pam_systemd(8); where its own manager is there, that is.
+        let directory = PathBuf::from(format!("/run/user/{}", uid.as_raw()));
+        directory.join("systemd/private").exists().then_some(Self(Some(directory)))
+    }
+
+    /// One of systemd's programs, that is to speak with this one.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        if let Self(Some(directory)) = self {
+            command.arg("--user").env("XDG_RUNTIME_DIR", directory).env_remove("DBUS_SESSION_BUS_ADDRESS");
+        }
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Has it been told of this container before? The unit stays when the container ends by itself, for the next time that it is started.
+    fn knows(&self, name: &str) -> bool {
+        let mut command = self.command(SYSTEMCTL);
+        command.args(["--quiet", "is-active", &unit(name)]);
+        command.status().is_ok_and(|status| status.success())
+    }
+}
+
+/// Has systemd of the container that this one is in stop this one before it ends itself; for an ordinary user its own, which ends
+/// with the user's last session unless that lingers (loginctl(1)).
 ///
 /// On a host that is the broker's unit. In a container there is none, and what a system that shuts down sends to all that is left
 /// would come to every process of this one at once: its systemd would execute itself again, for a bus that is dead already.
 /// Where systemd does not run, whoever ends the container around has to stop those in it.
 pub(super) fn end_in_order(name: &str) -> io::Result<()> {
-    if !rustix::process::geteuid().is_root() || !Path::new(BOOTED).is_dir() || is_known(name) {
-        return Ok(());
-    }
+    let Some(manager) = Manager::running().filter(|manager| !manager.knows(name)) else { return Ok(()) };
     let sockets = Path::new(INNER_SOCKET).parent().unwrap_or_else(|| Path::new("/")).display();
     let program = std::env::current_exe()?;
-    let mut command = Command::new(SYSTEMD_RUN);
+    let mut command = manager.command(SYSTEMD_RUN);
     command.args(["--quiet", "--collect", "--remain-after-exit", "--no-ask-password"]);
     command.arg(format!("--unit={}", unit(name)));
     command.arg(format!("--description=The container {name}"));
@@ -130,18 +167,11 @@ pub(super) fn end_in_order(name: &str) -> io::Result<()> {
         }
     }
     // What it stands for runs already.
-    let done = command.args(["--", "/bin/true"]).stdin(Stdio::null()).stdout(Stdio::null()).output()?;
+    let done = command.args(["--", "/bin/true"]).stdout(Stdio::null()).output()?;
     if done.status.success() {
         return Ok(());
     }
     Err(io::Error::other(String::from_utf8_lossy(&done.stderr).trim().to_owned()))
-}
-
-/// Has it been told before? The unit stays when the container ends by itself, for the next time that it is started.
-fn is_known(name: &str) -> bool {
-    let mut command = Command::new(SYSTEMCTL);
-    command.args(["--quiet", "is-active", &unit(name)]).stdin(Stdio::null());
-    command.status().is_ok_and(|status| status.success())
 }
 
 fn unit(name: &str) -> String {
