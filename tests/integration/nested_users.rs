@@ -237,6 +237,19 @@ fn nothing_of_others_is_taken(lab: &Lab) {
     same("a device", &question, &device);
     device.unwrap_err().is("NotAuthorized", "only the container's root");
     ann.cgroup::<_, zbus::OwnedFd>(&web.path, "OpenCgroup", &"").unwrap_err().is("Unsupported", "");
+    // Time that the others beside it would have.
+    let weight = |weight| Options::new().no_range().limits(&[("cpu.weight", weight)]);
+    for (request, name, real) in [
+        ("CreateGrant", "name", ann.create("x", weight("101")).map(drop)),
+        ("SetLimits", "grant", ann.set_limits(&web.path, &[("cpu.weight", "10000")])),
+    ] {
+        let about = if name == "name" { "x" } else { &web.path };
+        let question = explain(&ann, request, weight("101").with(name, about.to_owned())).unwrap();
+        same(request, &question, &real);
+        real.unwrap_err().is("NotAuthorized", "cpu.weight");
+    }
+    ann.create("x", weight("100")).unwrap();
+    ann.set_limits(&web.path, &[("cpu.weight", "50")]).unwrap();
     checker::assert_in_order(lab);
 }
 
@@ -325,6 +338,33 @@ fn a_user_has_so_many_blocks(lab: &Lab) {
     checker::assert_in_order(lab);
 }
 
+// In a container of its own, where it is root, it has no more either.
+fn root_of_a_users_container_is_that_user(lab: &Lab) {
+    let (broker, user, client) = let_in(lab, 4);
+    let one = Level::new(&user, &client, "one", nesting(5));
+    let root = one.client(lab, &user, broker.socket());
+    let ann = one.client_of(lab, &user, ANN, broker.socket());
+    let two = one.inner_of(&user, ANN, &ann, "two", nesting(1));
+    let within = two.client(lab, &user, broker.socket());
+    let inner = within.create("a", Options::new()).unwrap();
+    for name in ["b", "c"] {
+        within.create(name, Options::new().no_range()).unwrap();
+    }
+    for client in [&within, &ann] {
+        let options = || Options::new().no_range();
+        let question = explain(client, "CreateGrant", options().with("name", "d")).unwrap();
+        let real = client.create("d", options());
+        same("a fifth", &question, &real);
+        real.unwrap_err().is("QuotaExceeded", "nesting-user-blocks");
+    }
+    root.create("d", Options::new().no_range()).unwrap();
+    let device: Result<zbus::OwnedFd, Refused> = within.call(&inner.path, MOUNTS, "MakeDevice", &"zero");
+    device.unwrap_err().is("NotAuthorized", "an ordinary user's container");
+    release(&within, &within.find("c").unwrap(), Options::new()).unwrap();
+    within.create("d", Options::new().no_range()).unwrap();
+    checker::assert_in_order(lab);
+}
+
 // Three levels, the second and third made by ordinary users of the one above.
 fn three_levels_by_users(lab: &Lab) {
     let (mut broker, user, client) = let_in(lab, 3);
@@ -377,25 +417,27 @@ fn a_flood_leaves_others_room(lab: &Lab) {
     lab.write_policy("[[rule]]\nname = \"few\"\nquota = { nesting-user-blocks = 1, connections = 16 }\n");
     let (broker, user, client) = scene(lab);
     let one = Level::new(&user, &client, "one", nesting(2));
-    let ann = one.caller(lab, &user, ANN, broker.socket());
     let connect = |id: u32| {
         let process = one.caller(lab, &user, id, broker.socket());
         Client::try_new(connected(&process), id, process)
     };
     // Four are a quarter, eight half.
     let anns: Vec<Client> = (0..4).map(|_| connect(ANN).unwrap()).collect();
+    let web = one.inner_of(&user, ANN, &anns[0], "web", Options::new().lifetime("persistent"));
     assert!(connect(ANN).is_err(), "a fifth");
     let others: Vec<Client> = [BOB, BOB, BOB, 71].into_iter().map(|id| connect(id).unwrap()).collect();
     assert!(connect(72).is_err(), "all users together");
     connect(0).unwrap().create("roots", Options::new().no_range()).unwrap();
     user.client(broker.socket()).create("accounts", Options::new().no_range()).unwrap();
-    // As nobody it gets through no more than as a user.
+    // As root of what it has made it gets through no more than as itself, nor as nobody.
+    let within = web.caller(lab, &user, 0, broker.socket());
+    assert!(Client::try_new(connected(&within), 0, within).is_err());
     let inner = ["connect-from-inner-userns", broker.socket().to_str().unwrap()];
     let nobody = one.process(lab, &user, ANN, &inner);
     assert!(Client::try_new(connected(&nobody), 0, nobody).is_err());
     drop(others);
     wait_until("room for another", || connect(BOB).is_ok());
-    drop((anns, ann));
+    drop(anns);
 }
 
 // Who is let in no more makes nothing more; what there is stays, and is root's to end.
@@ -435,6 +477,7 @@ crate::tests![
     nothing_of_others_is_taken,
     keys_and_names_are_each_users,
     a_user_has_so_many_blocks,
+    root_of_a_users_container_is_that_user,
     three_levels_by_users,
     a_flood_leaves_others_room,
     policy_lets_them_out_again,

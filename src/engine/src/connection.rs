@@ -70,8 +70,8 @@ pub struct Caller {
     pub born_in: Option<GrantPath>,
     /// The application that its process was of when it connected.
     pub application: Option<Application>,
-    /// Is it in a container, and not its root?
-    pub is_ordinary: bool,
+    /// The ordinary user of a container that it is, or that the container around is of: whose share it has.
+    pub ordinary: Option<HostUid>,
     /// What it acts in, if it is served as one inside.
     pub nested: Option<Inside>,
     /// What its process is known by for calls of CGManager's interface, from the first one on.
@@ -152,6 +152,11 @@ impl Caller {
     /// Who it is there: root, but for an ordinary user of a container.
     pub fn user(&self) -> NsUid {
         self.nested.as_ref().map_or(NsUid::ROOT, |nested| nested.user)
+    }
+
+    /// Is it the root of its container, and of no ordinary user's in another one?
+    pub fn is_root_throughout(&self) -> bool {
+        self.user().is_root() && self.place().ordinary().next().is_none()
     }
 
     /// Where its own grant of this name is.
@@ -327,16 +332,16 @@ impl Connections {
     /// A request of the caller's begins.
     pub fn request_begins(&mut self, caller: &Caller) {
         *self.requests.entry(caller.charged()).or_default() += 1;
-        if caller.is_ordinary {
-            self.shares.take(Shared::Requests, caller.charged(), caller.uid);
+        if let Some(user) = caller.ordinary {
+            self.shares.take(Shared::Requests, caller.charged(), user);
         }
     }
 
     /// A request of the caller's has been answered.
     pub fn request_ends(&mut self, caller: &Caller) {
         decrement(&mut self.requests, caller.charged());
-        if caller.is_ordinary {
-            self.shares.give_back(Shared::Requests, caller.charged(), caller.uid);
+        if let Some(user) = caller.ordinary {
+            self.shares.give_back(Shared::Requests, caller.charged(), user);
         }
     }
 
@@ -345,10 +350,7 @@ impl Connections {
     /// # Errors
     /// [`UsedUp`], of an ordinary user of a container.
     pub fn room(&self, what: Shared, caller: &Caller, quota: u64) -> Result<(), UsedUp> {
-        if !caller.is_ordinary {
-            return Ok(());
-        }
-        self.shares.room(what, caller.charged(), caller.uid, quota)
+        caller.ordinary.map_or(Ok(()), |user| self.shares.room(what, caller.charged(), user, quota))
     }
 
     /// Gives `peer` a number. It counts and may be used once it is [`open`](Self::open).
@@ -372,7 +374,7 @@ impl Connections {
             pid: peer.pid,
             process: peer.process,
             bus_name: peer.bus_name,
-            is_ordinary: inside.is_some() && around.grant.is_some() && !around.is_root,
+            ordinary: around.ordinary.filter(|_| inside.is_some()),
             inside,
             born_in: around.grant,
             application: around.application,
@@ -386,8 +388,8 @@ impl Connections {
     /// Opens a numbered connection.
     pub fn open(&mut self, caller: &Arc<Caller>) {
         *self.connections.entry(caller.charged()).or_default() += 1;
-        if caller.is_ordinary {
-            self.shares.take(Shared::Connections, caller.charged(), caller.uid);
+        if let Some(user) = caller.ordinary {
+            self.shares.take(Shared::Connections, caller.charged(), user);
         }
         self.open.insert(caller.connection, Arc::clone(caller));
     }
@@ -402,8 +404,8 @@ impl Connections {
         let caller = self.get(front, connection)?;
         self.open.remove(&connection);
         decrement(&mut self.connections, caller.charged());
-        if caller.is_ordinary {
-            self.shares.give_back(Shared::Connections, caller.charged(), caller.uid);
+        if let Some(user) = caller.ordinary {
+            self.shares.give_back(Shared::Connections, caller.charged(), user);
         }
         Some(caller)
     }

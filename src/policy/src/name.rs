@@ -284,6 +284,15 @@ impl GrantPath {
         self.step_in(other).is_some()
     }
 
+    /// The ordinary users on the way, the outermost first: what each is in, and which of the users there it is.
+    pub fn ordinary(&self) -> impl Iterator<Item = (Self, NsUid)> {
+        let users = self.steps.iter().enumerate().filter(|(_, step)| !step.user.is_root());
+        users.map(|(depth, step)| {
+            let above = self.steps.iter().take(depth).cloned().collect();
+            (Self { account: self.account, steps: above }, step.user)
+        })
+    }
+
     /// Was it made from inside another grant?
     pub fn is_nested(&self) -> bool {
         self.steps.len() > 1
@@ -480,6 +489,9 @@ mod tests {
         }
         assert!(roots != one && one != other && !one.is_inside(&roots) && !other.is_inside(&one));
         assert!(CgroupName::new(&one.steps[1].to_string()).is_ok());
+        let deep = one.inner(GrantName::new("x").unwrap()).inner(Step::new("@9.y").unwrap());
+        assert_eq!(deep.ordinary().collect::<Vec<_>>(), [(web.clone(), NsUid(7)), (deep.around(), NsUid(9))]);
+        assert_eq!(roots.ordinary().count(), 0);
         for bad in [
             "@0.db",
             "@07.db",

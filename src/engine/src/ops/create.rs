@@ -11,7 +11,7 @@ use std::{
 
 use cgrant_policy::{
     BLOCK, Caller as Subject, DEFAULT_IDS, GrantName, GrantPath, HostGid, HostUid, IdRange, IdSpan, NewGrant,
-    Request,
+    NsUid, Request,
 };
 use cgrant_sys::{namespace::UsernsFd, pidfd::Pidfd, process};
 use cgrant_wire::{
@@ -89,11 +89,7 @@ pub fn create(
             links: &link::judged(&plan.links),
             nesting: plan.record.nesting,
             depth: plan.path.depth(),
-            user_blocks: user_blocks(
-                engine,
-                caller,
-                Some(More { label: plan.label.as_ref(), ids: plan.ids }),
-            )?,
+            user_blocks: blocks_with(engine, caller, More { label: plan.label.as_ref(), ids: plan.ids })?,
         }),
     )?;
     plan.settings.authorize_raw(engine, caller, caller.account(), about)?;
@@ -201,6 +197,7 @@ fn plan(
     let id = GrantId(process::random_u64().map_err(check::internal)?);
     let name = name_of(request, id)?;
     let settings = settings_of(engine, &caller.subject(), request)?;
+    super::nested::must_share(caller, settings.asked())?;
     let mut record = fresh_record(engine, caller, id, &name);
     record.key.clone_from(&request.key);
     record.digest = digest;
@@ -402,10 +399,34 @@ pub struct More<'a> {
     pub ids: Option<u32>,
 }
 
-/// How many blocks of the grant around an ordinary user in there has, or would have with one grant more. A grant counts as one at least, so
-/// that this bounds their number too; so do ids that are kept for a name. `None` for everybody else.
+/// How many blocks of the grant around ordinary users have with one grant more of the caller's: the caller itself, if it is one, and each that it
+/// is in a container of, the one that comes to most. `None` where there is none.
+///
+/// An attacker wants the account's quota of grants for itself, by some without ids in a container of its own, in which it is root: all that
+/// are in there count as one each.
 ///
 /// An account's operations come one after the other, so nobody takes some meanwhile.
+///
+/// # Errors
+/// If the record of ranges can't be read.
+pub fn blocks_with(engine: &Engine, caller: &Caller, more: More<'_>) -> Result<Option<u64>, Refusal> {
+    let place = caller.place();
+    let own = (!caller.user().is_root()).then(|| (place.clone(), caller.user()));
+    let users: Vec<_> = place.ordinary().chain(own).collect();
+    if users.is_empty() {
+        return Ok(None);
+    }
+    let own = user_blocks(engine, caller, Some(more))?;
+    let grants = engine.registry().list(Some(caller.account()));
+    let inside = |(around, user): (GrantPath, NsUid)| {
+        let of = |grant: &&Arc<Grant>| grant.path.step_in(&around).is_some_and(|step| step.user == user);
+        grants.iter().filter(of).count() as u64 + 1
+    };
+    Ok(users.into_iter().map(inside).chain(own).max())
+}
+
+/// How many blocks of the grant around an ordinary user in there has, or would have with one grant more. A grant counts as one at least, so
+/// that this bounds their number too; so do ids that are kept for a name. `None` for everybody else.
 ///
 /// # Errors
 /// If the record of ranges can't be read.

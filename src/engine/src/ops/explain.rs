@@ -226,6 +226,7 @@ impl About<'_> {
         self.must_be_outside("make a grant")?;
         let name = create::name_of(request, GrantId(0))?;
         let settings = create::settings_of(self.engine, &self.subject, request)?;
+        nested::must_share(self.caller, settings.asked())?;
         let pressure = check::pressure(&request.pressure)?;
         let label = create::label_of(request, &name)?;
         let account = self.subject.uid;
@@ -243,10 +244,10 @@ impl About<'_> {
             links: &link::judged(&wishes),
             nesting: request.nesting,
             depth: path.depth(),
-            user_blocks: create::user_blocks(
+            user_blocks: create::blocks_with(
                 self.engine,
                 self.caller,
-                Some(create::More { label: label.as_ref(), ids }),
+                create::More { label: label.as_ref(), ids },
             )?,
         }))?;
         for (key, value) in &settings.raw {
@@ -278,6 +279,7 @@ impl About<'_> {
 
     fn set_limits(&mut self, grant: GrantId, limits: &[(String, String)]) -> Result<(), Refusal> {
         let settings = check::settings(limits)?;
+        nested::must_share(self.caller, &settings.limits)?;
         self.must_be_outside("set limits")?;
         let owner = self.owner(grant)?;
         self.said.limits = settings.limits.iter().map(|(key, _)| *key).collect();

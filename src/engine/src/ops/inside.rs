@@ -61,8 +61,8 @@ fn grant_around_caller(engine: &Engine, caller: &Caller, process: &Pidfd) -> io:
 pub struct Around {
     /// The grant around it.
     pub grant: Option<GrantPath>,
-    /// Is it the root of that grant's range?
-    pub is_root: bool,
+    /// The ordinary user of a container that it is, or that the container around is of.
+    pub ordinary: Option<HostUid>,
     /// Who made the user namespace around it, if that matters ([`maker_around`]).
     pub maker: Option<HostUid>,
     /// The application that it is of; none in a grant, and none of a process that has another uid by now.
@@ -82,10 +82,22 @@ pub fn look_around(engine: &Engine, process: &Pidfd, uid: HostUid) -> io::Result
     let tells = grant.is_none() && maker.is_none() && [info.ruid, info.euid, info.suid].contains(&uid.0);
     // Looked for whatever policy says now: it may say something else when the caller asks.
     let application = tells.then(|| crate::application::of(&engine.tree, &cgroups, uid)).flatten();
-    let live = grant.as_ref().and_then(|grant| engine.registry().at(grant));
-    let range = live.and_then(|grant| grant.live().record.range);
-    let is_root = range.is_some_and(|range| range.uid == uid.0);
-    Ok(Around { grant, is_root, maker, application })
+    let ordinary = grant.as_ref().and_then(|grant| ordinary(engine, grant, uid));
+    Ok(Around { grant, ordinary, maker, application })
+}
+
+/// The ordinary user of a container that a process of `uid` in this grant is, or whose container it is in: root of what such a one has
+/// made is in its hands.
+fn ordinary(engine: &Engine, path: &GrantPath, uid: HostUid) -> Option<HostUid> {
+    // The outermost, of whose step nothing but its grant says which uid it is outside.
+    let first = path.ordinary().next().map(|(around, _)| around.steps.len());
+    if let Some(depth) = first {
+        let steps = path.steps.iter().take(depth.saturating_add(1)).cloned().collect();
+        let grant = engine.registry().at(&GrantPath { account: path.account, steps })?;
+        return grant.live().record.nested.as_ref().map(|nested| HostUid(nested.uid));
+    }
+    let range = engine.registry().at(path)?.live().record.range;
+    range.is_none_or(|range| range.uid != uid.0).then_some(uid)
 }
 
 /// Who made the outermost user namespace around the process, if that is neither its own uid nor root: the account

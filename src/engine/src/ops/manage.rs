@@ -123,6 +123,7 @@ pub fn set_limits(
     limits: &[(String, String)],
 ) -> Outcome {
     let settings = check::settings(limits)?;
+    super::nested::must_share(caller, &settings.limits)?;
     // First, as it tells nothing of the grant, and nobody is to be asked in vain.
     inside::must_be_outside(engine, caller, "set limits")?;
     let grant = active(engine, id)?;

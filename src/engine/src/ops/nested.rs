@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use cgrant_policy::{GrantPath, IdSpan, NsUid};
+use cgrant_policy::{GrantPath, IdSpan, LimitKey, LimitValue, NsUid};
 use cgrant_sys::{
     namespace::UsernsFd,
     pidfd::Pidfd,
@@ -28,6 +28,8 @@ use crate::{
 
 /// What an id is called where it has no number (`/proc/sys/kernel/overflowuid`).
 const NOBODY: u32 = 65_534;
+/// The weight of a cgroup that nobody gave another ("Weights", Documentation/admin-guide/cgroup-v2.rst).
+const WEIGHT: u32 = 100;
 
 /// What a caller acts in, and as whom, if it may do so in something.
 ///
@@ -121,7 +123,7 @@ pub fn must_be_served(caller: &Caller, op: &Op) -> Result<(), Refusal> {
     match op {
         // Root may do with what users have in there what it likes.
         Op::ListGrants { all: true, .. } | Op::FindGrant { .. } if user.is_root() => Ok(()),
-        Op::MakeDevice { .. } if !user.is_root() => Err(for_root()),
+        Op::MakeDevice { .. } if !caller.is_root_throughout() => Err(for_root()),
         Op::Usage { account } | Op::FindGrant { account, .. } if is_own(user, *account) => Ok(()),
         Op::BrokerInfo
         | Op::ListAccounts { all: false }
@@ -163,10 +165,14 @@ fn is_own(user: NsUid, account: Option<u32>) -> bool {
 /// The refusal of what a container's root alone may do.
 ///
 /// An attacker wants a device that the container has for its root, or for a group in there: the broker can't tell who in there may open it.
+/// Root of a container that an ordinary user has made is that user.
 fn for_root() -> Refusal {
-    Refusal::new(RefusalCode::NotAuthorized, "only the container's root may have devices made")
-        .rule("built-in nesting")
-        .hint("do without the device, or ask as the container's root")
+    Refusal::new(
+        RefusalCode::NotAuthorized,
+        "only the container's root may have devices made, not an ordinary user's container",
+    )
+    .rule("built-in nesting")
+    .hint("do without the device, or ask as the container's root")
 }
 
 fn not_there() -> Refusal {
@@ -186,7 +192,7 @@ pub fn must_be_there(caller: &Caller, question: &Inquiry) -> Result<(), Refusal>
     let user = caller.user();
     match question {
         Inquiry::ListGrants { all: true } if user.is_root() => Ok(()),
-        Inquiry::MakeDevice { .. } if !user.is_root() => Err(for_root()),
+        Inquiry::MakeDevice { .. } if !caller.is_root_throughout() => Err(for_root()),
         Inquiry::UsageOf { account } if is_own(user, *account) => Ok(()),
         Inquiry::CreateGrant(_)
         | Inquiry::Use {
@@ -232,6 +238,29 @@ pub fn must_have_no_links(caller: &Caller, request: &CreateGrant) -> Result<(), 
             .hint("`cgrant` inside makes them itself, with the container's own rights, on a bridge in its network"));
     }
     Ok(())
+}
+
+/// Refuses an ordinary user inside a grant a larger share of the processors than what lies beside its own grants has.
+///
+/// An attacker wants root's and other users' grants to get no time. They are siblings of its own, between which the kernel divides by
+/// weight; of the grant around that is the account's to say, in there its root's.
+///
+/// # Errors
+/// [`RefusalCode::NotAuthorized`].
+pub fn must_share(caller: &Caller, limits: &[(LimitKey, LimitValue)]) -> Result<(), Refusal> {
+    let is_more =
+        |(_, value): &(LimitKey, LimitValue)| matches!(value, LimitValue::Weight(weight) if *weight > WEIGHT);
+    if caller.user().is_root() || !limits.iter().any(is_more) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        RefusalCode::NotAuthorized,
+        format!(
+            "only the container's root may have a cpu.weight above {WEIGHT}, which takes from others in there"
+        ),
+    )
+    .rule("built-in nesting")
+    .hint(format!("ask for {WEIGHT} or less, or have the container's root set it")))
 }
 
 /// Refuses a caller that is not, by now, in the payload of the grant that it acts in.
