@@ -86,6 +86,13 @@ fn play(arguments: &[OsString]) -> ExitCode {
             }
             return ExitCode::SUCCESS;
         }
+        // As somebody's set-user-ID program that another one has started: the first is the real uid, the second the effective one.
+        ["connect-as", real, effective, path] => {
+            let [real, effective] = [real, effective].map(|uid| Uid::from_raw(uid.parse().unwrap()));
+            setresgid(7.into(), 7.into(), 7.into()).unwrap();
+            setresuid(real, effective, effective).unwrap();
+            return play(&["connect-when-told".into(), path.into()]);
+        }
         // As root of a user namespace of its own making, with the one id that it has: makes it, then as before.
         ["connect-from-inner-userns", path] => {
             let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());

@@ -223,9 +223,26 @@ fn nothing_of_others_is_taken(lab: &Lab) {
             .unwrap_err()
             .is("NotAuthorized", "another uid than yours");
     }
+    // One of both is who the kernel says that connected, and nobody's to move.
+    let bob = one.client_of(lab, &user, BOB, broker.socket());
+    let bobs = bob.create("web", Options::new()).unwrap();
+    let role = ["connect-as", "7", "70", broker.socket().to_str().unwrap()];
+    let both = one.process(lab, &user, 0, &role);
+    for (client, path) in [(&ann, &web.path), (&bob, &bobs.path)] {
+        client.attach(path, &both.pidfd, Options::new()).unwrap_err().is("NotAuthorized", "not yours");
+    }
+    let both = Client::new(connected(&both), BOB, both);
+    assert_eq!((both.find("web").unwrap(), ann.find("web").unwrap()), (bobs.path.clone(), web.path.clone()));
+    is_hidden(&both, &web.path);
+    let (_keeper, mut grandchild) = {
+        let (process, line, fds) = user.agent_in(&one.namespace, ANN, &["inner-userns"]);
+        assert_eq!(line, "ok");
+        (process, fds)
+    };
+    let grandchild = grandchild.remove(1);
     let (_namespace, accounts) = user.userns();
     let own = OwnedFd::from(fs::File::open(format!("/proc/{}/ns/user", one.namespace.pid)).unwrap());
-    for (what, namespace) in [("account's", accounts), ("the container's", own)] {
+    for (what, namespace) in [("account's", accounts), ("the container's", own), ("grandchild", grandchild)] {
         let refused = ann.create("x", Options::new().fd("userns", &namespace)).unwrap_err();
         assert_eq!(refused.name, "NotAuthorized", "{what}: {}", refused.message);
     }
