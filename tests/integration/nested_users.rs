@@ -145,7 +145,7 @@ fn cgroups_belong_to_the_user(lab: &Lab) {
     for (name, holder) in [(web.name.as_str(), one.grant.uid + BLOCK), ("one/@7.bare", own)] {
         for (file, expected) in [
             ("", 0),
-            ("pids.max", 0),
+            ("cgroup.subtree_control", 0),
             ("children", 0),
             ("cgroup.procs", own),
             ("monitor/cgroup.procs", own),
