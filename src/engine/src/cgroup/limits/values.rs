@@ -41,7 +41,7 @@ impl Tree {
         account: HostUid,
         kept: &[LimitKey],
     ) -> Result<Vec<(LimitKey, LimitValue)>, CgroupError> {
-        let node = GrantPath { account, names: Vec::new() };
+        let node = GrantPath::of_account(account);
         let mut lifted = Vec::new();
         let all = LimitKey::PLAIN.into_iter().chain(self.huge_pages(&node).unwrap_or_default());
         for key in all.filter(|key| !kept.contains(key)) {
