@@ -260,8 +260,11 @@ fn nothing_of_others_is_taken(lab: &Lab) {
         ("CreateGrant", "name", ann.create("x", weight("101")).map(drop)),
         ("SetLimits", "grant", ann.set_limits(&web.path, &[("cpu.weight", "10000")])),
     ] {
-        let about = if name == "name" { "x" } else { &web.path };
-        let question = explain(&ann, request, weight("101").with(name, about.to_owned())).unwrap();
+        let (options, about) = match name {
+            "name" => (weight("101"), "x"),
+            _ => (Options::new().limits(&[("cpu.weight", "10000")]), web.path.as_str()),
+        };
+        let question = explain(&ann, request, options.with(name, about.to_owned())).unwrap();
         same(request, &question, &real);
         real.unwrap_err().is("NotAuthorized", "cpu.weight");
     }
