@@ -175,6 +175,11 @@ fn who_only_looks_like_a_user_is_nobody(lab: &Lab) {
     for (what, process, id) in [
         ("an id of a block for others", one.caller(lab, &user, BLOCK + ANN, socket), BLOCK + ANN),
         (
+            "such an id with a group of the container's own",
+            one.process(lab, &user, 0, &["connect-as", "65543", "65543", socket.to_str().unwrap()]),
+            BLOCK + ANN,
+        ),
+        (
             "whom programs are that have nothing to do with each other",
             one.caller(lab, &user, 65_534, socket),
             65_534,
