@@ -20,7 +20,7 @@ use cgrant_wire::{
 
 use super::check;
 use crate::{
-    cgroup::below_base,
+    cgroup::{USUAL_WEIGHT, below_base},
     connection::{Caller, Inside, Peer, own_ids},
     engine::Engine,
     registry::Grant,
@@ -28,8 +28,6 @@ use crate::{
 
 /// What an id is called where it has no number (`/proc/sys/kernel/overflowuid`).
 const NOBODY: u32 = 65_534;
-/// The weight of a cgroup that nobody gave another ("Weights", Documentation/admin-guide/cgroup-v2.rst).
-const WEIGHT: u32 = 100;
 
 /// What a caller acts in, and as whom, if it may do so in something.
 ///
@@ -248,19 +246,18 @@ pub fn must_have_no_links(caller: &Caller, request: &CreateGrant) -> Result<(), 
 /// # Errors
 /// [`RefusalCode::NotAuthorized`].
 pub fn must_share(caller: &Caller, limits: &[(LimitKey, LimitValue)]) -> Result<(), Refusal> {
-    let is_more =
-        |(_, value): &(LimitKey, LimitValue)| matches!(value, LimitValue::Weight(weight) if *weight > WEIGHT);
+    let is_more = |(_, value): &(LimitKey, LimitValue)| matches!(value, LimitValue::Weight(weight) if *weight > USUAL_WEIGHT);
     if caller.user().is_root() || !limits.iter().any(is_more) {
         return Ok(());
     }
     Err(Refusal::new(
         RefusalCode::NotAuthorized,
         format!(
-            "only the container's root may have a cpu.weight above {WEIGHT}, which takes from others in there"
+            "only the container's root may have a cpu.weight above {USUAL_WEIGHT}, which takes from others in there"
         ),
     )
     .rule("built-in nesting")
-    .hint(format!("ask for {WEIGHT} or less, or have the container's root set it")))
+    .hint(format!("ask for {USUAL_WEIGHT} or less, or have the container's root set it")))
 }
 
 /// Refuses a caller that is not, by now, in the payload of the grant that it acts in.

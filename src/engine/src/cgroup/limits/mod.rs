@@ -8,6 +8,8 @@ mod v1;
 mod v2;
 mod values;
 
+pub use values::USUAL_WEIGHT;
+
 use std::{io, rc::Rc, sync::PoisonError};
 
 use cgrant_policy::{GrantPath, HostUid, LimitKey, LimitValue, RawKey, Setting};

@@ -14,7 +14,7 @@ use crate::cgroup::{
 };
 
 /// `cpu.weight` of a new cgroup (`CGROUP_WEIGHT_DFL` of the kernel).
-const USUAL_WEIGHT: u32 = 100;
+pub const USUAL_WEIGHT: u32 = 100;
 
 impl Tree {
     /// Limits and raw files of a grant as the kernel has them now, in the order asked for; with no keys, all portable limits
