@@ -53,6 +53,8 @@ mod mounts;
 mod nested;
 #[path = "hosts/nested_systems.rs"]
 mod nested_systems;
+#[path = "integration/nested_users.rs"]
+mod nested_users;
 #[path = "hosts/package.rs"]
 mod package;
 #[path = "integration/pam.rs"]
@@ -102,6 +104,10 @@ const ELSEWHERE: &[&str] = &[
     "limits::wrong_values_are_refused_and_change_nothing",
     "mounts::descriptors_that_nobody_wanted_are_closed",
     "mounts::policy_has_a_word_on_mounts",
+    "nested_users::a_flood_leaves_others_room",
+    "nested_users::a_user_has_so_many_blocks",
+    "nested_users::keys_and_names_are_each_users",
+    "nested_users::policy_lets_them_out_again",
 ];
 
 // What depends on the kernel alone. A virtual machine says with `CGRANT_TEST_KERNEL_OF` that another one has the same
@@ -141,6 +147,7 @@ fn main() -> std::process::ExitCode {
         links_attacks::TESTS,
         mounts::TESTS,
         nested::TESTS,
+        nested_users::TESTS,
         pam::TESTS,
         containers::TESTS,
         nested_systems::TESTS,
