@@ -9,6 +9,7 @@ use crate::common::{
     bus::Refused,
     checker,
     harness::{descendants, descendants_of},
+    level::{Level, all_names, nesting, release},
     wait_until,
 };
 
@@ -97,6 +98,67 @@ fn killed_at_every_step_of_creating(lab: &Lab) {
         client.release(&again.path, true).unwrap();
         bystander.check(lab, step);
     }
+    bystander.release(&broker);
+    checker::assert_empty(lab);
+}
+
+// An ordinary user of a container asks, who may have one block there: what is counted twice refuses it the next time.
+fn killed_at_every_step_of_a_users_creating_inside(lab: &Lab) {
+    const ANN: u32 = 7;
+    const BOB: u32 = 70;
+    lab.write_policy("[[rule]]\nname = \"users\"\nquota = { nesting-user-blocks = 1 }\n");
+    let broker = lab.broker();
+    let bystander = Bystander::new(lab, &broker);
+    let user = lab.user();
+    let outer = user.client(broker.socket());
+    let one = Level::new(&user, &outer, "one", nesting(2).lifetime("persistent"));
+    let client_of = |id| one.client_of(lab, &user, id, broker.socket());
+    let bob = client_of(BOB);
+    let theirs = bob.create("crash", Options::new().lifetime("persistent")).unwrap();
+    let request = || (one.process(lab, &user, ANN, &["files"]), one.userns_of(&user, ANN));
+    let ann = client_of(ANN);
+    let (stage, (_ns, namespace)) = request();
+    broker.order_fault("count");
+    let grant = ask(&ann, &stage, &namespace).unwrap();
+    let steps: Vec<String> =
+        broker.fault_steps().into_iter().filter(|step| step.starts_with("create")).collect();
+    assert!(steps.len() >= 6, "{steps:?}");
+    ann.release(&grant.path, true).unwrap();
+    drop((ann, bob));
+    for (number, step) in steps.iter().enumerate() {
+        let ann = client_of(ANN);
+        let (stage, (_ns, namespace)) = request();
+        broker.order_fault(&format!("die:{}", number + 1));
+        ask(&ann, &stage, &namespace).expect_err("the engine died before the answer");
+        assert!(broker.fault_done(), "{step} was not reached");
+        drop(ann);
+        let outer = user.client_again(broker.socket());
+        broker.fault_steps();
+        checker::assert_in_order(lab);
+        bystander.check(lab, step);
+        assert!(stage.is_alive(), "{step}: the caller's process was killed");
+        let ann = client_of(ANN);
+        let survived = ann.names();
+        let place = stage.cgroups().into_iter().find(|(tree, _)| tree == "cgroup2").unwrap().1;
+        assert!(place.contains("/one/"), "{step}: it has got out: {place}");
+        assert_eq!(place.contains("/@7.crash/"), !survived.is_empty(), "{step}: {place}");
+        // Whoever has it, the other has its own and no more.
+        let bob = client_of(BOB);
+        assert_eq!(
+            (bob.names(), bob.find("crash").unwrap()),
+            (vec!["crash".to_owned()], theirs.path.clone())
+        );
+        let (_fresh, fresh) = one.userns_of(&user, ANN);
+        let again = ask(&ann, &stage, &fresh).unwrap_or_else(|r| panic!("{step}: {r:?}"));
+        assert_eq!((again.new, ann.names()), (survived.is_empty(), vec!["crash".to_owned()]), "{step}");
+        ann.create("more", Options::new().no_range()).unwrap_err().is("QuotaExceeded", "nesting-user-blocks");
+        assert_eq!(all_names(&outer), ["one", "crash", "crash"], "{step}");
+        checker::assert_in_order(lab);
+        ann.release(&again.path, true).unwrap();
+        bystander.check(lab, step);
+    }
+    let outer = user.client_again(broker.socket());
+    release(&outer, &one.grant.path, Options::new().with("force", true)).unwrap();
     bystander.release(&broker);
     checker::assert_empty(lab);
 }
@@ -329,6 +391,7 @@ fn the_children_end_when_the_supervisor_is_killed(lab: &Lab) {
 
 crate::tests![
     killed_at_every_step_of_creating,
+    killed_at_every_step_of_a_users_creating_inside,
     killed_at_every_step_of_releasing,
     killed_at_every_step_of_setting_limits,
     every_process_of_the_broker_may_be_killed,

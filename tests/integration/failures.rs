@@ -1,8 +1,13 @@
 //! When a step fails or the disk is full, nothing of the others remains.
 
-use std::{fs, path::PathBuf};
+use std::{fs, os::fd::OwnedFd, path::PathBuf};
 
-use crate::common::{Broker, Client, Grant, Lab, Options, Process, User, bus::Refused, checker};
+use crate::common::{
+    Broker, Client, Grant, Lab, Options, Process, User,
+    bus::Refused,
+    checker,
+    level::{Level, nesting, release},
+};
 
 struct Request {
     user: User,
@@ -24,13 +29,16 @@ impl Request {
     // A grant of everything: cgroup, limits, ids, a stage that is attached, a namespace that is mapped.
     fn all_of_it(&self, name: &str) -> (Result<Grant, Refused>, Process) {
         let (process, namespace) = self.user.userns();
-        let options = Options::new()
-            .lifetime("persistent")
-            .limits(&[("pids.max", "60"), ("memory.max", "128M")])
-            .fd("stage", &self.stage.pidfd)
-            .fd("userns", &namespace);
-        (self.client.create(name, options), process)
+        (self.client.create(name, everything(&self.stage, &namespace)), process)
     }
+}
+
+fn everything(stage: &Process, namespace: &OwnedFd) -> Options {
+    Options::new()
+        .lifetime("persistent")
+        .limits(&[("pids.max", "60"), ("memory.max", "128M")])
+        .fd("stage", &stage.pidfd)
+        .fd("userns", namespace)
 }
 
 fn each_step_of_a_request_fails_in_turn(lab: &Lab) {
@@ -67,6 +75,54 @@ fn each_step_of_a_request_fails_in_turn(lab: &Lab) {
         }
         assert!(request.client.names().is_empty());
     }
+}
+
+// Asked for by an ordinary user of a container, who may have one block there: nothing of what failed is counted.
+fn each_step_of_a_users_request_inside_fails_in_turn(lab: &Lab) {
+    const ANN: u32 = 7;
+    lab.write_policy("[[rule]]\nname = \"users\"\nquota = { nesting-user-blocks = 1 }\n");
+    let broker = lab.broker();
+    let user = lab.user();
+    let outer = user.client(broker.socket());
+    let one = Level::new(&user, &outer, "one", nesting(1));
+    let ann = one.client_of(lab, &user, ANN, broker.socket());
+    let ask = |name: &str| {
+        let stage = one.process(lab, &user, ANN, &["files"]);
+        let before = stage.cgroups();
+        let (process, namespace) = one.userns_of(&user, ANN);
+        (ann.create(name, everything(&stage, &namespace)), stage, before, process)
+    };
+    broker.order_fault("count");
+    let (grant, ..) = ask("part");
+    let steps: Vec<String> =
+        broker.fault_steps().into_iter().filter(|step| step.starts_with("create")).collect();
+    assert!(steps.len() >= 6, "{steps:?}");
+    ann.release(&grant.unwrap().path, true).unwrap();
+    for (number, step) in steps.iter().enumerate() {
+        broker.order_fault(&format!("fail:{}", number + 1));
+        let (result, stage, before, process) = ask("part");
+        assert!(broker.fault_done(), "{step} was not reached");
+        broker.fault_steps();
+        if step.contains("answer") {
+            ann.release(&result.unwrap().path, true).unwrap();
+            continue;
+        }
+        let refused = result.err().unwrap_or_else(|| panic!("{step} failed, and the grant was made"));
+        refused.is("KernelRefused", step);
+        assert!(stage.is_alive(), "{step}");
+        assert_eq!(stage.cgroups(), before, "{step}: the stage is back where it was");
+        if !step.contains("mapped") {
+            assert_eq!(fs::read_to_string(format!("/proc/{}/uid_map", process.pid)).unwrap(), "", "{step}");
+        }
+        assert!(ann.names().is_empty(), "{step}");
+        checker::assert_in_order(lab);
+        let bare = Options::new().no_range().lifetime("persistent");
+        ann.manager::<_, ()>("ForgetRange", &"part").unwrap_or_else(|r| panic!("{step}: {r:?}"));
+        let other = ann.create("other", bare).unwrap_or_else(|r| panic!("{step}: {r:?}"));
+        ann.release(&other.path, false).unwrap();
+    }
+    release(&outer, &one.grant.path, Options::new().with("force", true)).unwrap();
+    checker::assert_empty(lab);
 }
 
 fn a_refused_change_of_limits_changes_nothing(lab: &Lab) {
@@ -165,6 +221,7 @@ fn a_full_disk_is_a_refusal_and_never_half_a_grant(lab: &Lab) {
 
 crate::tests![
     each_step_of_a_request_fails_in_turn,
+    each_step_of_a_users_request_inside_fails_in_turn,
     a_refused_change_of_limits_changes_nothing,
     a_release_that_fails_can_be_repeated,
     a_full_disk_is_a_refusal_and_never_half_a_grant,
