@@ -207,6 +207,24 @@ fn nobody_takes_the_brokers_place(lab: &Lab) {
     checker::assert_empty(lab);
 }
 
+// What the command is told so that this is executed in the innermost of these containers, in each by this user of it.
+fn by<'w>(users: &[&'w str], levels: &[&'w str], words: &[&'w str]) -> Vec<&'w str> {
+    let mut all = Vec::new();
+    for (name, user) in levels.iter().zip(users) {
+        all.extend(["cgrant", "exec", name, "--user", user, "--"]);
+    }
+    all.extend(words);
+    all.remove(0);
+    all
+}
+
+#[track_caller]
+fn import_by(shell: &Shell<'_>, archive: &Path, users: &[&str], levels: &[&str]) {
+    let words = by(users, levels, &["cgrant", "image", "import", "-", "--alias", "debian", "--quiet"]);
+    let output = shell.command(&words).stdin(fs::File::open(archive).unwrap()).output().unwrap();
+    assert!(output.status.success(), "{users:?}: {}{}", text(&output.stdout), text(&output.stderr));
+}
+
 // Launched by an ordinary user of the one above, whom neither root's nor the other user's commands are mistaken for.
 fn three_levels_by_ordinary_users(lab: &Lab) {
     lab.write_policy("[[rule]]\nname = \"users\"\nquota = { nesting-user-blocks = 8 }\n");
@@ -216,32 +234,17 @@ fn three_levels_by_ordinary_users(lab: &Lab) {
     let archive = image(lab);
     shell.import_inside(&[], &archive, "debian");
     shell.done(&["launch", "debian", "one", "--nesting", "--memory", "800M", "--wait"]);
-    // A user in each, with the words before what it is told.
-    fn by<'w>(users: &[&'w str], levels: &[&'w str], words: &[&'w str]) -> Vec<&'w str> {
-        let mut all = Vec::new();
-        for (name, user) in levels.iter().zip(users) {
-            all.extend(["cgrant", "exec", name, "--user", user, "--"]);
-        }
-        all.extend(words);
-        all.remove(0);
-        all
-    }
-    let import = |users: &[&str], levels: &[&str]| {
-        let words = by(users, levels, &["cgrant", "image", "import", "-", "--alias", "debian", "--quiet"]);
-        let output = shell.command(&words).stdin(std::fs::File::open(&archive).unwrap()).output().unwrap();
-        assert!(output.status.success(), "{users:?}: {}{}", text(&output.stdout), text(&output.stderr));
-    };
     let with_users = |users: &[&str], levels: &[&str]| {
         for name in ["ann", "bob"] {
             shell.done(&by(users, levels, &["useradd", "--create-home", name]));
         }
     };
     with_users(&["root"], &["one"]);
-    import(&["ann"], &["one"]);
+    import_by(&shell, &archive, &["ann"], &["one"]);
     let launch = ["cgrant", "launch", "debian", "two", "--nesting=3", "--wait"];
     shell.done(&by(&["ann"], &["one"], &launch));
     with_users(&["ann", "root"], &["one", "two"]);
-    import(&["ann", "bob"], &["one", "two"]);
+    import_by(&shell, &archive, &["ann", "bob"], &["one", "two"]);
     let launch = ["cgrant", "launch", "debian", "three", "--wait"];
     shell.done(&by(&["ann", "bob"], &["one", "two"], &launch));
     checker::assert_in_order(lab);
@@ -297,6 +300,60 @@ fn three_levels_by_ordinary_users(lab: &Lab) {
     checker::assert_empty(lab);
 }
 
+// Ann's service manager runs as long as the container around, Bob's from his login to his logout. What they have started ends in order
+// before it does.
+fn containers_of_users_end_with_their_service_managers(lab: &Lab) {
+    lab.write_policy("[[rule]]\nname = \"users\"\nquota = { nesting-user-blocks = 2 }\n");
+    let broker = lab.broker();
+    let user = lab.user();
+    let shell = Shell::new(lab, &user, &broker);
+    let archive = image(lab);
+    shell.import_inside(&[], &archive, "debian");
+    shell.done(&["launch", "debian", "one", "--nesting=4", "--memory", "800M", "--wait"]);
+    let said = |who: &str, script: &str| shell.done(&by(&[who], &["one"], &["sh", "-c", script]));
+    said("root", "useradd --create-home ann; useradd --create-home bob; loginctl enable-linger ann");
+    let manager = "export XDG_RUNTIME_DIR=/run/user/$(id -u); systemctl --user is-active";
+    let runs = |who: &str, unit: &str| {
+        let words = format!("{manager} {unit}");
+        let output = shell.output(&by(&[who], &["one"], &["sh", "-c", &words]));
+        text(&output.stdout) == "active\n"
+    };
+    let unit = "cgrant-container-two.service";
+    let info = |who: &str| {
+        let words = by(&[who], &["one"], &["cgrant", "--format", "json", "info", "two"]);
+        serde_json::from_str::<Value>(&shell.done(&words)).unwrap()
+    };
+    wait_until("Ann's service manager runs", || runs("ann", "default.target"));
+    import_by(&shell, &archive, &["ann"], &["one"]);
+    let words = by(&["ann"], &["one"], &["cgrant", "launch", "debian", "two", "--wait"]);
+    shell.done(&words);
+    assert!(runs("ann", unit));
+    // Bob logs in, launches and logs out.
+    let session = "cgrant image import - --alias small --quiet && cgrant launch small two && \
+                   loginctl show-session $XDG_SESSION_ID --property Name --value && systemctl --user is-active cgrant-container-two.service";
+    let login = by(&["root"], &["one"], &["su", "--login", "bob", "--command", session]);
+    let small = fs::File::open(busybox_with_command(lab)).unwrap();
+    let output = shell.command(&login).stdin(small).output().unwrap();
+    let printed = text(&output.stdout);
+    assert!(printed.ends_with("bob\nactive\n"), "{printed}{}", text(&output.stderr));
+    wait_until("Bob's ends after his logout", || info("bob")["state"] == "stopped");
+    assert_eq!(info("bob")["ended"], "power off");
+    assert_eq!(info("ann")["state"], "running");
+    checker::assert_in_order(lab);
+    // The one around ends: Ann's has ended in order before.
+    shell.done(&["stop", "one", "--timeout", "60"]);
+    assert_eq!(shell.json(&["info", "one"])["ended"], "power off");
+    checker::assert_empty(lab);
+    shell.done(&["start", "one", "--wait"]);
+    let two = info("ann");
+    assert!(two["state"] == "stopped" && two["ended"] == "power off", "{two}");
+    wait_until("Ann's service manager runs again", || runs("ann", "default.target"));
+    shell.done(&by(&["ann"], &["one"], &["cgrant", "start", "two", "--wait"]));
+    assert!(runs("ann", unit));
+    shell.done(&["delete", "--force", "one"]);
+    checker::assert_empty(lab);
+}
+
 // How many blocks of ids a container with this option has.
 fn blocks(shell: &Shell<'_>, name: &str, option: &str) -> u32 {
     shell.done(&["launch", "box", name, option]);
@@ -330,6 +387,7 @@ crate::tests![
     three_levels_of_debian,
     nobody_takes_the_brokers_place,
     three_levels_by_ordinary_users,
+    containers_of_users_end_with_their_service_managers,
     a_container_has_sixteen_blocks_for_others,
     a_container_has_no_more_blocks_than_policy_gives,
 ];
