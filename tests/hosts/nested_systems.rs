@@ -105,15 +105,22 @@ fn three_levels_of_small_systems(lab: &Lab) {
     wait_until("it runs", || shell.output(&inside(&LEVELS, &["true"])).status.success());
     what_is_seen_is_right(&shell, LEVELS.len());
     out();
-    // With the first one all end, and are as they were when it starts again.
+    // With the first one all end, each in order though its init knows of nothing, and are as they were when it starts again.
     shell.done(&["stop", "one", "--timeout", "60"]);
     assert_eq!(shell.json(&["info", "one"])["ended"], "power off");
     checker::assert_empty(lab);
     shell.done(&["start", "one"]);
     let list = inside(&LEVELS[..1], &["cgrant", "--format", "json", "list"]);
     assert_eq!(states(&shell.done(&list)), ["two stopped"]);
+    let ended = |depth: usize| -> String {
+        let info = ["cgrant", "--format", "json", "info", LEVELS[depth]];
+        let info: Value = serde_json::from_str(&shell.done(&inside(&LEVELS[..depth], &info))).unwrap();
+        info["ended"].to_string()
+    };
+    assert_eq!(ended(1), "\"power off\"");
     shell.done(&inside(&LEVELS[..1], &["cgrant", "start", "two"]));
     assert_eq!(states(&shell.done(&list)), ["two running"]);
+    assert_eq!(ended(2), "\"power off\"");
     shell.done(&["delete", "--force", "one"]);
     checker::assert_empty(lab);
 }

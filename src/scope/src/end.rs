@@ -15,13 +15,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cgrant_sys::{Pidfd, pidfd::Signal};
+use cgrant_sys::{
+    Pidfd,
+    hierarchy::{self, CGROUP2},
+    pidfd::Signal,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::{
-    hierarchy::{self, CGROUP2},
-    instance::{Account, Instance, cgroup2},
-};
+use crate::instance::{Account, Instance, cgroup2};
 
 /// How long the kernel and the monitors have when what these have in hand was killed, and how long the kernel has when everything was.
 const KILLED: Duration = Duration::from_secs(4);

@@ -11,10 +11,12 @@ use std::{
     path::PathBuf,
 };
 
-use cgrant_sys::{Dir, EntryKind, mount::mount_cgroup2_detached};
+use cgrant_sys::{
+    Dir, EntryKind,
+    hierarchy::{self, CGROUP2},
+    mount::mount_cgroup2_detached,
+};
 use rustix::fs::OFlags;
-
-use crate::hierarchy::{self, CGROUP2};
 
 /// Most processes of an account that are looked at in one go. More are found when these have ended.
 const MOST: usize = 4096;

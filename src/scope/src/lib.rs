@@ -16,7 +16,6 @@
 //! `cgroup.kill` of grants' parts, grants and accounts; nothing else.
 
 mod end;
-mod hierarchy;
 mod instance;
 mod keeper;
 mod scope;

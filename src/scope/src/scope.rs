@@ -5,11 +5,14 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use cgrant_sys::{Dir, Pidfd, pidfd::Signal};
+use cgrant_sys::{
+    Dir, Pidfd,
+    hierarchy::{self, Place},
+    pidfd::Signal,
+};
 use cgrant_wire::boot::{Placement, ScopeReport};
 
 use crate::{
-    hierarchy::{self, Place},
     keeper,
     systemd::{ScopeState, Systemd, SystemdError},
 };

@@ -10,13 +10,11 @@ use std::{
     time::Duration,
 };
 
+use cgrant_sys::hierarchy::{CGROUP2, mounted};
 use futures_util::StreamExt;
 use zbus::{Connection, ObjectPath, OwnedObjectPath, Variant, connection::Builder};
 
-use crate::{
-    hierarchy::{CGROUP2, mounted},
-    keeper::{self, Starting},
-};
+use crate::keeper::{self, Starting};
 
 /// systemd's own programs, for hosts without a bus. They are where systemd is.
 const SYSTEMCTL: &str = "/usr/bin/systemctl";

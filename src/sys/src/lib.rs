@@ -14,6 +14,7 @@ pub mod deny;
 pub mod dir;
 pub mod dropin;
 pub mod heap;
+pub mod hierarchy;
 pub mod inherited;
 pub mod keyring;
 pub mod memfd;

@@ -17,6 +17,7 @@
 //! broker granted.
 
 mod arguments;
+mod children;
 mod confine;
 mod control;
 mod environment;

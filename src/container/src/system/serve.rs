@@ -31,6 +31,7 @@ use rustix::{
 };
 
 use super::{
+    children::Children,
     control::{Answer, PATIENCE, Process, Refused, Request, SOCKET, address},
     exec,
     halt::{self, Told},
@@ -131,6 +132,8 @@ struct Halt {
     /// The execution of init that was told, if another one would not know.
     execution: Option<u64>,
     restart: bool,
+    /// Until then containers in this one may end before it is told.
+    children_until: Instant,
 }
 
 /// A monitor that has a container.
@@ -150,6 +153,8 @@ pub(super) struct Server<'s> {
     tasks: Vec<Task>,
     numbers: u64,
     halt: Option<Halt>,
+    /// The containers in this one, while they are ended before it.
+    children: Option<Children>,
 }
 
 impl<'s> Server<'s> {
@@ -188,6 +193,7 @@ impl<'s> Server<'s> {
             tasks,
             numbers,
             halt,
+            children: None,
         })
     }
 
@@ -363,7 +369,11 @@ impl<'s> Server<'s> {
         let now = Instant::now();
         let deadline = now.checked_add(patience).unwrap_or(now);
         let (told, execution) = self.halt.map_or((false, None), |halt| (halt.told, halt.execution));
-        self.halt = Some(Halt { deadline, told, execution, restart });
+        if self.halt.is_none() {
+            self.children = Children::of_this_monitor();
+        }
+        let children_until = now.checked_add(patience / 2).unwrap_or(now);
+        self.halt = Some(Halt { deadline, told, execution, restart, children_until });
         self.state.phase = Phase::Stopping;
         self.changed();
     }
@@ -371,6 +381,12 @@ impl<'s> Server<'s> {
     fn go_on_halting(&mut self) {
         let Some(mut halt) = self.halt else { return };
         let out_of_time = Instant::now() >= halt.deadline;
+        if let Some(children) = &mut self.children {
+            if Instant::now() < halt.children_until && children.go_on() {
+                return;
+            }
+            self.children = None;
+        }
         let mut deaf = false;
         if let (true, Some(told)) = (halt.told, halt.execution) {
             // One that can't be looked at is about to end.
