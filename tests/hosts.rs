@@ -19,6 +19,8 @@ mod autostart;
 mod busses;
 #[path = "integration/cgmanager_attacks.rs"]
 mod cgmanager_attacks;
+#[path = "integration/cgmanager_elsewhere.rs"]
+mod cgmanager_elsewhere;
 #[path = "integration/cgmanager_table.rs"]
 mod cgmanager_table;
 #[path = "hosts/consent.rs"]
@@ -125,7 +127,8 @@ const OF_THE_KERNEL: &[&str] = &[
 
 // CGManager's interface, and how a container is started inside another one, have to do with the layout of the hierarchies and the
 // kernel, and not with who set them up. A virtual machine says with `CGRANT_TEST_LAYOUT_OF` that another host has the same.
-const OF_THE_LAYOUT: &[&str] = &["cgmanager_attacks::", "cgmanager_table::", "nested_systems::"];
+const OF_THE_LAYOUT: &[&str] =
+    &["cgmanager_attacks::", "cgmanager_elsewhere::", "cgmanager_table::", "nested_systems::"];
 
 fn main() -> std::process::ExitCode {
     let tests = [
@@ -140,6 +143,7 @@ fn main() -> std::process::ExitCode {
         shutdown::TESTS,
         busses::TESTS,
         cgmanager_attacks::TESTS,
+        cgmanager_elsewhere::TESTS,
         cgmanager_table::TESTS,
         controllers::TESTS,
         differential::TESTS,

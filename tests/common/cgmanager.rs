@@ -39,6 +39,8 @@ pub const PATH: &str = "/org/linuxcontainers/cgmanager";
 pub const INTERFACE: &str = "org.linuxcontainers.cgmanager0_0";
 /// The name of most failures.
 pub const INVALID_ARGS: &str = "org.freedesktop.DBus.Error.InvalidArgs";
+/// Where a cgroup2 cgroup that has cgroups in it has its processes; clients don't see it.
+pub const LEAF: &str = ".cgm_leaf";
 /// Longest datagram that a test reads.
 const MOST: usize = 4 * 1024 * 1024;
 
@@ -109,15 +111,18 @@ impl Jail {
         }
     }
 
-    /// Moves a process into it, with all of its threads.
+    /// Moves a process into it, with all of its threads; on cgroup2 into its leaf, if it has one by now.
     pub fn put(&self, pid: u32) {
-        fs::write(self.dir.join("cgroup.procs"), pid.to_string()).unwrap();
+        let leaf = self.dir.join(LEAF);
+        let place = if leaf.exists() { &leaf } else { &self.dir };
+        fs::write(place.join("cgroup.procs"), pid.to_string()).unwrap();
     }
 
     /// A command as a process that enters it before it becomes what it is to be.
     pub fn command(&self, command: &Command) -> Command {
         let mut inside = Command::new("sh");
-        inside.args(["-c", r#"echo $$ >"$0/cgroup.procs" && exec "$@""#]).arg(&self.dir);
+        let enter = format!(r#"d=$0/{LEAF}; [ -d "$d" ] || d=$0; echo $$ >"$d/cgroup.procs" && exec "$@""#);
+        inside.args(["-c", &enter]).arg(&self.dir);
         inside.arg(command.get_program()).args(command.get_args()).env_clear();
         inside.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?)))).stdin(Stdio::null());
         if let Some(directory) = command.get_current_dir() {

@@ -24,7 +24,8 @@ pub struct User {
     pub gid: u32,
     pub groups: Vec<u32>,
     pub home: PathBuf,
-    programs: PathBuf,
+    /// Where the programs are that it runs.
+    pub programs: PathBuf,
 }
 
 /// A running process of a user's. Killed and reaped when dropped.

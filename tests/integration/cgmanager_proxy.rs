@@ -164,17 +164,33 @@ fn a_container_has_cgmanager_through_its_proxy(lab: &Lab) {
     let manager = Manager::start(lab);
     let jail = jail(lab, "c", BASE);
     let container = Container::new(lab, BASE, manager.socket.parent().unwrap().to_str().unwrap());
-    let without = container.says(&jail, "sleep 9 & cgm movepid memory '' $!; kill $!");
+    // Without one it is served all the same, but that nothing begins at the proxy's cgroup.
+    let script = SCRIPT.replace("cgm movepidabs memory / $p && cgm getpidcgroup memory $p", "echo /");
+    let script = script.replace("cgm movepid memory x 4000000", "cgm movepid memory nowhere $p");
+    check(&container.says(&jail, &script));
+    let nobody = container.says(&jail, "cgm movepid memory '' 4000000");
     let told = "call to cgmanager_move_pid_main_sync failed: Escape request from different namespace requires a proxy";
-    assert_eq!(without, [told]);
+    assert_eq!(nobody, [told]);
     assert_eq!(container.says(&jail, "cgproxy --check-master && echo there"), ["there"]);
     container.start_proxy(lab, &jail, &[]);
     check(&container.says(&jail, SCRIPT));
-    // Whoever counts processes in yet another way is told its own numbers.
-    let nested = "unshare --pid --fork sh -c 'cgm create memory n; sleep 9 & cgm movepid memory n $!'; \
-                  cgm remove memory n";
-    let elsewhere = "call to cgmanager_move_pid_main_sync failed: Escape request from different namespace requires a proxy";
-    assert_eq!(container.says(&jail, nested), [elsewhere]);
+    // Whoever counts processes in yet another way names them by its own numbers, and is told those.
+    let nested = "unshare --pid --fork sh -c 'cgm create memory n; sleep 9 & cgm movepid memory n $!; \
+                  cgm getpidcgroup memory $!; cgm getpidcgroup memory 77; kill $!; wait'; cgm remove memory n";
+    let elsewhere =
+        "call to cgmanager_get_pid_cgroup_sync failed: GetPidCgroup called from non-init namespace";
+    assert_eq!(container.says(&jail, nested), ["n", elsewhere]);
+    // And users likewise.
+    let nested = r"cgm create memory u
+        unshare --user sleep 60 & n=$!
+        while [ $(readlink /proc/$n/ns/user) = $(readlink /proc/self/ns/user) ]; do sleep 0.05; done
+        printf '0 0 1\n5 1000 10\n' >/proc/$n/uid_map; printf '0 0 10\n' >/proc/$n/gid_map
+        nsenter --user=/proc/$n/ns/user sh -c 'cgm chown memory u 6 7; cgm chown memory u 1000 0'
+        cgm listkeys memory u | grep '^tasks '; cgm remove memory u; kill $n";
+    let elsewhere = "call to cgmanager_chown_sync failed: chown called from different user namespace";
+    let mut said = container.says(&jail, nested);
+    said.sort();
+    assert_eq!(said, [elsewhere, "tasks 1001 7 100644"]);
     let nested = "unshare --pid --fork sh -c 'echo $$; cgm gettasks memory'";
     let said = container.says(&jail, nested);
     assert!(said[0] == "1" && said[1..].contains(&"1".to_owned()), "its own first process: {said:?}");

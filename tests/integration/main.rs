@@ -18,6 +18,7 @@ mod badinput;
 mod busses;
 mod cgmanager;
 mod cgmanager_attacks;
+mod cgmanager_elsewhere;
 mod cgmanager_proxy;
 mod cgmanager_sockets;
 mod cgmanager_table;
@@ -101,6 +102,7 @@ fn main() -> std::process::ExitCode {
         busses::TESTS,
         cgmanager::TESTS,
         cgmanager_attacks::TESTS,
+        cgmanager_elsewhere::TESTS,
         cgmanager_proxy::TESTS,
         cgmanager_sockets::TESTS,
         cgmanager_table::TESTS,

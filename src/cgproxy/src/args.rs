@@ -36,7 +36,7 @@ pub struct Args {
 
 const AFTER_HELP: &str = "\
 Where the directory of the host's socket is mounted into a container, and nothing inside expects a proxy, none is
-needed: the broker answers plain calls from containers itself, but for those that name processes or users by number.
+needed: the broker answers plain calls from containers itself.
 
 Exit status: 0 ended in order (or: somebody answers); 1 it could not start or go on (or: nobody answers); 2 the command
 line is wrong.

@@ -5,10 +5,13 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use cgrant_sys::{NsId, PeerPidfd, Pidfd, ProcFs, UsernsFd, process::IdKind, socket};
+use cgrant_sys::{NsId, Numbering, PeerPidfd, Pidfd, ProcFs, UsernsFd, process::IdKind, socket};
 use cgrant_wire::LegacyAnswer;
 use rustix::io::Errno;
 use tokio::sync::Mutex;
+
+/// Most processes that are looked through for one that a caller names, on kernels that don't say which it is.
+const MOST_LOOKED_THROUGH: usize = 10_000;
 
 /// Whom a credential names, by the numbers of this process's namespaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +105,7 @@ impl Peer {
     }
 
     /// Processes as it numbers them, without those that are not in its pid namespace. Before Linux 6.11 the kernel does not tell
-    /// of another namespace than ours.
+    /// of threads in another namespace than ours.
     ///
     /// # Errors
     /// `NotFound` if it has ended; those of the kernel.
@@ -110,11 +113,8 @@ impl Peer {
         if self.shares_pid_namespace(proc) {
             return Ok(LegacyAnswer::Tasks(pids));
         }
-        let namespace = proc.open_pid_namespace(self.named.pid)?;
-        if !self.is_alive() {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        let numbers: io::Result<Vec<_>> = pids.into_iter().map(|pid| namespace.number_of(pid)).collect();
+        let numbering = Numbering::of(proc, &self.process)?;
+        let numbers: io::Result<Vec<_>> = pids.into_iter().map(|pid| numbering.number_of(pid)).collect();
         match numbers {
             Ok(numbers) => {
                 let mut numbers: Vec<u32> = numbers.into_iter().flatten().collect();
@@ -126,6 +126,35 @@ impl Peer {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The process that it calls by this number; `None` if there is none.
+    ///
+    /// # Errors
+    /// `NotFound` if it has ended itself; those of the kernel.
+    pub fn process_that_it_calls(&self, proc: &ProcFs, number: u32) -> io::Result<Option<Pidfd>> {
+        if self.shares_pid_namespace(proc) {
+            return Pidfd::open(number).map(Some);
+        }
+        // Those of this container, of which there are not many.
+        let all = std::iter::once_with(|| proc.pids().unwrap_or_default()).flatten();
+        let candidates = std::iter::once(self.named.pid).chain(all).take(MOST_LOOKED_THROUGH);
+        Numbering::of(proc, &self.process)?.process(number, candidates)
+    }
+
+    /// What a uid and a gid of its user namespace are called in ours; `None` if they are none of ours.
+    ///
+    /// # Errors
+    /// `NotFound` if it has ended, or went into another namespace meanwhile; those of reading `/proc`.
+    pub fn ids_here(&self, proc: &ProcFs, uid: u32, gid: u32) -> io::Result<Option<(u32, u32)>> {
+        let before = user_namespace(&self.process);
+        let here = |kind, id| {
+            let map = proc.id_map(self.named.pid, kind)?;
+            Ok::<_, io::Error>(map.iter().find_map(|extent| extent.outside(id)))
+        };
+        let ids = here(IdKind::Uid, uid)?.zip(here(IdKind::Gid, gid)?);
+        let is_one = before.is_some() && before == user_namespace(&self.process);
+        if is_one { Ok(ids) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
     /// Does it count users as this process does?

@@ -224,25 +224,33 @@ impl Proxy {
         Ok(exchange::run(&self.upper, call, named).await?)
     }
 
-    /// A call of somebody in the container: in its name, and if it is about somebody, whom it numbers as we do.
+    /// A call of somebody in the container: in its name, and if it is about somebody, whoever that is as it numbers them.
     async fn plain(&self, peer: &Peer, call: LegacyCall) -> Result<LegacyAnswer, Failed> {
         let own = Named::own();
         let about = match call {
             LegacyCall::PidCgroup { pid, .. } | LegacyCall::MovePid { pid, .. } => {
-                if !peer.shares_pid_namespace(&self.proc) {
-                    return Ok(LegacyAnswer::OtherNamespace);
-                }
-                let pid = pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0);
-                let pid = pid.ok_or(Failed::NotHere("there is no such process"))?;
-                Some(Vouched::new(Named { pid, ..own }, Some(Pidfd::open(pid)?)))
+                let number = pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0);
+                let process =
+                    number.map(|number| peer.process_that_it_calls(&self.proc, number)).transpose()?;
+                let process = match process.flatten() {
+                    Some(process) => process,
+                    None if peer.shares_pid_namespace(&self.proc) => {
+                        return Err(Failed::NotHere("there is no such process"));
+                    }
+                    None => return Ok(LegacyAnswer::OtherNamespace),
+                };
+                Some(Vouched::new(Named { pid: process.pid()?, ..own }, Some(process)))
             }
             LegacyCall::Chown { ids: Some((uid, gid)), .. } => {
-                if !peer.shares_user_namespace() {
-                    return Ok(LegacyAnswer::OtherNamespace);
-                }
-                let (Ok(uid), Ok(gid)) = (u32::try_from(uid), u32::try_from(gid)) else {
-                    return Err(Failed::NotHere("there are no such ids"));
+                let ids = u32::try_from(uid).ok().zip(u32::try_from(gid).ok());
+                let ids = if peer.shares_user_namespace() {
+                    ids.ok_or(Failed::NotHere("there are no such ids"))?
+                } else {
+                    let here = ids.map(|(uid, gid)| peer.ids_here(&self.proc, uid, gid)).transpose()?;
+                    let Some(ids) = here.flatten() else { return Ok(LegacyAnswer::OtherNamespace) };
+                    ids
                 };
+                let (uid, gid) = ids;
                 Some(Vouched::new(Named { uid, gid, ..own }, None))
             }
             _ => None,

@@ -23,6 +23,7 @@ pub mod mount_table;
 pub mod namespace;
 pub mod ndisc;
 pub mod netlink;
+pub mod numbering;
 #[cfg(feature = "pam")]
 pub mod pam;
 pub mod pidfd;
@@ -40,6 +41,7 @@ pub use clone::{Child, Clone3};
 pub use descriptor::{close_aside, is_open_directory, kind_of};
 pub use dir::{Dir, Entry, EntryKind, LockGuard};
 pub use namespace::{MntnsFd, NamespaceError, NetnsFd, NsId, UsernsFd};
+pub use numbering::Numbering;
 pub use pidfd::{Exit, NotAPidfd, Pidfd, PidfdInfo};
 pub use process::ProcFs;
 pub use seqpacket::{Channel, ChannelError, Received};

@@ -15,6 +15,9 @@ use crate::descriptor::kind_of;
 /// `NS_GET_ID`, `_IOR(0xb7, 13, __u64)`: in the kernel from 6.18 on, not yet in the libc crate.
 const NS_GET_ID: libc::Ioctl = libc::_IOR::<u64>(0xb7, 13);
 
+/// `NS_GET_PID_FROM_PIDNS`, `_IOR(0xb7, 6, int)`: in the kernel from 6.11 on, not yet in the libc crate.
+const NS_GET_PID_FROM_PIDNS: libc::Ioctl = libc::_IOR::<libc::c_int>(0xb7, 6);
+
 /// `NS_GET_PID_IN_PIDNS`, `_IOR(0xb7, 8, int)`: in the kernel from 6.11 on, not yet in the libc crate.
 const NS_GET_PID_IN_PIDNS: libc::Ioctl = libc::_IOR::<libc::c_int>(0xb7, 8);
 
@@ -223,9 +226,22 @@ impl PidnsFd {
     /// # Errors
     /// `ENOTTY` on kernels that don't tell (before 6.11).
     pub fn number_of(&self, pid: u32) -> io::Result<Option<u32>> {
-        let pid = libc::c_int::try_from(pid).map_err(|_| Errno::INVAL)?;
-        // SAFETY: this request takes a number and touches no memory of ours; the descriptor is open.
-        let number = unsafe { libc::ioctl(self.0.as_raw_fd(), NS_GET_PID_IN_PIDNS, pid) };
+        self.translated(NS_GET_PID_IN_PIDNS, pid)
+    }
+
+    /// What a process or thread of this number there has as its number here; `None` if there is none, or it is not seen here.
+    ///
+    /// # Errors
+    /// `ENOTTY` on kernels that don't tell (before 6.11).
+    pub fn process_of(&self, number: u32) -> io::Result<Option<u32>> {
+        self.translated(NS_GET_PID_FROM_PIDNS, number)
+    }
+
+    fn translated(&self, request: libc::Ioctl, number: u32) -> io::Result<Option<u32>> {
+        // No process has a greater one.
+        let Ok(number) = libc::c_int::try_from(number) else { return Ok(None) };
+        // SAFETY: these requests take a number and touch no memory of ours; the descriptor is open.
+        let number = unsafe { libc::ioctl(self.0.as_raw_fd(), request, number) };
         match u32::try_from(number) {
             Ok(number) => Ok(Some(number).filter(|number| *number != 0)),
             Err(_) => match Errno::from_io_error(&io::Error::last_os_error()) {
@@ -234,6 +250,22 @@ impl PidnsFd {
                 None => Err(Errno::IO.into()),
             },
         }
+    }
+
+    /// The pid namespace in which it was made.
+    ///
+    /// # Errors
+    /// `EPERM` if that lies outside this process's pid namespace, or if this one has no parent.
+    pub fn parent(&self) -> io::Result<Self> {
+        Ok(Self(related(&self.0, libc::NS_GET_PARENT)?))
+    }
+
+    /// Its inode, which is no other namespace's as long as this is open.
+    ///
+    /// # Errors
+    /// Those of `fstat(2)`.
+    pub fn inode(&self) -> io::Result<u64> {
+        Ok(fstat(&self.0)?.st_ino)
     }
 }
 

@@ -282,9 +282,27 @@ impl Pidfd {
         }))
     }
 
+    /// Its pids in this process's pid namespace and in each one further in, down to that which it is in itself.
+    /// Of use only while the pidfd says that it is alive.
+    ///
+    /// # Errors
+    /// `ESRCH` if the process was reaped or is not visible from here.
+    pub fn numbers(&self) -> io::Result<Vec<u32>> {
+        let text = self.fdinfo()?;
+        let numbers = text.lines().find_map(|line| line.strip_prefix("NSpid:")).ok_or(Errno::SRCH)?;
+        let numbers: Vec<u32> =
+            numbers.split_ascii_whitespace().map_while(|number| number.parse().ok()).collect();
+        // 0 if not visible from here, -1 if reaped.
+        if numbers.first().is_some_and(|own| *own > 0) { Ok(numbers) } else { Err(Errno::SRCH.into()) }
+    }
+
+    fn fdinfo(&self) -> io::Result<String> {
+        read_proc(&format!("/proc/self/fdinfo/{}", self.0.as_raw_fd()))
+    }
+
     /// The `Pid:` line of `/proc/self/fdinfo/N`: 0 if not visible from here, -1 if reaped.
     fn pid_from_fdinfo(&self) -> io::Result<u32> {
-        let text = read_proc(&format!("/proc/self/fdinfo/{}", self.0.as_raw_fd()))?;
+        let text = self.fdinfo()?;
         let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")).map(str::trim);
         match pid.and_then(|pid| pid.parse::<u32>().ok()) {
             Some(pid) if pid > 0 => Ok(pid),

@@ -84,6 +84,13 @@ impl IdExtent {
         let offset = outside.checked_sub(self.outside).filter(|offset| *offset < self.count)?;
         self.inside.checked_add(offset)
     }
+
+    /// What the id is called outside, if it is one of these and is one there.
+    #[must_use]
+    pub fn outside(&self, inside: u32) -> Option<u32> {
+        let offset = inside.checked_sub(self.inside).filter(|offset| *offset < self.count)?;
+        self.outside.checked_add(offset).filter(|id| *id != u32::MAX)
+    }
 }
 
 /// Which ids.
@@ -368,6 +375,11 @@ mod tests {
         assert_eq!(extent, IdExtent { inside: 5, outside: 100_000, count: 65536 });
         let inside = [99_999, 100_000, 165_535, 165_536].map(|id| extent.inside(id));
         assert_eq!(inside, [None, Some(5), Some(65540), None]);
+        let outside = [4, 5, 65540, 65541, u32::MAX].map(|id| extent.outside(id));
+        assert_eq!(outside, [None, Some(100_000), Some(165_535), None, None]);
+        // What the kernel says of ids that this process's namespace has not.
+        let nowhere = parse_extent("0 4294967295 1").unwrap();
+        assert_eq!((nowhere.outside(0), nowhere.inside(0)), (None, None));
         assert_eq!(parse_extent("0 0"), None);
         assert_eq!(parse_extent("0 0 1 1"), None);
         let proc = ProcFs::open().unwrap();

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, cell::OnceCell, io, ops::Deref, sync::OnceLock};
 
 use cgrant_sys::{
-    Pidfd, PidfdInfo, ProcFs, UsernsFd,
+    Numbering, Pidfd, PidfdInfo, ProcFs, UsernsFd,
     process::{CgroupList, IdExtent, IdKind},
 };
 use rustix::fs::Stat;
@@ -204,17 +204,52 @@ impl<'p> Actor<'p> {
         if self.shares_pid_namespace()? {
             return Ok(Some(pids));
         }
-        let namespace = self.proc.open_pid_namespace(self.pid).map_err(|_| Fault::Gone)?;
-        if !self.process.is_alive().map_err(|_| Fault::Gone)? {
-            return Err(Fault::Gone);
-        }
-        let numbers: Result<Vec<_>, _> = pids.into_iter().map(|pid| namespace.number_of(pid)).collect();
+        let numbering = self.numbering()?;
+        let numbers: Result<Vec<_>, _> = pids.into_iter().map(|pid| numbering.number_of(pid)).collect();
         let mut numbers: Vec<u32> = match numbers {
             Ok(numbers) => numbers.into_iter().flatten().collect(),
             Err(_) => return Ok(None),
         };
         numbers.sort_unstable();
         Ok(Some(numbers))
+    }
+
+    /// The process that has this number in its pid namespace, which is not ours; `None` if nobody has, or the kernel does not
+    /// tell and none of the `candidates` is it.
+    ///
+    /// An attacker wants a process that it does not see itself, or one that has come to have the number since: who is found is
+    /// held by pidfd, is then asked what it is called in that very namespace, and lives after the answer.
+    ///
+    /// # Errors
+    /// [`Fault::Gone`].
+    pub fn process_that_it_calls(
+        &self,
+        number: u32,
+        candidates: impl IntoIterator<Item = u32>,
+    ) -> Result<Option<Pidfd>, Fault> {
+        self.numbering()?.process(number, candidates).map_err(gone)
+    }
+
+    fn numbering(&self) -> Result<Numbering<'_>, Fault> {
+        Numbering::of(self.proc, &self.process).map_err(gone)
+    }
+
+    /// The host's ids that a uid and a gid of its user namespace stand for; `None` if they stand for none.
+    ///
+    /// An attacker wants ids of one namespace taken by the map of another, which it enters in between: it has to be in the same
+    /// one before and after both maps were read. What they may be used for is asked of the host's ids, like everybody's.
+    ///
+    /// # Errors
+    /// [`Fault::Gone`].
+    pub fn ids_outside(&self, uid: u32, gid: u32) -> Result<Option<(u32, u32)>, Fault> {
+        let namespace = || self.user_namespace()?.id().map_err(gone);
+        let before = namespace()?;
+        let outside = |kind, id| {
+            let map = self.proc.id_map(self.pid, kind).map_err(gone)?;
+            Ok::<_, Fault>(map.iter().find_map(|extent| extent.outside(id)))
+        };
+        let ids = outside(IdKind::Uid, uid)?.zip(outside(IdKind::Gid, gid)?);
+        if namespace()? == before { Ok(ids) } else { Err(Fault::Gone) }
     }
 
     /// Its process.

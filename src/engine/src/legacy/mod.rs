@@ -310,13 +310,13 @@ fn carry_out(
         LegacyCall::Chown { place, ids } => return chown(engine, actors, place, *ids, second),
         LegacyCall::PidCgroup { controllers, absolute, pid } => {
             let hierarchy = actors.one(controllers)?;
-            let Some(victim) = victim(engine, actors, *pid, second)? else {
+            let Some(victim) = victim(engine, actors, controllers, *pid, second)? else {
                 return Ok(LegacyAnswer::OtherNamespace);
             };
             LegacyAnswer::Text(actors.pid_cgroup(hierarchy, &victim, *absolute)?)
         }
         LegacyCall::MovePid { place, absolute, pid } => {
-            let Some(victim) = victim(engine, actors, *pid, second)? else {
+            let Some(victim) = victim(engine, actors, &place.controllers, *pid, second)? else {
                 return Ok(LegacyAnswer::OtherNamespace);
             };
             move_process(actors, place, &victim, *absolute).map(done)?
@@ -463,8 +463,8 @@ fn unnoted(source: io::Error) -> Refusal {
     unwritable(&JournalError::Io { file: "of cgroups that were made".to_owned(), source })
 }
 
-/// Gives a cgroup away: to the ids of the second credential, or those of a plain call, which are the host's, so that it has to
-/// come from the host's user namespace.
+/// Gives a cgroup away: to the ids of the second credential, or those of a plain call, which are the host's, or those of the
+/// caller's user namespace as its maps have them.
 fn chown(
     engine: &Engine,
     actors: &Call<'_>,
@@ -476,11 +476,15 @@ fn chown(
     let ids = match (second, ids) {
         (Some(Named { uid, gid, .. }), _) if !actors.plain => (uid, gid),
         (None, Some((uid, gid))) if actors.plain => {
+            let ids = (uid.cast_unsigned(), gid.cast_unsigned());
             let namespace = actors.requestor.user_namespace()?.id().map_err(|_| Fault::Gone)?;
-            if namespace != engine.own_userns {
-                return Ok(LegacyAnswer::OtherNamespace);
-            }
-            (uid.cast_unsigned(), gid.cast_unsigned())
+            let meant = if namespace == engine.own_userns {
+                Some(ids)
+            } else {
+                actors.requestor.ids_outside(ids.0, ids.1)?
+            };
+            let Some(ids) = meant else { return Ok(LegacyAnswer::OtherNamespace) };
+            ids
         }
         _ => return Err(Fault::Denied.into()),
     };
@@ -510,24 +514,29 @@ fn move_process(actors: &Call<'_>, place: &Place, victim: &Actor<'_>, absolute: 
 }
 
 /// The process that a call is about: that of the second credential, whose other ids mean nothing; or that of a number in a plain
-/// call, `None` if the caller's pid namespace is not ours, where its numbers mean others.
+/// call, as the caller numbers processes. `None` if the caller's pid namespace is not ours, and the number leads to nobody there.
 ///
 /// An attacker wants a number to mean another process than it named: there is no way to tell with numbers, so everything
-/// that counts is asked of the process that the number has now, under its pidfd.
+/// that counts is asked of the process that the number has now, under its pidfd. What it may do with that one is asked as of everybody.
 fn victim<'e>(
     engine: &'e Engine,
     actors: &Call<'_>,
+    controllers: &str,
     pid: Option<i32>,
     second: Option<Named>,
 ) -> Result<Option<Actor<'e>>, Refusal> {
     let process = match second {
         Some(named) if !actors.plain => named.process.ok_or(Fault::Gone)?,
         None if actors.plain => {
-            if !actors.requestor.shares_pid_namespace()? {
-                return Ok(None);
+            let number = pid.and_then(|pid| u32::try_from(pid).ok());
+            if actors.requestor.shares_pid_namespace()? {
+                Pidfd::open(number.ok_or(Fault::Gone)?).map_err(|_| Fault::Gone)?
+            } else {
+                let among = actors.own_processes(controllers);
+                let find = |number| actors.requestor.process_that_it_calls(number, among);
+                let Some(process) = number.map(find).transpose()?.flatten() else { return Ok(None) };
+                process
             }
-            let pid = pid.and_then(|pid| u32::try_from(pid).ok()).ok_or(Fault::Gone)?;
-            Pidfd::open(pid).map_err(|_| Fault::Gone)?
         }
         _ => return Err(Fault::Gone.into()),
     };

@@ -26,12 +26,14 @@ const PROCS: &str = "cgroup.procs";
 const TRIES: usize = 3;
 /// Most tasks that are listed.
 const MOST_TASKS: usize = 100_000;
+/// Most processes that are looked through for one that a caller names, on kernels that don't say which it is.
+const MOST_LOOKED_THROUGH: usize = 10_000;
 /// Ends of the cgroup of a proxy that systemd started, which its containers' own paths don't have.
 const CUT: [&[&str]; 2] = [&["init.scope"], &["system.slice", "cgproxy.service"]];
 
 impl Call<'_> {
     /// The cgroup of a process below the requestor's own without `/` at its beginning; or, `absolute`, below the proxy's
-    /// with it, the root in a plain call. `/` if it is the same one.
+    /// with it, or [the root](Self::counts_from_root). `/` if it is the same one.
     ///
     /// # Errors
     /// [`Fault::Outside`] if it is not below; [`Fault::Gone`].
@@ -43,7 +45,7 @@ impl Call<'_> {
     ) -> Result<String, Fault> {
         let base = if !absolute {
             self.requestor.cgroup(hierarchy)?
-        } else if self.plain {
+        } else if self.counts_from_root()? {
             Vec::new()
         } else {
             self.proxy.cgroup(hierarchy)?
@@ -53,7 +55,8 @@ impl Call<'_> {
         Ok(if absolute || rest.is_empty() { format!("/{rest}") } else { rest })
     }
 
-    /// Moves a process into a cgroup below the requestor's own; or, `absolute`, below the proxy's, the root in a plain call.
+    /// Moves a process into a cgroup below the requestor's own; or, `absolute`, below the proxy's or
+    /// [the root](Self::counts_from_root).
     ///
     /// An attacker wants somebody else's process moved, or its own out of what bounds it. It has to be allowed to move the
     /// process by all of its uids; the process has to be below the same cgroup already, and in no grant; and the bits of the
@@ -106,12 +109,48 @@ impl Call<'_> {
         Ok(())
     }
 
+    /// Does what is called absolute begin at the root, and not at the proxy's cgroup? In a plain call, as CGManager has it; but
+    /// that one answers only those who number processes as it does.
+    ///
+    /// An attacker wants out of the container that it is root of, maybe the host's root, by a plain call, whose numbers are
+    /// translated: it gets what the same call would by its twin, which begins at its own cgroup.
+    fn counts_from_root(&self) -> Result<bool, Fault> {
+        Ok(self.plain && self.requestor.shares_pid_namespace()?)
+    }
+
+    /// The processes in the requestor's own cgroup and below it, the requestor first: among them is whoever it may name, in the
+    /// hierarchies that these names stand for. Up to [`MOST_LOOKED_THROUGH`].
+    pub fn own_processes(&self, controllers: &str) -> impl Iterator<Item = u32> {
+        let listed = || {
+            let hierarchies = self.many(controllers).unwrap_or_default();
+            hierarchies.into_iter().flat_map(|hierarchy| self.listed_below_own(hierarchy).unwrap_or_default())
+        };
+        let all = std::iter::once_with(listed).flatten();
+        std::iter::once(self.requestor.pid()).chain(all).take(MOST_LOOKED_THROUGH)
+    }
+
+    fn listed_below_own(&self, hierarchy: &Hierarchy) -> Result<Vec<u32>, Fault> {
+        let mut found = Vec::new();
+        let own = self.own_cgroup(hierarchy)?.dir;
+        add(PROCS, &own, &mut found)?;
+        walk(&own, |visit| match visit {
+            Visit::Enter { dir, .. } if found.len() < MOST_LOOKED_THROUGH => {
+                match add(PROCS, dir, &mut found) {
+                    Err(Fault::NoCgroup) => Ok(()),
+                    other => other,
+                }
+            }
+            Visit::Enter { .. } | Visit::Leave { .. } => Ok(()),
+        })?;
+        Ok(found)
+    }
+
     /// Where the path of a move is counted from.
     fn base(&self, hierarchy: &Hierarchy, absolute: bool) -> Result<Vec<String>, Fault> {
-        let mut base = match (absolute, self.plain) {
-            (true, true) => Vec::new(),
-            (true, false) => self.proxy.cgroup(hierarchy)?,
-            (false, _) => self.requestor.cgroup(hierarchy)?,
+        let mut base = match absolute {
+            true if self.counts_from_root()? => Vec::new(),
+            true => self.proxy.cgroup(hierarchy)?,
+            false => self.requestor.cgroup(hierarchy)?,
         };
         for end in CUT {
             let kept = base.len().saturating_sub(end.len());
@@ -130,15 +169,16 @@ impl Call<'_> {
     pub fn tasks(&self, hierarchy: &Hierarchy, path: &str, recursive: bool) -> Result<Vec<u32>, Fault> {
         let target = self.readable(hierarchy, path)?;
         let mut found = Vec::new();
-        add(hierarchy, &target.dir, &mut found)?;
+        let listed = if hierarchy.kind == Kind::V1 { TASKS } else { PROCS };
+        add(listed, &target.dir, &mut found)?;
         if hierarchy.kind == Kind::V2
             && let Some(leaf) = behind(&target.dir)?
         {
-            add(hierarchy, &leaf, &mut found)?;
+            add(listed, &leaf, &mut found)?;
         }
         if recursive {
             walk(&target.dir, |visit| match visit {
-                Visit::Enter { dir, .. } => match add(hierarchy, dir, &mut found) {
+                Visit::Enter { dir, .. } => match add(listed, dir, &mut found) {
                     Err(Fault::NoCgroup) => Ok(()),
                     other => other,
                 },
@@ -176,9 +216,8 @@ fn put_into(hierarchy: &Hierarchy, cgroup: &Dir, pid: u32) -> io::Result<()> {
     }
 }
 
-/// Adds the tasks of one cgroup: threads on v1, processes on cgroup2.
-fn add(hierarchy: &Hierarchy, dir: &Dir, found: &mut Vec<u32>) -> Result<(), Fault> {
-    let name = if hierarchy.kind == Kind::V1 { TASKS } else { PROCS };
+/// Adds what a file of one cgroup lists.
+fn add(name: &str, dir: &Dir, found: &mut Vec<u32>) -> Result<(), Fault> {
     let file = dir.open_file(name, OFlags::RDONLY | OFlags::NONBLOCK)?;
     let bytes = match read_all(file.as_fd()) {
         // The processes of a threaded subtree show in the cgroup that it begins with.
