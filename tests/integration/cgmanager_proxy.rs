@@ -234,6 +234,58 @@ fn proxies_may_be_chained(lab: &Lab) {
     drop((innermost, inner));
 }
 
+/// What its options say: CGManager's own, for inits that wait for a proxy by one of them.
+fn a_proxy_starts_as_its_options_say(lab: &Lab) {
+    let manager = Manager::start(lab);
+    let jail = jail(lab, "c", BASE);
+    let container = Container::new(lab, BASE, manager.socket.parent().unwrap().to_str().unwrap());
+    let says = |script: &str| container.says(&jail, script);
+    // The host's is not the container's to write.
+    assert_eq!(says("mount -t tmpfs tmpfs /run"), Vec::<String>::new());
+    // Somebody answers at one of the two sockets, or nobody does.
+    assert_eq!(says("cgproxy --check-master; echo $?"), ["0"]);
+    assert_eq!(says("cgproxy --check-master --socket /run/none --upper /run/none2; echo $?"), ["1"]);
+    assert_eq!(says("cgproxy --wrong 2>/dev/null; echo $?"), ["2"]);
+    let nobody = says("cgproxy --socket /run/none/sock --upper /run/none2/sock; echo $?");
+    assert!(nobody[0] == "1" && nobody.last().unwrap().starts_with("cgproxy: nobody answers"), "{nobody:?}");
+    let user = says("setpriv --reuid 1000 --regid 1000 --clear-groups cgproxy; echo $?");
+    assert_eq!(user, ["1", "cgproxy: only root of a container can answer for those who are in it"]);
+    // In the foreground, without a pid file, and stopped once it answers.
+    let state = r#"state() { sed 's/.*) \(.\).*/\1/' /proc/$1/stat; }; "#;
+    let stopped = r#"until [ "$(state $p)" = T ]; do sleep 0.05; done; echo stopped; "#;
+    let foreground = format!(
+        "{state} cgproxy --sigstop 2>/run/log & p=$!; {stopped} ls /run/cgproxy.pid 2>/dev/null; kill -CONT $p; \
+         cgm ping && cgm create memory x && cgm movepid memory x $$ && cgm movepidabs memory / $$ && \
+         cgm remove memory x && echo answers; kill $p; {{ wait $p; }} 2>/dev/null; cgm ping 2>/dev/null || echo gone; \
+         cgproxy --check-master; echo $?"
+    );
+    assert_eq!(says(&foreground), ["stopped", "answers", "gone", "0"]);
+    // In the background: it returns when calls are answered, by a session's leader whose number is in the file. The outer
+    // socket's directory is where the first one put it.
+    let running = "p=$(cat /run/cgproxy.pid); cat /proc/$p/comm; \
+                   cut -d' ' -f6 /proc/$p/stat | grep -qx $p && echo leads";
+    let background = format!("cgproxy --daemon 2>/run/log; echo $?; cgm ping && echo answers; {running}");
+    assert_eq!(says(&background), ["0", "answers", "cgproxy", "leads"]);
+    for again in ["cgproxy", "cgproxy --daemon", "cgproxy --sigstop"] {
+        let said = says(&format!("{again}; echo $?"));
+        assert!(said[0] == "1" && said[1].contains("a proxy runs already"), "{again}: {said:?}");
+    }
+    let ends = "cgproxy --check-master && kill $(cat /run/cgproxy.pid) && echo there; \
+                while cgm ping 2>/dev/null; do sleep 0.05; done";
+    assert_eq!(says(ends), ["there"]);
+    // Both at once.
+    let both = format!(
+        "{state} cgproxy --daemon --sigstop 2>/run/log; echo $?; p=$(cat /run/cgproxy.pid); {stopped} kill -CONT $p; \
+         cgm ping && echo answers; kill $p; while cgm ping 2>/dev/null; do sleep 0.05; done"
+    );
+    assert_eq!(says(&both), ["0", "stopped", "answers"]);
+    // Sockets elsewhere, and an account for what parses.
+    let elsewhere = "cgproxy --daemon --socket /run/own/sock --upper /sys/fs/cgroup/cgmanager.lower/sock --account 777 \
+                     2>/run/log; echo $?; export CGRANT_CGMANAGER_SOCKET=/run/own/sock; cgm ping && echo answers; \
+                     cat /proc/[0-9]*/status | grep -c '^Uid:.777.777.777.777$'; kill $(cat /run/cgproxy.pid)";
+    assert_eq!(says(elsewhere), ["0", "answers", "1"]);
+}
+
 /// More tasks than fit into a socket at once, and than the original's proxy had room for in a value.
 const MANY: usize = 2000;
 
@@ -279,5 +331,6 @@ fn number_inside(task: &Path) -> u32 {
 crate::tests![
     a_proxy_passes_on_all_of_a_long_answer,
     a_container_has_cgmanager_through_its_proxy,
+    a_proxy_starts_as_its_options_say,
     proxies_may_be_chained
 ];
