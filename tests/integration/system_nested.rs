@@ -340,13 +340,18 @@ fn containers_of_users_end_with_their_service_managers(lab: &Lab) {
     assert_eq!(info("bob")["ended"], "power off");
     assert_eq!(info("ann")["state"], "running");
     checker::assert_in_order(lab);
-    // The one around ends: Ann's has ended in order before.
+    // The one around ends. What is stopped after the service managers of users finds that Ann's has ended in order before.
+    let at_the_end = "systemd-run --quiet --property=Type=oneshot --property=RemainAfterExit=yes --property=User=ann \
+                      --property=Before=systemd-user-sessions.service \
+                      --property=ExecStop='/bin/sh -c \"cgrant --format json list >/home/ann/left\"' /bin/true";
+    said("root", at_the_end);
     shell.done(&["stop", "one", "--timeout", "60"]);
     assert_eq!(shell.json(&["info", "one"])["ended"], "power off");
     checker::assert_empty(lab);
     shell.done(&["start", "one", "--wait"]);
     let two = info("ann");
     assert!(two["state"] == "stopped" && two["ended"] == "power off", "{two}");
+    assert_eq!(states(&said("ann", "cat /home/ann/left")), ["two stopped"]);
     wait_until("Ann's service manager runs again", || runs("ann", "default.target"));
     shell.done(&by(&["ann"], &["one"], &["cgrant", "start", "two", "--wait"]));
     assert!(runs("ann", unit));
