@@ -198,10 +198,14 @@ By the policy in force the broker says it, as 'cgrant explain' does, and what th
 the broker, for an account that uses nothing yet. An account that is named has the groups that the host's databases give it,
 unless --group says others. Ends with 0 if it would be allowed, with 1 if not.
 
+With --inside it is asked in a container of the account's, by its root or by an ordinary user in there; the figures are the quotas of
+those. Not asked is what is refused there whatever policy says, such as links.
+
 Examples:
   cgrant policy test create-grant --account alice --limit memory.max=64G                 as root
   cgrant policy test create-grant --account 1000 --application unit:ci.service           as root
   cgrant policy test create-grant --account alice --config-dir ./draft --link --publish 80:8080
+  cgrant policy test create-grant --account alice --config-dir ./draft --inside user --nesting 2
   cgrant policy test connect --account bob --group students --config-dir ./draft")]
     Test(Box<PolicyTestArgs>),
 }
@@ -213,6 +217,21 @@ pub(crate) struct PolicyTestArgs {
     /// Instead of what is in force, the files in policy.d below this directory
     #[arg(long, value_name = "DIR")]
     pub(crate) config_dir: Option<PathBuf>,
+    /// create-grant as somebody in a container of the account's would ask for it
+    #[arg(long, value_name = "WHO", requires = "config_dir")]
+    pub(crate) inside: Option<Inside>,
+    /// How many containers are around whoever asks, one in the other [default: 1]
+    #[arg(long, value_name = "LEVELS", requires = "inside", value_parser = clap::value_parser!(u8).range(1..))]
+    pub(crate) depth: Option<u8>,
+}
+
+/// Who asks in a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Inside {
+    /// Its root
+    Root,
+    /// One of its ordinary users
+    User,
 }
 
 const ABOUT_CGROUP: &str = "\
@@ -587,6 +606,9 @@ pub(crate) struct ExplainArgs {
     /// No ids
     #[arg(long, conflicts_with = "ids")]
     pub(crate) no_ids: bool,
+    /// So many blocks of 65536 ids beside its own, for grants inside it
+    #[arg(long, value_name = "BLOCKS", conflicts_with = "no_ids")]
+    pub(crate) nesting: Option<u32>,
     /// It stays until it is released
     #[arg(long)]
     pub(crate) persistent: bool,

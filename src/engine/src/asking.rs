@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use cgrant_policy::{Action, Denial, DenialCode, HostPort, HostUid, NewLink, Request, Verb, Verdict};
+use cgrant_policy::{Action, HostPort, HostUid, NewLink, Request, Verb, Verdict};
 use cgrant_wire::{Consent, FromEngine, Question, QuestionId, Refusal, Subject, boot::FrontKind};
 
 use crate::{
@@ -106,31 +106,9 @@ pub fn turn<T>(agreed: &[Matter], operation: impl FnOnce() -> T) -> (T, Option<N
     (outcome, needed)
 }
 
-/// What policy says, where nobody can be asked.
-///
-/// An attacker inside a container wants somebody's yes to what its account may not have, or to what lies outside of its grant: polkit's
-/// subject would be a process of the container's, for which an agent in there could answer. So it is not asked
-/// about those inside a grant: what policy leaves to it is refused.
+/// What policy says: to a caller inside a grant, about whom nobody is asked, yes or no ([`Verdict::unasked`]).
 pub fn settled(caller: &Caller, verdict: Verdict) -> Verdict {
-    match verdict {
-        Verdict::Ask { action, rule, otherwise } if caller.nested.is_some() => {
-            let alone = || Denial {
-                code: DenialCode::NotAuthorized,
-                message: format!(
-                    "policy lets polkit decide about {}, which is not asked about callers inside a grant",
-                    action.id()
-                ),
-                rule,
-                quota: None,
-                usage: None,
-                resource: None,
-                limit: None,
-                hint: Some("ask from outside of the container".to_owned()),
-            };
-            Verdict::Deny(otherwise.map_or_else(alone, |denial| *denial))
-        }
-        other => other,
-    }
+    if caller.nested.is_some() { verdict.unasked() } else { verdict }
 }
 
 /// The actions that were agreed to, as far as they are for this request of the operation under way. None for a caller inside

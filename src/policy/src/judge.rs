@@ -300,6 +300,32 @@ pub enum Verdict {
     Deny(Denial),
 }
 
+impl Verdict {
+    /// What it comes to inside a grant, where nobody is asked.
+    ///
+    /// An attacker inside a container wants somebody's yes to what its account may not have, or to what lies outside of its grant: polkit's
+    /// subject would be a process of the container's, for which an agent in there could answer. So it is not asked
+    /// about those inside a grant: what policy leaves to it is refused.
+    #[must_use]
+    pub fn unasked(self) -> Self {
+        let Self::Ask { action, rule, otherwise } = self else { return self };
+        let alone = || Denial {
+            code: DenialCode::NotAuthorized,
+            message: format!(
+                "policy lets polkit decide about {}, which is not asked about callers inside a grant",
+                action.id()
+            ),
+            rule,
+            quota: None,
+            usage: None,
+            resource: None,
+            limit: None,
+            hint: Some("ask from outside of the container".to_owned()),
+        };
+        Self::Deny(otherwise.map_or_else(alone, |denial| *denial))
+    }
+}
+
 /// The kind of a denial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DenialCode {

@@ -31,7 +31,7 @@ pub(crate) fn run(client: &Client, args: &ExplainArgs) -> Result<u8, Failure> {
     if !limits.is_empty() {
         options = options.option("limits", limits);
     }
-    let numbers = [("range-count", args.ids), ("account", args.account)];
+    let numbers = [("range-count", args.ids), ("nesting", args.nesting), ("account", args.account)];
     for (key, number) in numbers.into_iter().filter_map(|(key, number)| Some((key, number?))) {
         options = options.option(key, number);
     }

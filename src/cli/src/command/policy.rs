@@ -11,6 +11,7 @@ mod trial;
 use cgrant_proto::ListGrants;
 use serde_json::{Map, Value, json};
 
+use self::trial::Place;
 use super::explain;
 use crate::{
     Client,
@@ -88,7 +89,8 @@ fn test(client: &Client, mut args: PolicyTestArgs) -> Result<u8, Failure> {
     let Some(directory) = &args.config_dir else { return explain::run(client, &args.request) };
     let policy = files::read(directory)?;
     let subject = subject::of(&args.request)?;
-    let mut fields = trial::judge(&policy, &subject, &args.request)?;
+    let place = args.inside.map(|who| Place { who, depth: args.depth.unwrap_or(1).into() });
+    let mut fields = trial::judge(&policy, &subject, place, &args.request)?;
     let allowed = fields.get("allowed") == Some(&Value::Bool(true));
     explain::print(client, &mut fields)?;
     Ok(if allowed { exit::DONE } else { exit::REFUSED })

@@ -4,13 +4,26 @@
 use std::fmt::Display;
 
 use cgrant_policy::{
-    Caller, CgroupPath, DEFAULT_IDS, Denial, DenialCode, HostPort, HostUid, Key, LimitKey, LimitValue,
+    BLOCK, Caller, CgroupPath, DEFAULT_IDS, Denial, DenialCode, HostPort, HostUid, Key, LimitKey, LimitValue,
     NewGrant, NewLink, Policy, RawKey, RawValue, Request, Setting, UsageNow, Verb, Verdict,
 };
 use cgrant_proto::{Code, Port};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use crate::{args::ExplainArgs, command::explain::method_of, error::Failure};
+use crate::{
+    args::{ExplainArgs, Inside},
+    command::explain::method_of,
+    error::Failure,
+};
+
+/// Where in containers of the account's somebody asks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    /// Who.
+    pub(super) who: Inside,
+    /// In how many containers, one in the other.
+    pub(super) depth: usize,
+}
 
 /// The answer, in the fields that `cgrant explain` has for it, less what only a running broker knows.
 ///
@@ -19,9 +32,16 @@ use crate::{args::ExplainArgs, command::explain::method_of, error::Failure};
 pub(super) fn judge(
     policy: &Policy,
     caller: &Caller,
+    place: Option<Place>,
     args: &ExplainArgs,
 ) -> Result<Map<String, Value>, Failure> {
-    let mut said = Said { policy, caller, rule: policy.ruling(caller).label.clone(), action: None };
+    if place.is_some() && method_of(&args.request) != "CreateGrant" {
+        return Err(Failure::Usage(format!("--inside is for create-grant, not for {}", args.request)));
+    }
+    if place.is_some() && (args.link || args.bridge.is_some() || !args.publish.is_empty()) {
+        return Err(Failure::Usage("the broker makes no links inside a container".to_owned()));
+    }
+    let mut said = Said { policy, caller, place, rule: policy.ruling(caller).label.clone(), action: None };
     let denial = ask(&mut said, args)?.err();
     let mut fields = Map::new();
     let mut put = |key: &str, value: Value| fields.insert(key.to_owned(), value);
@@ -32,6 +52,9 @@ pub(super) fn judge(
     }
     if let Some(action) = said.action {
         put("action", action.into());
+    }
+    if let Some(place) = place {
+        put("rows", rows(policy, caller, place));
     }
     if let Some(denial) = denial {
         put("error", code(denial.code).error_name().into());
@@ -48,6 +71,19 @@ pub(super) fn judge(
     Ok(fields)
 }
 
+/// The quotas that are those of callers inside, none of which is used yet.
+fn rows(policy: &Policy, caller: &Caller, place: Place) -> Value {
+    let quotas = policy.quotas(caller);
+    let all = [
+        ("nesting-depth", quotas.nesting_depth),
+        ("nesting-blocks", quotas.nesting_blocks),
+        ("nesting-user-blocks", quotas.nesting_user_blocks),
+    ];
+    // The last one bounds users.
+    let shown = if place.who == Inside::User { all.len() } else { all.len() - 1 };
+    all.into_iter().take(shown).map(|(name, quota)| json!([name, 0, quota])).collect()
+}
+
 /// What the broker calls it.
 fn code(denied: DenialCode) -> Code {
     match denied {
@@ -62,6 +98,7 @@ fn code(denied: DenialCode) -> Code {
 struct Said<'a> {
     policy: &'a Policy,
     caller: &'a Caller,
+    place: Option<Place>,
     rule: String,
     action: Option<&'static str>,
 }
@@ -72,7 +109,8 @@ type Outcome = Result<(), Box<Denial>>;
 impl Said<'_> {
     /// Puts one request before the decision.
     fn judge(&mut self, request: &Request<'_>) -> Outcome {
-        match cgrant_policy::judge(self.policy, self.caller, request, &UsageNow::default()) {
+        let verdict = cgrant_policy::judge(self.policy, self.caller, request, &UsageNow::default());
+        match if self.place.is_some() { verdict.unasked() } else { verdict } {
             Verdict::Allow { rule } => self.rule = rule,
             Verdict::Ask { action, rule, otherwise } => {
                 self.rule = rule;
@@ -143,18 +181,21 @@ fn ask(said: &mut Said<'_>, args: &ExplainArgs) -> Result<Outcome, Failure> {
 fn create_grant(said: &mut Said<'_>, args: &ExplainArgs) -> Result<Outcome, Failure> {
     let (asked, raw) = settings(args)?;
     let limits = said.policy.limits_of_new(said.caller, &asked);
-    let ids = said.policy.ids_of_new(said.caller, args.ids.unwrap_or(0));
+    let ids = (!args.no_ids).then(|| ids(said, args)).transpose()?;
+    // A grant without ids counts as one.
+    let of_user = said.place.filter(|place| place.who == Inside::User);
+    let user_blocks = of_user.map(|_| ids.map_or(1, |ids| u64::from(ids.div_ceil(BLOCK))));
     let grant = NewGrant {
-        ids: (!args.no_ids).then_some(if ids == 0 { DEFAULT_IDS } else { ids }),
+        ids,
         limits: &limits,
         asked: &asked,
         setgroups: !args.no_ids,
         persistent: args.persistent,
         pressure: args.pressure.len(),
         links: &[],
-        depth: 0,
-        nesting: 0,
-        user_blocks: None,
+        depth: said.place.map_or(0, |place| place.depth),
+        nesting: args.nesting.unwrap_or(0),
+        user_blocks,
     };
     let outcome = if args.link || args.bridge.is_some() {
         with_link(said, args, |said, link| {
@@ -165,6 +206,18 @@ fn create_grant(said: &mut Said<'_>, args: &ExplainArgs) -> Result<Outcome, Fail
     };
     let owner = said.caller.uid;
     Ok(outcome.and_then(|()| write(said, owner, &raw)))
+}
+
+/// How many ids are asked for, those for grants inside included.
+fn ids(said: &Said<'_>, args: &ExplainArgs) -> Result<u32, Failure> {
+    let asked = args.ids.unwrap_or(0);
+    let Some(blocks) = args.nesting.filter(|blocks| *blocks > 0) else {
+        let ids = said.policy.ids_of_new(said.caller, asked);
+        return Ok(if ids == 0 { DEFAULT_IDS } else { ids });
+    };
+    let own = if asked == 0 { DEFAULT_IDS } else { asked };
+    let all = blocks.checked_mul(BLOCK).and_then(|more| own.checked_add(more));
+    all.ok_or_else(|| Failure::Usage(format!("{blocks} blocks of ids are more than there are")))
 }
 
 /// Does something with the link that is described, on the rule's first bridge unless another is named.
@@ -239,7 +292,8 @@ grant-ceiling = { "pids.max" = 10, "memory.max" = "1G" }
         let Command::Policy(PolicyCommand::Test(args)) = Cli::try_parse_from(line).unwrap().command else {
             panic!("{words}")
         };
-        judge(&policy, &Caller::by_uid(HostUid(1000)), &args.request).unwrap()
+        let place = args.inside.map(|who| Place { who, depth: args.depth.unwrap_or(1).into() });
+        judge(&policy, &Caller::by_uid(HostUid(1000)), place, &args.request).unwrap()
     }
 
     #[test]
@@ -275,5 +329,54 @@ grant-ceiling = { "pids.max" = 10, "memory.max" = "1G" }
         let lasting = said("create-grant --persistent");
         assert_eq!(lasting["action"], "org.cgrant.broker1.create-persistent-grant");
         assert_eq!(lasting["allowed"], true);
+    }
+
+    #[test]
+    fn whoever_is_inside_has_quotas_of_its_own() {
+        let rules = |more: &str| {
+            let text = format!(
+                "{RULES}\n[[rule]]\nname = \"nest\"\nuids = [1001]\naccess.persistent = \"ask\"\n{more}"
+            );
+            Policy::parse(&[Source { name: "a.toml", text: &text }]).unwrap()
+        };
+        let shut = rules("");
+        let open = rules("quota = { nesting-user-blocks = 3, nesting-blocks = 2, nesting-depth = 2 }");
+        let ask = |policy: &Policy, words: &str| {
+            let line = format!("cgrant policy test --config-dir . create-grant {words}");
+            let Command::Policy(PolicyCommand::Test(args)) =
+                Cli::try_parse_from(line.split_ascii_whitespace()).unwrap().command
+            else {
+                panic!("{words}")
+            };
+            let place = args.inside.map(|who| Place { who, depth: args.depth.unwrap_or(1).into() });
+            judge(policy, &Caller::by_uid(HostUid(1001)), place, &args.request)
+        };
+        for (policy, words, refused_by) in [
+            (&shut, "--inside root --nesting 3", None),
+            (&shut, "--inside user", Some("nesting-user-blocks")),
+            (&open, "--nesting 2", None),
+            (&open, "--nesting 3", Some("nesting-blocks")),
+            (&open, "--inside user --nesting 2", None),
+            (&open, "--inside user --ids 65537 --nesting 2", Some("nesting-user-blocks")),
+            (&open, "--inside user --no-ids", None),
+            (&open, "--inside user --depth 2", None),
+            (&open, "--inside user --depth 3", Some("nesting-depth")),
+            (&open, "--inside root --depth 3", Some("nesting-depth")),
+        ] {
+            let fields = ask(policy, words).unwrap();
+            assert_eq!(fields["allowed"], refused_by.is_none(), "{words}: {fields:?}");
+            assert_eq!(fields.get("resource").and_then(Value::as_str), refused_by, "{words}");
+            assert_eq!(fields["rule"], "a.toml:12 nest", "{words}");
+        }
+        let rows = |words: &str| ask(&open, words).unwrap().remove("rows");
+        let of_root = json!([["nesting-depth", 0, 2], ["nesting-blocks", 0, 2]]);
+        assert_eq!((rows("--inside root"), rows("")), (Some(of_root), None));
+        assert_eq!(rows("--inside user").unwrap()[2], json!(["nesting-user-blocks", 0, 3]));
+        // Nobody is asked there.
+        let lasting = ask(&open, "--persistent").unwrap();
+        assert!(lasting["allowed"] == true && lasting.contains_key("action"));
+        let lasting = ask(&open, "--persistent --inside root").unwrap();
+        assert!(lasting["allowed"] == false && !lasting.contains_key("action"), "{lasting:?}");
+        assert!(ask(&open, "--link --inside root").is_err());
     }
 }
