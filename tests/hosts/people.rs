@@ -114,7 +114,8 @@ impl Drop for Governed {
     }
 }
 
-fn launch<'a>(lab: &'a Lab, person: &'a Person) -> Shell<'a> {
+/// A container of the person's, from a session of its own; started if it is there.
+pub fn launch<'a>(lab: &'a Lab, person: &'a Person) -> Shell<'a> {
     let shell = Shell::packaged(lab, &person.user);
     if shell.state("web") == "none" {
         let image = lab.scratch.join(&person.name);
