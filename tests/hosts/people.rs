@@ -11,7 +11,7 @@ use std::{
 use crate::common::{
     Lab, Process, User, checker,
     containers::{PACKAGED, Shell, busybox},
-    systemd::{done, systemctl},
+    systemd::{done, is_active, systemctl},
     wait_until,
 };
 
@@ -190,4 +190,45 @@ fn containers_go_with_their_sessions_as_policy_says(lab: &Lab) {
     drop(governed);
 }
 
-crate::tests![containers_go_with_their_sessions_as_policy_says];
+/// `userdel`, and what was left goes by itself: told by the broker, done by a unit with hardly a right.
+fn containers_of_deleted_users_are_removed_as_policy_says(lab: &Lab) {
+    const CONFIG: &str = "/etc/cgrant/cgrantd.toml";
+    if std::env::var_os("CGRANT_TEST_INSTALLED").is_none() || !lab.host.systemd {
+        return;
+    }
+    fs::write(CONFIG, "[departed]\ndirectories = [\"/home\"]\n").unwrap();
+    let governed =
+        Governed::by("[[rule]]\nname = \"removes\"\nuids = [23934]\nlifetime.departed = \"remove\"\n");
+    for unit in ["cgrant-departed.path", "cgrant-departed.timer"] {
+        assert!(is_active(unit), "the package has not started {unit}");
+    }
+    let [mara, nils] = [("mara", 23_934), ("nils", 23_935)].map(|(name, uid)| Person::new(lab, name, uid));
+    let shells = [launch(lab, &mara), launch(lab, &nils)];
+    let ids_of = |person: &Person| {
+        let mut find = Command::new("find");
+        let left = done(find.arg(&person.user.home).args(["-uid", "+65535", "-o", "-gid", "+65535"]));
+        left.lines().count()
+    };
+    assert!(ids_of(&mara) > 20 && ids_of(&nils) > 20);
+    for person in [&mara, &nils] {
+        done(Command::new("userdel").args(["--force", &person.name]));
+    }
+    wait_until("her files are removed", || ids_of(&mara) == 0);
+    wait_until("it is done", || !Path::new("/var/lib/cgrant/departed").exists());
+    wait_until("the unit has ended", || !is_active("cgrant-departed.service"));
+    let result = systemctl(&["show", "--property", "Result", "--value", "cgrant-departed.service"]);
+    assert_eq!(result.trim(), "success");
+    assert!(mara.user.home.join(".local/share/cgrant/containers/web/config.json").exists());
+    assert!(ids_of(&nils) > 20, "policy has his files stay");
+    for person in [&mara, &nils] {
+        fs::remove_dir_all(&person.user.home).unwrap();
+    }
+    fs::remove_file(CONFIG).unwrap();
+    drop(shells);
+    drop(governed);
+}
+
+crate::tests![
+    containers_go_with_their_sessions_as_policy_says,
+    containers_of_deleted_users_are_removed_as_policy_says,
+];

@@ -205,8 +205,15 @@ fn units_are_good(lab: &Lab) {
     };
     assert!(said.lines().count() <= 1 && said.lines().all(expected), "{verify:?}: {said}");
     assert_eq!(output.status.success(), said.is_empty(), "{verify:?}: {} {said}", output.status);
-    let page = prefix.join("share/man/man1/cgrant-autostart.1");
-    assert!(page.exists(), "the unit names a manual page that is not there");
+    for name in ["autostart", "departed"] {
+        let page = prefix.join(format!("share/man/man1/cgrant-{name}.1"));
+        assert!(page.exists(), "the unit names a manual page that is not there");
+    }
+    for kind in ["service", "path", "timer"] {
+        let mut verify = Command::new("systemd-analyze");
+        verify.env_clear().env("PATH", "/usr/bin:/bin").args(["--man=no", "verify"]);
+        silent(verify.arg(prefix.join(format!("lib/systemd/system/cgrant-departed.{kind}"))));
+    }
 }
 
 /// Tries lines as somebody who presses the tabulator behind them.

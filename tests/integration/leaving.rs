@@ -446,8 +446,97 @@ fn what_a_deleted_user_left_is_removed_by_root_alone(lab: &Lab) {
     checker::assert_in_order(lab);
 }
 
+/// Where policy says so, root's service removes what a deleted user left, without being told whose, in directories that the
+/// administrator named and nowhere else; the record of it survives the broker, and nobody else can have it forgotten.
+fn what_a_deleted_user_left_is_removed_as_policy_says(lab: &Lab) {
+    let (alice, bob, carol, root) = (lab.user(), lab.user(), lab.user(), lab.root());
+    let rule = |name: &str, uid: u32, word: &str| {
+        format!("[[rule]]\nname = \"{name}\"\nuids = [{uid}]\nlifetime.departed = \"{word}\"\n")
+    };
+    lab.write_policy(
+        &[rule("a", alice.uid, "remove"), rule("b", bob.uid, "end"), rule("c", carol.uid, "remove")].concat(),
+    );
+    let all = [("alice", &alice), ("bob", &bob), ("carol", &carol)];
+    let place = Place::new(lab, &all);
+    let mut broker = place.broker();
+    let socket = broker.socket().to_owned();
+    let people = [&alice, &bob, &carol];
+    {
+        let shells = people.map(|user| Shell::new(lab, user, &broker));
+        let image = busybox(lab);
+        for shell in &shells {
+            shell.import(lab, &image, "box");
+            shell.done(&["create", "--copy", "box", "web"]);
+        }
+        shells[0].done(&["start", "web"]);
+    }
+    let rootfs = |user: &User| user.home.join(".local/share/cgrant/containers/web/rootfs");
+    let notice = lab.state_dir().join("departed");
+    let config = lab.config_dir();
+    let clean = || {
+        let mut command = root.command(lab.programs.join("cgrant"));
+        command.args(["--format", "json", "departed", "clean", "--config-dir"]).arg(&config);
+        let output = command.env("CGRANT_SOCKET", &socket).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (
+            output.status.code().unwrap(),
+            serde_json::from_slice(&output.stdout).unwrap_or(serde_json::Value::Null),
+            said,
+        )
+    };
+    // There is nothing to do, and so nothing is wrong with a configuration that names nothing.
+    let (code, said, _) = clean();
+    assert_eq!((code, &said["files"]), (0, &0.into()), "{said}");
+
+    place.passwd(&[("carol", &carol)]);
+    wait_until("notice is given", || notice.exists());
+    // It stays over a restart, and is given again where it was lost.
+    broker.kill_everything();
+    fs::remove_file(&notice).unwrap();
+    broker.start_again();
+    wait_until("notice is given", || notice.exists());
+    // Whoever else says that it is done, or asks.
+    for user in [&carol, &bob] {
+        let client = user.client(broker.socket());
+        let firsts = (vec![1_u32], Options::new().0);
+        client.manager::<_, ()>("ForgetDeparted", &firsts).unwrap_err().is("NotAuthorized", "only root");
+    }
+    let (code, _, said) = clean();
+    assert!(code == 1 && said.contains("no directories are named"), "{code}: {said}");
+    assert!(rootfs(&alice).join("bin/busybox").exists());
+
+    // Ids that somebody was given by hand meanwhile are nobody's leftovers.
+    let homes = [&alice, &bob].map(|user| format!("\"{}\"", user.home.display()));
+    lab.write_config(&format!("[departed]\ndirectories = [{}]\n", homes.join(", ")));
+    let hers = fs::metadata(rootfs(&alice)).unwrap().uid();
+    fs::write(place.etc("subuid"), format!("carol:{hers}:65536\n")).unwrap();
+    let (code, said, why) = clean();
+    assert_eq!((code, &said["files"]), (0, &0.into()), "{said} {why}");
+    assert!(why.contains("subuid") && notice.exists() && rootfs(&alice).join("bin/busybox").exists());
+    fs::write(place.etc("subuid"), "").unwrap();
+
+    // Her uid is somebody's again, who has other ids; what has these is another one's all the same.
+    place.passwd(&[("carol", &carol), ("anna", &alice)]);
+    let annas = alice.client(broker.socket());
+    let grant = annas.create("anna", Options::new()).unwrap();
+    let kept = alice.home.join("annas");
+    fs::write(&kept, "").unwrap();
+    lchown(&kept, Some(grant.uid), Some(grant.uid)).unwrap();
+    let (code, said, why) = clean();
+    assert!(code == 0 && said["files"].as_u64().unwrap() > 20, "{said} {why}");
+    assert!(!rootfs(&alice).exists() && kept.exists());
+    assert!(rootfs(&bob).join("bin/busybox").exists(), "policy has his files stay");
+    assert!(rootfs(&carol).join("bin/busybox").exists(), "she is there");
+    wait_until("notice is taken back", || !notice.exists());
+    let (code, said, _) = clean();
+    assert_eq!((code, &said["files"]), (0, &0.into()), "what was done is looked for again: {said}");
+    annas.release(&grant.path, true).unwrap();
+    checker::assert_in_order(lab);
+}
+
 crate::tests![
     what_a_deleted_user_had_ends_as_policy_says,
+    what_a_deleted_user_left_is_removed_as_policy_says,
     what_a_deleted_user_left_is_removed_by_root_alone,
     a_user_who_was_deleted_meanwhile_is_noticed_at_the_start,
     a_reboot_brings_back_what_deleted_users_may_still_have,

@@ -835,6 +835,23 @@ Example:
         #[arg(long, value_name = "SECONDS", default_value_t = 120)]
         timeout: u64,
     },
+    /// Removes files of all users who are gone and whose files policy has removed
+    #[command(after_help = "\
+Of users whose rule said 'lifetime.departed = \"remove\"' when they last got ids for a grant, below the directories that
+cgrantd.toml names in [departed], as 'cgrant departed remove' does; and has the broker note that it is done. Where files could
+not be removed it is tried again with the next call, seven times in all. A directory in which nothing goes on for five minutes
+is left, and the others are looked through. The unit cgrant-departed.service calls it.
+
+Example:
+  cgrant departed clean")]
+    Clean {
+        /// The directory that cgrantd.toml is in
+        #[arg(long, value_name = "DIRECTORY", default_value = "/etc/cgrant")]
+        config_dir: PathBuf,
+        /// How long to wait for grants that still run, at most
+        #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+        timeout: u64,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -137,6 +137,7 @@ fn start(control: &Channel) -> Result<Server, BootError> {
         connections: Mutex::new(Connections::default()),
         links: RwLock::new(HashMap::new()),
         leavings: crate::leaving::Leavings::default(),
+        notice: crate::leaving::Notice::new(step("state directory", state.try_clone())?),
         questions: crate::asking::Questions::default(),
     };
     engine.watch_accounts();

@@ -28,7 +28,7 @@ use crate::{
     fault::Fault,
     idmap::Mapper,
     ids::IdRecord,
-    leaving::Leavings,
+    leaving::{Leavings, Notice},
     legacy::{Ledger, Wishes},
     link::Link,
     metrics::Counters,
@@ -118,6 +118,8 @@ pub struct Engine {
     pub(crate) links: RwLock<HashMap<FrontKind, Arc<Linked>>>,
     /// Users who log out or are deleted.
     pub(crate) leavings: Leavings,
+    /// That files of users who are gone are to be removed, for whoever starts what does.
+    pub(crate) notice: Notice,
     /// What polkit is being asked.
     pub(crate) questions: Questions,
 }
@@ -602,6 +604,7 @@ pub fn verb(request: &Request<'_>) -> &'static str {
         Request::ListAll => "list all",
         Request::ListAccounts => "list accounts",
         Request::ListRules => "list rules",
+        Request::ForgetDeparted => "forget departed",
         Request::Metrics => "metrics",
         Request::Legacy => "legacy",
         Request::LegacyCgroup { .. } => "legacy cgroup",
@@ -630,6 +633,7 @@ pub fn owner(caller: &Caller, request: &Request<'_>) -> HostUid {
         | Request::ListAll
         | Request::ListAccounts
         | Request::ListRules
+        | Request::ForgetDeparted
         | Request::Metrics
         | Request::Legacy
         | Request::LegacyCgroup { .. }

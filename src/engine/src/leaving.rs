@@ -225,6 +225,42 @@ pub fn look_for_departed(engine: &Arc<Engine>) {
             );
         }
     }
+    give_notice(engine);
+}
+
+/// The file in the state directory that is there as long as files of users who are gone are to be removed: a service manager has what
+/// removes them started by it. The broker itself has no right to anybody's files, and knows no path.
+#[derive(Debug)]
+pub struct Notice(Dir);
+
+impl Notice {
+    const FILE: &str = "departed";
+
+    /// In this directory.
+    pub fn new(state: Dir) -> Self {
+        Self(state)
+    }
+
+    fn set(&self, due: bool) -> io::Result<()> {
+        let (result, is_so) = match due {
+            true => (
+                self.0.write_first(Self::FILE, b"See `cgrant departed list`.\n"),
+                io::ErrorKind::AlreadyExists,
+            ),
+            false => (self.0.remove_file(Self::FILE), io::ErrorKind::NotFound),
+        };
+        match result {
+            Err(error) if error.kind() == is_so => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// Says to whom it may concern whether files of users who are gone are to be removed.
+pub fn give_notice(engine: &Engine) {
+    if let Err(error) = engine.notice.set(engine.ids.is_removal_due()) {
+        tracing::error!(%error, "it can't be said that files of users who are gone are to be removed, or need not be any more");
+    }
 }
 
 /// Is the grant to end because the user whom it was made for is no more?
@@ -233,13 +269,13 @@ pub fn is_departed(engine: &Engine, record: &GrantRecord) -> bool {
         Presence::Same => false,
         // Its ids and files must not be in the hands of whoever has the uid now.
         Presence::Another => true,
-        Presence::Missing => record.departed == Departed::End && engine.ids.knows_all_users(),
+        Presence::Missing => record.departed >= Departed::End && engine.ids.knows_all_users(),
     }
 }
 
 fn may_be_departed(engine: &Engine, record: &GrantRecord) -> bool {
     let presence = engine.ids.presence(HostUid(record.account), record.user.as_deref());
-    presence == Presence::Missing && record.departed == Departed::End
+    presence == Presence::Missing && record.departed >= Departed::End
 }
 
 /// Has a grant end, in its account's order.
@@ -297,6 +333,8 @@ pub fn reason(grant: &Grant, otherwise: EndReason) -> EndReason {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     #[test]
@@ -318,6 +356,21 @@ mod tests {
         }
         std::fs::write(users.path().join("1000"), "STATE=active\n".repeat(MAX_FILE)).unwrap();
         assert_eq!(Login::of(&dir, uid), None);
+    }
+
+    #[test]
+    fn notice_is_given_once_and_taken_back() {
+        let state = tempfile::tempdir().unwrap();
+        let (notice, file) = (Notice::new(Dir::open(state.path()).unwrap()), state.path().join("departed"));
+        notice.set(false).unwrap();
+        assert!(!file.exists());
+        notice.set(true).unwrap();
+        let inode = file.metadata().unwrap().ino();
+        // Whoever watches it is not told again.
+        notice.set(true).unwrap();
+        assert_eq!(file.metadata().unwrap().ino(), inode);
+        notice.set(false).unwrap();
+        assert!(!file.exists());
     }
 
     #[test]

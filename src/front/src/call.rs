@@ -22,6 +22,8 @@ use crate::{
     view::View,
 };
 
+/// Most pieces of ids that are settled at once.
+const MAX_FIRSTS: usize = 1024;
 /// Longest name of a grant or a link that is passed on; what names may be is the engine's to say.
 pub const MAX_NAME: usize = 255;
 /// Longest idempotency key, in bytes.
@@ -357,8 +359,18 @@ impl Request<'_> {
             "ListDeparted" => {
                 let mut options: Options = self.body()?;
                 let account = options.number("account")?;
+                let to_remove = options.flag("to-remove")?.unwrap_or(false);
                 options.finish()?;
-                Ok(ask(Op::ListDeparted { account }, View::Departed))
+                Ok(ask(Op::ListDeparted { account, to_remove }, View::Departed))
+            }
+            "ForgetDeparted" => {
+                let (firsts, mut options): (Vec<u32>, Options) = self.body()?;
+                let incomplete = options.flag("incomplete")?.unwrap_or(false);
+                options.finish()?;
+                if firsts.len() > MAX_FIRSTS {
+                    return Err(Fault::argument("firsts", &format!("there are more than {MAX_FIRSTS}")));
+                }
+                Ok(ask(Op::ForgetDeparted { firsts, incomplete }, View::Done))
             }
             "ForgetRange" => {
                 let name = at_most("name", self.body()?, MAX_NAME)?;

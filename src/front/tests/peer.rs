@@ -16,8 +16,8 @@ use std::{
 
 use cgrant_proto::{
     Account, AccountProxy, AddLink, AdoptGrant, AttachTo, CgroupProxy, Code, CreateGrant, Error,
-    ExplainRequest, GrantProxy, IdsProxy, Lifetime, LinksProxy, ListGrants, ManagerProxy, MapDirectory,
-    MountsProxy, ReleaseGrant, Target,
+    ExplainRequest, ForgetDeparted, GrantProxy, IdsProxy, Lifetime, LinksProxy, ListGrants, ManagerProxy,
+    MapDirectory, MountsProxy, ReleaseGrant, Target,
 };
 use cgrant_wire::{
     Attach, AttachTarget, CreateGrant as CreateOp, EndReason, Event, Explain, FdIndex, GrantChange, GrantId,
@@ -134,8 +134,9 @@ fn every_method_of_the_manager_is_its_operation() {
         let account = AccountProxy::new(&connection, "/org/cgrant/Broker1/account/1000").await.unwrap();
         let ranges = manager.list_ranges().await.unwrap();
         assert_eq!(ranges, [(1, 2, 3, "web".to_owned(), "00c0ffee00c0ffee".to_owned())]);
-        let departed = manager.list_departed(&Account::new().account(1)).await.unwrap();
+        let departed = manager.list_departed(&Account::new().account(1).to_remove()).await.unwrap();
         assert_eq!(departed, [(1, "alice".to_owned(), 2, 3, "retired".to_owned(), 4)]);
+        manager.forget_departed(&[2, 3], &ForgetDeparted::new().incomplete()).await.unwrap();
         manager.forget_range("web").await.unwrap();
         let explained =
             manager.explain("ForgetRange", &ExplainRequest::new().option("name", "web")).await.unwrap();
@@ -163,7 +164,8 @@ fn every_method_of_the_manager_is_its_operation() {
                 Op::ListAccounts { all: true },
                 Op::ListRules { all: true },
                 Op::ListRanges,
-                Op::ListDeparted { account: Some(1) },
+                Op::ListDeparted { account: Some(1), to_remove: true },
+                Op::ForgetDeparted { firsts: vec![2, 3], incomplete: true },
                 Op::ForgetRange { name: "web".to_owned() },
                 Op::Explain(Box::new(Explain {
                     question: Inquiry::ForgetRange { name: "web".to_owned() },
@@ -603,6 +605,7 @@ fn argument(signature: &str) -> Variant<'static> {
         "a{sv}" => Variant::new(HashMap::<String, Variant<'_>>::new()),
         "a{ss}" => Variant::new(HashMap::<String, String>::new()),
         "as" => Variant::new(Vec::<String>::new()),
+        "au" => Variant::new(Vec::<u32>::new()),
         "h" => Variant::Fd(Fd::from(std::os::fd::OwnedFd::from(File::open("/dev/null").unwrap()))),
         other => panic!("no argument for {other}"),
     }
@@ -656,8 +659,8 @@ fn every_method_of_the_contract_is_there() {
                 }
             }
         }
-        assert_eq!(calls, 33);
-        assert!(front.seen_count() >= 33);
+        assert_eq!(calls, 34);
+        assert!(front.seen_count() >= 34);
     });
 }
 

@@ -13,6 +13,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cgrant_sys::Dir;
 use rustix::fs::{AtFlags, FileType, RawDir, Stat, fstat, renameat, unlinkat};
@@ -55,11 +56,11 @@ pub struct Leftovers {
 }
 
 /// Looks through `root` and all below it on the same mount for files whose owner is one of `ids`, each first and last. `root`
-/// itself stays.
-pub fn leftovers(root: &Dir, ids: &[(u32, u32)], act: Act) -> Leftovers {
+/// itself stays. `looked` goes up with every name that is looked at, so that somebody else may see that it goes on.
+pub fn leftovers(root: &Dir, ids: &[(u32, u32)], act: Act, looked: &AtomicU64) -> Leftovers {
     let (linked, entered) = (HashSet::new(), HashSet::new());
     let found = Leftovers::default();
-    let mut search = Search { ids, act, linked, entered, changed: BTreeSet::new(), asides: 0, found };
+    let mut search = Search { ids, act, looked, linked, entered, changed: BTreeSet::new(), asides: 0, found };
     let path = TreePath::default();
     match reopen(root).and_then(|root| Ok((fstat(&root)?, root))) {
         Ok((stat, root)) => {
@@ -133,6 +134,7 @@ fn settles(mut read: impl FnMut() -> io::Result<Change>) -> io::Result<bool> {
 struct Search<'a> {
     ids: &'a [(u32, u32)],
     act: Act,
+    looked: &'a AtomicU64,
     /// Files with several names that were counted. A subvolume has a device number of its own.
     linked: HashSet<(u64, u64)>,
     /// Directories that were looked through, and are there still.
@@ -201,6 +203,7 @@ impl Search<'_> {
         let mut entries = RawDir::new(&reading, buffer.spare_capacity_mut());
         while let Some(entry) = entries.next() {
             let entry = entry?;
+            self.looked.fetch_add(1, Ordering::Relaxed);
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
             if name == "." || name == ".." {
                 continue;
@@ -326,6 +329,7 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::{chown, lchown, symlink};
     use std::path::Path;
+    use std::sync::atomic::AtomicBool;
 
     use super::*;
 
@@ -333,7 +337,7 @@ mod tests {
     const IDS: [(u32, u32); 2] = [(OLD, OLD + 9), (OLD + 100, OLD + 109)];
 
     fn search(place: &Path, act: Act) -> Leftovers {
-        leftovers(&Dir::open(place).unwrap(), &IDS, act)
+        leftovers(&Dir::open(place).unwrap(), &IDS, act, &AtomicU64::default())
     }
 
     fn own(path: impl AsRef<Path>, uid: u32) {
@@ -435,11 +439,11 @@ mod tests {
         own(&source, OLD);
         fs::create_dir(&searched).unwrap();
         let names: Vec<_> = (0..100).map(|name| searched.join(name.to_string())).collect();
-        let done = std::sync::atomic::AtomicBool::new(false);
+        let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
-                    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    while !done.load(Ordering::Relaxed) {
                         names.iter().for_each(|name| drop(fs::hard_link(&source, name)));
                     }
                 });
@@ -449,7 +453,7 @@ mod tests {
                 let told: Vec<String> = removed.failures.iter().map(|error| format!("{error:?}")).collect();
                 assert!(told.iter().all(|error| error.contains("it changes meanwhile")), "{told:?}");
             }
-            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            done.store(true, Ordering::Relaxed);
         });
         assert_eq!(search(&searched, Act::Remove).failed, 0);
     }
@@ -480,10 +484,10 @@ mod tests {
             fs::write(at(&format!("victim/sub/{file}")), "").unwrap();
         }
         chown(at("victim"), Some(77), Some(77)).unwrap();
-        let done = std::sync::atomic::AtomicBool::new(false);
+        let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                while !done.load(Ordering::Relaxed) {
                     let _ = fs::rename(at("victim"), at("home/old"))
                         .and_then(|()| fs::rename(at("home/old"), at("victim")));
                     let _ = symlink(at("victim"), at("home/old"));
@@ -499,7 +503,7 @@ mod tests {
                 }
                 search(&at("home"), Act::Remove);
             }
-            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            done.store(true, Ordering::Relaxed);
         });
         let there = [at("victim/sub"), at("home/old/sub")].into_iter().find(|path| path.exists()).unwrap();
         assert_eq!(fs::read_dir(there).unwrap().count(), 50);

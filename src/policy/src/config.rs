@@ -24,6 +24,16 @@ pub struct Config {
     pub accounts: AccountsConfig,
     /// Addresses and bridges of links.
     pub network: NetworkConfig,
+    /// What becomes of files of users who are deleted.
+    pub departed: DepartedConfig,
+}
+
+/// `[departed]`. The broker has no part in it: `cgrant departed clean` reads it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DepartedConfig {
+    /// Where files are removed that belong to ids of users whose rule says `lifetime.departed = "remove"`.
+    pub directories: Vec<AbsolutePath>,
 }
 
 /// `[ids]`. The record is one per host: every instance must be given the same.
@@ -287,6 +297,8 @@ mod tests {
             ("[ids]\nrecord = \"a/b\"\n", (2, 10), "begins with /"),
             ("[ids]\nlive = \"/a/../b\"\n", (2, 8), "begins with /"),
             ("[accounts]\nbus-front = \"-x\"\n", (2, 13), "name of an account"),
+            ("[departed]\ndirectories = [\"/home\", \"srv\"]\n", (2, 15), "begins with /"),
+            ("[departed]\ndirectory = \"/home\"\n", (2, 1), "unknown field `directory`"),
             ("[ids\n", (1, 5), "table"),
         ] {
             let error = Config::parse("c.toml", text).unwrap_err();

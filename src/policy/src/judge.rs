@@ -107,6 +107,8 @@ pub enum Request<'a> {
     ListAccounts,
     /// The rules for everybody.
     ListRules,
+    /// To say that files of users who are gone need not be looked for any more.
+    ForgetDeparted,
     /// Figures about the broker and all accounts.
     Metrics,
     /// An account's usage, quotas and ranges.
@@ -450,6 +452,7 @@ fn outcome(
         Request::Metrics => metrics(rules, caller),
         Request::ListAccounts => root_only(rules, caller, "list other accounts"),
         Request::ListRules => root_only(rules, caller, "read the rules for others"),
+        Request::ForgetDeparted => root_only(rules, caller, "say what became of files of users who are gone"),
         Request::UsageOf { account } if *account == caller.uid => Ok(None),
         Request::UsageOf { .. } => root_only(rules, caller, "see the usage of other accounts"),
     }

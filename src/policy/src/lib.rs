@@ -19,7 +19,7 @@ pub mod raw;
 mod rule;
 
 pub use application::{Application, Maker, Place};
-pub use config::{BLOCK, Config, Pool, PoolError};
+pub use config::{BLOCK, Config, DepartedConfig, Pool, PoolError};
 pub use controller::{Controller, Controllers};
 pub use device::{NodeName, NodeNameError, NodePattern};
 pub use diagnostic::FileError;

@@ -110,6 +110,8 @@ pub enum Departed {
     Keep,
     /// They end, those that stay until they are released too.
     End,
+    /// They end, and files of the account's ids are removed where the configuration says (`[departed]` of `cgrantd.toml`).
+    Remove,
 }
 
 /// Which grants' programs open no devices but the standard ones and those that policy, or the broker at somebody's word, adds.
@@ -553,7 +555,12 @@ impl Shown for Logout {
 
 impl Shown for Departed {
     fn shown(&self) -> String {
-        quoted(if *self == Self::Keep { "keep" } else { "end" })
+        let word = match self {
+            Self::Keep => "keep",
+            Self::End => "end",
+            Self::Remove => "remove",
+        };
+        quoted(word)
     }
 }
 

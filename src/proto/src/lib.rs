@@ -18,8 +18,8 @@ pub use description::Description;
 pub use error::{Code, Error, Refusal};
 pub use names::grant_path;
 pub use options::{
-    Account, AddLink, AdoptGrant, AttachTo, CreateGrant, ExplainRequest, Lifetime, ListGrants, MapDirectory,
-    ReleaseGrant, Target,
+    Account, AddLink, AdoptGrant, AttachTo, CreateGrant, ExplainRequest, ForgetDeparted, Lifetime,
+    ListGrants, MapDirectory, ReleaseGrant, Target,
 };
 pub use port::{BadPort, Port, Transport};
 pub use proxy::{

@@ -55,6 +55,8 @@ options! {
     ListGrants
     /// Options of `Manager.GetGrant`, `Manager.GetUsage` and `Manager.ListDeparted`.
     Account
+    /// Options of `Manager.ForgetDeparted`.
+    ForgetDeparted
     /// Options of `Manager.Explain`.
     ExplainRequest
     /// Options of `Grant.Release`.
@@ -329,6 +331,20 @@ impl Account<'_> {
     #[must_use]
     pub fn account(self, uid: u32) -> Self {
         self.with("account", uid)
+    }
+
+    /// Of `ListDeparted`: only ids of which files are to be removed.
+    #[must_use]
+    pub fn to_remove(self) -> Self {
+        self.with("to-remove", true)
+    }
+}
+
+impl ForgetDeparted<'_> {
+    /// Some files could not be removed.
+    #[must_use]
+    pub fn incomplete(self) -> Self {
+        self.with("incomplete", true)
     }
 }
 

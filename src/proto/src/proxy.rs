@@ -8,8 +8,8 @@ use crate::{
     description::Description,
     error::Error,
     options::{
-        Account, AddLink, AdoptGrant, AttachTo, CreateGrant, ExplainRequest, ListGrants, MapDirectory,
-        ReleaseGrant,
+        Account, AddLink, AdoptGrant, AttachTo, CreateGrant, ExplainRequest, ForgetDeparted, ListGrants,
+        MapDirectory, ReleaseGrant,
     },
 };
 
@@ -82,6 +82,9 @@ pub trait Manager {
 
     /// Ids of users who are gone: account, user, first id, count, what became of them, live grants that have some.
     fn list_departed(&self, options: &Account<'_>) -> Result<Vec<Departed>, Error>;
+
+    /// Files of these ids, each piece by its first, were removed as far as that could be.
+    fn forget_departed(&self, firsts: &[u32], options: &ForgetDeparted<'_>) -> Result<(), Error>;
 
     /// Unties the range from the name.
     fn forget_range(&self, name: &str) -> Result<(), Error>;

@@ -12,8 +12,8 @@ use std::{
 
 use cgrant_proto::{
     Account, AccountProxy, AddLink, AdoptGrant, Asked, Asking, AttachTo, CgroupProxy, CreateGrant,
-    ExplainRequest, GrantProxy, IdsProxy, LinksProxy, ListGrants, ManagerProxy, MapDirectory, MountsProxy,
-    ReleaseGrant,
+    ExplainRequest, ForgetDeparted, GrantProxy, IdsProxy, LinksProxy, ListGrants, ManagerProxy, MapDirectory,
+    MountsProxy, ReleaseGrant,
     names::{CGROUP, GRANT, IDS, LINKS, MANAGER, MANAGER_PATH, MOUNTS, grant_path},
 };
 use futures_util::StreamExt;
@@ -214,6 +214,7 @@ async fn proxies_and_xml_are_one_contract() {
     manager.list_accounts(&ListGrants::new().all()).await.unwrap();
     manager.list_rules(&ListGrants::new().all()).await.unwrap();
     manager.list_departed(&Account::new()).await.unwrap();
+    manager.forget_departed(&[1], &ForgetDeparted::new()).await.unwrap();
     manager.forget_range("x").await.unwrap();
 
     let cgroup = CgroupProxy::new(&connection, path.as_str()).await.unwrap();

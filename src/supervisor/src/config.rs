@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cgrant_policy::{Config, FileError, LimitKey, Policy, Source};
+use cgrant_policy::{Config, Departed, FileError, LimitKey, Policy, Source};
 use cgrant_sys::{
     ProcFs,
     dir::Dir,
@@ -63,12 +63,12 @@ pub fn policy_files(directory: &Path) -> Result<Vec<PathBuf>, ConfigError> {
 }
 
 /// Reads everything that the broker would read, as the broker does, and says what is wrong with it. What comes back is what its ceilings
-/// ask for that a host can't keep which has these controllers on cgroup v1.
+/// ask for that a host can't keep which has these controllers on cgroup v1, and what can't be done for want of a setting.
 ///
 /// # Errors
 /// [`ConfigError`].
 pub fn check(directory: &Path, on_v1: &[String]) -> Result<Vec<String>, ConfigError> {
-    host_config(directory)?;
+    let config = host_config(directory)?;
     let files = policy_texts(directory)?;
     let names: Vec<_> = files.iter().map(|(file, _)| file.to_string_lossy()).collect();
     let texts = names.iter().zip(&files);
@@ -76,7 +76,17 @@ pub fn check(directory: &Path, on_v1: &[String]) -> Result<Vec<String>, ConfigEr
     let policy = Policy::parse(&sources).map_err(ConfigError::Mistake)?;
     let is_on_v1 = |key: &LimitKey| on_v1.iter().any(|name| name == key.controller_on_v1());
     let lacks = |key: LimitKey| key.lacks_on_v1().filter(|_| is_on_v1(&key)).map(str::to_owned);
-    Ok(policy.unkept(lacks))
+    let mut told = policy.unkept(lacks);
+    if config.departed.directories.is_empty() {
+        let removing = policy.rules().filter(|(ruling, _)| ruling.lifetime.departed == Departed::Remove);
+        told.extend(removing.map(|(ruling, _)| {
+            format!(
+                "{}: lifetime.departed is \"remove\", and no files will be removed: name directories in [departed] of cgrantd.toml",
+                ruling.label
+            )
+        }));
+    }
+    Ok(told)
 }
 
 /// The controllers that this host has on cgroup v1.
@@ -162,6 +172,22 @@ mod tests {
             matches!(&told[..], [one] if one.contains("20-disk.toml:1 disk: io.max of account-ceiling")),
             "{told:?}"
         );
+    }
+
+    #[test]
+    fn that_nothing_can_be_removed_is_told() {
+        let scratch = tempfile::tempdir().unwrap();
+        std::fs::create_dir(scratch.path().join("policy.d")).unwrap();
+        let rule = "[[rule]]\nname = \"pupils\"\nlifetime.departed = \"remove\"\n";
+        std::fs::write(scratch.path().join("policy.d/20-pupils.toml"), rule).unwrap();
+        let told = check(scratch.path(), &[]).unwrap();
+        assert!(
+            matches!(&told[..], [one] if one.contains("20-pupils.toml:1 pupils: lifetime.departed")),
+            "{told:?}"
+        );
+        let directories = "[departed]\ndirectories = [\"/home\"]\n";
+        std::fs::write(scratch.path().join("cgrantd.toml"), directories).unwrap();
+        assert!(check(scratch.path(), &[]).unwrap().is_empty());
     }
 
     #[test]

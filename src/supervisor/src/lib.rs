@@ -281,6 +281,7 @@ mod tests {
         for (name, unit) in [
             ("cgrantd", include_str!("../../../systemd/cgrantd.service")),
             ("cgrant-shutdown", include_str!("../../../systemd/cgrant-shutdown.service")),
+            ("cgrant-departed", include_str!("../../../systemd/cgrant-departed.service")),
             ("cgrant-autostart", include_str!("../../../systemd/cgrant-autostart.service")),
         ] {
             let words = unit.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '=');

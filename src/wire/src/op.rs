@@ -449,6 +449,15 @@ pub enum Op {
     ListDeparted {
         /// Of this account alone.
         account: Option<u32>,
+        /// Only those whose files are to be removed, as policy said.
+        to_remove: bool,
+    },
+    /// Says that files of such ids were removed, and need not be looked for any more.
+    ForgetDeparted {
+        /// The first of the ids of each piece.
+        firsts: Vec<u32>,
+        /// Some files could not be removed, and are looked for a few times more.
+        incomplete: bool,
     },
     /// Unties a range from its name, so that unnamed grants of the account may use it.
     ForgetRange {

@@ -4,15 +4,18 @@
 //! looks at nobody's files: the administrator says where, and this process looks, with the rights of whoever runs it. Files of the
 //! retired ids are removed and no others ([`cgrant_image::leftovers`]), so it does not matter who changes the directories meanwhile.
 
+mod clean;
+
 use std::{
     io::{self, Write},
     path::Path,
+    sync::atomic::AtomicU64,
     thread::sleep,
     time::{Duration, Instant},
 };
 
 use cgrant_container::Session;
-use cgrant_image::{Act, DiskUsage, leftovers};
+use cgrant_image::{Act, DiskUsage, Leftovers, leftovers};
 use cgrant_proto::{Account, Departed};
 use cgrant_sys::Dir;
 use serde_json::json;
@@ -47,6 +50,9 @@ pub(crate) fn run(client: &Client, command: DepartedCommand) -> Result<u8, Failu
             let session = client.connect(REMOVE)?;
             let ids = wait(&session, which.account, Duration::from_secs(timeout))?;
             look(client, REMOVE, &which, &ids, Act::Remove)
+        }
+        DepartedCommand::Clean { config_dir, timeout } => {
+            clean::run(client, &config_dir, Duration::from_secs(timeout))
         }
     }
 }
@@ -131,21 +137,55 @@ fn look(
     };
     // All of them before anything is removed.
     let directories = which.directories.iter().map(|path| open(path)).collect::<Result<Vec<_>, Failure>>()?;
-    let (mut total, mut rows, mut failed) = (DiskUsage::default(), Vec::new(), 0_u64);
+    let mut result = Outcome::default();
     for (path, directory) in directories {
-        let found = leftovers(&directory, ids, act);
-        total += found.usage;
-        failed = failed.saturating_add(found.failed);
-        for failure in &found.failures {
-            let _ = writeln!(
-                io::stderr(),
-                "cgrant: in {}: {}",
-                output::printable(&path.to_string_lossy()),
-                JobFailure::of(failure, exit::MACHINE).text
-            );
-        }
-        rows.push((path.to_string_lossy().into_owned(), found.usage, found.foreign));
+        result.add(&path, &leftovers(&directory, ids, act, &AtomicU64::default()));
     }
+    result.say(client, doing)
+}
+
+/// What was found in the directories together, and in each: its path, what was the ids', how many files of others.
+#[derive(Default)]
+struct Outcome {
+    total: DiskUsage,
+    rows: Vec<(String, DiskUsage, u64)>,
+    failed: u64,
+}
+
+impl Outcome {
+    fn add(&mut self, path: &Path, found: &Leftovers) {
+        self.total += found.usage;
+        self.failed = self.failed.saturating_add(found.failed);
+        for failure in &found.failures {
+            tell(path, &JobFailure::of(failure, exit::MACHINE).text);
+        }
+        self.rows.push((path.to_string_lossy().into_owned(), found.usage, found.foreign));
+    }
+
+    fn say(&self, client: &Client, doing: &'static str) -> Result<u8, Failure> {
+        let Self { total, rows, failed } = self;
+        print(client, *total, rows, *failed)?;
+        match failed {
+            0 => Ok(exit::DONE),
+            _ => Err(Failure::Machine {
+                doing,
+                source: io::Error::other(format!("{failed} files or directories could not be used")),
+            }),
+        }
+    }
+}
+
+/// Says what was wrong in a directory. Closed standard error is no reason to fail.
+fn tell(path: &Path, what: &str) {
+    let _ = writeln!(io::stderr(), "cgrant: in {}: {what}", output::printable(&path.to_string_lossy()));
+}
+
+fn print(
+    client: &Client,
+    total: DiskUsage,
+    rows: &[(String, DiskUsage, u64)],
+    failed: u64,
+) -> Result<(), Failure> {
     match client.format {
         Format::Json => {
             let row = |(path, usage, foreign): &(String, DiskUsage, u64)| json!({ "directory": path, "files": usage.files, "bytes": usage.bytes, "others": foreign });
@@ -161,11 +201,5 @@ fn look(
             )?;
         }
     }
-    match failed {
-        0 => Ok(exit::DONE),
-        _ => Err(Failure::Machine {
-            doing,
-            source: io::Error::other(format!("{failed} files or directories could not be used")),
-        }),
-    }
+    Ok(())
 }

@@ -51,6 +51,28 @@ fn is_root(user: &NsUid) -> bool {
     user.is_root()
 }
 
+/// Are files of an area's ids to be removed when its user is gone? Administrators' word, by policy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Removal {
+    /// No, or not any more.
+    #[default]
+    No,
+    /// Yes, when a grant last got some of them.
+    Wanted,
+    /// The user is gone.
+    Due {
+        /// How often they were looked for, and some could not be removed.
+        failures: u8,
+    },
+}
+
+impl Removal {
+    fn is_no(&self) -> bool {
+        *self == Self::No
+    }
+}
+
 /// A run of blocks of one account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Area {
@@ -62,6 +84,8 @@ pub struct Area {
     pub user: Option<String>,
     /// Nothing of it is given out again: its user is gone.
     pub retired: bool,
+    /// What becomes of files of its ids then.
+    pub removal: Removal,
     /// In what way its file is damaged. Nothing of it is given out then.
     pub damaged: Option<String>,
     /// Its ranges, sorted, without overlap.
@@ -81,7 +105,7 @@ impl Area {
     /// An area without ranges.
     pub fn new(span: IdSpan, account: HostUid, user: Option<&str>) -> Self {
         let user = user.map(str::to_owned);
-        Self { span, account, user, retired: false, damaged: None, slots: Vec::new() }
+        Self { span, account, user, retired: false, removal: Removal::No, damaged: None, slots: Vec::new() }
     }
 
     /// The same ids with nothing known about them, so that nothing of them is given out.
@@ -177,6 +201,7 @@ impl Area {
             account: self.account,
             user: self.user.clone(),
             retired: self.retired,
+            removal: self.removal,
             ranges: self.slots.iter().filter_map(named).collect(),
         };
         serde_json::to_vec_pretty(&text)
@@ -206,7 +231,7 @@ impl Area {
         if (text.first, text.blocks, text.account) != (self.span.first(), self.blocks(), self.account) {
             return Err("it is about other ids than its name says".to_owned());
         }
-        (self.user, self.retired) = (text.user, text.retired);
+        (self.user, self.retired, self.removal) = (text.user, text.retired, text.removal);
         if text.ranges.len() > MAX_SLOTS {
             return Err(format!("it has more than {MAX_SLOTS} ranges"));
         }
@@ -240,6 +265,8 @@ struct AreaText {
     account: HostUid,
     user: Option<String>,
     retired: bool,
+    #[serde(default, skip_serializing_if = "Removal::is_no")]
+    removal: Removal,
     ranges: Vec<RangeText>,
 }
 
@@ -290,6 +317,7 @@ mod tests {
     fn a_file_holds_what_has_a_name() {
         let mut area = area(2);
         area.insert(slot(0, BLOCK, "web"));
+        area.removal = Removal::Due { failures: 3 };
         let before = area.clone();
         area.insert(Slot { offset: BLOCK, count: 7, name: None, grant: Some(GrantId(1)), inner: Vec::new() });
         let text = String::from_utf8(area.to_bytes().unwrap()).unwrap();

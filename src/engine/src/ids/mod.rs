@@ -37,7 +37,7 @@ use cgrant_wire::{DepartedInfo, Fate, GrantId, Range, RangeInfo};
 
 use self::{
     accounts::{Accounts, Lent},
-    area::{Area, Slot},
+    area::{Area, Removal, Slot},
     index::{Index, Mark, Place},
     store::{AreaFile, Named, News, Store},
 };
@@ -53,6 +53,9 @@ const SYSTEMD: [(u32, u32); 2] = [(0x0008_0000, 0x6fff_ffff), (0x7ffe_0000, 0x7f
 
 /// How many blocks in a row the name service may know ids of before a request gives up.
 const MAX_TRIES: usize = 8;
+
+/// How often files of a user who is gone are looked for where some can't be removed.
+pub const TRIES: u8 = 7;
 
 /// Whoever can say which ids the name service (NSS) knows.
 pub trait NameService: Send + Sync {
@@ -253,19 +256,75 @@ impl IdRecord {
         })
     }
 
-    /// The ids of accounts whose users are gone, or of this one of them, as `/etc` and the record say now. Those whose record is
+    /// Notes whether files of the ids that the grant has got belong to those that are removed when its account's user is gone. The
+    /// last grant that got some of an area decides about all of it.
+    ///
+    /// # Errors
+    /// [`IdError::Io`].
+    pub fn note_removal(&self, grant: GrantId, wanted: bool) -> Result<(), IdError> {
+        let removal = if wanted { Removal::Wanted } else { Removal::No };
+        let differs = |inner: &Inner| {
+            let area = inner.index.mark(grant).and_then(|mark| inner.index.area_of(mark.span.first()));
+            area.filter(|area| area.is_usable() && area.removal != removal).cloned()
+        };
+        if differs(&self.lock_inner()).is_none() {
+            return Ok(());
+        }
+        self.locked(|inner| match differs(inner) {
+            Some(mut area) => {
+                area.removal = removal;
+                inner.write(area)
+            }
+            None => Ok(()),
+        })
+    }
+
+    /// Are files of some account to be removed whose user is gone, as far as this instance has looked?
+    pub fn is_removal_due(&self) -> bool {
+        self.lock_inner().index.areas().any(|area| matches!(area.removal, Removal::Due { .. }))
+    }
+
+    /// Files of the area that begins there were removed, or looked for once more: nothing happens where they were not to be.
+    ///
+    /// # Errors
+    /// [`IdError::Io`].
+    pub fn forget_departed(&self, first: u32, incomplete: bool) -> Result<(), IdError> {
+        self.locked(|inner| {
+            let area = inner.index.area_of(first).filter(|area| area.span.first() == first).cloned();
+            let Some(mut area) = area else { return Ok(()) };
+            let Removal::Due { failures } = area.removal else { return Ok(()) };
+            let failures = failures.saturating_add(1);
+            area.removal = match incomplete {
+                true if failures < TRIES => Removal::Due { failures },
+                true => {
+                    tracing::error!(
+                        target: "ids", account = area.account.0, ids = %area.span, user = area.user,
+                        "some files of a user who is gone could not be removed {TRIES} times; they are not looked for any more"
+                    );
+                    Removal::No
+                }
+                false => Removal::No,
+            };
+            inner.write(area)
+        })
+    }
+
+    /// The ids of accounts whose users are gone, or of this one of them, or only those of them whose files are `to_remove`, as `/etc` and the record say now. Those whose record is
     /// damaged are not among them: nobody knows whose user they were taken for.
     ///
     /// # Errors
     /// [`IdError::Io`].
-    pub fn departed(&self, account: Option<HostUid>) -> Result<Vec<DepartedInfo>, IdError> {
+    pub fn departed(&self, account: Option<HostUid>, to_remove: bool) -> Result<Vec<DepartedInfo>, IdError> {
         self.locked(|inner| {
             self.look_at_accounts(inner)?;
             let mut grants: HashMap<u32, u32> = HashMap::new();
             for area in inner.index.marks().filter_map(|mark| inner.index.area_of(mark.span.first())) {
                 *grants.entry(area.span.first()).or_default() += 1;
             }
-            let asked = |area: &&Area| account.is_none_or(|account| account == area.account);
+            let asked = |area: &&Area| {
+                account.is_none_or(|account| account == area.account)
+                    && (!to_remove || matches!(area.removal, Removal::Due { .. }))
+            };
             let info = |area: &Area| {
                 let first = area.span.first();
                 Some(DepartedInfo {
@@ -597,6 +656,14 @@ impl Inner {
                 "the user is gone or was renamed; these ids are not given out again"
             );
             area.retired = true;
+            // Whether one with another name is somebody else or was renamed, nobody can tell; nor, where users are known elsewhere
+            // too, whether one who is missing is gone. Files are removed of those only who are gone for certain.
+            let presence = self.accounts.presence(area.account, area.user.as_deref());
+            let is_gone = presence == Presence::Missing && self.accounts.is_complete();
+            area.removal = match area.removal {
+                Removal::Wanted if is_gone => Removal::Due { failures: 0 },
+                _ => Removal::No,
+            };
             self.write(area)?;
         }
         Ok(())

@@ -427,7 +427,7 @@ fn what_is_said_of_departed_users_is_what_the_record_says() {
     let (alices, bobs) = (first_of(&record, ALICE, "web", 1), first_of(&record, BOB, "web", 2));
     first_of(&record, CAROL, "web", 3);
     let said = |account| {
-        let all = record.departed(account).unwrap().into_iter();
+        let all = record.departed(account, false).unwrap().into_iter();
         all.map(|info| (info.account, info.user, info.first, info.fate, info.grants)).collect::<Vec<_>>()
     };
     assert_eq!(said(None), []);
@@ -447,6 +447,95 @@ fn what_is_said_of_departed_users_is_what_the_record_says() {
     // What is somebody's by hand is no more nobody's.
     host.write("etc/subuid", &format!("bob:{}:1\n", alices + 7));
     assert_eq!(said(Some(ALICE)), [(1000, "alice".to_owned(), alices, Fate::Taken, 0)]);
+}
+
+/// Which areas' files are to be removed, by their first ids.
+fn to_remove(record: &IdRecord) -> Vec<(u32, Fate)> {
+    record.departed(None, true).unwrap().into_iter().map(|info| (info.first, info.fate)).collect()
+}
+
+const NOBODY: &str = "root:x:0:0::/root:/bin/sh\n";
+
+#[test]
+fn files_of_users_who_are_gone_are_removed_if_policy_said_so_last() {
+    let host = Host::new();
+    let record = host.open("a");
+    let (alices, bobs) = (first_of(&record, ALICE, "web", 1), first_of(&record, BOB, "web", 2));
+    record.note_removal(GrantId(1), true).unwrap();
+    // Of these policy thought better.
+    record.note_removal(GrantId(2), true).unwrap();
+    record.note_removal(GrantId(2), false).unwrap();
+    // Without ids there is nothing to note.
+    record.note_removal(GrantId(9), true).unwrap();
+    for grant in [1, 2] {
+        record.release(GrantId(grant)).unwrap();
+    }
+    assert!(to_remove(&record).is_empty() && !record.is_removal_due());
+    host.write("etc/passwd", NOBODY);
+    record.accounts_changed().unwrap();
+    assert!(to_remove(&record).is_empty(), "before it is certain");
+    record.lock_inner().accounts.pretend_settled();
+    record.accounts_changed().unwrap();
+    assert_eq!(to_remove(&record), [(alices, Fate::Retired)]);
+    // Another instance, and after a restart.
+    let other = host.open("b");
+    assert!(other.is_removal_due() && to_remove(&other) == [(alices, Fate::Retired)]);
+    // Who has the uid now has other ids, and says nothing about these.
+    host.write("etc/passwd", "root:x:0:0::/root:/bin/sh\nalice:x:1000:1000::/:\n");
+    let new = first_of(&other, ALICE, "web", 3);
+    other.note_removal(GrantId(3), false).unwrap();
+    assert_ne!(new, alices);
+    assert_eq!(to_remove(&other), [(alices, Fate::Retired)]);
+    // Others' ids are not spoken of by naming them.
+    for first in [alices + 1, bobs, new, 7] {
+        other.forget_departed(first, false).unwrap();
+    }
+    host.write("etc/subgid", &format!("bob:{}:1\n", alices + 7));
+    assert_eq!(to_remove(&other), [(alices, Fate::Taken)]);
+    host.write("etc/subgid", "");
+    other.forget_departed(alices, false).unwrap();
+    assert!(
+        to_remove(&other).is_empty() && to_remove(&record).is_empty() && !host.open("c").is_removal_due()
+    );
+}
+
+#[test]
+fn files_are_looked_for_a_few_times_where_some_stay() {
+    let host = Host::new();
+    let record = host.open("a");
+    let alices = first_of(&record, ALICE, "web", 1);
+    record.note_removal(GrantId(1), true).unwrap();
+    host.write("etc/passwd", NOBODY);
+    record.accounts_changed().unwrap();
+    record.lock_inner().accounts.pretend_settled();
+    record.accounts_changed().unwrap();
+    for _ in 1..TRIES {
+        record.forget_departed(alices, true).unwrap();
+        assert_eq!(to_remove(&host.open("b")), [(alices, Fate::Retired)]);
+    }
+    record.forget_departed(alices, true).unwrap();
+    assert!(to_remove(&record).is_empty());
+}
+
+/// `usermod --login` looks like that, and is nobody's end.
+#[test]
+fn nothing_is_removed_of_who_may_have_another_name_or_place() {
+    for (switch, passwd) in [
+        ("passwd: files\n", "root:x:0:0::/root:/bin/sh\nalicia:x:1000:1000::/:\n"),
+        ("passwd: files sss\n", NOBODY),
+    ] {
+        let host = Host::new();
+        host.write("etc/nsswitch.conf", switch);
+        let record = host.open("a");
+        let alices = first_of(&record, ALICE, "web", 1);
+        record.note_removal(GrantId(1), true).unwrap();
+        host.write("etc/passwd", passwd);
+        record.accounts_changed().unwrap();
+        record.lock_inner().accounts.pretend_settled();
+        record.accounts_changed().unwrap();
+        assert!(record.is_retired(alices).unwrap(), "{switch}");
+        assert!(to_remove(&record).is_empty() && !record.is_removal_due(), "{switch}");
+    }
 }
 
 #[test]

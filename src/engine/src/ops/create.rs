@@ -10,8 +10,8 @@ use std::{
 };
 
 use cgrant_policy::{
-    BLOCK, Caller as Subject, DEFAULT_IDS, GrantName, GrantPath, HostGid, HostUid, IdRange, IdSpan, NewGrant,
-    NsUid, Request,
+    BLOCK, Caller as Subject, DEFAULT_IDS, Departed, GrantName, GrantPath, HostGid, HostUid, IdRange, IdSpan,
+    NewGrant, NsUid, Request,
 };
 use cgrant_sys::{namespace::UsernsFd, pidfd::Pidfd, process};
 use cgrant_wire::{
@@ -372,7 +372,9 @@ fn acquire(engine: &Engine, caller: &Caller, plan: &Plan, count: u32) -> Result<
         let ruling = policy.ruling(&caller.subject());
         let quota = ruling.quotas.ids;
         let range = engine.ids.acquire(caller.uid, plan.label.as_ref(), count, plan.id, quota);
-        return range.map_err(|error| Refusal::from(error).rule(ruling.label.clone()));
+        let range = range.map_err(|error| Refusal::from(error).rule(ruling.label.clone()))?;
+        engine.ids.note_removal(plan.id, plan.record.departed == Departed::Remove)?;
+        return Ok(range);
     };
     let (around, live) = ids_inside(engine, inside, plan.id);
     Ok(engine.ids.acquire_inner(around, plan.label.as_ref(), count, &live)?)

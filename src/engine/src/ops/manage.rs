@@ -12,7 +12,7 @@ use super::{
 use crate::{
     connection::{Caller, Ended},
     engine::{About, Engine, Outcome},
-    events,
+    events, leaving,
     record::HolderRecord,
     registry::Grant,
     watch::Target,
@@ -248,6 +248,22 @@ pub fn forget_range(engine: &Engine, caller: &Arc<Caller>, name: &str) -> Outcom
         Some(inside) => engine.ids.forget_inner(inside.range, inside.user, &name)?,
         None => engine.ids.forget(caller.uid, &name)?,
     }
+    done()
+}
+
+/// Files of ids of users who are gone were looked for.
+///
+/// An attacker wants them to stay, or root to look for them for ever. Only root says so, and about ids whose users are gone and policy
+/// wanted them removed; of others nothing changes. Who keeps files from being removed does so [`ids::TRIES`](crate::ids::TRIES) times.
+///
+/// # Errors
+/// If the caller may not; if the record can't be written.
+pub fn forget_departed(engine: &Engine, caller: &Caller, firsts: &[u32], incomplete: bool) -> Outcome {
+    engine.authorize(caller, "", &Request::ForgetDeparted)?;
+    for first in firsts {
+        engine.ids.forget_departed(*first, incomplete)?;
+    }
+    leaving::give_notice(engine);
     done()
 }
 

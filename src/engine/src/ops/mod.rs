@@ -72,6 +72,7 @@ fn grant_of(op: &Op) -> Option<GrantId> {
         | Op::ExamineNetwork
         | Op::ListRanges
         | Op::ListDeparted { .. }
+        | Op::ForgetDeparted { .. }
         | Op::ForgetRange { .. }
         | Op::Legacy(_) => None,
     }
@@ -115,6 +116,7 @@ pub fn can_be_asked(op: &Op) -> bool {
         | Op::ExamineNetwork
         | Op::ListRanges
         | Op::ListDeparted { .. }
+        | Op::ForgetDeparted { .. }
         | Op::ForgetRange { .. }
         | Op::Legacy(_) => false,
     }
@@ -166,6 +168,7 @@ fn words(engine: &Engine, op: &Op) -> (&'static str, String) {
         Op::ExamineNetwork => "examine network",
         Op::ListRanges => "list ranges",
         Op::ListDeparted { .. } => "list departed",
+        Op::ForgetDeparted { .. } => "forget departed",
         Op::ForgetRange { .. } => "forget range",
         Op::Legacy(legacy) => crate::legacy::word(&legacy.call),
     };
@@ -261,7 +264,10 @@ fn without_descriptors(engine: &Engine, caller: &Arc<Caller>, op: Op) -> Outcome
         Op::FindGrant { name, account } => query::find_grant(engine, caller, &name, account),
         Op::Describe { grant } => query::describe(engine, caller, grant),
         Op::ListRanges => query::list_ranges(engine, caller),
-        Op::ListDeparted { account } => query::list_departed(engine, caller, account),
+        Op::ListDeparted { account, to_remove } => query::list_departed(engine, caller, account, to_remove),
+        Op::ForgetDeparted { firsts, incomplete } => {
+            manage::forget_departed(engine, caller, &firsts, incomplete)
+        }
         Op::ForgetRange { name } => manage::forget_range(engine, caller, &name),
         Op::SetLimits { grant, limits } => manage::set_limits(engine, caller, grant, &limits),
         Op::GetValues { grant, keys } => query::get_values(engine, caller, grant, &keys),

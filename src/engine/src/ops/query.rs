@@ -323,9 +323,9 @@ pub fn list_ranges(engine: &Engine, caller: &Caller) -> Outcome {
 ///
 /// # Errors
 /// If the caller may not; [`RefusalCode::Unsupported`] if there are more than a message can hold.
-pub fn list_departed(engine: &Engine, caller: &Caller, account: Option<u32>) -> Outcome {
+pub fn list_departed(engine: &Engine, caller: &Caller, account: Option<u32>, to_remove: bool) -> Outcome {
     engine.authorize(caller, "", &Request::ListAccounts)?;
-    let departed = engine.ids.departed(account.map(HostUid))?;
+    let departed = engine.ids.departed(account.map(HostUid), to_remove)?;
     if departed.iter().map(|info| info.user.len() + 32).sum::<usize>() > MOST_OF_RULES {
         return Err(Refusal::new(RefusalCode::Unsupported, "more users have left than fit into an answer")
             .hint("ask about one account"));

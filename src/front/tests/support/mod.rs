@@ -493,6 +493,7 @@ pub fn answer(op: &Op, connection: ConnectionId) -> Answer {
         }]),
         Op::Legacy(_)
         | Op::AllowDevice { .. }
+        | Op::ForgetDeparted { .. }
         | Op::ForgetRange { .. }
         | Op::Adopt { .. }
         | Op::SetLimits { .. }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Seek;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 
 use cgrant_image::archive::Compression;
 use cgrant_image::build::{BuildError, Recipe, build};
@@ -305,7 +306,7 @@ pub fn a_mount_over_a_file_is_no_leftover() {
             mount::move_mount(&clone, place, Path::new("")).unwrap();
         }
         home.remove_file("mounted").unwrap();
-        let removed = leftovers(&home, &[(5, 5)], Act::Remove);
+        let removed = leftovers(&home, &[(5, 5)], Act::Remove, &AtomicU64::default());
         assert_eq!((removed.usage.files, removed.failed, removed.foreign), (1, 0, 0), "{removed:?}");
         let mut names = home.names().unwrap();
         names.sort();
@@ -334,7 +335,7 @@ pub fn another_device_number_is_no_mount() {
         let both = Dir::from_fd(both).unwrap();
         let devices = ["upper", "lower"].map(|name| both.look(name).unwrap().st_dev);
         assert_ne!(devices[0], devices[1]);
-        let found = leftovers(&both, &[(5, 5)], Act::Count);
+        let found = leftovers(&both, &[(5, 5)], Act::Count, &AtomicU64::default());
         assert_eq!((found.usage.files, found.failed), (2, 0), "{found:?}");
     });
 }

@@ -1,0 +1,226 @@
+//! `cgrant departed clean`: what `remove` does, for all users of whom policy says so, in the directories that the configuration names.
+//!
+//! Nobody looks on, so nothing may keep it for good: directories are looked through one after the other, each on a thread of its own
+//! that is left to itself when nothing goes on there. Which ids are nobody's is asked anew before each. May touch: files of those
+//! ids below the directories; reads `cgrantd.toml`.
+
+use std::{
+    collections::HashSet,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread::{self, sleep},
+    time::{Duration, Instant},
+};
+
+use cgrant_container::Session;
+use cgrant_image::{Act, Leftovers, leftovers};
+use cgrant_policy::Config;
+use cgrant_proto::{Account, Departed, ForgetDeparted};
+use cgrant_sys::{Dir, dropin};
+
+use super::{OFTEN, Outcome, RETIRED, TAKEN, tell};
+use crate::{
+    Client,
+    error::{Doing, Failure},
+};
+
+const CLEAN: &str = "remove files of users who are gone";
+const FILE: &str = "cgrantd.toml";
+/// How long nothing may go on in a directory. A file of many gigabytes takes seconds.
+const STALL: Duration = Duration::from_secs(300);
+/// For directories in directories, as many as may be.
+const STACK: usize = 16 << 20;
+/// As many as the broker takes at once.
+const FIRSTS: usize = 1024;
+
+pub(super) fn run(client: &Client, config: &Path, timeout: Duration) -> Result<u8, Failure> {
+    let directories = directories(config)?;
+    let session = client.connect(CLEAN)?;
+    let due = wait(&session, timeout)?;
+    let mut outcome = Outcome::default();
+    if due.is_empty() {
+        return outcome.say(client, CLEAN);
+    }
+    if directories.is_empty() {
+        return Err(Failure::Refused(format!(
+            "cannot {CLEAN}: no directories are named in [departed] of {}",
+            config.join(FILE).display()
+        )));
+    }
+    let firsts: Vec<u32> = due.iter().map(|(_, _, first, ..)| *first).collect();
+    // Of those that became somebody's meanwhile nothing is removed, and nothing said.
+    let mut still = firsts.clone();
+    for path in &directories {
+        let ready = ready(list(&session)?);
+        let ids: Vec<_> = ready.iter().filter(|(_, _, first, ..)| firsts.contains(first)).collect();
+        still.retain(|first| ids.iter().any(|(_, _, known, ..)| known == first));
+        let ids = ids
+            .iter()
+            .filter_map(|(_, _, first, count, ..)| Some((*first, first.checked_add(count.checked_sub(1)?)?)));
+        let ids: Vec<_> = ids.collect();
+        if ids.is_empty() {
+            break;
+        }
+        match search(path.clone(), ids) {
+            Ok(found) => outcome.add(path, &found),
+            Err(error) => {
+                tell(path, &error.to_string());
+                outcome.failed = outcome.failed.saturating_add(1);
+            }
+        }
+    }
+    let options = ForgetDeparted::new();
+    let options = if outcome.failed == 0 { options } else { options.incomplete() };
+    for firsts in still.chunks(FIRSTS) {
+        let forget = || session.call(session.manager()?.forget_departed(firsts, &options));
+        forget().doing(|| CLEAN.to_owned())?;
+    }
+    outcome.say(client, CLEAN)
+}
+
+/// The directories that the administrator named.
+fn directories(config: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let failed = |source| Failure::File { doing: "read the configuration in", path: config.into(), source };
+    let open = match std::path::absolute(config).and_then(|path| Dir::open(&path)) {
+        Ok(open) => open,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let unread = |source| Failure::PolicyUnread { directory: config.into(), source };
+    let Some(text) = dropin::read_file(&open, FILE).map_err(unread)? else { return Ok(Vec::new()) };
+    let config = Config::parse(&config.join(FILE).to_string_lossy(), &text)?;
+    Ok(config.departed.directories.iter().map(|path| path.as_path().to_owned()).collect())
+}
+
+fn list(session: &Session) -> Result<Vec<Departed>, Failure> {
+    let ask = || session.call(session.manager()?.list_departed(&Account::new().to_remove()));
+    ask().doing(|| CLEAN.to_owned())
+}
+
+/// Those of accounts whose ids are all nobody's, and in no grant. From then on none ever will be.
+fn ready(due: Vec<Departed>) -> Vec<Departed> {
+    let waits = |(.., state, grants): &&Departed| state != RETIRED || *grants > 0;
+    let waiting: HashSet<u32> = due.iter().filter(waits).map(|(account, ..)| *account).collect();
+    due.into_iter().filter(|(account, ..)| !waiting.contains(account)).collect()
+}
+
+/// Waits until no grant has any of the ids of which files are to be removed; what then still has some has to wait for the next call.
+fn wait(session: &Session, timeout: Duration) -> Result<Vec<Departed>, Failure> {
+    let begin = Instant::now();
+    loop {
+        let due = list(session)?;
+        let runs = |(.., state, grants): &&Departed| state != TAKEN && *grants > 0;
+        if due.iter().any(|departed| runs(&departed)) && begin.elapsed() < timeout {
+            sleep(OFTEN.min(timeout));
+            continue;
+        }
+        for (account, user, _, _, state, grants) in &due {
+            let why = match state.as_str() {
+                TAKEN => "are in /etc/passwd, group, subuid or subgid",
+                _ if *grants > 0 => "are in use by grants",
+                _ => continue,
+            };
+            let _ = writeln!(
+                io::stderr(),
+                "cgrant: ids of the account {account} ({user}) {why}: nothing of them is removed"
+            );
+        }
+        return Ok(ready(due));
+    }
+}
+
+fn search(path: PathBuf, ids: Vec<(u32, u32)>) -> io::Result<Leftovers> {
+    let looked = Arc::new(AtomicU64::new(0));
+    let progress = Arc::clone(&looked);
+    let work = move || Ok(leftovers(&Dir::open(&path)?, &ids, Act::Remove, &looked));
+    watched(work, &progress, STALL)
+}
+
+/// Has it done on a thread of its own, as long as something goes on. A file system that does not answer keeps that thread alone.
+fn watched<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    progress: &AtomicU64,
+    stall: Duration,
+) -> io::Result<T> {
+    let (done, is_done) = mpsc::channel();
+    // Nobody waits any more if it can't be told.
+    thread::Builder::new().stack_size(STACK).spawn(move || drop(done.send(work())))?;
+    let mut before = progress.load(Ordering::Relaxed);
+    loop {
+        match is_done.recv_timeout(stall) {
+            Ok(result) => return result,
+            Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the search broke off")),
+            Err(RecvTimeoutError::Timeout) => (),
+        }
+        let now = progress.load(Ordering::Relaxed);
+        if std::mem::replace(&mut before, now) == now {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "nothing goes on there; it is left alone"));
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn what_hangs_is_left_and_what_goes_on_is_waited_for() {
+        let stall = Duration::from_millis(50);
+        let (never, waits) = mpsc::channel::<()>();
+        let hangs = move || waits.recv().map_err(io::Error::other);
+        let error = watched(hangs, &AtomicU64::new(0), stall).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(never);
+        let progress = Arc::new(AtomicU64::new(0));
+        let looked = Arc::clone(&progress);
+        let works = move || {
+            for _ in 0..50 {
+                looked.fetch_add(1, Ordering::Relaxed);
+                sleep(Duration::from_millis(5));
+            }
+            Ok(7)
+        };
+        assert_eq!(watched(works, &progress, stall).unwrap(), 7);
+        let fails = || Err::<(), _>(io::Error::from(io::ErrorKind::NotFound));
+        assert_eq!(watched(fails, &AtomicU64::new(0), stall).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn directories_are_the_administrators() {
+        let scratch = tempfile::tempdir().unwrap();
+        assert!(directories(&scratch.path().join("none")).unwrap().is_empty());
+        assert!(directories(scratch.path()).unwrap().is_empty());
+        let file = scratch.path().join(FILE);
+        std::fs::write(&file, "[departed]\ndirectories = [\"/home\", \"/srv/a\"]\n").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(directories(scratch.path()).unwrap(), [Path::new("/home"), Path::new("/srv/a")]);
+        // Whoever else may write it says nothing about what root removes.
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(directories(scratch.path()).is_err());
+    }
+
+    #[test]
+    fn only_ids_that_are_nobodys_and_in_no_grant_are_looked_for() {
+        let one = |account: u32, first, state: &str, grants| {
+            (account, "alice".to_owned(), first, 65536, state.to_owned(), grants)
+        };
+        let due = vec![
+            one(1, 10, "retired", 0),
+            one(1, 11, "retired", 0),
+            one(2, 20, "retired", 1),
+            one(3, 30, "retired", 0),
+            // Which of the files are leftovers is not clear: none of hers.
+            one(3, 31, "taken", 0),
+            one(4, 40, "leaving", 0),
+        ];
+        assert_eq!(ready(due), [one(1, 10, "retired", 0), one(1, 11, "retired", 0)]);
+    }
+}
