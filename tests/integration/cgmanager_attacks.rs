@@ -287,6 +287,39 @@ fn who_asks_much_makes_nobody_wait(lab: &Lab) {
     assert_eq!(scm.datagram(), b"1");
 }
 
+/// 9: of more tasks than fit into a socket at once 313 came, and then nothing. Here of a cgroup2 cgroup, wherever there is one.
+fn ten_thousand_processes_are_told(lab: &Lab) {
+    const MANY: usize = 10_000;
+    let program = build(lab, "tests/common/crowd.c");
+    let (manager, on_v1) = (Manager::start(lab), lab.host.kind == Kind::V1);
+    let tree = if on_v1 { lab.host.with("memory").unwrap() } else { lab.host.cgroup2() };
+    let controllers = match on_v1 {
+        true => "memory".to_owned(),
+        false => fs::read_to_string(tree.root.join("cgroup.controllers")).unwrap(),
+    };
+    let controller = controllers.split_whitespace().next().unwrap();
+    let path = format!("/cgm-{}-many", lab.instance);
+    let jail = Jail { dir: tree.root.join(&path[1..]), path };
+    fs::create_dir(&jail.dir).unwrap();
+    let mut command = Command::new(program);
+    command.args([&MANY.to_string(), "processes"]);
+    let crowd = Ready::of(jail.command(&command).stdin(std::process::Stdio::piped()));
+    let root = manager.client(&lab.root());
+    jail.put(root.pid());
+    let mut all = jail.processes("");
+    all.sort_unstable();
+    assert_eq!(all.len(), MANY + 1);
+    let place = arguments![controller, ""];
+    let own = [Credential::of(root.pid(), 0)];
+    for method in ["GetTasks", "GetTasksRecursive"] {
+        let told: Vec<i32> = root.get(method, place);
+        assert!(told.into_iter().eq(all.iter().map(|pid| pid.cast_signed())), "{method}");
+        let shown = root.scm(&format!("{method}Scm"), place, &own).tasks().unwrap();
+        assert!(shown == all, "{method}Scm: {} of {}", shown.len(), all.len());
+    }
+    drop(crowd);
+}
+
 /// 10: on v1 it moved one thread.
 fn a_process_is_moved_with_all_of_its_threads(lab: &Lab) {
     let (manager, jail) = (Manager::start(lab), Jail::new(lab, "memory", "a"));
@@ -437,6 +470,119 @@ fn who_has_a_number_now_is_not_who_had_it(lab: &Lab) {
     }
 }
 
+/// The process that connected has ended before the broker looks, and its number is another one's: nobody is served by it who has
+/// another uid. Of the same uid the kernel says since 6.5 that it is another one; before, that one is taken for it, with
+/// what it may do anyhow, and nothing of the first one's.
+fn a_connection_is_not_that_of_who_has_the_number(lab: &Lab) {
+    let program = build(lab, "tests/common/namesake.c");
+    let (manager, alice, bob) = (Manager::start(lab), lab.user(), lab.user());
+    let (jail, other) = (Jail::new(lab, "memory", "a"), Jail::new(lab, "memory", "b"));
+    jail.give_to(&alice);
+    let engine = Pid::from_raw(manager.broker.engine().cast_signed()).unwrap();
+    let connected = |uid: u32| {
+        kill_process(engine, Signal::STOP).unwrap();
+        let (mut process, stream) = alice.connect(&manager.socket);
+        jail.put(process.pid);
+        process.kill();
+        let ids = [process.pid, uid].map(|id| id.to_string());
+        let namesake = Ready::of(Command::new(&program).args(ids));
+        other.put(process.pid);
+        kill_process(engine, Signal::CONT).unwrap();
+        (namesake, Peer::try_over(stream, None))
+    };
+    for uid in [bob.uid, 0] {
+        let (_namesake, peer) = connected(uid);
+        assert!(peer.is_err(), "{uid}");
+    }
+    let (_namesake, peer) = connected(alice.uid);
+    let Ok(peer) = peer else { return };
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let version: Vec<u32> = release.split(['.', '-']).map_while(|part| part.parse().ok()).collect();
+    assert!(version < vec![6, 5], "the kernel says which process it was");
+    // It is where the namesake is, which is root's; not where the first one was.
+    refused(&peer, "Create", arguments!["memory", "x"]);
+    refused(&peer, "GetPidCgroup", arguments!["memory", 1]);
+    assert!(!jail.has("x") && !other.has("x"));
+}
+
+/// What the roots of the hierarchies have that is nobody's but the machine's, and which hierarchies are mounted where.
+fn settings_of_roots(lab: &Lab) -> BTreeMap<PathBuf, String> {
+    const SETTINGS: [&str; 7] = [
+        "cgroup.subtree_control",
+        "cgroup.clone_children",
+        "cgroup.max.descendants",
+        "notify_on_release",
+        "release_agent",
+        "memory.use_hierarchy",
+        "memory.move_charge_at_immigrate",
+    ];
+    let files = lab.host.trees.iter().flat_map(|tree| SETTINGS.map(|name| tree.root.join(name)));
+    let mut all: BTreeMap<_, _> =
+        files.filter_map(|file| Some((file.clone(), fs::read_to_string(file).ok()?))).collect();
+    let mounted = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let cgroups: Vec<&str> = mounted.lines().filter(|line| line.contains(" - cgroup")).collect();
+    all.insert("/proc/self/mountinfo".into(), cgroups.join("\n"));
+    all
+}
+
+/// 13: from its start on it had every controller enabled at the root of cgroup2 and a cgroup of its own there, cpusets cloned, and
+/// hierarchies mounted that the machine had not.
+fn what_is_the_machines_stays_as_it_was(lab: &Lab) {
+    let before = settings_of_roots(lab);
+    let of_v2 = before.keys().any(|file| file.ends_with("cgroup.subtree_control"));
+    assert!(of_v2 || lab.host.kind == Kind::V1);
+    let of_v1 = before.keys().any(|file| file.ends_with("cgroup.clone_children"));
+    assert!(of_v1 || lab.host.kind == Kind::V2);
+    let mut manager = Manager::start(lab);
+    let started = settings_of_roots(lab);
+    // On cgroup2 grants have controllers, which the broker has enabled for them at the root where systemd has not.
+    let enabled = |file: &PathBuf| lab.host.kind == Kind::V2 && file.ends_with("cgroup.subtree_control");
+    let others = |all: &BTreeMap<PathBuf, String>| -> Vec<(PathBuf, String)> {
+        all.clone().into_iter().filter(|(file, _)| !enabled(file)).collect()
+    };
+    assert_eq!(others(&started), others(&before), "by its start");
+    let (alice, jail) = (lab.user(), Jail::new(lab, "memory", "a"));
+    let root = confined(&manager, &lab.root(), &jail);
+    let victim = alice.sleeper();
+    jail.put(victim.pid);
+    // In each hierarchy, below the cgroup that root's process is in there.
+    let (own, inner) = (format!("cgm-{}-own", lab.instance), format!("cgm-{}-own/y", lab.instance));
+    assert!(!root.get::<Vec<String>>("ListControllers", arguments![]).is_empty());
+    for cgroup in [&own, &inner] {
+        assert_eq!(root.get::<i32>("Create", arguments!["all", cgroup]), -1);
+    }
+    root.does("Chown", arguments!["all", &own, alice.uid, alice.gid]);
+    root.does("Chmod", arguments!["all", &own, "", 0o755]);
+    root.does("MovePid", arguments!["memory", &own, victim.pid]);
+    assert_eq!(root.get::<String>("GetPidCgroup", arguments!["memory", victim.pid]), own);
+    root.does("SetValue", arguments!["memory", &own, "memory.limit_in_bytes", "409600000"]);
+    let value: String = root.get("GetValue", arguments!["memory", &own, "memory.limit_in_bytes"]);
+    assert_eq!(value, "409600000");
+    assert_eq!(root.get::<Vec<i32>>("GetTasks", arguments!["memory", &own]), [victim.pid.cast_signed()]);
+    let below: Vec<i32> = root.get("GetTasksRecursive", arguments!["all", &own]);
+    assert!(below.contains(&victim.pid.cast_signed()));
+    assert_eq!(root.get::<Vec<String>>("ListChildren", arguments!["memory", &own]), ["y"]);
+    let keys = root.call("ListKeys", arguments!["memory", &own]).unwrap();
+    assert!(!keys.body().is_empty());
+    // As whoever was given one, too.
+    let hers = manager.client(&alice);
+    jail.put(hers.pid());
+    root.does("MovePid", arguments!["memory", &own, hers.pid()]);
+    assert_eq!(hers.get::<i32>("Create", arguments!["memory", "z"]), -1);
+    hers.does("SetValue", arguments!["memory", "z", "memory.limit_in_bytes", "204800000"]);
+    hers.does("MovePid", arguments!["memory", "z", hers.pid()]);
+    drop(hers);
+    root.does("RemoveOnEmpty", arguments!["all", &inner]);
+    root.does("Prune", arguments!["all", &own]);
+    root.does("MovePidAbs", arguments!["memory", &jail.path, victim.pid]);
+    assert_eq!(settings_of_roots(lab), started, "by what it was asked for");
+    wait_until("all is removed", || root.call("Remove", arguments!["all", &own, 1]).is_ok());
+    assert_eq!(manager.broker.stop(), 0);
+    assert_eq!(others(&settings_of_roots(lab)), others(&before), "by its end");
+    let pin = lab.host.trees.iter().find(|tree| tree.root.join(".cgpin").exists());
+    assert_eq!(pin.map(|tree| &tree.root), None);
+}
+
 /// Every file of every cgroup from the root to here, but those whose value changes by itself, or says what is used.
 fn limits(dirs: &[PathBuf]) -> BTreeMap<PathBuf, String> {
     let mut all = BTreeMap::new();
@@ -558,10 +704,13 @@ crate::tests![
     a_name_that_begins_alike_is_somewhere_else,
     cgroups_have_an_end,
     who_asks_much_makes_nobody_wait,
+    ten_thousand_processes_are_told,
     a_process_is_moved_with_all_of_its_threads,
     nobody_sets_what_the_kernel_starts,
     nothing_of_others_is_listed,
     a_connection_ends_with_its_process,
     who_has_a_number_now_is_not_who_had_it,
+    a_connection_is_not_that_of_who_has_the_number,
+    what_is_the_machines_stays_as_it_was,
     nobody_gets_past_what_root_owns,
 ];
