@@ -19,8 +19,12 @@ mod autostart;
 mod busses;
 #[path = "integration/cgmanager_attacks.rs"]
 mod cgmanager_attacks;
+#[path = "integration/cgmanager_commands.rs"]
+mod cgmanager_commands;
 #[path = "integration/cgmanager_elsewhere.rs"]
 mod cgmanager_elsewhere;
+#[path = "integration/cgmanager_proxy.rs"]
+mod cgmanager_proxy;
 #[path = "integration/cgmanager_table.rs"]
 mod cgmanager_table;
 #[path = "hosts/consent.rs"]
@@ -86,8 +90,10 @@ const ELSEWHERE: &[&str] = &[
     "cgmanager_attacks::no_path_is_too_long",
     "cgmanager_attacks::nothing_of_others_is_listed",
     "cgmanager_attacks::ten_thousand_connections_leave_others_served",
+    "cgmanager_attacks::ten_thousand_processes_are_told",
     "cgmanager_attacks::who_asks_much_makes_nobody_wait",
     "cgmanager_attacks::who_has_a_number_now_is_not_who_had_it",
+    "cgmanager_proxy::a_proxy_passes_on_all_of_a_long_answer",
     "grants::a_range_belongs_to_account_and_name_and_to_nobody_else",
     "grants::a_repeated_request_with_its_key_gives_the_same_grant",
     "grants::adopt_changes_what_ends_a_grant",
@@ -127,8 +133,14 @@ const OF_THE_KERNEL: &[&str] = &[
 
 // CGManager's interface, and how a container is started inside another one, have to do with the layout of the hierarchies and the
 // kernel, and not with who set them up. A virtual machine says with `CGRANT_TEST_LAYOUT_OF` that another host has the same.
-const OF_THE_LAYOUT: &[&str] =
-    &["cgmanager_attacks::", "cgmanager_elsewhere::", "cgmanager_table::", "nested_systems::"];
+const OF_THE_LAYOUT: &[&str] = &[
+    "cgmanager_attacks::",
+    "cgmanager_commands::",
+    "cgmanager_elsewhere::",
+    "cgmanager_proxy::",
+    "cgmanager_table::",
+    "nested_systems::",
+];
 
 fn main() -> std::process::ExitCode {
     let tests = [
@@ -143,7 +155,9 @@ fn main() -> std::process::ExitCode {
         shutdown::TESTS,
         busses::TESTS,
         cgmanager_attacks::TESTS,
+        cgmanager_commands::TESTS,
         cgmanager_elsewhere::TESTS,
+        cgmanager_proxy::TESTS,
         cgmanager_table::TESTS,
         controllers::TESTS,
         differential::TESTS,

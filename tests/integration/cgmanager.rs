@@ -6,13 +6,10 @@ use std::{
     io::{BufRead, BufReader, IoSlice},
     os::{
         fd::AsFd,
-        unix::{
-            fs::{MetadataExt, PermissionsExt},
-            net::UnixStream,
-        },
+        unix::{fs::PermissionsExt, net::UnixStream},
     },
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
 };
 
 use rustix::{
@@ -23,6 +20,7 @@ use zbus::{Fd, Message, OwnedVariant};
 
 use crate::{
     arguments,
+    cgmanager_commands::{owner, run_in},
     common::{
         Lab, User,
         cgmanager::{Argument, Failure, INTERFACE, INVALID_ARGS, Jail, Manager, PATH, Peer, Scm},
@@ -40,11 +38,6 @@ fn confined(manager: &Manager, user: &User, jail: &Jail) -> Peer {
     let peer = manager.client(user);
     jail.put(peer.pid());
     peer
-}
-
-fn owner(path: &Path) -> (u32, u32) {
-    let meta = fs::metadata(path).unwrap();
-    (meta.mode() & 0o7777, meta.uid())
 }
 
 fn cgroups_are_made_read_and_removed(lab: &Lab) {
@@ -332,12 +325,6 @@ fn send_with(stream: &UnixStream, bytes: &[u8], fd: &impl AsFd) {
     assert_eq!(sendmsg(stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL), Ok(bytes.len()));
 }
 
-/// Runs a command of a user's in a cgroup; what it says on both outputs, and its exit code.
-fn run_in(jail: &Jail, command: &Command) -> (String, Option<i32>) {
-    let Output { status, stdout, stderr } = jail.command(command).output().unwrap();
-    (String::from_utf8_lossy(&[stdout, stderr].concat()).trim().to_owned(), status.code())
-}
-
 /// The same command inside a user namespace, where the user is root, and a pid namespace.
 fn inside(user: &User, words: &[&str]) -> Command {
     let mut command = user.command("unshare");
@@ -458,118 +445,6 @@ fn libdbus_works_on_both_sides_of_a_namespace(lab: &Lab) {
     }
 }
 
-/// A verb of a command in the name of a user in a cgroup: what it says, and its exit code.
-fn command(manager: &Manager, lab: &Lab, user: &User, jail: &Jail, words: &[&str]) -> (String, Option<i32>) {
-    let mut command = user.command(lab.programs.join(words[0]));
-    command.args(&words[1..]).env("CGRANT_CGMANAGER_SOCKET", &manager.socket);
-    run_in(jail, &command)
-}
-
-fn the_command_cgm_says_what_cgmanagers_said(lab: &Lab) {
-    let (manager, user, jail) = (Manager::start(lab), lab.user(), Jail::new(lab, "memory", "a"));
-    jail.give_to(&user);
-    let sleeper = user.sleeper();
-    jail.put(sleeper.pid);
-    let pid = sleeper.pid.to_string();
-    let cgm = |line: &str| {
-        let line = line.replace("PID", &pid);
-        let words: Vec<&str> =
-            std::iter::once("cgm").chain(line.split(' ')).map(|w| w.trim_matches('"')).collect();
-        command(&manager, lab, &user, &jail, &words)
-    };
-    let said = |text: &str| (text.to_owned(), Some(0));
-    let failed =
-        |function: &str, text: &str| (format!("call to cgmanager_{function}_sync failed: {text}"), Some(1));
-    let invalid = |function: &str| failed(function, "invalid request");
-    assert_eq!(cgm("ping"), said(""));
-    assert_eq!(cgm("apiversion"), said("10"));
-    assert_eq!(cgm("--version"), said("0.42"));
-    assert_eq!(cgm("create memory x"), said(""));
-    assert_eq!(cgm("create memory x"), said("Path existed"));
-    assert_eq!(cgm("create memory .."), invalid("create"));
-    assert_eq!(cgm("chmod memory x 0700"), said(""));
-    assert_eq!(cgm("chmodfile memory x tasks 0600"), said(""));
-    assert_eq!(owner(&jail.dir.join("x/tasks")).0, 0o600);
-    assert_eq!(cgm("setvalue memory x memory.swappiness 7"), said(""));
-    assert_eq!(cgm("getvalue memory x memory.swappiness"), said("7"));
-    assert_eq!(cgm("getvalue memory x none"), invalid("get_value"));
-    assert_eq!(cgm("setvalue memory x tasks 1").1, Some(1));
-    assert_eq!(cgm("movepid memory x PID"), said(""));
-    assert_eq!(cgm("gettasks memory x"), said(&pid));
-    assert_eq!(cgm("gettasksrecursive memory x"), said(&pid));
-    assert_eq!(cgm("getpidcgroup memory PID"), said("x"));
-    assert_eq!(cgm("getpidcgroupabs memory PID"), said(&format!("{}/x", jail.path)));
-    assert_eq!(cgm("movepid memory /x PID"), invalid("move_pid_main"));
-    assert_eq!(cgm("remove memory x"), invalid("remove"));
-    assert_eq!(cgm(&format!("movepidabs memory {} PID", jail.path)), said(""));
-    assert_eq!(cgm("listchildren memory"), said("x"));
-    let keys = cgm("listkeys memory x").0;
-    assert!(keys.contains(&format!("tasks {0} {0} 100600", user.uid)), "{keys}");
-    assert!(cgm("listcontrollers").0.lines().any(|line| line == "memory"));
-    assert_eq!(cgm("chown memory x 0 0"), invalid("chown"));
-    assert_eq!(cgm("chown memory x -1 0"), ("Bad uid or gid".to_owned(), Some(1)));
-    assert_eq!(cgm("remove memory x 0"), said(""));
-    assert_eq!(cgm("remove memory x"), said("Path did not exist"));
-    let (usage, code) = cgm("nothing");
-    assert!(usage.starts_with("Usage:") && code == Some(1), "{usage}");
-    assert_eq!((cgm("--help").0, cgm("--help").1), (usage, Some(0)));
-    drop(manager.broker);
-    let mut gone = user.command(lab.programs.join("cgm"));
-    let (said, code) = run_in(&jail, gone.arg("ping").env("CGRANT_CGMANAGER_SOCKET", &manager.socket));
-    let path = manager.socket.display();
-    let told = "Failed opening dbus connection: org.freedesktop.DBus.Error.FileNotFound: Failed to connect to socket";
-    assert_eq!((said, code), (format!("{told} {path}: No such file or directory"), Some(1)));
-}
-
-fn cgroups_for_people(lab: &Lab) {
-    let (manager, user, jail) = (Manager::start(lab), lab.user(), Jail::new(lab, "memory", "a"));
-    jail.give_to(&user);
-    let sleeper = user.sleeper();
-    jail.put(sleeper.pid);
-    let pid = sleeper.pid.to_string();
-    let verb = |line: &str| {
-        let line = line.replace("PID", &pid);
-        let words: Vec<&str> = ["cgrant", "cgroup"].into_iter().chain(line.split(' ')).collect();
-        command(&manager, lab, &user, &jail, &words)
-    };
-    let said = |text: &str| (text.to_owned(), Some(0));
-    assert_eq!(verb("create x/y -c memory"), said(""));
-    assert_eq!(verb("set x memory.limit_in_bytes=16M memory.swappiness=7"), said(""));
-    let (values, _) = verb("get x memory.limit_in_bytes memory:memory.swappiness --format json");
-    let expected =
-        r#"[{"key":"memory.limit_in_bytes","value":"16777216"},{"key":"memory.swappiness","value":"7"}]"#;
-    assert_eq!(values, expected);
-    assert_eq!(verb("list -c memory"), said("CGROUP  CONTROLLERS\nx       memory"));
-    let (all, _) = verb("list --format json");
-    assert!(all.contains(r#"{"cgroup":"x","controllers":["memory"]}"#), "{all}");
-    assert_eq!(verb("attach x/y PID -c memory"), said(""));
-    assert_eq!(verb("ps x -r -c memory"), said(&format!("PID\n{pid}")));
-    let (shown, _) = verb("show PID -c memory --format json");
-    assert_eq!(shown, format!(r#"[{{"cgroup":"{}/x/y","controllers":"memory"}}]"#, jail.path));
-    assert_eq!(verb("chmod x/y 700 -c memory"), said(""));
-    let (files, _) = verb("files x/y -c memory");
-    assert!(files.lines().any(|line| line.starts_with("tasks ") && line.ends_with("644")), "{files}");
-    let (told, code) = verb("remove x --recursive -c memory");
-    assert!(
-        told.starts_with("cgrant: cannot remove the cgroup \"x\": invalid request; ") && code == Some(1),
-        "{told}"
-    );
-    assert_eq!(verb("attach / PID -c memory").1, Some(1));
-    assert_eq!(verb(&format!("attach {} PID -c memory --absolute", jail.path)), said(""));
-    assert_eq!(verb("remove x --recursive -c memory"), said(""));
-    let (told, code) = verb("remove x -c memory");
-    assert_eq!(
-        (told.as_str(), code),
-        ("cgrant: cannot remove the cgroup \"x\": there is no such cgroup", Some(1))
-    );
-    assert!(verb("controllers").0.lines().any(|line| line == "memory"));
-    assert_eq!(verb("get x tasks").1, Some(2), "of which controller?");
-    let mut gone = user.command(lab.programs.join("cgrant"));
-    gone.args(["cgroup", "list"]).env("CGRANT_CGMANAGER_SOCKET", lab.scratch.join("none"));
-    let (told, code) = run_in(&jail, &gone);
-    assert!(told.contains("start cgrantd with --cgmanager-socket") && code == Some(3), "{told}");
-}
-
 /// A host as systemd leaves it: the hierarchies on a tmpfs that is read-only. In mount namespaces of the broker's own.
 const READ_ONLY: &str = r#"
     set -e
@@ -608,19 +483,6 @@ fn its_sockets_are_where_clients_look(lab: &Lab) {
     assert!(child.wait().unwrap().success());
 }
 
-fn the_strict_policy_switches_it_off(lab: &Lab) {
-    lab.write_policy(include_str!("../../policy/strict.toml"));
-    let (manager, user, jail) = (Manager::start(lab), lab.user(), Jail::new(lab, "memory", "a"));
-    jail.give_to(&user);
-    let (process, stream) = user.connect(&manager.socket);
-    jail.put(process.pid);
-    assert!(Peer::try_over(stream, Some(process)).is_err());
-    assert!(manager.broker.log().contains("policy does not let this account use CGManager's interface"));
-    let root = manager.client(&lab.root());
-    jail.put(root.pid());
-    assert_eq!(root.get::<i32>("Create", arguments!["memory", "x"]), -1, "root is not meant");
-}
-
 crate::tests![
     cgroups_are_made_read_and_removed,
     processes_are_moved_found_and_listed,
@@ -632,8 +494,5 @@ crate::tests![
     a_descriptor_right_behind_begin_is_not_lost,
     dbus_send_gdbus_and_busctl_work_on_both_sides_of_a_namespace,
     libdbus_works_on_both_sides_of_a_namespace,
-    the_command_cgm_says_what_cgmanagers_said,
-    cgroups_for_people,
     its_sockets_are_where_clients_look,
-    the_strict_policy_switches_it_off,
 ];

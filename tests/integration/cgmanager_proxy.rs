@@ -120,7 +120,7 @@ const SCRIPT: &str = "
     [ \"$(cgm gettasks memory x)\" = $p ] && [ \"$(cgm gettasksrecursive memory x)\" = $p ] && echo counted
     cgm chown memory x 1000 1001 && cgm listkeys memory x | grep '^tasks '
     cgm listchildren memory
-    cgm setvalue memory x memory.swappiness 7; cgm getvalue memory x memory.swappiness
+    cgm setvalue memory x memory.limit_in_bytes 40960000; cgm getvalue memory x memory.limit_in_bytes
     cgm chmod memory x 0750; cgm chmodfile memory x tasks 0640; cgm listkeys memory x | grep '^tasks '
     setpriv --reuid 1002 --regid 1002 --clear-groups cgm create memory y
     setpriv --reuid 1000 --regid 1001 --clear-groups cgm create memory x/y && cgm listchildren memory x
@@ -139,7 +139,7 @@ const SEEN: [&str; 15] = [
     "counted",
     "tasks 1000 1001 100644",
     "x",
-    "7",
+    "40960000",
     "tasks 1000 1001 100640",
     "y",
     "1",
@@ -196,7 +196,7 @@ fn a_container_has_cgmanager_through_its_proxy(lab: &Lab) {
     assert!(said[0] == "1" && said[1..].contains(&"1".to_owned()), "its own first process: {said:?}");
     let again = container.says(&jail, "cgproxy");
     assert!(again[0].contains("a proxy runs already"), "{again:?}");
-    assert!(jail.has("tasks") && !jail.has("x"));
+    assert!(jail.has("cgroup.procs") && !jail.has("x"));
 }
 
 fn proxies_may_be_chained(lab: &Lab) {
@@ -211,7 +211,7 @@ fn proxies_may_be_chained(lab: &Lab) {
         &format!("cgm create memory inner; cgm chown memory inner {inner_root} {inner_root}"),
     );
     let inner_jail = Jail { dir: outer_jail.dir.join("inner"), path: format!("{}/inner", outer_jail.path) };
-    assert!(inner_jail.has("tasks"));
+    assert!(inner_jail.has("cgroup.procs"));
     let inner = Container::inside(lab, Some(&outer), inner_root, 5000, "/sys/fs/cgroup/cgmanager");
     inner.start_proxy(lab, &inner_jail, &["--account", "4000"]);
     check(&inner.says(&inner_jail, SCRIPT));

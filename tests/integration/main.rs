@@ -18,6 +18,7 @@ mod badinput;
 mod busses;
 mod cgmanager;
 mod cgmanager_attacks;
+mod cgmanager_commands;
 mod cgmanager_elsewhere;
 mod cgmanager_proxy;
 mod cgmanager_sockets;
@@ -102,6 +103,7 @@ fn main() -> std::process::ExitCode {
         busses::TESTS,
         cgmanager::TESTS,
         cgmanager_attacks::TESTS,
+        cgmanager_commands::TESTS,
         cgmanager_elsewhere::TESTS,
         cgmanager_proxy::TESTS,
         cgmanager_sockets::TESTS,
