@@ -91,6 +91,7 @@ const ELSEWHERE: &[&str] = &[
     "cgmanager_attacks::nothing_of_others_is_listed",
     "cgmanager_attacks::ten_thousand_connections_leave_others_served",
     "cgmanager_attacks::ten_thousand_processes_are_told",
+    "cgmanager_attacks::what_is_the_machines_stays_as_it_was",
     "cgmanager_attacks::who_asks_much_makes_nobody_wait",
     "cgmanager_attacks::who_has_a_number_now_is_not_who_had_it",
     "cgmanager_proxy::a_proxy_passes_on_all_of_a_long_answer",
