@@ -345,7 +345,11 @@ fn containers_of_users_end_with_their_service_managers(lab: &Lab) {
                       --property=Before=systemd-user-sessions.service \
                       --property=ExecStop='/bin/sh -c \"cgrant --format json list >/home/ann/left\"' /bin/true";
     said("root", at_the_end);
-    shell.done(&["stop", "one", "--timeout", "60"]);
+    // From inside, so that nobody out here tells those in it first.
+    shell.output(&by(&["root"], &["one"], &["systemctl", "poweroff"]));
+    wait_until("it has ended, and its grant with it", || {
+        shell.state("one") == "stopped" && checker::records(lab).is_empty()
+    });
     assert_eq!(shell.json(&["info", "one"])["ended"], "power off");
     checker::assert_empty(lab);
     shell.done(&["start", "one", "--wait"]);
