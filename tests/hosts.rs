@@ -57,6 +57,8 @@ mod links_attacks;
 mod mounts;
 #[path = "integration/nested.rs"]
 mod nested;
+#[path = "hosts/nested_debian.rs"]
+mod nested_debian;
 #[path = "hosts/nested_systems.rs"]
 mod nested_systems;
 #[path = "integration/nested_users.rs"]
@@ -129,6 +131,7 @@ const OF_THE_KERNEL: &[&str] = &[
     "links::",
     "links_attacks::",
     "mounts::",
+    "nested_debian::",
     "vlans::",
 ];
 
@@ -170,6 +173,7 @@ fn main() -> std::process::ExitCode {
         pam::TESTS,
         containers::TESTS,
         nested_systems::TESTS,
+        nested_debian::TESTS,
         vlans::TESTS,
         package::TESTS,
         people::TESTS,
