@@ -51,6 +51,7 @@ mod metrics;
 mod mounts;
 mod nested;
 mod nested_attacks;
+mod nested_bridges;
 mod nested_policy;
 mod nested_users;
 mod one_liners;
@@ -121,6 +122,7 @@ fn main() -> std::process::ExitCode {
         mounts::TESTS,
         nested::TESTS,
         nested_attacks::TESTS,
+        nested_bridges::TESTS,
         nested_policy::TESTS,
         nested_users::TESTS,
         one_liners::TESTS,

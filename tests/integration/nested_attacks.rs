@@ -78,6 +78,9 @@ fn no_operation_reaches_what_is_around(lab: &Lab) {
     let second = &scene.second;
     let own = second.create("own", Options::new().no_range()).unwrap();
     let process = scene.two.process(lab, &scene.user, 0, &["files"]);
+    let of_this = |kind: &str| OwnedFd::from(File::open(format!("/proc/self/ns/{kind}")).unwrap());
+    let [netns, mntns] = ["net", "mnt"].map(of_this);
+    let on_default = || Options::new().netns(&netns).with("bridge", "default".to_owned());
     for grant in scene.around() {
         let path = grant.path.as_str();
         let say = |method: &str| second.cgroup::<_, ()>(path, method, &()).err();
@@ -99,14 +102,14 @@ fn no_operation_reaches_what_is_around(lab: &Lab) {
                 ("Thaw", say("Thaw")),
                 ("Kill", say("Kill")),
                 ("MakeDevice", second.call::<_, zbus::OwnedFd>(path, MOUNTS, "MakeDevice", &"null").err()),
+                ("AddLink", second.add_link(path, on_default()).err()),
+                ("RemoveLink", second.remove_link(path, "eth0").err()),
             ],
         );
         // An object that is not there for it.
         let get = second.call::<_, OwnedVariant>(path, PROPERTIES, "Get", &(GRANT, "Name")).err();
         assert!(get.is_some(), "{path}");
     }
-    let of_this = |kind: &str| OwnedFd::from(File::open(format!("/proc/self/ns/{kind}")).unwrap());
-    let [netns, mntns] = ["net", "mnt"].map(of_this);
     let directory = OwnedFd::from(File::open(&lab.scratch).unwrap());
     for grant in [&own, &scene.one.grant] {
         let path = grant.path.as_str();
@@ -115,8 +118,6 @@ fn no_operation_reaches_what_is_around(lab: &Lab) {
             "Unsupported",
             [
                 ("OpenCgroup", second.cgroup::<_, zbus::OwnedFd>(path, "OpenCgroup", &"").err()),
-                ("AddLink", second.add_link(path, Options::new().netns(&netns)).err()),
-                ("RemoveLink", second.remove_link(path, "eth0").err()),
                 ("PublishPorts", second.publish(path, "eth0", &["8080:80"]).err()),
                 ("UnpublishPorts", second.unpublish(path, "eth0", &["8080:80"]).err()),
                 ("MapDirectory", second.map(grant, &directory, &mntns, mapped).err()),
@@ -131,14 +132,12 @@ fn no_operation_reaches_what_is_around(lab: &Lab) {
     let account = || Options::new().with("account", scene.user.uid).0;
     let all = || Options::new().with("all", true).0;
     let links = Options::new().no_range().links(vec![Options::new().netns(&netns)]);
-    type Bridges = Vec<HashMap<String, OwnedVariant>>;
     type Grants = Vec<(OwnedObjectPath, String, u32)>;
     type Usage = (u32, String, Vec<(String, u64, u64)>);
     all_are(
         "Unsupported",
         [
             ("links", second.create("x", links).err()),
-            ("ListBridges", second.manager::<_, Bridges>("ListBridges", &()).err()),
             ("ListAccounts", second.manager::<_, Vec<u32>>("ListAccounts", &all()).err()),
             ("GetUsage", second.manager::<_, Usage>("GetUsage", &account()).err()),
         ],

@@ -178,8 +178,7 @@ fn who_is_inside_gets_no_further_than_its_network(lab: &Lab) {
     assert!(!asked.contains(&forged), "{asked}");
     // What a broker would give on a host is refused, before anything is made.
     for (options, why) in [
-        (&["--link=lan"][..], "no bridges"),
-        (&["-p", "80:80"], "no ports"),
+        (&["-p", "80:80"][..], "no ports"),
         (&["--dhcp"], "no DHCP"),
         (&["--address", &two[0]], "addresses itself"),
         (&["--upload", "1M"], "no rates"),
@@ -188,6 +187,8 @@ fn who_is_inside_gets_no_further_than_its_network(lab: &Lab) {
         let words = [&["cgrant", "launch", "box", "four"], options].concat();
         levels.shell.fails(&inside(&["one"], &words), 2, why);
     }
+    let words = ["cgrant", "launch", "box", "four", "--link=default"];
+    levels.shell.fails(&inside(&["one"], &words), 1, "there is no bridge");
     levels.shell.done(&["delete", "--force", "one"]);
     checker::assert_empty(lab);
 }

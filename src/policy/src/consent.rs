@@ -200,6 +200,7 @@ mod tests {
     fn link(bridge: &str) -> NewLink<'_> {
         NewLink {
             bridge,
+            nested: false,
             address4: None,
             address6: None,
             upload: 0,

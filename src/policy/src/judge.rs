@@ -148,6 +148,8 @@ pub struct NewGrant<'a> {
 pub struct NewLink<'a> {
     /// The bridge's name.
     pub bridge: &'a str,
+    /// Is it asked for from inside a grant?
+    pub nested: bool,
     /// The IPv4 address that it must have.
     pub address4: Option<Ipv4Addr>,
     /// The IPv6 address that it must have.
@@ -656,7 +658,8 @@ fn links(rules: &Ruling, links: &[NewLink<'_>], usage: &UsageNow) -> Outcome {
 
 fn one_link(rules: &Ruling, link: &NewLink<'_>) -> Result<(), Box<Denial>> {
     let network = &rules.network;
-    if !network.bridges.iter().any(|bridge| bridge.as_str() == link.bridge) {
+    let bridges = if link.nested { &network.nesting_bridges } else { &network.bridges };
+    if !bridges.iter().any(|bridge| bridge.as_str() == link.bridge) {
         let mut denial =
             denied(rules, format!("there is no bridge {:?} that this account may use", link.bridge));
         denial.code = DenialCode::NoSuchBridge;
@@ -1006,6 +1009,7 @@ mod tests {
     }
 
     const LINK: NewLink<'static> = NewLink {
+        nested: false,
         bridge: "default",
         address4: None,
         address6: None,
@@ -1040,6 +1044,7 @@ mod tests {
             r#"
 [rule.network]
 bridges = ["default", "lan"]
+nesting-bridges = ["lan"]
 fixed-addresses = ["10.0.0.0/8", "fd00::/8"]
 ports = [443, "1024-65535"]
 max-upload = "10M"
@@ -1064,6 +1069,9 @@ vlans = ["100-199"]
         let refused = Some(DenialCode::NotAuthorized);
         assert_eq!(link(LINK), None);
         assert_eq!(link(NewLink { bridge: "lan", vlan: 150, ..LINK }), None);
+        // Those inside have what is named for them, and nothing else.
+        assert_eq!(link(NewLink { bridge: "lan", nested: true, ..LINK }), None);
+        assert_eq!(link(NewLink { nested: true, ..LINK }), Some(DenialCode::NoSuchBridge));
         assert_eq!(link(NewLink { bridge: "account", ..LINK }), Some(DenialCode::NoSuchBridge));
         assert_eq!(link(NewLink { vlan: 200, ..LINK }), refused);
         assert_eq!(link(NewLink { address4: Some(Ipv4Addr::new(10, 1, 2, 3)), ..LINK }), None);

@@ -258,6 +258,8 @@ table! {
     NetworkRules, NetworkText {
         /// Bridges that links may be on, the first unless the caller says which.
         bridges: Vec<BridgeName> = Vec<BridgeName>,
+        /// Bridges that links of grants made from inside others may be on.
+        nesting_bridges: Vec<BridgeName> = Vec<BridgeName>,
         /// Networks in which the caller may choose its address.
         fixed_addresses: Vec<Net> = Vec<Net>,
         /// Ports of the host's that may be published.

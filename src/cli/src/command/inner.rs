@@ -1,4 +1,5 @@
-//! Links of containers that are started in a container: the broker has no part in them, they are made here with one's own rights.
+//! Links of containers that are started in a container: the broker has no part in them, they are made here with one's own rights,
+//! unless they are to be on a bridge of the host's.
 
 use std::{
     fs::File,
@@ -27,12 +28,15 @@ pub(crate) fn is_here(endpoint: &Endpoint) -> bool {
     matches!(endpoint, Endpoint::Socket(path) if path == Path::new(INNER_SOCKET))
 }
 
+/// Is a link to this bridge made here? One to a bridge of another name is the broker's to make, where policy lets it.
+pub(crate) fn is_own(endpoint: &Endpoint, bridge: Option<&str>) -> bool {
+    is_here(endpoint) && bridge.is_none_or(|bridge| ["", BRIDGE].contains(&bridge))
+}
+
 /// Refuses what a link in a container can't have.
-pub(crate) fn check(bridge: Option<&str>, publishes: bool, properties: &LinkArgs) -> Result<(), Failure> {
+pub(crate) fn check(publishes: bool, properties: &LinkArgs) -> Result<(), Failure> {
     let LinkArgs { address, dhcp, mtu: _, queue_length: _, upload, download, vlan } = properties;
-    let bridge = bridge.filter(|bridge| !["", BRIDGE].contains(bridge));
     let refused = [
-        (bridge.is_some(), "has no bridges to choose from: leave the name out of --link"),
         (publishes, "has no ports to publish: publish one of its own when you launch it"),
         (!address.is_empty(), "gives out the addresses itself: leave --address out"),
         (*dhcp, "answers no DHCP: leave --dhcp out"),
@@ -106,15 +110,22 @@ mod tests {
     }
 
     #[test]
+    fn a_bridge_of_the_hosts_is_the_brokers() {
+        let (here, host) = (Endpoint::Socket(INNER_SOCKET.into()), Endpoint::Socket("/x".into()));
+        for own in [None, Some(""), Some(BRIDGE)] {
+            assert!(is_own(&here, own) && !is_own(&host, own));
+        }
+        assert!(!is_own(&here, Some("lan")) && !is_own(&host, Some("lan")));
+    }
+
+    #[test]
     fn what_there_is_not_inside_is_refused() {
         let none = LinkArgs::default();
-        check(Some(""), false, &none).unwrap();
-        check(None, false, &LinkArgs { mtu: Some(1400), queue_length: Some(9), ..none.clone() }).unwrap();
-        let refused = |bridge, publishes, properties: LinkArgs| {
-            check(bridge, publishes, &properties).unwrap_err().to_string()
-        };
-        assert!(refused(Some("lan"), false, none.clone()).contains("bridges"));
-        assert!(refused(None, true, none.clone()).contains("ports"));
+        check(false, &none).unwrap();
+        check(false, &LinkArgs { mtu: Some(1400), queue_length: Some(9), ..none.clone() }).unwrap();
+        let refused =
+            |publishes, properties: LinkArgs| check(publishes, &properties).unwrap_err().to_string();
+        assert!(refused(true, none.clone()).contains("ports"));
         for properties in [
             LinkArgs { address: vec!["10.0.0.9".parse().unwrap()], ..none.clone() },
             LinkArgs { dhcp: true, ..none.clone() },
@@ -122,7 +133,7 @@ mod tests {
             LinkArgs { download: Some(1_000_000), ..none.clone() },
             LinkArgs { vlan: Some(9), ..none.clone() },
         ] {
-            assert!(refused(None, false, properties.clone()).contains("leave"), "{properties:?}");
+            assert!(refused(false, properties.clone()).contains("leave"), "{properties:?}");
         }
     }
 }

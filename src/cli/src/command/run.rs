@@ -36,10 +36,9 @@ const DOING: &str = "make a grant for the command";
 pub(crate) fn run(client: &Client, args: RunArgs) -> Result<u8, Failure> {
     let bridge = args.link.clone();
     let properties = args.properties.clone();
-    let is_inside = inner::is_here(&client.endpoint);
     let link = match wants_link(&args) {
-        true if is_inside => {
-            inner::check(bridge.as_deref(), !args.ports.publish.is_empty(), &properties)?;
+        true if inner::is_own(&client.endpoint, bridge.as_deref()) => {
+            inner::check(!args.ports.publish.is_empty(), &properties)?;
             Link::Own { properties: &properties, shows_files: args.root.is_some() }
         }
         true => Link::Granted(link::options(bridge.as_deref(), &args.ports.publish, &properties)?),

@@ -246,11 +246,11 @@ fn plan(
     let own = own_ids(caller, request)?;
     let stage =
         request.stage.map(|index| check::own_process(caller, fds.take(index, "the stage")?)).transpose()?;
-    super::nested::must_have_no_links(caller, request)?;
+    super::nested::may_have_links(caller, request)?;
     let links = link::wishes(
         engine,
         &caller.subject(),
-        caller.account(),
+        (caller.account(), caller.nested.is_some()),
         &request.links,
         &[],
         Some((caller, &mut fds)),

@@ -164,8 +164,9 @@ impl About<'_> {
                 self.must_be_outside("add a link")?;
                 let existing = self.engine.grant_for(self.caller, *grant)?.live().record.links.clone();
                 let requests = std::slice::from_ref(link);
+                let whose = (owner, self.caller.nested.is_some());
                 let wishes =
-                    link::wishes(self.engine, &self.subject, owner, requests, &existing, None, None)?;
+                    link::wishes(self.engine, &self.subject, whose, requests, &existing, None, None)?;
                 link::judged(&wishes)
                     .into_iter()
                     .try_for_each(|link| self.judge(&Request::AddLink { owner, link }))
@@ -230,8 +231,9 @@ impl About<'_> {
         let pressure = check::pressure(&request.pressure)?;
         let label = create::label_of(request, &name)?;
         let account = self.subject.uid;
-        nested::must_have_no_links(self.caller, request)?;
-        let wishes = link::wishes(self.engine, &self.subject, account, &request.links, &[], None, None)?;
+        nested::may_have_links(self.caller, request)?;
+        let owner = (account, self.caller.nested.is_some());
+        let wishes = link::wishes(self.engine, &self.subject, owner, &request.links, &[], None, None)?;
         let ids = create::ids_of(self.engine, &self.subject, request)?;
         let path = self.path_of(name.clone());
         self.judge(&Request::CreateGrant(NewGrant {

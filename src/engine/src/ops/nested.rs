@@ -15,7 +15,8 @@ use cgrant_sys::{
     process::{IdExtent, IdKind},
 };
 use cgrant_wire::{
-    Act, Answer, CreateGrant, Event, Explain, GrantId, GrantInfo, Inquiry, Op, Range, Refusal, RefusalCode,
+    Act, Answer, BridgeInfo, CreateGrant, Event, Explain, GrantChange, GrantId, GrantInfo, Inquiry, LinkInfo,
+    Op, Range, Refusal, RefusalCode,
 };
 
 use super::check;
@@ -121,7 +122,8 @@ pub fn must_be_served(caller: &Caller, op: &Op) -> Result<(), Refusal> {
     match op {
         // Root may do with what users have in there what it likes.
         Op::ListGrants { all: true, .. } | Op::FindGrant { .. } if user.is_root() => Ok(()),
-        Op::MakeDevice { .. } if !caller.is_root_throughout() => Err(for_root()),
+        Op::MakeDevice { .. } if !caller.is_root_throughout() => Err(for_root("devices")),
+        Op::AddLink { .. } | Op::ListBridges if !caller.is_root_throughout() => Err(for_root("links")),
         Op::Usage { account } | Op::FindGrant { account, .. } if is_own(user, *account) => Ok(()),
         Op::BrokerInfo
         | Op::ListAccounts { all: false }
@@ -142,6 +144,9 @@ pub fn must_be_served(caller: &Caller, op: &Op) -> Result<(), Refusal> {
         | Op::ListRanges
         | Op::ForgetRange { .. }
         | Op::MakeDevice { .. }
+        | Op::AddLink { .. }
+        | Op::RemoveLink { .. }
+        | Op::ListBridges
         | Op::Release { .. } => Ok(()),
         Op::Attach(attach) if !attach.tree => Ok(()),
         // Its own requests; what each of them comes to is looked at there ([`must_be_there`]).
@@ -163,14 +168,15 @@ fn is_own(user: NsUid, account: Option<u32>) -> bool {
 /// The refusal of what a container's root alone may do.
 ///
 /// An attacker wants a device that the container has for its root, or for a group in there: the broker can't tell who in there may open it.
+/// Or it wants to be on a network of the host's, or to use up what the account may have there, which is for root to share out.
 /// Root of a container that an ordinary user has made is that user.
-fn for_root() -> Refusal {
+fn for_root(what: &str) -> Refusal {
     Refusal::new(
         RefusalCode::NotAuthorized,
-        "only the container's root may have devices made, not an ordinary user's container",
+        format!("only the container's root may have {what} made, not an ordinary user's container"),
     )
     .rule("built-in nesting")
-    .hint("do without the device, or ask as the container's root")
+    .hint("do without, or ask as the container's root")
 }
 
 fn not_there() -> Refusal {
@@ -190,7 +196,8 @@ pub fn must_be_there(caller: &Caller, question: &Inquiry) -> Result<(), Refusal>
     let user = caller.user();
     match question {
         Inquiry::ListGrants { all: true } if user.is_root() => Ok(()),
-        Inquiry::MakeDevice { .. } if !caller.is_root_throughout() => Err(for_root()),
+        Inquiry::MakeDevice { .. } if !caller.is_root_throughout() => Err(for_root("devices")),
+        Inquiry::AddLink { .. } if !caller.is_root_throughout() => Err(for_root("links")),
         Inquiry::UsageOf { account } if is_own(user, *account) => Ok(()),
         Inquiry::CreateGrant(_)
         | Inquiry::Use {
@@ -203,6 +210,7 @@ pub fn must_be_there(caller: &Caller, question: &Inquiry) -> Result<(), Refusal>
                 | Act::Thaw
                 | Act::Kill
                 | Act::Cgroup
+                | Act::RemoveLink
                 | Act::Release,
             ..
         }
@@ -211,12 +219,10 @@ pub fn must_be_there(caller: &Caller, question: &Inquiry) -> Result<(), Refusal>
         | Inquiry::CreateCgroup { .. }
         | Inquiry::ForgetRange { .. }
         | Inquiry::MakeDevice { .. }
+        | Inquiry::AddLink { .. }
         | Inquiry::ListGrants { all: false }
         | Inquiry::Connect => Ok(()),
-        Inquiry::Use {
-            act: Act::OpenCgroup | Act::RemoveLink | Act::Unpublish | Act::MapDirectory, ..
-        }
-        | Inquiry::AddLink { .. }
+        Inquiry::Use { act: Act::OpenCgroup | Act::Unpublish | Act::MapDirectory, .. }
         | Inquiry::PublishPorts { .. }
         | Inquiry::AllowDevice { .. }
         | Inquiry::ListGrants { all: true }
@@ -225,17 +231,15 @@ pub fn must_be_there(caller: &Caller, question: &Inquiry) -> Result<(), Refusal>
     }
 }
 
-/// Refuses links of a grant that is made from inside another.
+/// Refuses links of a grant that an ordinary user of a container makes, or root of such a one's container.
 ///
 /// # Errors
-/// [`RefusalCode::Unsupported`].
-pub fn must_have_no_links(caller: &Caller, request: &CreateGrant) -> Result<(), Refusal> {
-    if caller.nested.is_some() && !request.links.is_empty() {
-        return Err(Refusal::new(RefusalCode::Unsupported, "links are not there for grants inside a grant")
-            .rule("built-in nesting")
-            .hint("`cgrant` inside makes them itself, with the container's own rights, on a bridge in its network"));
+/// [`RefusalCode::NotAuthorized`].
+pub fn may_have_links(caller: &Caller, request: &CreateGrant) -> Result<(), Refusal> {
+    match caller.nested.is_some() && !request.links.is_empty() && !caller.is_root_throughout() {
+        true => Err(for_root("links")),
+        false => Ok(()),
     }
-    Ok(())
 }
 
 /// Refuses an ordinary user inside a grant a larger share of the processors than what lies beside its own grants has.
@@ -350,6 +354,13 @@ pub fn translated(engine: &Engine, caller: &Caller, answer: Answer) -> Result<An
             explanation.application.clear();
             Answer::Explained(explanation)
         }
+        Answer::Link(link, tap) => Answer::Link(seen_inside(link), tap),
+        Answer::Bridges(bridges) => {
+            // What the account has on it, and what the host has, is not for those inside to know.
+            let name =
+                |bridge: BridgeInfo| BridgeInfo { device: String::new(), links: 0, clash: None, ..bridge };
+            Answer::Bridges(bridges.into_iter().map(name).collect())
+        }
         Answer::Processes(pids) => Answer::Processes(pids_seen_by(engine, caller, &pids)?),
         other => other,
     })
@@ -388,9 +399,16 @@ pub fn retold(hearers: &Hearers, event: &Event) -> Option<Event> {
     let mut event = event.clone();
     match &mut event {
         Event::Added { grant } => *grant = seen_from(around, range, user, grant.clone()),
+        Event::LinkAdded { account, link, .. } => {
+            (*account, *link) = (user.0, seen_inside(link.clone()));
+        }
+        Event::Changed { account, change, .. } => {
+            *account = user.0;
+            if let GrantChange::Links(links) = change {
+                links.iter_mut().for_each(|link| *link = seen_inside(link.clone()));
+            }
+        }
         Event::Ended { account, .. }
-        | Event::Changed { account, .. }
-        | Event::LinkAdded { account, .. }
         | Event::LinkRemoved { account, .. }
         | Event::Oom { account, .. }
         | Event::Usage { account, .. }
@@ -411,7 +429,13 @@ fn seen_from(around: &Grant, range: Range, user: NsUid, mut info: GrantInfo) -> 
     // They lie above what is the root of every hierarchy there.
     info.hierarchies.clear();
     info.parent = info.parent.filter(|parent| *parent != around.id);
+    info.links = info.links.into_iter().map(seen_inside).collect();
     info
+}
+
+/// A link as those inside are told of it: without the device on the host.
+fn seen_inside(link: LinkInfo) -> LinkInfo {
+    LinkInfo { host_name: String::new(), ifindex: 0, ..link }
 }
 
 /// The pids by which the caller's pid namespace knows the processes; those that it does not know are left out.

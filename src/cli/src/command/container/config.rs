@@ -188,8 +188,10 @@ impl Config {
     /// Refuses what can't be had where the broker is asked: in a container there is less than on a host.
     pub(super) fn check_place(&self, client: &Client) -> Result<(), Failure> {
         match &self.link {
-            Some(Link { bridge, publish, properties }) if inner::is_here(&client.endpoint) => {
-                inner::check(bridge.as_deref(), !publish.is_empty(), properties)
+            Some(Link { bridge, publish, properties })
+                if inner::is_own(&client.endpoint, bridge.as_deref()) =>
+            {
+                inner::check(!publish.is_empty(), properties)
             }
             _ => Ok(()),
         }

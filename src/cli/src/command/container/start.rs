@@ -94,7 +94,8 @@ fn go_on(client: &Client, found: &Found, begun: Begun) -> Result<(), Failure> {
     let failed = |source| Failure::Start { doing: found.doing.clone(), source };
     let session = client.connect(&found.doing)?;
     let namespaces = begun.namespaces().map_err(failed)?;
-    let grant = grant(&session, found, &namespaces, inner::is_here(&client.endpoint))?;
+    let bridge = found.config.link.as_ref().and_then(|link| link.bridge.as_deref());
+    let grant = grant(&session, found, &namespaces, inner::is_own(&client.endpoint, bridge))?;
     if namespaces.is_apart() {
         let monitor = named(&namespaces)?;
         attach(&session, &grant.path, monitor, Target::Monitor).doing(|| found.doing.clone())?;
@@ -141,7 +142,7 @@ fn grant(
     session: &Session,
     found: &Found,
     namespaces: &Namespaces,
-    is_inside: bool,
+    is_own_link: bool,
 ) -> Result<Grant, Failure> {
     let config = &found.config;
     let limits: Vec<(String, String)> =
@@ -158,7 +159,7 @@ fn grant(
         // They are its range's still.
         false => options.range_count(config.ids()),
     };
-    if let Some(wanted) = config.link.as_ref().filter(|_| !is_inside) {
+    if let Some(wanted) = config.link.as_ref().filter(|_| !is_own_link) {
         let link = link::options(wanted.bridge.as_deref(), &wanted.ports()?, &wanted.properties)?;
         options = options.links(vec![link.netns(namespaces.network())]);
     }
@@ -166,7 +167,7 @@ fn grant(
     let granted = storage::make_grant(session, &found.name, &options, Some(SUCCESSION));
     let (path, result, payload) = granted.doing(|| found.doing.clone())?;
     let network = match &config.link {
-        Some(wanted) if is_inside => {
+        Some(wanted) if is_own_link => {
             Some(inner::connect(namespaces.network(), &found.name, &wanted.properties)?)
         }
         _ => result.links.as_deref().map(run::network),

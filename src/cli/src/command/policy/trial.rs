@@ -39,7 +39,9 @@ pub(super) fn judge(
         return Err(Failure::Usage(format!("--inside is for create-grant, not for {}", args.request)));
     }
     if place.is_some() && (args.link || args.bridge.is_some() || !args.publish.is_empty()) {
-        return Err(Failure::Usage("the broker makes no links inside a container".to_owned()));
+        return Err(Failure::Usage(
+            "--link is for what an account asks for itself, not with --inside".to_owned(),
+        ));
     }
     let mut said = Said { policy, caller, place, rule: policy.ruling(caller).label.clone(), action: None };
     let denial = ask(&mut said, args)?.err();
@@ -230,6 +232,7 @@ fn with_link(
     let usual = ruling.network.bridges.first().map(|bridge| bridge.as_str()).unwrap_or_default();
     let ports = ports(&args.publish);
     let link = NewLink {
+        nested: false,
         bridge: args.bridge.as_deref().unwrap_or(usual),
         address4: None,
         address6: None,

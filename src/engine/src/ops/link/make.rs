@@ -145,7 +145,7 @@ impl<'a> Prepared<'a> {
 
     fn record(&self, request: &LinkRequest, site: Site, reserved: Option<Reserved>) -> LinkRecord {
         let (engine, grant) = (self.engine, self.grant);
-        let (account, name, bridge) = (grant.account.0, grant.name.as_str(), site.bridge.name.clone());
+        let (account, name, bridge) = (grant.account.0, known_as(grant), site.bridge.name.clone());
         let prefix4 = |net: ipnet::Ipv4Net, address| Address { address, prefix: net.prefix_len() };
         let own4 =
             site.networks.subnet4.zip(reserved).map(|(net, got)| prefix4(net, address4(net, got.number)));
@@ -154,7 +154,7 @@ impl<'a> Prepared<'a> {
             prefix: net.prefix_len(),
         });
         let secret = engine.network.addresses.secret();
-        let mac = |salt| secret.mac(account, name, &request.name, salt);
+        let mac = |salt| secret.mac(account, &name, &request.name, salt);
         let free = (0..SALTS).map(mac).find(|mac| !engine.network.helper.has_mac(&bridge, *mac));
         let network = &self.terms.network;
         let info = LinkInfo {
@@ -176,7 +176,7 @@ impl<'a> Prepared<'a> {
             vlan: request.vlan,
             ports: request.ports.clone(),
         };
-        let label = names::label(name);
+        let label = names::label(&name);
         let owns = label
             .as_deref()
             .is_some_and(|label| engine.network.addresses.owner_of_name(&bridge, label) == Some(account));
@@ -185,7 +185,7 @@ impl<'a> Prepared<'a> {
             key: LinkKey { grant: grant.id, name: request.name.clone() },
             account,
             host_name: label.unwrap_or_else(|| format!("g{}", grant.id)),
-            names: names::of_container(name, account, user.as_deref(), owns),
+            names: names::of_container(&name, account, user.as_deref(), owns),
             info,
             configure: request.configure,
             open: network.open,
@@ -299,21 +299,31 @@ fn replace(record: &mut GrantRecord, key: &LinkKey, by: LinkRecord) {
     }
 }
 
-/// Does a container of this name come again? Not one whose name the engine made up.
+/// Is its address kept for a container of this name that comes again? Not where the engine made the name up, nor inside another
+/// one, where anybody may make names up.
 fn keeps_name(grant: &Grant) -> bool {
-    grant.name.as_str() != format!("g{}", grant.id)
+    !grant.path.is_nested() && grant.name.as_str() != format!("g{}", grant.id)
+}
+
+/// What its links are known by, in which addresses they get and in what they are called.
+///
+/// An attacker in a container wants to be taken for another one of the account's: it gives one inside of it that one's name. Those
+/// inside have the way to them before their names, which is nobody's name.
+fn known_as(grant: &Grant) -> String {
+    let names: Vec<String> = grant.path.steps.iter().map(ToString::to_string).collect();
+    names.join("/")
 }
 
 /// Whose the address of a grant's link is.
-fn owner(account: u32, grant: &str, link: &str) -> Owner {
-    Owner { account, grant: grant.to_owned(), link: link.to_owned() }
+fn owner(grant: &Grant, link: &str) -> Owner {
+    Owner { account: grant.account.0, grant: known_as(grant), link: link.to_owned() }
 }
 
 /// Gives back the address and the ports of a link that is not there.
 pub fn let_go(engine: &Engine, grant: &Grant, record: &LinkRecord) {
     let (link, network) = (&record.link, &engine.network);
     network.claims.release(&link.key, &link.info.ports);
-    let owner = owner(link.account, grant.name.as_str(), &link.info.name);
+    let owner = owner(grant, &link.info.name);
     network.addresses.free(&record.bridge.name, &owner, grant.id);
 }
 
@@ -321,7 +331,7 @@ pub fn let_go(engine: &Engine, grant: &Grant, record: &LinkRecord) {
 fn abandon(engine: &Engine, grant: &Grant, record: &LinkRecord, new: bool) {
     let (link, network) = (&record.link, &engine.network);
     if new {
-        let owner = owner(link.account, grant.name.as_str(), &link.info.name);
+        let owner = owner(grant, &link.info.name);
         network.addresses.forget(&record.bridge.name, &owner, grant.id);
     }
     let_go(engine, grant, record);
@@ -334,7 +344,7 @@ pub fn take_over(engine: &Engine, grant: &Grant, record: &LinkRecord) {
         let networks = network.addresses.networks(&record.bridge.name);
         let usual = networks.subnet6.map(|net| address6(net, number));
         let given = link.info.address6.map(|address| address.address);
-        let own = owner(link.account, grant.name.as_str(), &link.info.name);
+        let own = owner(grant, &link.info.name);
         network.addresses.adopt(
             &record.bridge.name,
             &own,
@@ -409,7 +419,7 @@ fn reserve(
     addresses.note_user(grant.account.0, engine.ids.user_of(grant.account));
     let wanted = Request {
         bridge: &site.bridge.name,
-        owner: owner(grant.account.0, grant.name.as_str(), &request.name),
+        owner: owner(grant, &request.name),
         user: grant.id,
         span: site.span.clone(),
         excluded: site.excluded.clone(),

@@ -102,7 +102,7 @@ pub fn add(
     let wishes = wishes(
         engine,
         &caller.subject(),
-        grant.account,
+        (grant.account, caller.nested.is_some()),
         requests,
         &record.links,
         Some((caller, &mut fds)),
@@ -401,9 +401,11 @@ fn set_ports(
 pub fn list_bridges(engine: &Engine, caller: &Caller) -> Outcome {
     engine.authorize_silently(caller, &Request::ListBridges)?;
     let policy = engine.policy();
+    let network = &policy.ruling(&caller.subject()).network;
+    let allowed = if caller.nested.is_some() { &network.nesting_bridges } else { &network.bridges };
     let mut bridges = Vec::new();
-    for name in &policy.ruling(&caller.subject()).network.bridges {
-        if let Some(bridge) = bridge_info(engine, caller.uid, name.as_str()) {
+    for name in allowed {
+        if let Some(bridge) = bridge_info(engine, caller.account(), name.as_str()) {
             bridges.push(bridge);
         }
     }

@@ -36,6 +36,8 @@ pub struct Wish {
     pub netns: Option<NetnsFd>,
     /// Bridges that it may be on, best first.
     pub bridges: Vec<String>,
+    /// Is it asked for from inside a grant?
+    nested: bool,
     /// The ports as policy looks at them.
     host_ports: Vec<HostPort>,
 }
@@ -45,6 +47,7 @@ impl Wish {
     pub fn judged(&self) -> NewLink<'_> {
         NewLink {
             bridge: self.bridges.first().map_or("", String::as_str),
+            nested: self.nested,
             address4: self.request.address4,
             address6: self.request.address6,
             upload: self.request.upload,
@@ -61,7 +64,7 @@ fn invalid(message: impl Into<String>) -> Refusal {
 
 /// Checks links that are asked for in one request, for a grant of `account` that has `existing` ones. `userns` is the user
 /// namespace that was shown in the same request, which then must own their network namespaces. Without `shown`, the caller and its
-/// descriptors, nothing is to be made, and network namespaces don't matter.
+/// descriptors, nothing is to be made, and network namespaces don't matter. `nested` says whether they are asked for from inside a grant.
 ///
 /// # Errors
 /// [`RefusalCode::InvalidArgument`], [`RefusalCode::InvalidName`], [`RefusalCode::LinkExists`],
@@ -69,7 +72,7 @@ fn invalid(message: impl Into<String>) -> Refusal {
 pub fn wishes(
     engine: &Engine,
     subject: &Subject,
-    account: HostUid,
+    (account, nested): (HostUid, bool),
     requests: &[LinkRequest],
     existing: &[LinkRecord],
     mut shown: Option<(&Caller, &mut check::Descriptors)>,
@@ -108,6 +111,9 @@ pub fn wishes(
     }
     for request in requests {
         check_bridge(&request.bridge)?;
+        if nested {
+            fits_inside(request)?;
+        }
         check_figures(request)?;
         check_ports(&request.ports, &taken)?;
         taken.extend(&request.ports);
@@ -144,7 +150,7 @@ pub fn wishes(
         };
         let bridges = bridges(engine, subject, &request.bridge);
         let host_ports = host_ports(&request.ports);
-        wishes.push(Wish { request, auto_name, netns, bridges, host_ports });
+        wishes.push(Wish { request, auto_name, netns, bridges, nested, host_ports });
     }
     Ok(wishes)
 }
@@ -168,6 +174,37 @@ fn bridges(engine: &Engine, subject: &Subject, asked: &str) -> Vec<String> {
     let policy = engine.policy();
     let allowed = &policy.ruling(subject).network.bridges;
     allowed.iter().map(|bridge| bridge.as_str().to_owned()).filter(|name| exists(engine, name)).collect()
+}
+
+/// What a link of a grant inside another one can't be.
+///
+/// An attacker wants to be where others expect somebody else: on a port of the host's, or by an address that another container of
+/// the account's is known by. Neither is to be had from inside; which bridge it is to be the root there says, and policy has
+/// the last word on it.
+fn fits_inside(request: &LinkRequest) -> Result<(), Refusal> {
+    let refused = |message: &str, hint: &str| {
+        Err(Refusal::new(RefusalCode::Unsupported, message).rule("built-in nesting").hint(hint))
+    };
+    let LinkRequest { kind, bridge, address4, address6, ports, .. } = request;
+    if bridge.is_empty() {
+        return refused(
+            "a link of a grant inside a grant has to say its bridge",
+            "ListBridges tells which there are; a network without any of the host's `cgrant --link` makes",
+        );
+    }
+    if *kind == LinkKind::Tap {
+        return refused("taps are not there for grants inside a grant", "make one in the container itself");
+    }
+    if address4.is_some() || address6.is_some() {
+        return refused("addresses can't be chosen for grants inside a grant", "ask without one");
+    }
+    if !ports.is_empty() {
+        return refused(
+            "ports of the host's are not there for grants inside a grant",
+            "publish one for the outermost container",
+        );
+    }
+    Ok(())
 }
 
 /// What can't be the name of a bridge is refused here, before it gets into any message.
@@ -288,7 +325,8 @@ pub fn check_ports(ports: &[PublishedPort], taken: &[PublishedPort]) -> Result<(
 /// root's uses. The kernel's word on the very descriptor decides that the helper is given: it is a network namespace, not the
 /// host's, and ruled by a user namespace that the account made. (Who made a user namespace has every right in it.) When a user
 /// namespace is shown in the same request, it must be that one, so that a grant is not given to two containers. A namespace
-/// that dies meanwhile is no danger: the descriptor keeps naming it and nothing else.
+/// that dies meanwhile is no danger: the descriptor keeps naming it and nothing else. For the root of a grant it has to be one of its
+/// own making, which the container that it is in is not: that has the links that it was given outside.
 ///
 /// # Errors
 /// [`RefusalCode::InvalidDescriptor`] or [`RefusalCode::NotAuthorized`].
@@ -329,10 +367,16 @@ pub fn own_netns(
         return Err(foreign("the network namespace belongs to the host".to_owned()));
     }
     let owner = ruler.owner_uid().map_err(check::internal)?;
-    if owner != account.0 {
-        return Err(foreign(format!("the network namespace belongs to uid {owner}, not to you")));
+    match caller.nested {
+        // A range's ids are mapped by one grant at a time: nobody else has this uid.
+        Some(_) if owner != caller.uid.0 => {
+            Err(foreign("the network namespace belongs to another uid than yours".to_owned()))
+        }
+        None if owner != account.0 => {
+            Err(foreign(format!("the network namespace belongs to uid {owner}, not to you")))
+        }
+        _ => Ok(netns),
     }
-    Ok(netns)
 }
 
 #[cfg(test)]
