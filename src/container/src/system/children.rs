@@ -5,10 +5,11 @@
 //! in it sees them, and this monitor only from outside of all containers. Inside, who stops a container that has others in it
 //! stops these before (systemd does, by units that `cgrant` makes).
 //!
-//! An attacker in the container wants a process ended that is not in it, or the end of the container never to come. Who is told is in a
-//! cgroup of the container's when it is told, and how long all of that may take is the caller's.
+//! An attacker in the container wants a process ended that is not in it, the end of the container never to come, or others in there not to
+//! end in order. Who is told is in a cgroup of the container's when it is told, how long all of that may take is the caller's, and each
+//! level has its part of it, whoever does not end.
 
-use std::path::Path;
+use std::{path::Path, time::Instant};
 
 use cgrant_sys::{
     Dir, Pidfd,
@@ -32,6 +33,8 @@ const MOST: usize = 1024;
 pub(super) struct Children {
     /// The grants in the one that this process monitors.
     grants: Dir,
+    /// How deep those lie that are told now, and until when they are waited for.
+    level: Option<(usize, Instant)>,
     /// Monitors that were told.
     told: Vec<Pidfd>,
 }
@@ -49,44 +52,65 @@ impl Children {
             let is_monitors = place.path.ends_with(&format!("/{MONITOR}")) && !place.path.contains("/../");
             is_monitors.then(|| Dir::open(&root.join(grant).join(CHILDREN)).ok()).flatten()
         });
-        Some(Self { grants: grants?, told: Vec::new() })
+        Some(Self { grants: grants?, level: None, told: Vec::new() })
     }
 
-    /// Tells those that nobody lives in any more; `false` if there is nobody left to be waited for.
-    pub(super) fn go_on(&mut self) -> bool {
+    /// Tells those that nobody lives in any more; there is time `until` then. `false` if there is nobody left to be waited for.
+    pub(super) fn go_on(&mut self, until: Instant) -> bool {
         self.told.retain(|monitor| monitor.is_alive().unwrap_or(false));
-        if self.told.is_empty() {
-            let mut innermost = (0, Vec::new());
-            find(&self.grants, 1, &mut innermost);
-            self.told = innermost.1;
-            self.told.retain(|monitor| monitor.send_signal(Signal::TERM).is_ok());
+        let now = Instant::now();
+        if let Some((depth, end)) = self.level
+            && now < end
+            && (!self.told.is_empty() || self.tell(depth))
+        {
+            return true;
         }
-        !self.told.is_empty()
+        // From the innermost outwards, and never back to who did not end.
+        let below = self.level.map_or(DEPTH + 1, |(depth, _)| depth);
+        let Some(depth) = deepest(&self.grants, 1, below) else { return false };
+        let levels = u32::try_from(depth).unwrap_or(u32::MAX).max(1);
+        self.level = Some((depth, now + until.saturating_duration_since(now) / levels));
+        self.tell(depth);
+        true
+    }
+
+    /// Tells the monitors that live so deep; `false` if there are none.
+    fn tell(&mut self, depth: usize) -> bool {
+        let mut monitors = Vec::new();
+        at_depth(&self.grants, depth, &mut monitors);
+        let are_there = !monitors.is_empty();
+        // One that can't be told is ending.
+        monitors.retain(|monitor| monitor.send_signal(Signal::TERM).is_ok());
+        self.told = monitors;
+        are_there
     }
 }
 
-/// The monitors that lie deepest, and how deep that is.
-fn find(grants: &Dir, depth: usize, innermost: &mut (usize, Vec<Pidfd>)) {
+/// How deep the innermost monitors lie, of those that lie less deep than `below`.
+fn deepest(grants: &Dir, depth: usize, below: usize) -> Option<usize> {
+    if depth >= below {
+        return None;
+    }
+    let each = |name: &String| {
+        let grant = grants.open_dir(name).ok()?;
+        let inner = grant.open_dir(CHILDREN).ok().and_then(|inner| deepest(&inner, depth + 1, below));
+        inner.or_else(|| (!living(&grant.open_dir(MONITOR).ok()?).is_empty()).then_some(depth))
+    };
+    grants.dirs().unwrap_or_default().iter().filter_map(each).max()
+}
+
+/// The monitors that lie `depth` grants deep, at most [`MOST`].
+fn at_depth(grants: &Dir, depth: usize, monitors: &mut Vec<Pidfd>) {
     for name in grants.dirs().unwrap_or_default() {
         let Ok(grant) = grants.open_dir(&name) else { continue };
-        if depth < DEPTH
-            && let Ok(children) = grant.open_dir(CHILDREN)
-        {
-            find(&children, depth + 1, innermost);
+        if depth > 1 {
+            if let Ok(inner) = grant.open_dir(CHILDREN) {
+                at_depth(&inner, depth - 1, monitors);
+            }
+        } else if let Ok(monitor) = grant.open_dir(MONITOR) {
+            monitors.extend(living(&monitor));
         }
-        if depth < innermost.0 {
-            continue;
-        }
-        let Ok(monitor) = grant.open_dir(MONITOR) else { continue };
-        let living = living(&monitor);
-        if living.is_empty() {
-            continue;
-        }
-        if depth > innermost.0 {
-            *innermost = (depth, Vec::new());
-        }
-        innermost.1.extend(living);
-        innermost.1.truncate(MOST);
+        monitors.truncate(MOST);
     }
 }
 

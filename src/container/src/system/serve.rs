@@ -382,7 +382,7 @@ impl<'s> Server<'s> {
         let Some(mut halt) = self.halt else { return };
         let out_of_time = Instant::now() >= halt.deadline;
         if let Some(children) = &mut self.children {
-            if Instant::now() < halt.children_until && children.go_on() {
+            if Instant::now() < halt.children_until && children.go_on(halt.children_until) {
                 return;
             }
             self.children = None;
