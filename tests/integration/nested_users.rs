@@ -36,8 +36,11 @@ fn everybodys(client: &Client) -> Result<Vec<(String, u32)>, Refused> {
     Ok(rows.into_iter().map(|(_, name, account)| (name, account)).collect())
 }
 
+/// First uid and gid, their number, the name, the grant.
+type RangeRow = (u32, u32, u32, String, String);
+
 fn ranges(client: &Client) -> Vec<(u32, String)> {
-    let ranges: Vec<(u32, u32, u32, String, String)> = client.manager("ListRanges", &()).unwrap();
+    let ranges: Vec<RangeRow> = client.manager("ListRanges", &()).unwrap();
     let mut ranges: Vec<(u32, String)> = ranges.into_iter().map(|range| (range.0, range.3)).collect();
     ranges.sort();
     ranges
@@ -280,7 +283,7 @@ fn nothing_of_others_is_taken(lab: &Lab) {
 
 // Names, and what is kept for them, are each user's.
 fn keys_and_names_are_each_users(lab: &Lab) {
-    let (broker, user, client) = let_in(lab, 2);
+    let (mut broker, user, client) = let_in(lab, 2);
     let one = Level::new(&user, &client, "one", nesting(4));
     let root = one.client(lab, &user, broker.socket());
     let ann = one.client_of(lab, &user, ANN, broker.socket());
@@ -308,6 +311,24 @@ fn keys_and_names_are_each_users(lab: &Lab) {
     ann.manager::<_, ()>("ForgetRange", &"kept").unwrap_err().is("InvalidArgument", "no range");
     let kept = |client: &Client| ranges(client);
     assert_eq!((kept(&root).len(), kept(&ann).len(), kept(&bob).len()), (1, 0, 1));
+    // What was a user's never is another's, for what had the ids may be there still: a namespace beside the grant, a program with a
+    // set-user-ID bit. It is that user's again, and counts.
+    let next = |client: &Client| {
+        let grant = client.create("next", Options::new()).unwrap();
+        release(client, &grant.path, Options::new()).unwrap();
+        client.manager::<_, ()>("ForgetRange", &"next").unwrap();
+        grant.uid
+    };
+    assert_eq!([&bob, &ann].map(next), [4 * BLOCK, 2 * BLOCK]);
+    root.create("next", Options::new()).unwrap_err().is("NoFreeRange", "");
+    broker.kill_everything();
+    broker.start_again();
+    let client = user.client_again(broker.socket());
+    release(&client, &client.find("one").unwrap(), Options::new().with("force", true)).unwrap();
+    let one = Level::new(&user, &client, "one", nesting(4));
+    let [root, ann, bob] = [0, ANN, BOB].map(|id| one.client_of(lab, &user, id, broker.socket()));
+    assert_eq!([&bob, &ann].map(next), [4 * BLOCK, 2 * BLOCK]);
+    root.create("next", Options::new()).unwrap_err().is("NoFreeRange", "");
     // Also when the whole container is made anew.
     release(&client, &one.grant.path, Options::new().with("force", true)).unwrap();
     let one = Level::new(&user, &client, "one", nesting(4));
@@ -352,7 +373,7 @@ fn a_user_has_so_many_blocks(lab: &Lab) {
     release(&ann, &again.path, Options::new()).unwrap();
     ann.manager::<_, ()>("ForgetRange", &"a").unwrap();
     release(&ann, &bare.path, Options::new()).unwrap();
-    assert_eq!(usage(&ann), row(0));
+    assert_eq!(usage(&ann), row(1));
     ann.create("a", Options::new().count(2 * BLOCK)).unwrap();
     refused(&ann, "c", || Options::new().no_range());
     // Neither the other user's nor root's is less by it.
@@ -388,6 +409,11 @@ fn root_of_a_users_container_is_that_user(lab: &Lab) {
     release(&within, &within.find("c").unwrap(), Options::new()).unwrap();
     within.create("d", Options::new().no_range()).unwrap();
     checker::assert_in_order(lab);
+    // Nobody acts on ids by their number over a connection of who had them before.
+    release(&ann, &two.grant.path, Options::new().with("force", true)).unwrap();
+    within.manager::<_, ()>("ForgetRange", &"a").unwrap_err().is("NotAuthorized", "ended or left");
+    let ranges: Result<Vec<RangeRow>, Refused> = within.manager("ListRanges", &());
+    ranges.unwrap_err().is("NotAuthorized", "ended or left");
 }
 
 // Three levels, the second and third made by ordinary users of the one above.
@@ -450,6 +476,14 @@ fn a_flood_leaves_others_room(lab: &Lab) {
     let anns: Vec<Client> = (0..4).map(|_| connect(ANN).unwrap()).collect();
     let web = one.inner_of(&user, ANN, &anns[0], "web", Options::new().lifetime("persistent"));
     assert!(connect(ANN).is_err(), "a fifth");
+    // Nor by other ids of its container's, from beside that.
+    let connect_when_told = ["connect-when-told", broker.socket().to_str().unwrap()];
+    for id in [0, 5, 6] {
+        let (process, line, _) = user.agent_in(&web.namespace, id, &connect_when_told);
+        assert_eq!(line, "ok");
+        put(lab, &user, "one", process.pid);
+        assert!(Client::try_new(connected(&process), id, process).is_err(), "{id}");
+    }
     let others: Vec<Client> = [BOB, BOB, BOB, 71].into_iter().map(|id| connect(id).unwrap()).collect();
     assert!(connect(72).is_err(), "all users together");
     connect(0).unwrap().create("roots", Options::new().no_range()).unwrap();

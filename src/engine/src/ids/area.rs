@@ -26,7 +26,8 @@ pub struct Slot {
     pub inner: Vec<InnerSlot>,
 }
 
-/// A part of a range that stays with the name of a grant inside the one that has the range.
+/// A part of a range that stays with the name of a grant inside the one that has the range; or, without one, with an ordinary user in there,
+/// who had it: what has these ids may be that user's still.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InnerSlot {
@@ -40,7 +41,8 @@ pub struct InnerSlot {
     #[serde(default = "root", skip_serializing_if = "is_root")]
     pub user: NsUid,
     /// The name.
-    pub name: GrantName,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<GrantName>,
 }
 
 const fn root() -> NsUid {

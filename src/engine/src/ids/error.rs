@@ -89,6 +89,9 @@ pub enum IdError {
         /// How many are asked for.
         count: u32,
     },
+    /// An ordinary user asks for a part of a range that goes with its grant: what the user had could not be kept from others then.
+    #[error("the container around has ids without a name, of which its ordinary users are given none")]
+    NothingKept,
     /// The account has no range of the name.
     #[error("the account has no range of the name {0}")]
     NoSuchRange(GrantName),
@@ -144,6 +147,8 @@ impl From<IdError> for Refusal {
             IdError::NoRoomInside { .. } => of(RefusalCode::NoFreeRange).hint(
                 "end grants or untie ranges of names that are not needed, or make the container anew with more blocks for nesting",
             ),
+            IdError::NothingKept => of(RefusalCode::Unsupported)
+                .hint("make the container around with a range that has a name, as `cgrant launch` does"),
             IdError::NoSuchRange(_) => of(RefusalCode::InvalidArgument).hint("ListRanges shows the ranges and their names"),
             IdError::Names(NamesError::TimedOut) => {
                 of(RefusalCode::TimedOut).hint("try again once the host's name service (NSS) answers")

@@ -6,6 +6,12 @@
 //! An attacker inside wants ids of what it is in, or of another container beside it. It chooses a name, a size and
 //! an order of requests; the parts lie behind the own ids of the grant around, apart from all that is in use there, and the kernel
 //! maps nothing into a namespace that its parent does not have.
+//!
+//! An ordinary user inside wants the ids of another one's next container: a process in a namespace that has them, or a program with such an
+//! id's set-user-ID bit, which are still there when the grant that had the ids is not. So what a user had once is that user's for as long as
+//! the range around is there, and counts with what the user has.
+
+use std::collections::BTreeSet;
 
 use cgrant_policy::{BLOCK, GrantName, IdRange, IdSpan, NsUid};
 use cgrant_wire::{GrantId, Range, RangeInfo};
@@ -29,10 +35,11 @@ pub struct Around {
 
 impl IdRecord {
     /// A part of a range for a grant made inside the one that has it: the one of this name there, or with `None` any that neither
-    /// has a name nor is in use, which `live` says. `count` 0 means the size that the name's part has, or 65536.
+    /// has a name nor is in use, which `live` says, nor was another user's. `count` 0 means the size that the name's part has, or 65536.
     ///
     /// # Errors
-    /// [`IdError::NoRoomInside`], [`IdError::InUse`], [`IdError::SizeDiffers`]; [`IdError::Io`] if a new name can't be recorded.
+    /// [`IdError::NoRoomInside`], [`IdError::InUse`], [`IdError::SizeDiffers`]; [`IdError::NothingKept`]; [`IdError::Io`] if it can't be
+    /// recorded.
     pub fn acquire_inner(
         &self,
         around: Around,
@@ -42,9 +49,25 @@ impl IdRecord {
     ) -> Result<IdRange, IdError> {
         self.locked(|inner| match inner.part_of(around, name, count, live)? {
             Part::Known(range) => Ok(range),
-            Part::New { range, mut area, offset, part } => {
-                if let Some(part) = part {
-                    area.change(offset, |slot| slot.inner.push(part));
+            Part::New { range, first, mut area, offset, part } => {
+                let span = range.uids();
+                let is_within =
+                    |known: &InnerSlot| first.checked_add(known.around).is_some_and(|at| span.contains(at));
+                let mut changed = part.is_some();
+                // What is kept now says the same of these.
+                let is_covered = |known: &InnerSlot| {
+                    part.is_some()
+                        && known.name.is_none()
+                        && span_of(known, first).is_some_and(|known| span.covers(known))
+                };
+                area.change(offset, |slot| {
+                    let before = slot.inner.len();
+                    // What was kept in there for others who had it.
+                    slot.inner.retain(|known| !is_within(known) && !is_covered(known));
+                    changed |= slot.inner.len() < before;
+                    slot.inner.extend(part.clone());
+                });
+                if changed {
                     inner.write(area)?;
                 }
                 Ok(range)
@@ -66,29 +89,38 @@ impl IdRecord {
         self.locked(|inner| inner.part_of(around, name, count, live).map(|_| ()))
     }
 
-    /// How many blocks of a range a user in there has: those that its live grants have, `live`, and those that are kept for its names; and
-    /// with a part more, of this name and size as [`acquire_inner`](Self::acquire_inner) takes them, what it comes to then.
+    /// How many blocks of a range a user in there has: those that its live grants have, `own`, and those that are kept for it; and
+    /// with a part more, of this name and size as [`acquire_inner`](Self::acquire_inner) takes them, what it comes to then. `live` are
+    /// everybody's.
     ///
     /// # Errors
     /// [`IdError::Damaged`] if the record does not have the range.
     pub fn blocks_inside(
         &self,
         around: Around,
-        live: &[IdSpan],
+        own: &[IdSpan],
+        live: &[(IdSpan, GrantId)],
         more: Option<(Option<&GrantName>, u32)>,
     ) -> Result<u64, IdError> {
         self.locked(|inner| {
             let (area, slot, at) = inner.slot_around(around.range)?;
             let first = area.span.first() + slot.offset;
-            let here = |known: &&InnerSlot| known.around == at && known.user == around.user;
-            let name = more.and_then(|(name, _)| name);
-            let (asked, kept): (Vec<_>, Vec<_>) =
-                slot.inner.iter().filter(here).partition(|known| Some(&known.name) == name);
-            let unused = kept.into_iter().filter_map(|known| span_of(known, first));
-            let unused = unused.filter(|span| !live.iter().any(|live| live.overlaps(*span)));
-            let had: u64 = live.iter().copied().chain(unused).map(|span| blocks(span.count())).sum();
-            let new = more.map_or(0, |(_, count)| if count == 0 { BLOCK } else { count });
-            Ok(had + blocks(asked.first().map_or(new, |known| known.count)))
+            let is_its = |known: &&InnerSlot| known.around == at && known.user == around.user;
+            let kept: Vec<_> = slot.inner.iter().filter(is_its).collect();
+            let spans = kept.iter().filter_map(|known| span_of(known, first)).chain(own.iter().copied());
+            let mut has: BTreeSet<u32> = spans.flat_map(|span| blocks_of(around, span)).collect();
+            let Some((name, count)) = more else { return Ok(has.len() as u64) };
+            let is_known = name.is_some() && kept.iter().any(|known| known.name.as_ref() == name);
+            match inner.part_of(around, name, count, live) {
+                Ok(part) => has.extend(blocks_of(around, part.range().uids())),
+                // Where there is no room either, that it is too much is said first.
+                Err(_) if !is_known => {
+                    let count = if count == 0 { BLOCK } else { count };
+                    return Ok(has.len() as u64 + u64::from(count.div_ceil(BLOCK)));
+                }
+                Err(_) => {}
+            }
+            Ok(has.len() as u64)
         })
     }
 
@@ -106,7 +138,7 @@ impl IdRecord {
             let (area, slot, at) = inner.slot_around(around)?;
             let first = area.span.first() + slot.offset;
             let here = slot.inner.into_iter().filter(|known| known.around == at && known.user == whose);
-            Ok(here.filter_map(|known| Some((span_of(&known, first)?, known.name))).collect::<Vec<_>>())
+            Ok(here.filter_map(|known| Some((span_of(&known, first)?, known.name?))).collect::<Vec<_>>())
         })?;
         let info = |(span, name): (IdSpan, GrantName)| {
             let seen = IdSpan::new(span.first().checked_sub(around.uid)?, span.count()).ok()?;
@@ -116,18 +148,28 @@ impl IdRecord {
         Ok(parts.into_iter().filter_map(info).collect())
     }
 
-    /// Unties a part of a range from a name of a user in there.
+    /// Unties a part of a range from a name of a user in there. An ordinary user's stays that user's.
     ///
     /// # Errors
     /// [`IdError::NoSuchRange`], [`IdError::Io`].
     pub fn forget_inner(&self, around: Range, whose: NsUid, name: &GrantName) -> Result<(), IdError> {
         self.locked(|inner| {
             let (mut area, slot, at) = inner.slot_around(around)?;
-            let is_it = |known: &InnerSlot| known.around == at && known.user == whose && known.name == *name;
+            let is_it = |known: &InnerSlot| {
+                known.around == at && known.user == whose && known.name.as_ref() == Some(name)
+            };
             let part = slot.inner.iter().find(|known| is_it(known)).cloned();
             let part = part.ok_or_else(|| IdError::NoSuchRange(name.clone()))?;
-            let within = |known: &InnerSlot| known.around == part.offset;
-            area.change(slot.offset, |slot| slot.inner.retain(|known| !is_it(known) && !within(known)));
+            // Who has the range now may go on: what is kept for users in there without a name stays.
+            let goes = |known: &InnerSlot| {
+                is_it(known)
+                    || (known.name.is_some()
+                        && (part.offset..part.offset + part.count).contains(&known.around))
+            };
+            area.change(slot.offset, |slot| {
+                slot.inner.retain(|known| !goes(known));
+                slot.inner.extend((!whose.is_root()).then_some(InnerSlot { name: None, ..part }));
+            });
             inner.write(area)
         })
     }
@@ -140,13 +182,23 @@ enum Part {
     /// One that is free.
     New {
         range: IdRange,
-        /// Where the outermost range is.
+        /// The outermost range's first id.
+        first: u32,
+        /// Its area.
         area: Area,
         /// The outermost range's place in it.
         offset: u32,
-        /// What is to be recorded, if it is to belong to a name.
+        /// What is to be recorded, if it is to belong to a name, or an ordinary user has it for the first time.
         part: Option<InnerSlot>,
     },
+}
+
+impl Part {
+    const fn range(&self) -> IdRange {
+        match self {
+            Self::Known(range) | Self::New { range, .. } => *range,
+        }
+    }
 }
 
 impl Inner {
@@ -160,30 +212,45 @@ impl Inner {
         let (area, slot, at) = self.slot_around(around.range)?;
         let first = area.span.first() + slot.offset;
         let here = |known: &&InnerSlot| known.around == at;
+        let is_its = |known: &&InnerSlot| known.user == around.user;
         if let Some(name) = name
             && let Some(known) =
-                slot.inner.iter().filter(here).find(|known| known.user == around.user && known.name == *name)
+                slot.inner.iter().filter(here).filter(is_its).find(|known| known.name.as_ref() == Some(name))
         {
-            return named(known, first, count, live).map(Part::Known);
+            return named(known, name, first, count, live).map(Part::Known);
+        }
+        let is_ordinary = !around.user.is_root();
+        if is_ordinary && slot.name.is_none() {
+            return Err(IdError::NothingKept);
         }
         let count = if count == 0 { BLOCK } else { count };
         let none = || IdError::NoRoomInside { count };
+        let own = |known: &&InnerSlot| known.name.is_none() && is_its(known);
         let mut busy: Vec<IdSpan> = live.iter().map(|(span, _)| *span).collect();
-        busy.extend(slot.inner.iter().filter(here).filter_map(|known| span_of(known, first)));
-        let span = free(around, &busy, count).ok_or_else(none)?;
-        let kept = || area.slots().iter().map(|slot| slot.inner.len()).sum::<usize>();
-        if name.is_some() && kept() >= MAX_INNER {
+        // What the user had before, and nobody has now.
+        let had = slot.inner.iter().filter(here).filter(own).filter_map(|known| span_of(known, first));
+        let again = had
+            .filter_map(|had| had.part(0, count))
+            .find(|span| !busy.iter().any(|busy| busy.overlaps(*span)));
+        let others = slot.inner.iter().filter(here).filter(|known| !own(known));
+        busy.extend(others.filter_map(|known| span_of(known, first)));
+        let span = again.or_else(|| free(around, &busy, count)).ok_or_else(none)?;
+        let is_kept = |known: &InnerSlot| span_of(known, first).is_some_and(|known| known.covers(span));
+        let is_new =
+            name.is_some() || (is_ordinary && !slot.inner.iter().filter(here).filter(own).any(is_kept));
+        let all = || area.slots().iter().flat_map(|slot| &slot.inner);
+        let of_users = || all().filter(|known| !known.user.is_root()).count();
+        if is_new && (all().count() >= MAX_INNER || (is_ordinary && of_users() >= MAX_INNER / 2)) {
             return Err(none());
         }
-        let part = |name: &GrantName| InnerSlot {
+        let part = is_new.then(|| InnerSlot {
             around: at,
             offset: span.first() - first,
             count,
             user: around.user,
-            name: name.clone(),
-        };
-        let part = name.map(part);
-        Ok(Part::New { range: IdRange::same(span), area, offset: slot.offset, part })
+            name: name.cloned(),
+        });
+        Ok(Part::New { range: IdRange::same(span), first, area, offset: slot.offset, part })
     }
 
     /// The outermost range that this one is in or is, its area, and where in it this one begins.
@@ -201,9 +268,11 @@ impl Inner {
     }
 }
 
-/// How many blocks so many ids are, counted as those that they lie in.
-fn blocks(count: u32) -> u64 {
-    u64::from(count.div_ceil(BLOCK))
+/// The blocks that ids lie in, counted from those for grants inside.
+fn blocks_of(around: Around, span: IdSpan) -> impl Iterator<Item = u32> {
+    let begin = around.range.uid.saturating_add(around.own);
+    let block = move |id: u32| id.saturating_sub(begin) / BLOCK;
+    block(span.first())..=block(span.last())
 }
 
 fn span_of(part: &InnerSlot, first: u32) -> Option<IdSpan> {
@@ -211,8 +280,14 @@ fn span_of(part: &InnerSlot, first: u32) -> Option<IdSpan> {
 }
 
 /// The part that belongs to a name, if nobody has it.
-fn named(known: &InnerSlot, first: u32, count: u32, live: &[(IdSpan, GrantId)]) -> Result<IdRange, IdError> {
-    let name = known.name.clone();
+fn named(
+    known: &InnerSlot,
+    name: &GrantName,
+    first: u32,
+    count: u32,
+    live: &[(IdSpan, GrantId)],
+) -> Result<IdRange, IdError> {
+    let name = name.clone();
     if count != 0 && count != known.count {
         return Err(IdError::SizeDiffers { name, has: known.count, asked: count });
     }
@@ -266,11 +341,15 @@ mod tests {
     #[test]
     fn a_name_has_its_part_until_it_is_in_use() {
         let name = GrantName::new("web").unwrap();
-        let part = InnerSlot { around: 0, offset: BLOCK, count: BLOCK, user: NsUid::ROOT, name };
+        let kept = Some(name.clone());
+        let part = InnerSlot { around: 0, offset: BLOCK, count: BLOCK, user: NsUid::ROOT, name: kept };
         let first = 20 * BLOCK;
-        assert_eq!(named(&part, first, 0, &[]).unwrap(), IdRange::same(span(first + BLOCK, BLOCK)));
-        assert!(matches!(named(&part, first, 7, &[]), Err(IdError::SizeDiffers { .. })));
+        assert_eq!(named(&part, &name, first, 0, &[]).unwrap(), IdRange::same(span(first + BLOCK, BLOCK)));
+        assert!(matches!(named(&part, &name, first, 7, &[]), Err(IdError::SizeDiffers { .. })));
         let live = [(span(first + BLOCK, 1), GrantId(3))];
-        assert!(matches!(named(&part, first, 0, &live), Err(IdError::InUse { grant: GrantId(3), .. })));
+        assert!(matches!(
+            named(&part, &name, first, 0, &live),
+            Err(IdError::InUse { grant: GrantId(3), .. })
+        ));
     }
 }

@@ -620,7 +620,8 @@ fn users_inside_have_names_and_blocks_each_for_themselves() {
     let blocks = |user: u32, live: &[u32], more| {
         let live: Vec<IdSpan> =
             live.iter().map(|block| IdSpan::new(first + block * BLOCK, BLOCK).unwrap()).collect();
-        record.blocks_inside(around(user), &live, more).unwrap()
+        let all: Vec<_> = live.iter().map(|span| (*span, GrantId(9))).collect();
+        record.blocks_inside(around(user), &live, &all, more).unwrap()
     };
     let (web, db) = (name("web"), name("db"));
     assert_eq!((blocks(7, &[], None), blocks(71, &[], None), blocks(7, &[2], None)), (1, 0, 1));
@@ -632,4 +633,50 @@ fn users_inside_have_names_and_blocks_each_for_themselves() {
     assert!(matches!(record.forget_inner(range, NsUid(71), &web), Err(IdError::NoSuchRange(_))));
     record.forget_inner(range, NsUid(7), &web).unwrap();
     assert_eq!((kept(0), kept(7), kept(70)), (1, 0, 1));
+    // What was a user's is that user's, without a name too, and nobody else's; root's is root's to give back.
+    assert_eq!(blocks(7, &[], None), 1);
+    record.forget_inner(range, NsUid(0), &web).unwrap();
+    let unnamed = |record: &IdRecord, user: u32, live: &[(IdSpan, GrantId)]| {
+        record.acquire_inner(around(user), None, 0, live).map(|range| (range.uid().0 - first) / BLOCK)
+    };
+    assert_eq!((unnamed(&record, 7, &[]).unwrap(), unnamed(&record, 71, &[]).unwrap()), (2, 1));
+    assert!(matches!(unnamed(&record, 0, &[]), Err(IdError::NoRoomInside { .. })));
+    drop(record);
+    let record = host.open("a");
+    assert!(matches!(unnamed(&record, 72, &[]), Err(IdError::NoRoomInside { .. })));
+    assert_eq!((take(&record, 7, "db").unwrap(), unnamed(&record, 71, &[]).unwrap()), (2, 1));
+    let busy = [(IdSpan::new(first + BLOCK, BLOCK).unwrap(), GrantId(9))];
+    assert!(matches!(unnamed(&record, 71, &busy), Err(IdError::NoRoomInside { .. })));
+}
+
+#[test]
+fn who_has_a_range_next_finds_nothing_kept_in_it() {
+    let host = Host::new();
+    let record = host.open("a");
+    let first = record.acquire(ALICE, Some(&name("one")), 4 * BLOCK, GrantId(1), QUOTA).unwrap().uid().0;
+    let range =
+        |block: u32, count: u32| Range { uid: first + block * BLOCK, gid: first, count: count * BLOCK };
+    let around = |block, count| Around { range: range(block, count), own: BLOCK, user: NsUid::ROOT };
+    let take = |at: (u32, u32), label: Option<&str>, count: u32| {
+        let label = label.map(name);
+        let found = record.acquire_inner(around(at.0, at.1), label.as_ref(), count * BLOCK, &[]);
+        (found.unwrap().uid().0 - first) / BLOCK
+    };
+    assert_eq!(take((0, 4), None, 3), 1);
+    assert_eq!((take((1, 3), Some("web"), 2), take((2, 2), Some("deep"), 1)), (2, 3));
+    let kept = |block, count| record.list_inner(range(block, count), NsUid::ROOT, |_| None).unwrap().len();
+    assert_eq!((kept(1, 3), kept(2, 2)), (1, 1));
+    assert_eq!(take((0, 4), None, 3), 1, "the same ids, for another one");
+    assert_eq!((kept(1, 3), kept(2, 2)), (0, 0));
+}
+
+#[test]
+fn users_are_given_no_ids_that_nothing_is_kept_of() {
+    let host = Host::new();
+    let record = host.open("a");
+    let first = record.acquire(ALICE, None, 4 * BLOCK, GrantId(1), QUOTA).unwrap().uid().0;
+    let range = Range { uid: first, gid: first, count: 4 * BLOCK };
+    let around = |user: u32| Around { range, own: BLOCK, user: NsUid(user) };
+    assert!(matches!(record.acquire_inner(around(7), None, 0, &[]), Err(IdError::NothingKept)));
+    assert!(record.acquire_inner(around(0), None, 0, &[]).is_ok());
 }

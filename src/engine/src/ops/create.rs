@@ -444,7 +444,8 @@ pub fn user_blocks(engine: &Engine, caller: &Caller, more: Option<More<'_>>) -> 
     let without =
         grants.len().saturating_sub(spans.len()) + usize::from(more.is_some_and(|more| more.ids.is_none()));
     let part = more.and_then(|More { label, ids }| Some((label, ids?)));
-    let with = engine.ids.blocks_inside(inside.ids(), &spans, part)?;
+    let (around, live) = ids_inside(engine, inside, GrantId(0));
+    let with = engine.ids.blocks_inside(around, &spans, &live, part)?;
     Ok(Some(with.saturating_add(u64::try_from(without).unwrap_or(u64::MAX))))
 }
 

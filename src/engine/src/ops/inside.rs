@@ -3,14 +3,18 @@
 //! A grant with ids is left by nobody: its processes have other uids than the account. A bare grant without ids has
 //! the account's own uid inside; these checks keep its processes from lifting their own limits through the broker.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use cgrant_policy::{Application, GrantPath, HostUid};
 use cgrant_sys::{namespace::UsernsFd, pidfd::Pidfd};
-use cgrant_wire::{Refusal, RefusalCode};
+use cgrant_wire::{Range, Refusal, RefusalCode};
 
 use super::check;
-use crate::{connection::Caller, engine::Engine, registry::Grant};
+use crate::{
+    connection::{Caller, own_ids},
+    engine::Engine,
+    registry::Grant,
+};
 
 /// The grant whose payload the process lies in.
 ///
@@ -96,8 +100,35 @@ fn ordinary(engine: &Engine, path: &GrantPath, uid: HostUid) -> Option<HostUid> 
         let grant = engine.registry().at(&GrantPath { account: path.account, steps })?;
         return grant.live().record.nested.as_ref().map(|nested| HostUid(nested.uid));
     }
-    let range = engine.registry().at(path)?.live().record.range;
-    range.is_none_or(|range| range.uid != uid.0).then_some(uid)
+    let grant = engine.registry().at(path)?;
+    let (range, nesting) = {
+        let live = grant.live();
+        (live.record.range, live.record.nesting)
+    };
+    let Some(range) = range else { return Some(uid) };
+    match uid.0.checked_sub(range.uid) {
+        Some(0) => None,
+        Some(id) if (own_ids(range, nesting)..range.count).contains(&id) => {
+            of_block(engine, &grant, range, nesting, uid)
+        }
+        _ => Some(uid),
+    }
+}
+
+/// Whose a uid of the blocks for grants inside is: that of the one whose grant has it; of those that no grant has all are one.
+///
+/// An attacker wants to be many: it has all ids of its container's, and nothing keeps its processes from being beside that.
+fn of_block(engine: &Engine, around: &Grant, range: Range, nesting: u32, uid: HostUid) -> Option<HostUid> {
+    let has = |grant: &Arc<Grant>| {
+        let range = grant.live().record.range;
+        grant.path.around() == around.path
+            && range.is_some_and(|range| uid.0.checked_sub(range.uid).is_some_and(|id| id < range.count))
+    };
+    match engine.registry().inside(&around.path).into_iter().find(has) {
+        Some(grant) if grant.user().is_root() => None,
+        Some(grant) => grant.live().record.nested.as_ref().map(|nested| HostUid(nested.uid)),
+        None => Some(HostUid(range.uid.saturating_add(own_ids(range, nesting)))),
+    }
 }
 
 /// Who made the outermost user namespace around the process, if that is neither its own uid nor root: the account

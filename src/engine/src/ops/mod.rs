@@ -223,6 +223,9 @@ fn carry_out(engine: &Engine, caller: &Arc<Caller>, op: Op, fds: check::Descript
         return crate::legacy::perform(engine, caller, &legacy, fds);
     }
     nested::must_be_served(caller, &op)?;
+    if op != Op::BrokerInfo {
+        nested::must_still_be(engine, caller)?;
+    }
     let (answer, fds) =
         by_kind(engine, caller, op, fds).map_err(|refusal| nested::refused_inside(caller, refusal))?;
     Ok((nested::translated(engine, caller, answer)?, fds))

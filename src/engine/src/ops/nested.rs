@@ -264,6 +264,17 @@ pub fn must_share(caller: &Caller, limits: &[(LimitKey, LimitValue)]) -> Result<
     .hint(format!("ask for {USUAL_WEIGHT} or less, or have the container's root set it")))
 }
 
+/// Refuses a caller inside a grant that is not there any more.
+///
+/// An attacker wants to act on ids by their numbers, of which others have come to have some: over a connection that it handed on before the
+/// grant that it is of ended.
+///
+/// # Errors
+/// [`RefusalCode::NotAuthorized`].
+pub fn must_still_be(engine: &Engine, caller: &Caller) -> Result<(), Refusal> {
+    caller.nested.as_ref().map_or(Ok(()), |inside| must_be_in_place(engine, caller, inside))
+}
+
 /// Refuses a caller that is not, by now, in the payload of the grant that it acts in.
 ///
 /// # Errors
