@@ -33,6 +33,7 @@ mod errors;
 mod events;
 mod examples;
 mod explain;
+mod explain_table;
 mod failures;
 mod forged;
 mod grants;
@@ -94,6 +95,7 @@ fn main() -> std::process::ExitCode {
         controllers::TESTS,
         applications::TESTS,
         explain::TESTS,
+        explain_table::TESTS,
         watchdog::TESTS,
         errors::TESTS,
         badinput::TESTS,

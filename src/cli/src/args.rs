@@ -591,7 +591,8 @@ pub(crate) struct ExplainArgs {
     #[arg(value_name = "REQUEST", value_parser = [
         "create-grant", "set-limits", "get-values", "create-cgroup", "remove-cgroup", "open-cgroup", "add-link",
         "remove-link", "publish-ports", "unpublish-ports", "make-device", "allow-device", "map-directory", "attach", "adopt",
-        "freeze", "thaw", "kill", "release", "stat", "forget-range", "list-grants", "get-usage", "connect", "cgmanager",
+        "freeze", "thaw", "kill", "release", "stat", "list-processes", "list-cgroups", "forget-range", "list-grants",
+        "list-accounts", "list-rules", "list-departed", "get-usage", "connect", "cgmanager",
     ])]
     pub(crate) request: String,
     /// The grant that it is about
@@ -630,9 +631,12 @@ pub(crate) struct ExplainArgs {
     /// A cgroup below the payload
     #[arg(long)]
     pub(crate) path: Option<String>,
-    /// The name of a new grant, of a range, or of a device below /dev
+    /// The name of a new grant, of a link, of a range, or of a device below /dev
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// The range that a directory's files have the ids of; without it, your own
+    #[arg(long, value_name = "RANGE")]
+    pub(crate) from: Option<String>,
     /// Everybody's
     #[arg(long)]
     pub(crate) all: bool,

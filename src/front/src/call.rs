@@ -30,6 +30,8 @@ pub const MAX_NAME: usize = 255;
 const MAX_KEY: usize = 128;
 /// Longest word of an option that has a few fixed ones.
 pub const MAX_WORD: usize = 32;
+/// What is wrong with another `lifetime`.
+pub const NO_LIFETIME: &str = "not \"process\", \"connection\" or \"persistent\"";
 /// What is wrong with `nesting` beside `no-range`.
 pub const NO_RANGE_TO_NEST: &str = "there is no range for it to be in with no-range";
 
@@ -561,7 +563,7 @@ fn holder(options: &mut Options, fds: &mut Descriptors, default: Option<&str>) -
         ("connection" | "persistent", Some(_)) => {
             Err(Fault::argument("holder", "only with lifetime \"process\""))
         }
-        _ => Err(Fault::argument("lifetime", "not \"process\", \"connection\" or \"persistent\"")),
+        _ => Err(Fault::argument("lifetime", NO_LIFETIME)),
     }
 }
 

@@ -3,8 +3,9 @@
 use cgrant_wire::{Act, CreateGrant, Explain, GrantId, Holder, Inquiry, RangeRequest};
 
 use crate::{
-    call::{MAX_NAME, MAX_WORD, NO_RANGE_TO_NEST},
+    call::{MAX_NAME, MAX_WORD, NO_LIFETIME, NO_RANGE_TO_NEST},
     fault::Fault,
+    mounts::source,
     network::{described, ports},
     object::{self, Object},
     options::{Descriptors, MAX_TEXT, Options, Pairs, Texts, printable},
@@ -48,7 +49,12 @@ fn about(method: &str, options: &mut Options) -> Result<Inquiry, Fault> {
         }
         "PublishPorts" => {
             let Texts(texts) = options.texts("ports")?.unwrap_or_default();
-            return Ok(Inquiry::PublishPorts { grant: grant(options)?, ports: ports(&texts)? });
+            let name = options.text("name", MAX_NAME)?;
+            return Ok(Inquiry::PublishPorts { grant: grant(options)?, name, ports: ports(&texts)? });
+        }
+        "MapDirectory" => {
+            options.flag("read-only")?;
+            return Ok(Inquiry::MapDirectory { grant: grant(options)?, from: source(options)? });
         }
         "MakeDevice" => {
             let name = options.text("name", MAX_NAME)?.unwrap_or_default();
@@ -62,36 +68,50 @@ fn about(method: &str, options: &mut Options) -> Result<Inquiry, Fault> {
             return Ok(Inquiry::ForgetRange { name: options.text("name", MAX_NAME)?.unwrap_or_default() });
         }
         "ListGrants" => return Ok(Inquiry::ListGrants { all: options.flag("all")?.unwrap_or(false) }),
+        "ListAccounts" => return Ok(Inquiry::ListAccounts { all: options.flag("all")?.unwrap_or(false) }),
+        "ListRules" => return Ok(Inquiry::ListRules { all: options.flag("all")?.unwrap_or(false) }),
+        "ListDeparted" => return Ok(Inquiry::ListDeparted),
         "GetUsage" => return Ok(Inquiry::UsageOf { account: options.number("of")? }),
         "Connect" => return Ok(Inquiry::Connect),
         "CGManager" => return Ok(Inquiry::Legacy),
         "Adopt" => match options.text("lifetime", MAX_WORD)?.as_deref() {
             Some("persistent") => Act::Persist,
-            _ => Act::Adopt,
+            None | Some("connection" | "process") => Act::Adopt,
+            Some(_) => return Err(Fault::argument("lifetime", NO_LIFETIME)),
         },
         "Stat" | "ListProcesses" | "ListCgroups" => Act::Read,
-        "RemoveCgroup" => Act::Cgroup,
-        "OpenCgroup" => Act::OpenCgroup,
+        "RemoveCgroup" | "OpenCgroup" => {
+            let act = if method == "RemoveCgroup" { Act::RemoveCgroup } else { Act::OpenCgroup };
+            let about = options.text("path", MAX_TEXT)?;
+            return Ok(Inquiry::Use { grant: grant(options)?, act, about });
+        }
+        "RemoveLink" => return of_link(Act::RemoveLink, options),
+        "UnpublishPorts" => {
+            ports(&options.texts("ports")?.unwrap_or_default().0)?;
+            return of_link(Act::Unpublish, options);
+        }
         "Attach" => Act::Attach,
         "Freeze" => Act::Freeze,
         "Thaw" => Act::Thaw,
         "Kill" => Act::Kill,
         "Release" => Act::Release,
-        "RemoveLink" => Act::RemoveLink,
-        "UnpublishPorts" => Act::Unpublish,
-        "MapDirectory" => Act::MapDirectory,
         _ => {
             return Err(Fault::argument("request", &format!("{} can't be explained", printable(method))));
         }
     };
-    Ok(Inquiry::Use { grant: grant(options)?, act })
+    Ok(Inquiry::Use { grant: grant(options)?, act, about: None })
+}
+
+fn of_link(act: Act, options: &mut Options) -> Result<Inquiry, Fault> {
+    let about = options.text("name", MAX_NAME)?;
+    Ok(Inquiry::Use { grant: grant(options)?, act, about })
 }
 
 fn create(options: &mut Options) -> Result<CreateGrant, Fault> {
     let holder = match options.text("lifetime", MAX_WORD)?.as_deref() {
         Some("persistent") => Holder::Persistent,
         None | Some("connection" | "process") => Holder::Connection,
-        Some(_) => return Err(Fault::argument("lifetime", "neither process, connection nor persistent")),
+        Some(_) => return Err(Fault::argument("lifetime", NO_LIFETIME)),
     };
     let range = RangeRequest {
         count: options.number("range-count")?.unwrap_or(0),

@@ -139,8 +139,8 @@ pub enum Act {
     Thaw,
     /// Killing.
     Kill,
-    /// Cgroups removed.
-    Cgroup,
+    /// A cgroup removed.
+    RemoveCgroup,
     /// A descriptor of one.
     OpenCgroup,
     /// Its end.
@@ -149,8 +149,6 @@ pub enum Act {
     RemoveLink,
     /// Published ports taken back.
     Unpublish,
-    /// A directory mapped.
-    MapDirectory,
 }
 
 /// A request that is to be explained. No descriptors come with it.
@@ -164,6 +162,8 @@ pub enum Inquiry {
         grant: GrantId,
         /// What.
         act: Act,
+        /// The path of the cgroup, or the name of the link, that it is about, if that is said.
+        about: Option<String>,
     },
     /// [`Op::SetLimits`].
     SetLimits {
@@ -197,8 +197,17 @@ pub enum Inquiry {
     PublishPorts {
         /// Of which grant.
         grant: GrantId,
+        /// To which of its links, if that is said.
+        name: Option<String>,
         /// The ports.
         ports: Vec<PublishedPort>,
+    },
+    /// [`Op::MapDirectory`].
+    MapDirectory {
+        /// For which grant.
+        grant: GrantId,
+        /// Which ids the files have on disk.
+        from: MapSource,
     },
     /// [`Op::MakeDevice`].
     MakeDevice {
@@ -224,6 +233,18 @@ pub enum Inquiry {
         /// Everybody's?
         all: bool,
     },
+    /// [`Op::ListAccounts`].
+    ListAccounts {
+        /// Everybody's?
+        all: bool,
+    },
+    /// [`Op::ListRules`].
+    ListRules {
+        /// Everybody's?
+        all: bool,
+    },
+    /// [`Op::ListDeparted`].
+    ListDeparted,
     /// [`Op::Usage`].
     UsageOf {
         /// Whose; the caller's own if `None`.

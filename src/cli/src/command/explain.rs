@@ -39,7 +39,12 @@ pub(crate) fn run(client: &Client, args: &ExplainArgs) -> Result<u8, Failure> {
     for (key, list) in lists.into_iter().filter(|(_, list)| !list.is_empty()) {
         options = options.option(key, texts(list));
     }
-    let words = [("path", &args.path), ("name", &args.name), ("application", &args.application)];
+    let words = [
+        ("path", &args.path),
+        ("name", &args.name),
+        ("from", &args.from),
+        ("application", &args.application),
+    ];
     for (key, word) in words.into_iter().filter_map(|(key, word)| Some((key, word.as_deref()?))) {
         options = options.option(key, word);
     }

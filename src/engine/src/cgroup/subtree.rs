@@ -63,6 +63,16 @@ impl Tree {
         Ok(())
     }
 
+    /// Is there such a cgroup below a payload? Says of a path that can't be one what making or removing it would say.
+    ///
+    /// # Errors
+    /// [`CgroupError::ReservedName`]; [`CgroupError::NoSuchCgroup`] if there is none above it.
+    pub fn has_cgroup(&self, grant: &GrantPath, path: &CgroupPath) -> Result<bool, CgroupError> {
+        let (above, name) = split(path)?;
+        let payload = self.need_part(self.v2(), grant, PAYLOAD)?;
+        Ok(descend(payload, &above, path)?.child(&name)?.is_some())
+    }
+
     /// Removes a cgroup below a payload in every hierarchy.
     ///
     /// # Errors

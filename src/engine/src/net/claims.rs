@@ -49,13 +49,7 @@ impl Claims {
     /// [`Conflict`]: the first that another link has.
     pub fn claim(&self, link: &LinkKey, account: u32, ports: &[PublishedPort]) -> Result<(), Conflict> {
         let mut table = self.table();
-        for port in ports {
-            let claims = table.get(&(port.transport, port.host)).into_iter().flatten();
-            let mut others = claims.filter(|claim| claim.link != *link);
-            if let Some(claim) = others.find(|claim| overlap(claim.address, port.address)) {
-                return Err(Conflict { port: *port, account: claim.account });
-            }
-        }
+        are_free(&table, link, ports)?;
         for port in ports {
             let claims = table.entry((port.transport, port.host)).or_default();
             if !claims.iter().any(|claim| claim.link == *link && claim.address == port.address) {
@@ -63,6 +57,14 @@ impl Claims {
             }
         }
         Ok(())
+    }
+
+    /// Could a link claim all of the ports now?
+    ///
+    /// # Errors
+    /// As [`claim`](Self::claim).
+    pub fn are_free(&self, link: &LinkKey, ports: &[PublishedPort]) -> Result<(), Conflict> {
+        are_free(&self.table(), link, ports)
     }
 
     /// The link has these ports no more.
@@ -78,6 +80,17 @@ impl Claims {
             }
         }
     }
+}
+
+fn are_free(table: &Table, link: &LinkKey, ports: &[PublishedPort]) -> Result<(), Conflict> {
+    for port in ports {
+        let claims = table.get(&(port.transport, port.host)).into_iter().flatten();
+        let mut others = claims.filter(|claim| claim.link != *link);
+        if let Some(claim) = others.find(|claim| overlap(claim.address, port.address)) {
+            return Err(Conflict { port: *port, account: claim.account });
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -103,7 +103,7 @@ pub fn create(
         return Err(exists(&plan.name));
     }
     let wishes = std::mem::take(&mut plan.links);
-    let mut links = link::Prepared::new(engine, &grant, link::Terms::of(engine, caller), wishes)?;
+    let mut links = link::Prepared::new(engine, &grant, link::Terms::of(engine, &caller.subject()), wishes)?;
     plan.record.links = links.records();
     grant.live().record.links.clone_from(&plan.record.links);
     engine.write_record(&plan.record)?;

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use cgrant_policy::{Caller as Subject, Door, GrantPath, NodeName, NodePattern, Request, Verb};
+use cgrant_policy::{Caller as Subject, Door, GrantPath, HostUid, NodeName, NodePattern, Request, Verb};
 use cgrant_sys::bpf::DeviceAccess;
 use cgrant_wire::{Answer, FdIndex, GrantId, Range, Refusal, RefusalCode};
 use rustix::{
@@ -53,7 +53,7 @@ pub fn make_device(engine: &Engine, caller: &Arc<Caller>, grant: GrantId, name: 
     let node = NodeName::new(name).map_err(|error| invalid(error.to_string()))?;
     let grant = usable(engine, caller, grant, Verb::Read)?;
     inside::must_be_outside(engine, caller, "have a device")?;
-    must_be_own(caller, &grant)?;
+    must_be_own(caller.account(), &grant)?;
     let range = must_have_ids(&grant)?;
     let (host, found) = look(&node)?;
     let group = Some(found.st_gid).filter(|gid| is_for_its_group(&found) && caller.groups.contains(gid));
@@ -91,7 +91,7 @@ pub fn allow_device(engine: &Engine, caller: &Arc<Caller>, grant: GrantId, name:
     let node = NodeName::new(name).map_err(|error| invalid(error.to_string()))?;
     let grant = usable(engine, caller, grant, Verb::Read)?;
     inside::must_be_outside(engine, caller, "have a device")?;
-    must_be_own(caller, &grant)?;
+    must_be_own(caller.account(), &grant)?;
     let (_, found) = look(&node)?;
     let others = for_others(&found, caller.gid.0, &caller.groups);
     let by_group = is_for_its_group(&found) && caller.groups.contains(&found.st_gid);
@@ -220,8 +220,12 @@ pub fn must_have_ids(grant: &Grant) -> Result<Range, Refusal> {
     grant.live().record.range.ok_or_else(|| invalid("the grant has no ids"))
 }
 
-fn must_be_own(caller: &Caller, grant: &Grant) -> Result<(), Refusal> {
-    if grant.account == caller.account() {
+/// Refuses devices for grants of other accounts.
+///
+/// # Errors
+/// [`RefusalCode::NotAuthorized`].
+pub fn must_be_own(account: HostUid, grant: &Grant) -> Result<(), Refusal> {
+    if grant.account == account {
         return Ok(());
     }
     Err(Refusal::new(

@@ -4,18 +4,21 @@
 //! effect, nothing is said in the log of decisions, and nothing waits for anybody.
 
 use cgrant_policy::{
-    Action, Application, Caller as Subject, CgroupPath, GrantName, GrantPath, HostGid, HostUid, Key,
-    LimitKey, NewGrant, NodeName, Request, SettingError, Verb, Verdict,
+    Action, Application, Caller as Subject, CgroupPath, GrantName, GrantPath, HostGid, HostUid, NewGrant,
+    NodeName, RawKey, Request, Verb, Verdict,
 };
 use cgrant_wire::{
-    Act, Answer, CreateGrant, Explain, Explanation, GrantId, Holder, Inquiry, Refusal, RefusalCode,
+    Act, Answer, CreateGrant, Explain, Explanation, GrantId, Holder, Inquiry, MapSource, RangeInfo, Refusal,
+    RefusalCode,
 };
 
-use super::{account, check, create, inside, link, nested, query};
+use super::{account, check, create, inside, link, mount, nested, query};
 use crate::{
     asking,
+    cgroup::CgroupError,
     connection::Caller,
     engine::{Engine, Outcome, refused},
+    ids::IdError,
 };
 
 /// Whose request is explained.
@@ -33,8 +36,6 @@ struct About<'a> {
 struct Said {
     rule: String,
     action: Option<Action>,
-    /// Limits that were asked for.
-    limits: Vec<LimitKey>,
 }
 
 /// Says what a request would come to.
@@ -151,13 +152,17 @@ impl About<'_> {
         nested::must_be_there(self.caller, question)?;
         match question {
             Inquiry::CreateGrant(request) => self.create(request),
-            Inquiry::Use { grant, act } => self.act(*grant, *act),
+            Inquiry::Use { grant, act, about } => self.act(*grant, *act, about.as_deref()),
             Inquiry::SetLimits { grant, limits } => self.set_limits(*grant, limits),
             Inquiry::GetValues { grant, keys } => self.get_values(*grant, keys),
             Inquiry::CreateCgroup { grant, path } => {
                 let path = CgroupPath::new(path).map_err(|error| check::bad_name(&error))?;
                 let owner = self.uses(*grant, Verb::Cgroup)?;
-                self.judge(&Request::CreateCgroup { owner, depth: path.depth() })
+                self.judge(&Request::CreateCgroup { owner, depth: path.depth() })?;
+                match self.has_cgroup(*grant, &path)? {
+                    true => Err(CgroupError::CgroupExists(path.to_string()).into()),
+                    false => Ok(()),
+                }
             }
             Inquiry::AddLink { grant, link } => {
                 let owner = self.owner(*grant)?;
@@ -169,19 +174,29 @@ impl About<'_> {
                     link::wishes(self.engine, &self.subject, whose, requests, &existing, None, None)?;
                 link::judged(&wishes)
                     .into_iter()
-                    .try_for_each(|link| self.judge(&Request::AddLink { owner, link }))
+                    .try_for_each(|link| self.judge(&Request::AddLink { owner, link }))?;
+                let terms = link::Terms::of(self.engine, &self.subject);
+                link::foresee(self.engine, owner, *grant, &terms, &wishes)
             }
-            Inquiry::PublishPorts { grant, ports } => {
+            Inquiry::PublishPorts { grant, name, ports } => {
                 let owner = self.owner(*grant)?;
                 self.must_be_outside("publish ports")?;
-                self.judge(&Request::Publish { owner, ports: &link::wish::host_ports(ports) })
+                let Some(name) = name else {
+                    return self.judge(&Request::Publish { owner, ports: &link::wish::host_ports(ports) });
+                };
+                let (engine, grant) = (self.engine, self.engine.grant_for(self.caller, *grant)?);
+                link::foresee_ports(engine, &grant, name, ports, |ports| {
+                    self.judge(&Request::Publish { owner, ports })
+                })
             }
+            Inquiry::MapDirectory { grant, from } => self.map_directory(*grant, from),
             Inquiry::MakeDevice { grant, name } => {
                 let node = NodeName::new(name)
                     .map_err(|error| Refusal::new(RefusalCode::InvalidArgument, error.to_string()))?;
                 let owner = self.uses(*grant, Verb::Read)?;
                 self.must_be_outside("have a device")?;
                 let grant = query::active(self.engine, *grant)?;
+                super::device::must_be_own(self.account(), &grant)?;
                 super::device::must_have_ids(&grant)?;
                 let by_group = match self.caller.nested {
                     Some(_) => {
@@ -200,18 +215,35 @@ impl About<'_> {
                     .map_err(|error| Refusal::new(RefusalCode::InvalidArgument, error.to_string()))?;
                 let owner = self.uses(*grant, Verb::Read)?;
                 self.must_be_outside("have a device")?;
+                super::device::must_be_own(self.account(), &*query::active(self.engine, *grant)?)?;
                 let own: Vec<u32> = self.subject.groups.iter().map(|gid| gid.0).collect();
                 let anyhow = super::device::has_anyhow(&node, self.subject.gid.0, &own)?;
                 self.judge(&Request::UseDevice { owner, node: &node, by_group: anyhow })
             }
             Inquiry::ForgetRange { name } => {
-                GrantName::new(name).map_err(|error| check::bad_name(&error))?;
-                self.judge(&Request::UseGrant { owner: self.subject.uid, verb: Verb::ForgetRange })
+                let name = GrantName::new(name).map_err(|error| check::bad_name(&error))?;
+                let owner = self.account();
+                self.judge(&Request::UseGrant { owner, verb: Verb::ForgetRange })?;
+                let ranges = self.ranges()?;
+                match ranges.iter().any(|range| range.name == name.as_str()) {
+                    true => Ok(()),
+                    false => Err(IdError::NoSuchRange(name).into()),
+                }
             }
             // Of a container's root, which sees all in there.
             Inquiry::ListGrants { all: true } if self.caller.nested.is_some() => Ok(()),
             Inquiry::ListGrants { all: true } => self.judge(&Request::ListAll),
-            Inquiry::ListGrants { all: false } => Ok(()),
+            Inquiry::ListGrants { all: false }
+            | Inquiry::ListAccounts { all: false }
+            | Inquiry::ListRules { all: false } => Ok(()),
+            Inquiry::ListAccounts { all: true } => self.judge(&Request::ListAccounts),
+            Inquiry::ListRules { all: true } => self.judge(&Request::ListRules),
+            Inquiry::ListDeparted => {
+                let judged = self.judge(&Request::ListAccounts);
+                // Nobody is asked about this one.
+                self.said.action = None;
+                judged
+            }
             Inquiry::UsageOf { account } => {
                 // From inside there is no other than the caller's own.
                 let asked = account.filter(|_| self.caller.nested.is_none());
@@ -255,16 +287,16 @@ impl About<'_> {
         for (key, value) in &settings.raw {
             self.judge(&Request::WriteRaw { owner: account, key, value: value.as_str() })?;
         }
-        if self.engine.registry().at(&path).is_some() {
-            return Err(create::exists(&name));
-        }
+        account::must_be_had(self.engine, &self.subject, &settings)?;
         if !path.is_nested() {
             super::device::must_be_limited(self.engine, &self.subject, ids.is_some())?;
         }
-        if let Some(count) = ids {
-            self.ids(label.as_ref(), count)?;
+        if self.engine.registry().at(&path).is_some() {
+            return Err(create::exists(&name));
         }
-        account::must_be_had(self.engine, &self.subject, &settings)
+        let terms = link::Terms::of(self.engine, &self.subject);
+        link::foresee(self.engine, account, GrantId(0), &terms, &wishes)?;
+        ids.map_or(Ok(()), |count| self.ids(label.as_ref(), count))
     }
 
     /// Are there ids for another grant?
@@ -284,49 +316,84 @@ impl About<'_> {
         nested::must_share(self.caller, &settings.limits)?;
         self.must_be_outside("set limits")?;
         let owner = self.owner(grant)?;
-        self.said.limits = settings.limits.iter().map(|(key, _)| *key).collect();
         self.judge(&Request::SetLimits { owner, limits: &settings.limits })?;
         for (key, value) in &settings.raw {
             self.judge(&Request::WriteRaw { owner, key, value: value.as_str() })?;
         }
-        self.must_be_had()
+        Ok(settings.limits.iter().try_for_each(|(key, _)| self.engine.tree.can_limit(*key))?)
     }
 
     fn get_values(&mut self, grant: GrantId, keys: &[String]) -> Result<(), Refusal> {
         let owner = self.uses(grant, Verb::Read)?;
-        for key in keys {
-            let key: Key = key.parse().map_err(|error: SettingError| {
-                Refusal::new(RefusalCode::InvalidArgument, error.to_string())
-            })?;
-            match &key {
-                Key::Raw(key) => self.judge(&Request::ReadRaw { owner, key })?,
-                Key::Limit(key) => self.said.limits.push(*key),
-            }
-        }
-        Ok(())
+        let grant = query::active(self.engine, grant)?;
+        // To look changes nothing: what the kernel refuses shows here, too.
+        let engine = self.engine;
+        let may_read = |key: &RawKey| self.judge(&Request::ReadRaw { owner, key });
+        query::values(engine, &grant, keys, may_read).map(drop)
     }
 
-    /// Has this host what the limits are carried out with?
-    fn must_be_had(&self) -> Result<(), Refusal> {
-        Ok(self.said.limits.iter().try_for_each(|key| self.engine.tree.can_limit(*key))?)
+    fn map_directory(&mut self, grant: GrantId, from: &MapSource) -> Result<(), Refusal> {
+        self.uses(grant, Verb::MapDirectory)?;
+        self.must_be_outside("map a directory")?;
+        let grant = query::active(self.engine, grant)?;
+        let own_ids = || match self.is_own {
+            true => mount::own_ids(self.caller),
+            // Whose process that will be is not known.
+            false => mount::must_not_be_root(self.subject.uid).map(|()| (self.subject.uid, self.subject.gid)),
+        };
+        mount::shifts(self.engine, self.subject.uid, &grant, from, own_ids).map(drop)
     }
 
-    fn act(&mut self, grant: GrantId, act: Act) -> Result<(), Refusal> {
+    /// Whose it is that is made or given.
+    fn account(&self) -> HostUid {
+        if self.is_own { self.caller.account() } else { self.subject.uid }
+    }
+
+    fn ranges(&self) -> Result<Vec<RangeInfo>, Refusal> {
+        Ok(match &self.caller.nested {
+            Some(inside) => self.engine.ids.list_inner(inside.range, inside.user, |_| None)?,
+            None => self.engine.ids.list(self.subject.uid)?,
+        })
+    }
+
+    fn has_cgroup(&self, grant: GrantId, path: &CgroupPath) -> Result<bool, Refusal> {
+        let grant = query::active(self.engine, grant)?;
+        Ok(self.engine.tree.has_cgroup(&grant.path, path)?)
+    }
+
+    fn act(&mut self, id: GrantId, act: Act, about: Option<&str>) -> Result<(), Refusal> {
+        let path = |about: &str| CgroupPath::new(about).map_err(|error| check::bad_name(&error));
+        let removed = about.filter(|_| act == Act::RemoveCgroup).map(path).transpose()?;
         let (verb, what) = match act {
             Act::Read => (Verb::Read, ""),
-            Act::Attach => (Verb::Attach, ""),
+            Act::Attach => (Verb::Attach, "attach processes"),
             Act::Adopt => (Verb::Adopt, "adopt a grant"),
             Act::Persist => (Verb::Persist, "adopt a grant"),
             Act::Freeze => (Verb::Freeze, "freeze or thaw"),
             Act::Thaw => (Verb::Thaw, "freeze or thaw"),
             Act::Kill => (Verb::Kill, "kill a grant"),
-            Act::Cgroup | Act::OpenCgroup => (Verb::Cgroup, ""),
+            Act::RemoveCgroup | Act::OpenCgroup => (Verb::Cgroup, ""),
             Act::Release => (Verb::Release, "release a grant"),
             Act::RemoveLink => (Verb::RemoveLink, "remove a link"),
             Act::Unpublish => (Verb::Unpublish, "take published ports back"),
-            Act::MapDirectory => (Verb::MapDirectory, "map a directory"),
         };
-        self.uses(grant, verb)?;
-        if what.is_empty() { Ok(()) } else { self.must_be_outside(what) }
+        self.uses(id, verb)?;
+        if !what.is_empty() {
+            self.must_be_outside(what)?;
+        }
+        let grant = query::active(self.engine, id)?;
+        if let Some(path) = removed {
+            return match self.has_cgroup(id, &path)? {
+                true => Ok(()),
+                false => Err(CgroupError::NoSuchCgroup(path.to_string()).into()),
+            };
+        }
+        match (act, about) {
+            (Act::OpenCgroup, Some(about)) if !about.is_empty() => {
+                Ok(self.engine.tree.open_cgroup(&grant.path, &path(about)?).map(drop)?)
+            }
+            (Act::RemoveLink | Act::Unpublish, Some(name)) => link::must_have(&grant, name),
+            _ => Ok(()),
+        }
     }
 }

@@ -6,13 +6,14 @@ use std::{os::fd::OwnedFd, sync::Arc};
 
 use cgrant_policy::{GrantName, HostGid, HostUid, Verb};
 use cgrant_sys::{MntnsFd, is_open_directory};
-use cgrant_wire::{Answer, FdIndex, MapDirectory, MapSource, Range, Refusal, RefusalCode};
+use cgrant_wire::{Answer, FdIndex, MapDirectory, MapSource, Refusal, RefusalCode};
 
 use super::{check, inside, query::usable};
 use crate::{
     connection::Caller,
     engine::{Engine, Outcome},
     mountmap::{Shift, Wish},
+    registry::Grant,
 };
 
 fn invalid(message: impl Into<String>) -> Refusal {
@@ -29,11 +30,7 @@ fn invalid(message: impl Into<String>) -> Refusal {
 /// # Errors
 /// [`RefusalCode::NotAuthorized`], [`RefusalCode::Unsupported`].
 pub fn own_ids(caller: &Caller) -> Result<(HostUid, HostGid), Refusal> {
-    if caller.uid.is_root() {
-        return Err(Refusal::new(RefusalCode::NotAuthorized, "root's own ids are put into no container")
-            .rule("built-in no-root-inside")
-            .hint("ask as the user whose files it is about"));
-    }
+    must_not_be_root(caller.uid)?;
     // Over a bus that tells no groups.
     if caller.gid == HostGid(u32::MAX) {
         return Err(Refusal::new(RefusalCode::Unsupported, "it is not known what your gid is")
@@ -49,6 +46,19 @@ pub fn own_ids(caller: &Caller) -> Result<(HostUid, HostGid), Refusal> {
         .rule("built-in own-gid")
         .hint("connect, and ask, from a process whose real, effective and saved gid are the same")),
     }
+}
+
+/// Refuses root's ids in a container.
+///
+/// # Errors
+/// [`RefusalCode::NotAuthorized`].
+pub fn must_not_be_root(uid: HostUid) -> Result<(), Refusal> {
+    if uid.is_root() {
+        return Err(Refusal::new(RefusalCode::NotAuthorized, "root's own ids are put into no container")
+            .rule("built-in no-root-inside")
+            .hint("ask as the user whose files it is about"));
+    }
+    Ok(())
 }
 
 /// Makes a mount of a directory.
@@ -73,15 +83,7 @@ pub fn map_directory(
     fds.finish()?;
     let grant = usable(engine, caller, request.grant, Verb::MapDirectory)?;
     inside::must_be_outside(engine, caller, "map a directory")?;
-    if grant.account != caller.uid {
-        return Err(Refusal::new(
-            RefusalCode::NotAuthorized,
-            format!("the grant is uid {}'s, who alone can say which directories it gets", grant.account),
-        )
-        .rule("built-in own-directories"));
-    }
-    let range = grant.live().record.range.ok_or_else(|| invalid("the grant has no ids"))?;
-    let (uids, gids) = shifts(engine, caller, &request.from, range)?;
+    let (uids, gids) = shifts(engine, caller.uid, &grant, &request.from, || own_ids(caller))?;
     if !is_open_directory(&directory).map_err(check::internal)? {
         return Err(Refusal::new(
             RefusalCode::InvalidDescriptor,
@@ -102,12 +104,29 @@ pub fn map_directory(
     Ok((Answer::Mount(FdIndex(0)), vec![mount]))
 }
 
-/// Which ids on disk are shown as which.
-fn shifts(engine: &Engine, caller: &Caller, from: &MapSource, to: Range) -> Result<(Shift, Shift), Refusal> {
+/// Which ids on disk are shown as which, to a grant that has to be the account's; `own_ids` are those of whoever asks.
+///
+/// # Errors
+/// [`RefusalCode::NotAuthorized`], [`RefusalCode::InvalidArgument`], those of `own_ids`.
+pub fn shifts(
+    engine: &Engine,
+    account: HostUid,
+    grant: &Grant,
+    from: &MapSource,
+    own_ids: impl FnOnce() -> Result<(HostUid, HostGid), Refusal>,
+) -> Result<(Shift, Shift), Refusal> {
+    if grant.account != account {
+        return Err(Refusal::new(
+            RefusalCode::NotAuthorized,
+            format!("the grant is uid {}'s, who alone can say which directories it gets", grant.account),
+        )
+        .rule("built-in own-directories"));
+    }
+    let to = grant.live().record.range.ok_or_else(|| invalid("the grant has no ids"))?;
     match from {
         MapSource::Range(name) => {
             let name = GrantName::new(name).map_err(|error| check::bad_name(&error))?;
-            let ranges = engine.ids.list(caller.uid)?;
+            let ranges = engine.ids.list(account)?;
             let from = ranges.iter().find(|info| info.name == name.as_str()).ok_or_else(|| {
                 invalid(format!("you have no range named {name}"))
                     .hint("a range belongs to the name of the grant that it was first given to")
@@ -117,7 +136,7 @@ fn shifts(engine: &Engine, caller: &Caller, from: &MapSource, to: Range) -> Resu
             Ok((shift(from.range.uid, to.uid), shift(from.range.gid, to.gid)))
         }
         MapSource::Own { uid, gid } => {
-            let (own_uid, own_gid) = own_ids(caller)?;
+            let (own_uid, own_gid) = own_ids()?;
             let at = |first: u32, inside: u32| {
                 let host = first.checked_add(inside).filter(|_| inside < to.count);
                 host.ok_or_else(|| invalid(format!("the grant has the ids 0 to {} only", to.count - 1)))

@@ -209,7 +209,7 @@ pub fn must_be_there(caller: &Caller, question: &Inquiry) -> Result<(), Refusal>
                 | Act::Freeze
                 | Act::Thaw
                 | Act::Kill
-                | Act::Cgroup
+                | Act::RemoveCgroup
                 | Act::RemoveLink
                 | Act::Release,
             ..
@@ -221,8 +221,13 @@ pub fn must_be_there(caller: &Caller, question: &Inquiry) -> Result<(), Refusal>
         | Inquiry::MakeDevice { .. }
         | Inquiry::AddLink { .. }
         | Inquiry::ListGrants { all: false }
+        | Inquiry::ListAccounts { all: false }
         | Inquiry::Connect => Ok(()),
-        Inquiry::Use { act: Act::OpenCgroup | Act::Unpublish | Act::MapDirectory, .. }
+        Inquiry::Use { act: Act::OpenCgroup | Act::Unpublish, .. }
+        | Inquiry::MapDirectory { .. }
+        | Inquiry::ListAccounts { all: true }
+        | Inquiry::ListRules { .. }
+        | Inquiry::ListDeparted
         | Inquiry::PublishPorts { .. }
         | Inquiry::AllowDevice { .. }
         | Inquiry::ListGrants { all: true }

@@ -3,8 +3,8 @@
 use std::{os::fd::OwnedFd, sync::Arc};
 
 use cgrant_policy::{
-    Caller as Subject, CgroupPath, GrantName, GrantPath, HostUid, Key, NsUid, Quotas, Request, Ruling,
-    SettingError, Step, Verb, judge::usage_rows,
+    Caller as Subject, CgroupPath, GrantName, GrantPath, HostUid, Key, NsUid, Quotas, RawKey, Request,
+    Ruling, SettingError, Step, Verb, judge::usage_rows,
 };
 use cgrant_wire::{Answer, BrokerInfo, FdIndex, GrantId, Refusal, RefusalCode, RuleInfo, Usage, UsageRow};
 
@@ -236,6 +236,21 @@ pub fn describe(engine: &Engine, caller: &Caller, id: GrantId) -> Outcome {
 /// Unknown keys, raw keys that policy does not list, what the kernel refuses.
 pub fn get_values(engine: &Engine, caller: &Caller, id: GrantId, keys: &[String]) -> Outcome {
     let grant = usable(engine, caller, id, Verb::Read)?;
+    let owner = grant.account;
+    let may_read = |key: &RawKey| may(engine, caller, &grant, &Request::ReadRaw { owner, key });
+    plain(Answer::Values(values(engine, &grant, keys, may_read)?))
+}
+
+/// Values of a grant, of raw keys as far as they `may_read` them.
+///
+/// # Errors
+/// As [`get_values`].
+pub fn values(
+    engine: &Engine,
+    grant: &Grant,
+    keys: &[String],
+    mut may_read: impl FnMut(&RawKey) -> Result<(), Refusal>,
+) -> Result<Vec<(String, String)>, Refusal> {
     if keys.len() > MAX_KEYS {
         return Err(Refusal::new(
             RefusalCode::InvalidArgument,
@@ -248,11 +263,11 @@ pub fn get_values(engine: &Engine, caller: &Caller, id: GrantId, keys: &[String]
             .parse()
             .map_err(|error: SettingError| Refusal::new(RefusalCode::InvalidArgument, error.to_string()))?;
         if let Key::Raw(raw) = &key {
-            may(engine, caller, &grant, &Request::ReadRaw { owner: grant.account, key: raw })?;
+            may_read(raw)?;
         }
         parsed.push(key);
     }
-    plain(Answer::Values(engine.tree.get_values(&grant.path, &parsed)?))
+    Ok(engine.tree.get_values(&grant.path, &parsed)?)
 }
 
 /// What a grant uses.

@@ -5,23 +5,22 @@ use std::{
     sync::PoisonError,
 };
 
-use cgrant_policy::{HostUid, NetworkRules};
+use cgrant_policy::{Caller as Subject, HostUid, NetworkRules};
 use cgrant_sys::NetnsFd;
 use cgrant_wire::{
-    Address, LinkInfo, LinkKind, LinkRequest, PublishedPort, Refusal, RefusalCode,
+    Address, GrantId, LinkInfo, LinkKind, LinkRequest, PublishedPort, Refusal, RefusalCode,
     net::{Link, LinkKey},
 };
 
 use super::{
-    site::{self, MAX_ON_BRIDGE, Site},
+    site::{self, MAX_ON_BRIDGE, Outline, Site},
     wish::{Wish, free_name},
 };
 use crate::{
     addresses::{
-        AddressError, Owner, Request, Reserved, Taken, names,
+        AddressError, Networks, Owner, Request, Reserved, Taken, names,
         secret::{address4, address6},
     },
-    connection::Caller,
     engine::Engine,
     net::{Conflict, HelperError, Wanted},
     record::{GrantRecord, LinkRecord, Phase},
@@ -44,10 +43,10 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// What it says to the caller.
-    pub fn of(engine: &Engine, caller: &Caller) -> Self {
+    /// What it says to them.
+    pub fn of(engine: &Engine, subject: &Subject) -> Self {
         let policy = engine.policy();
-        let ruling = policy.ruling(&caller.subject());
+        let ruling = policy.ruling(subject);
         Self {
             network: ruling.network.clone(),
             addresses: ruling.quotas.addresses,
@@ -118,10 +117,7 @@ impl<'a> Prepared<'a> {
                 other => return other,
             }
         }
-        Err(full.unwrap_or_else(|| {
-            Refusal::new(RefusalCode::NoSuchBridge, "policy names no bridge that there is")
-                .hint("the administrator can name some in network.bridges of the rule")
-        }))
+        Err(full.unwrap_or_else(no_bridge))
     }
 
     fn hold_on(&self, request: &LinkRequest, bridge: &str) -> Result<(LinkRecord, bool), Refusal> {
@@ -129,7 +125,7 @@ impl<'a> Prepared<'a> {
         let (site, reserved) = {
             let _finding = engine.network.finding.lock().unwrap_or_else(PoisonError::into_inner);
             let site = site::site(engine, bridge, grant.account)?;
-            fits(request, bridge, &site, &self.terms)?;
+            fits(request, bridge, &site.outline(), &self.terms)?;
             let reserved = reserve(engine, grant, &self.terms, request, bridge, &site)?;
             (site, reserved)
         };
@@ -363,8 +359,35 @@ pub fn take_over(engine: &Engine, grant: &Grant, record: &LinkRecord) {
 /// The rule of refusals for a bridge that has no room.
 const FULL: &str = "built-in bridge-is-full";
 
+fn no_bridge() -> Refusal {
+    Refusal::new(RefusalCode::NoSuchBridge, "policy names no bridge that there is")
+        .hint("the administrator can name some in network.bridges of the rule")
+}
+
+/// Would links be made, for a grant of the account, as far as that can be said without looking at the network or holding anything?
+///
+/// # Errors
+/// As [`Prepared::new`]; but for addresses that are not to be had, and ports that programs have.
+pub fn foresee(
+    engine: &Engine,
+    account: HostUid,
+    grant: GrantId,
+    terms: &Terms,
+    wishes: &[Wish],
+) -> Result<(), Refusal> {
+    for Wish { request, bridges, .. } in wishes {
+        // The next ones are for links that find no room.
+        let bridge = bridges.first().ok_or_else(no_bridge)?;
+        fits(request, bridge, &site::outline(engine, bridge)?, terms)?;
+        let key = LinkKey { grant, name: request.name.clone() };
+        let free = engine.network.claims.are_free(&key, &request.ports);
+        free.map_err(|conflict| in_use(&conflict, account))?;
+    }
+    Ok(())
+}
+
 /// Does the link fit the bridge?
-fn fits(request: &LinkRequest, name: &str, site: &Site, terms: &Terms) -> Result<(), Refusal> {
+fn fits(request: &LinkRequest, name: &str, site: &Outline, terms: &Terms) -> Result<(), Refusal> {
     let invalid = |message: String| Err(Refusal::new(RefusalCode::InvalidArgument, message));
     if site.managed && request.vlan != 0 {
         return invalid(format!("bridge {name} is the broker's own and has no VLANs"));
@@ -379,8 +402,8 @@ fn fits(request: &LinkRequest, name: &str, site: &Site, terms: &Terms) -> Result
         .rule(terms.rule.clone())
         .hint("ask for one of the VLANs in network.vlans of the rule"));
     }
-    if site.managed && request.mtu > site.bridge.mtu {
-        return invalid(format!("bridge {name} carries packets of at most {} bytes", site.bridge.mtu));
+    if site.managed && request.mtu > site.mtu {
+        return invalid(format!("bridge {name} carries packets of at most {} bytes", site.mtu));
     }
     if !site.managed && !request.ports.is_empty() {
         return Err(Refusal::new(
@@ -390,9 +413,11 @@ fn fits(request: &LinkRequest, name: &str, site: &Site, terms: &Terms) -> Result
             ),
         ));
     }
-    if request.address4.is_some() && site.networks.subnet4.is_none()
-        || request.address6.is_some() && site.networks.subnet6.is_none()
-    {
+    let lacks = |networks: Networks| {
+        request.address4.is_some() && networks.subnet4.is_none()
+            || request.address6.is_some() && networks.subnet6.is_none()
+    };
+    if site.networks.is_some_and(lacks) {
         return invalid(format!("bridge {name} has no network of that family"));
     }
     Ok(())

@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use cgrant_policy::{HostUid, NewLink, Request, Verb};
+use cgrant_policy::{HostPort, HostUid, NewLink, Request, Verb};
 use cgrant_wire::{
     Answer, BridgeInfo, Event, FdIndex, GrantChange, GrantId, LinkEnd, LinkInfo, LinkRequest, PublishedPort,
     Refusal, RefusalCode,
@@ -19,7 +19,7 @@ use cgrant_wire::{
 };
 
 pub use self::{
-    make::{Prepared, Tap, Terms, take_over},
+    make::{Prepared, Tap, Terms, foresee, take_over},
     wish::{Wish, exists as is_bridge, wishes},
 };
 use super::{check, inside, query::usable};
@@ -113,7 +113,7 @@ pub fn add(
         let asked = Request::AddLink { owner: grant.account, link };
         engine.authorize(caller, &*grant, &asked)?;
     }
-    let mut prepared = Prepared::new(engine, &grant, Terms::of(engine, caller), wishes)?;
+    let mut prepared = Prepared::new(engine, &grant, Terms::of(engine, &caller.subject()), wishes)?;
     let before = record.clone();
     record.links.extend(prepared.records());
     note(engine, &grant, record.clone())?;
@@ -295,6 +295,60 @@ pub fn publish(
     let record = grant.live().record.clone();
     let at = position(&record, name)?;
     let Some(link) = record.links.get(at) else { return Err(check::internal("a link went astray")) };
+    let new = new_ports(&record, link, ports)?;
+    let host_ports = wish::host_ports(&new);
+    let asked = Request::Publish { owner: grant.account, ports: &host_ports };
+    engine.authorize(caller, &*grant, &asked)?;
+    must_carry(link, &new)?;
+    let key = link.link.key.clone();
+    engine
+        .network
+        .claims
+        .claim(&key, grant.account.0, &new)
+        .map_err(|conflict| make::in_use(&conflict, grant.account))?;
+    let all: Vec<_> = link.link.info.ports.iter().chain(&new).copied().collect();
+    if let Err(refusal) = set_ports(engine, &grant, &record, at, &all) {
+        engine.network.claims.release(&key, &new);
+        return Err(refusal);
+    }
+    Ok((Answer::Done, Vec::new()))
+}
+
+/// What [`publish`] would come to, where `judge` is the decision: in its order, with nothing claimed.
+///
+/// # Errors
+/// As [`publish`]; but that a program has a port shows only when it is done.
+pub fn foresee_ports(
+    engine: &Engine,
+    grant: &Grant,
+    name: &str,
+    ports: &[PublishedPort],
+    judge: impl FnOnce(&[HostPort]) -> Result<(), Refusal>,
+) -> Result<(), Refusal> {
+    let record = grant.live().record.clone();
+    let at = position(&record, name)?;
+    let Some(link) = record.links.get(at) else { return Err(check::internal("a link went astray")) };
+    let new = new_ports(&record, link, ports)?;
+    judge(&wish::host_ports(&new))?;
+    must_carry(link, &new)?;
+    let free = engine.network.claims.are_free(&link.link.key, &new);
+    free.map_err(|conflict| make::in_use(&conflict, grant.account))
+}
+
+/// Has the grant such a link?
+///
+/// # Errors
+/// [`RefusalCode::NoSuchLink`], [`RefusalCode::InvalidName`].
+pub fn must_have(grant: &Grant, name: &str) -> Result<(), Refusal> {
+    position(&grant.live().record, name).map(drop)
+}
+
+/// Those of the ports that the link has not yet, checked beside all that the grant has.
+fn new_ports(
+    record: &GrantRecord,
+    link: &LinkRecord,
+    ports: &[PublishedPort],
+) -> Result<Vec<PublishedPort>, Refusal> {
     // Before they are compared with each other, which takes the square of their number.
     if ports.len() > wish::MAX_PORTS {
         return Err(Refusal::new(
@@ -319,27 +373,18 @@ pub fn publish(
         .rule("built-in ports-per-link")
         .figures(wish::MAX_PORTS as u64, link.link.info.ports.len() as u64));
     }
-    let host_ports = wish::host_ports(&new);
-    let asked = Request::Publish { owner: grant.account, ports: &host_ports };
-    engine.authorize(caller, &*grant, &asked)?;
-    if matches!(link.bridge.kind, cgrant_wire::net::BridgeKind::Foreign) && !new.is_empty() {
+    Ok(new)
+}
+
+/// Can the link have published ports?
+fn must_carry(link: &LinkRecord, ports: &[PublishedPort]) -> Result<(), Refusal> {
+    if matches!(link.bridge.kind, cgrant_wire::net::BridgeKind::Foreign) && !ports.is_empty() {
         return Err(Refusal::new(
             RefusalCode::Unsupported,
             "ports are published on the broker's own bridges only; here the container is reached by its own address",
         ));
     }
-    let key = link.link.key.clone();
-    engine
-        .network
-        .claims
-        .claim(&key, grant.account.0, &new)
-        .map_err(|conflict| make::in_use(&conflict, grant.account))?;
-    let all: Vec<_> = link.link.info.ports.iter().chain(&new).copied().collect();
-    if let Err(refusal) = set_ports(engine, &grant, &record, at, &all) {
-        engine.network.claims.release(&key, &new);
-        return Err(refusal);
-    }
-    Ok((Answer::Done, Vec::new()))
+    Ok(())
 }
 
 /// Takes published ports back. One that is not published is no error.

@@ -56,6 +56,44 @@ pub struct Site {
     pub any_address: bool,
 }
 
+impl Site {
+    /// What says whether a link fits it.
+    pub fn outline(&self) -> Outline {
+        Outline { managed: self.managed, mtu: self.bridge.mtu, networks: Some(self.networks) }
+    }
+}
+
+/// What says whether a link fits a bridge.
+#[derive(Debug, Clone, Copy)]
+pub struct Outline {
+    /// Is it one of the broker's own?
+    pub managed: bool,
+    /// Most bytes of a packet on one of the broker's own.
+    pub mtu: u32,
+    /// Its networks; `None` where they are found only when there is to be a link.
+    pub networks: Option<Networks>,
+}
+
+/// What can be said of the bridge of this name without looking at the network.
+///
+/// # Errors
+/// [`RefusalCode::NoSuchBridge`].
+pub fn outline(engine: &Engine, name: &str) -> Result<Outline, Refusal> {
+    match engine.network.config.bridges.named(name) {
+        Some(bridge) if !bridge.managed => Ok(foreign(bridge, Vec::new()).outline()),
+        None if ![DEFAULT_BRIDGE, ACCOUNT_BRIDGE].contains(&name) => Err(unknown(name)),
+        _ => Ok(Outline { managed: true, mtu: engine.network.config.mtu.bytes(), networks: None }),
+    }
+}
+
+fn unknown(name: &str) -> Refusal {
+    Refusal::new(
+        RefusalCode::NoSuchBridge,
+        format!("policy lets you use a bridge {name:?}, but cgrantd.toml has none of this name"),
+    )
+    .hint("the administrator can add it as [[network.bridge]]")
+}
+
 /// What a bridge is called where the helper and the records speak of it: an account's own has a name of its own, which no
 /// bridge of the configuration can have.
 pub fn key(name: &str, account: HostUid) -> String {
@@ -101,11 +139,7 @@ pub fn site(engine: &Engine, name: &str, account: HostUid) -> Result<Site, Refus
         Some(bridge) if !bridge.managed => Ok(foreign(bridge, host_addresses(engine, bridge)?)),
         Some(_) => own(engine, name, account),
         None if [DEFAULT_BRIDGE, ACCOUNT_BRIDGE].contains(&name) => own(engine, name, account),
-        None => Err(Refusal::new(
-            RefusalCode::NoSuchBridge,
-            format!("policy lets you use a bridge {name:?}, but cgrantd.toml has none of this name"),
-        )
-        .hint("the administrator can add it as [[network.bridge]]")),
+        None => Err(unknown(name)),
     }
 }
 
