@@ -416,6 +416,30 @@ impl Client {
         self.runtime.block_on(async { tokio::time::timeout(time, wait).await }).ok().flatten()
     }
 
+    /// Hears from now on what goes over the bus and fits `rule`, and can say nothing any more (`BecomeMonitor` of the D-Bus
+    /// specification); the connection has to be root's.
+    pub fn monitor(&self, rule: &str) -> Watch {
+        let watch = self.watch();
+        let interface = "org.freedesktop.DBus.Monitoring";
+        self.call::<_, ()>("/org/freedesktop/DBus", interface, "BecomeMonitor", &(vec![rule], 0_u32))
+            .unwrap();
+        watch
+    }
+
+    /// Waits until somebody on the bus calls a method; false if nobody does in time.
+    pub fn hears_call(&self, watch: &mut Watch, member: &str) -> bool {
+        let wait = async {
+            while let Some(Ok(message)) = watch.0.next().await {
+                let is_call = message.message_type() == zbus::message::Type::MethodCall;
+                if is_call && message.header().member().is_some_and(|name| name.as_str() == member) {
+                    return true;
+                }
+            }
+            false
+        };
+        self.runtime.block_on(async { tokio::time::timeout(PATIENCE, wait).await }).unwrap_or(false)
+    }
+
     /// A grant, and what changed of it. What is told of the account's usage meanwhile is passed over.
     pub fn change_of_grant(&self, watch: &mut Watch, time: Duration) -> Option<(String, Changed)> {
         let end = Instant::now() + time;

@@ -2,7 +2,7 @@
 //! are agents that the test starts.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     fs,
     io::Write,
     os::{
@@ -104,9 +104,19 @@ impl Desk {
     }
 
     fn knows_actions(&self) -> bool {
+        self.try_defaults().is_ok_and(|actions| actions.contains_key("org.cgrant.broker1.exceed-quota"))
+    }
+
+    /// What polkit says of the broker's actions without rules: for whoever it is, in a session that is not in front, and in one that is.
+    pub fn defaults(&self) -> BTreeMap<String, [u32; 3]> {
+        self.try_defaults().unwrap()
+    }
+
+    fn try_defaults(&self) -> Result<BTreeMap<String, [u32; 3]>, super::bus::Refused> {
         type Row = (String, String, String, String, String, String, u32, u32, u32, HashMap<String, String>);
-        let rows: Result<Vec<Row>, _> = self.root.call(AUTHORITY_PATH, AUTHORITY, "EnumerateActions", &"");
-        rows.is_ok_and(|rows| rows.iter().any(|row| row.0 == "org.cgrant.broker1.exceed-quota"))
+        let rows: Vec<Row> = self.root.call(AUTHORITY_PATH, AUTHORITY, "EnumerateActions", &"")?;
+        let ours = rows.into_iter().filter(|row| row.0.starts_with("org.cgrant."));
+        Ok(ours.map(|row| (row.0, [row.6, row.7, row.8])).collect())
     }
 
     pub fn stop_polkit(&mut self) {

@@ -36,6 +36,7 @@ mod explain;
 mod explain_table;
 mod failures;
 mod forged;
+mod full;
 mod grants;
 mod holders;
 mod idle;
@@ -60,6 +61,7 @@ mod pam;
 mod policy;
 mod policy_files;
 mod polkit;
+mod polkit_rights;
 mod system;
 mod system_attacks;
 mod system_autostart;
@@ -130,6 +132,8 @@ fn main() -> std::process::ExitCode {
         one_liners::TESTS,
         pam::TESTS,
         polkit::TESTS,
+        polkit_rights::TESTS,
+        full::TESTS,
         asking::TESTS,
         system::TESTS,
         system_attacks::TESTS,

@@ -338,6 +338,29 @@ fn without_polkit_policy_alone_decides(lab: &Lab) {
     drop((client, broker));
 }
 
+fn without_a_bus_the_policy_alone_decides_and_says_so_at_start(lab: &Lab) {
+    lab.write_policy(&format!("{ONE_GRANT}access.limits = \"ask\"\n"));
+    let broker = lab.broker();
+    let said = "no bus, so polkit can't be asked: where policy says \"ask\" the answer is no";
+    // Nobody has asked for anything yet.
+    wait_until("the log says it", || broker.log().replace('\\', "").contains(said));
+    let client = lab.user().client(broker.socket());
+    assert!(!feature(&client));
+    let grant = client.create("first", bare()).unwrap();
+    let limits = std::collections::HashMap::from([("pids.max", "9")]);
+    let refusals = [
+        ("QuotaExceeded", create(&client, "second")),
+        ("NotAuthorized", client.ask(&grant.path, CGROUP, "SetLimits", &limits)),
+    ];
+    for (name, refused) in refusals {
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.name, name, "{refused:?}");
+        assert!(hint(&refused).contains("polkit is not there"), "{refused:?}");
+    }
+    release_all(&[&client]);
+    drop((client, broker));
+}
+
 fn a_polkit_that_hangs_or_ends_keeps_nobody(lab: &Lab) {
     lab.write_policy(ONE_GRANT);
     let user = lab.user();
@@ -585,6 +608,7 @@ crate::tests![
     what_is_asked_for_is_said_in_full,
     clients_of_the_bus_are_asked_about_too,
     without_polkit_policy_alone_decides,
+    without_a_bus_the_policy_alone_decides_and_says_so_at_start,
     a_polkit_that_hangs_or_ends_keeps_nobody,
     others_are_managed_with_consent_and_not_known_of_without,
     answers_are_taken_from_who_was_asked_and_once,
