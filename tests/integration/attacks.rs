@@ -19,7 +19,7 @@ use zbus::OwnedObjectPath;
 use crate::common::{Client, Lab, Options, Process, User, bus::Watch, checker, raw::Raw, wait_until};
 
 // A user namespace of the user's in which root, as newuidmap(1) does, has mapped the user's own id and `count` others.
-fn mapped(user: &User, first: u32, count: u32) -> Process {
+pub fn mapped(user: &User, first: u32, count: u32) -> Process {
     let (process, _) = user.userns();
     for file in ["uid_map", "gid_map"] {
         let map = format!("0 {} 1\n1 {first} {count}\n", user.uid);
@@ -29,7 +29,7 @@ fn mapped(user: &User, first: u32, count: u32) -> Process {
 }
 
 // A connection of the id `id` in the namespace.
-fn connect_in(user: &User, namespace: &Process, id: u32, socket: &Path) -> (Process, UnixStream) {
+pub fn connect_in(user: &User, namespace: &Process, id: u32, socket: &Path) -> (Process, UnixStream) {
     let (process, line, mut fds) = user.agent_in(namespace, id, &["connect", socket.to_str().unwrap()]);
     assert_eq!(line, "ok");
     (process, UnixStream::from(fds.remove(0)))

@@ -461,30 +461,43 @@ fn another_policy_bounds_what_is_there(lab: &Lab) {
     checker::assert_in_order(lab);
 }
 
-/// Huge pages are bounded on the account's own cgroup, or whom policy bounds so gets no grants.
-fn huge_pages_of_all_grants_together_are_bounded_or_refused(lab: &Lab) {
-    lab.write_policy("[[rule]]\nname = \"pages\"\naccount-ceiling = { \"hugetlb.2MB.max\" = \"4M\" }\n");
+/// Huge pages are bounded on the cgroup that is root's, of the account or of the grant, or whom policy bounds so gets no grants.
+fn huge_pages_are_bounded_or_refused(lab: &Lab) {
     let broker = lab.broker();
-    let user = lab.user();
-    let client = user.client(broker.socket());
-    let question = explain::explain(&client, "CreateGrant", Options::new().with("name", "pages")).unwrap();
-    let made = client.create("pages", Options::new());
-    explain::same("pages", &question, &made);
     let tree = lab.host.with("hugetlb").map(|tree| tree.name.clone());
     let base = tree.and_then(|tree| checker::bases(&lab.host, &lab.instance).remove(&tree));
     let file = if lab.host.is_v1("hugetlb") { "hugetlb.2MB.limit_in_bytes" } else { "hugetlb.2MB.max" };
-    match base.filter(|base| base.join(file).exists()) {
-        Some(_) => {
-            made.unwrap();
-            let grant = checker::place(lab, user.uid, "pages", "hugetlb");
-            let account = grant.parent().unwrap().join(file);
-            assert_eq!(fs::read_to_string(account).unwrap().trim(), "4194304");
-        }
-        None => {
+    let can = base.is_some_and(|base| base.join(file).exists());
+    for table in ["account-ceiling", "grant-ceiling"] {
+        lab.write_policy(&format!(
+            "[[rule]]\nname = \"{table}\"\n{table} = {{ \"hugetlb.2MB.max\" = \"4M\" }}\n"
+        ));
+        broker.reload();
+        let client = lab.user().client(broker.socket());
+        wait_until("the policy is in force", || {
+            let usage =
+                client.manager::<_, (u32, String, Vec<(String, u64, u64)>)>("GetUsage", &Options::new().0);
+            usage.unwrap().1.ends_with(table)
+        });
+        let user = lab.user();
+        let client = user.client(broker.socket());
+        let question =
+            explain::explain(&client, "CreateGrant", Options::new().with("name", "pages")).unwrap();
+        let made = client.create("pages", Options::new());
+        explain::same("pages", &question, &made);
+        if !can {
             let refused = made.err().unwrap();
             refused.is("Unsupported", "hugetlb.2MB.max");
+            assert!(refused.text("hint").is_some_and(|hint| hint.contains(table)), "{refused:?}");
             checker::assert_empty(lab);
+            continue;
         }
+        let grant = checker::place(lab, user.uid, "pages", "hugetlb");
+        let (of_account, of_grant) = (grant.parent().unwrap().join(file), grant.join(file));
+        let bounded = if table == "account-ceiling" { of_account } else { of_grant };
+        assert_eq!(fs::read_to_string(bounded).unwrap().trim(), "4194304", "{table}");
+        let raised = client.set_limits(&made.unwrap().path, &[("hugetlb.2MB.max", "6M")]);
+        assert_eq!(raised.is_err(), table == "grant-ceiling", "{raised:?}");
     }
 }
 
@@ -502,5 +515,5 @@ crate::tests![
     io_of_all_grants_together_is_bounded,
     all_grants_together_are_bounded,
     another_policy_bounds_what_is_there,
-    huge_pages_of_all_grants_together_are_bounded_or_refused,
+    huge_pages_are_bounded_or_refused,
 ];

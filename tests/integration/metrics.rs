@@ -8,6 +8,7 @@ use std::{
     path::PathBuf,
 };
 
+use super::attacks::{connect_in, mapped};
 use crate::common::{Broker, Lab, Options, PATIENCE, User, wait_until};
 
 const GET: &[u8] =
@@ -193,6 +194,32 @@ fn only_those_whom_policy_lets_read_it(lab: &Lab) {
     wait_until("the right is taken back", || ask(lab, &collector, GET).is_empty());
 }
 
+// Whoever may read them elsewhere is nobody in somebody's user namespace, whose root rules what runs there; and its root is no root.
+fn nobody_reads_them_from_a_namespace_of_somebodys(lab: &Lab) {
+    let (collector, person) = (lab.user(), lab.user());
+    lab.write_policy(&format!(
+        "[[rule]]\nname = \"collector\"\nuids = [{}]\naccess.metrics = \"allow\"\n",
+        collector.uid
+    ));
+    let broker = lab.broker();
+    scrape(lab, &collector);
+    for (whose, id) in [(collector.uid, 0), (collector.uid, 1), (0, 1)] {
+        let namespace = mapped(&person, whose, 1);
+        let (_process, mut stream) = connect_in(&person, &namespace, id, &socket(lab));
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let _ = stream.write_all(GET);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        assert!(!answer.contains("cgrant_") && !answer.contains(" 200 "), "{whose} as {id}: {answer}");
+    }
+    // The D-Bus interfaces have no other door to them for the collector either.
+    let client = collector.client(broker.socket());
+    let usage = client.manager::<_, ()>("GetUsage", &Options::new().with("account", person.uid).0);
+    usage.unwrap_err().is("NotAuthorized", "usage of other accounts");
+    scrape(lab, &collector);
+}
+
 fn requests_that_are_none_are_answered_or_ended(lab: &Lab) {
     let _broker = lab.broker();
     let root = lab.root();
@@ -263,6 +290,7 @@ fn broker_answers(broker: &Broker, user: &User) {
 crate::tests![
     figures_are_those_of_the_broker,
     only_those_whom_policy_lets_read_it,
+    nobody_reads_them_from_a_namespace_of_somebodys,
     requests_that_are_none_are_answered_or_ended,
     who_is_slow_or_many_holds_up_nobody,
 ];

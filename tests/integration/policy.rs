@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fs,
+    os::unix::fs::MetadataExt,
     process::Command,
     time::{Duration, Instant},
 };
@@ -317,20 +318,37 @@ fn who_may_not_connect_is_not_served(lab: &Lab) {
 
 fn ceilings_hold_for_every_grant(lab: &Lab) {
     lab.write_policy(
-        "[[rule]]\nname = \"small\"\n[rule.grant-ceiling]\n\"memory.max\" = \"64M\"\n\"pids.max\" = \"50\"\n",
+        "[[rule]]\nname = \"small\"\n[rule.grant-ceiling]\n\"memory.max\" = \"64M\"\n\"pids.max\" = \"50\"\n\"cpu.max\" = \"150%\"\n",
     );
     let broker = lab.broker();
-    let client = lab.user().client(broker.socket());
+    let user = lab.user();
+    let client = user.client(broker.socket());
     let grant = client.create("low", Options::new()).unwrap();
     assert_eq!(
         client.value(&grant.path, "memory.max"),
         "67108864",
         "without a limit of its own it gets the ceiling"
     );
-    client.set_limits(&grant.path, &[("pids.max", "20")]).unwrap();
-    for (key, value) in
-        [("memory.max", "65M"), ("memory.max", "max"), ("pids.max", "51"), ("pids.max", "max")]
+    // The kernel holds it to all of them, on the cgroup that is root's.
+    let memory = if lab.host.is_v1("memory") { "memory.limit_in_bytes" } else { "memory.max" };
+    let cpu =
+        if lab.host.is_v1("cpu") { ("cpu.cfs_quota_us", "150000") } else { ("cpu.max", "150000 100000") };
+    for (controller, file, value) in
+        [("memory", memory, "67108864"), ("pids", "pids.max", "50"), ("cpu", cpu.0, cpu.1)]
     {
+        let file = checker::place(lab, user.uid, "low", controller).join(file);
+        assert_eq!(fs::read_to_string(&file).unwrap().trim(), value, "{}", file.display());
+        assert_eq!(fs::metadata(&file).unwrap().uid(), 0, "{}", file.display());
+    }
+    client.set_limits(&grant.path, &[("pids.max", "20"), ("cpu.max", "100%")]).unwrap();
+    for (key, value) in [
+        ("memory.max", "65M"),
+        ("memory.max", "max"),
+        ("pids.max", "51"),
+        ("pids.max", "max"),
+        ("cpu.max", "151%"),
+        ("cpu.max", "max"),
+    ] {
         let refused = client.set_limits(&grant.path, &[(key, value)]).unwrap_err();
         assert!(["QuotaExceeded", "NotAuthorized"].contains(&refused.name.as_str()), "{refused:?}");
     }
