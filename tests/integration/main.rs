@@ -56,6 +56,7 @@ mod nested_attacks;
 mod nested_bridges;
 mod nested_policy;
 mod nested_users;
+mod nested_verbs;
 mod one_liners;
 mod pam;
 mod policy;
@@ -129,6 +130,7 @@ fn main() -> std::process::ExitCode {
         nested_bridges::TESTS,
         nested_policy::TESTS,
         nested_users::TESTS,
+        nested_verbs::TESTS,
         one_liners::TESTS,
         pam::TESTS,
         polkit::TESTS,

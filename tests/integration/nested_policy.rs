@@ -160,7 +160,9 @@ fn explain_says_inside_what_the_request_is_told(lab: &Lab) {
         same("GetValues", &question, &first.values(path, &["pids.max"]));
         let question = ask("OpenCgroup", Options::new());
         same("OpenCgroup", &question, &first.cgroup::<_, zbus::OwnedFd>(path, "OpenCgroup", &""));
-        for request in ["RemoveLink", "UnpublishPorts", "MapDirectory", "PublishPorts"] {
+        let question = ask("RemoveLink", Options::new());
+        assert_eq!(allowed(&question), *path == inner, "{question:?}");
+        for request in ["UnpublishPorts", "MapDirectory", "PublishPorts"] {
             is_not_there(&ask(request, Options::new()), request);
         }
         is_not_there(&ask("AllowDevice", Options::new().with("name", "null")), "AllowDevice");
