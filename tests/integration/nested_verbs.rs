@@ -94,6 +94,7 @@ const ROWS: &[Row] = &[
     ("cgrant policy test create-grant", 0, "allowed"),
     // What is the host's. CGManager's socket is in no container but by `cgproxy`.
     ("cgrant departed list", 1, "not there for callers inside"),
+    ("cgrant departed clean", 1, "not there for callers inside"),
     ("cgrant departed usage --account 1000 /root", 1, "not there for callers inside"),
     ("cgrant departed remove --account 1000 /root", 1, "not there for callers inside"),
     ("cgrant cgroup create x", 3, "cgmanager/sock"),
