@@ -1,8 +1,12 @@
 //! `cgrant departed clean`: what `remove` does, for all users of whom policy says so, in the directories that the configuration names.
 //!
 //! Nobody looks on, so nothing may keep it for good: directories are looked through one after the other, each on a thread of its own
-//! that is left to itself when nothing goes on there. Which ids are nobody's is asked anew before each. May touch: files of those
-//! ids below the directories; reads `cgrantd.toml`.
+//! that is left to itself when nothing goes on there. Which ids are nobody's is asked anew before each, over a connection of its own: one on
+//! which nobody reads signals for the hours that a search may take is closed. May touch: files of those ids below the directories; reads
+//! `cgrantd.toml`.
+//!
+//! An attacker in the part of the broker that speaks D-Bus wants root to remove other files. It is believed about ids of the pool alone, whole
+//! blocks of them, which belong to no user of the host's.
 
 use std::{
     collections::HashSet,
@@ -19,7 +23,7 @@ use std::{
 
 use cgrant_container::Session;
 use cgrant_image::{Act, Leftovers, leftovers};
-use cgrant_policy::Config;
+use cgrant_policy::{BLOCK, Config, IdSpan, Pool};
 use cgrant_proto::{Account, Departed, ForgetDeparted};
 use cgrant_sys::{Dir, dropin};
 
@@ -39,9 +43,16 @@ const STACK: usize = 16 << 20;
 const FIRSTS: usize = 1024;
 
 pub(super) fn run(client: &Client, config: &Path, timeout: Duration) -> Result<u8, Failure> {
-    let directories = directories(config)?;
-    let session = client.connect(CLEAN)?;
-    let due = wait(&session, timeout)?;
+    let (directories, pool) = configured(config)?;
+    let due = wait(&client.connect(CLEAN)?, timeout)?;
+    if let Some((account, _, first, ..)) =
+        due.iter().find(|(_, _, first, count, ..)| !is_pools(&pool, *first, *count))
+    {
+        return Err(Failure::Refused(format!(
+            "cannot {CLEAN}: ids from {first} on, which are said to have been the account {account}'s, are no blocks of the pool in {}",
+            config.join(FILE).display()
+        )));
+    }
     let mut outcome = Outcome::default();
     if due.is_empty() {
         return outcome.say(client, CLEAN);
@@ -56,8 +67,10 @@ pub(super) fn run(client: &Client, config: &Path, timeout: Duration) -> Result<u
     // Of those that became somebody's meanwhile nothing is removed, and nothing said.
     let mut still = firsts.clone();
     for path in &directories {
-        let ready = ready(list(&session)?);
-        let ids: Vec<_> = ready.iter().filter(|(_, _, first, ..)| firsts.contains(first)).collect();
+        let ready = ready(list(&client.connect(CLEAN)?)?);
+        let is_known =
+            |(_, _, first, count, ..): &&Departed| firsts.contains(first) && is_pools(&pool, *first, *count);
+        let ids: Vec<_> = ready.iter().filter(is_known).collect();
         still.retain(|first| ids.iter().any(|(_, _, known, ..)| known == first));
         let ids = ids
             .iter()
@@ -76,6 +89,7 @@ pub(super) fn run(client: &Client, config: &Path, timeout: Duration) -> Result<u
     }
     let options = ForgetDeparted::new();
     let options = if outcome.failed == 0 { options } else { options.incomplete() };
+    let session = client.connect(CLEAN)?;
     for firsts in still.chunks(FIRSTS) {
         let forget = || session.call(session.manager()?.forget_departed(firsts, &options));
         forget().doing(|| CLEAN.to_owned())?;
@@ -83,18 +97,24 @@ pub(super) fn run(client: &Client, config: &Path, timeout: Duration) -> Result<u
     outcome.say(client, CLEAN)
 }
 
-/// The directories that the administrator named.
-fn directories(config: &Path) -> Result<Vec<PathBuf>, Failure> {
+/// The directories that the administrator named, and the ids that the broker gives out.
+fn configured(config: &Path) -> Result<(Vec<PathBuf>, Pool), Failure> {
     let failed = |source| Failure::File { doing: "read the configuration in", path: config.into(), source };
-    let open = match std::path::absolute(config).and_then(|path| Dir::open(&path)) {
-        Ok(open) => open,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+    let text = match std::path::absolute(config).and_then(|path| Dir::open(&path)) {
+        Ok(open) => dropin::read_file(&open, FILE)
+            .map_err(|source| Failure::PolicyUnread { directory: config.into(), source })?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(failed(error)),
     };
-    let unread = |source| Failure::PolicyUnread { directory: config.into(), source };
-    let Some(text) = dropin::read_file(&open, FILE).map_err(unread)? else { return Ok(Vec::new()) };
-    let config = Config::parse(&config.join(FILE).to_string_lossy(), &text)?;
-    Ok(config.departed.directories.iter().map(|path| path.as_path().to_owned()).collect())
+    let config = Config::parse(&config.join(FILE).to_string_lossy(), &text.unwrap_or_default())?;
+    let directories = config.departed.directories.iter().map(|path| path.as_path().to_owned());
+    Ok((directories.collect(), config.ids.pool))
+}
+
+/// Are they whole blocks of the pool?
+fn is_pools(pool: &Pool, first: u32, count: u32) -> bool {
+    let is_whole = first.is_multiple_of(BLOCK) && count.is_multiple_of(BLOCK);
+    is_whole && IdSpan::new(first, count).is_ok_and(|ids| pool.spans().iter().any(|span| span.covers(ids)))
 }
 
 fn list(session: &Session) -> Result<Vec<Departed>, Failure> {
@@ -196,6 +216,7 @@ mod tests {
     #[test]
     fn directories_are_the_administrators() {
         let scratch = tempfile::tempdir().unwrap();
+        let directories = |path: &Path| configured(path).map(|(directories, _)| directories);
         assert!(directories(&scratch.path().join("none")).unwrap().is_empty());
         assert!(directories(scratch.path()).unwrap().is_empty());
         let file = scratch.path().join(FILE);
@@ -205,6 +226,25 @@ mod tests {
         // Whoever else may write it says nothing about what root removes.
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).unwrap();
         assert!(directories(scratch.path()).is_err());
+    }
+
+    #[test]
+    fn ids_of_nobodys_but_the_brokers_are_removed() {
+        let pool = Pool::default();
+        let first = pool.blocks().nth(3).unwrap();
+        assert!(is_pools(&pool, first, BLOCK) && is_pools(&pool, first, 2 * BLOCK));
+        for (first, count) in [
+            (0, u32::MAX),
+            (0, BLOCK),
+            (1000, 1),
+            (first, 1),
+            (first + 1, BLOCK),
+            (first, 0),
+            (first, u32::MAX / BLOCK * BLOCK),
+            (pool.blocks().next().unwrap() - BLOCK, 2 * BLOCK),
+        ] {
+            assert!(!is_pools(&pool, first, count), "{first} {count}");
+        }
     }
 
     #[test]
