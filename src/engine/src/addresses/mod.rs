@@ -48,6 +48,9 @@ pub struct Request<'a> {
     pub address6: Option<Ipv6Addr>,
     /// Does it stay the container's when the grant ends? Not where the engine made up the name.
     pub kept: bool,
+    /// May it take a number that is kept for another container, where none is free or the account may have no more? Not from inside a
+    /// container, where whoever makes names up could come to have any address of another one's that way.
+    pub evicts: bool,
     /// How many the account may have.
     pub quota: u64,
 }
@@ -244,7 +247,7 @@ impl Addresses {
         let account = request.owner.account;
         let known = inner.bridges.get(request.bridge).is_some_and(|pool| pool.of(&request.owner).is_some());
         if !known {
-            self.make_room(&mut inner, account, request.quota)?;
+            self.make_room(&mut inner, account, request.quota, request.evicts)?;
         }
         let serial = inner.serial + 1;
         let start = self.secret.hash(&[
@@ -263,6 +266,7 @@ impl Addresses {
             address6: request.address6,
             start,
             kept: request.kept,
+            evicts: request.evicts,
         };
         let pool = inner.bridges.entry(request.bridge.to_owned()).or_default();
         let given = pool.give(&wish, serial).map_err(AddressError::Taken)?;
@@ -290,7 +294,13 @@ impl Addresses {
     }
 
     /// Forgets the account's number that has been unused for longest, if it may have no more.
-    fn make_room(&self, inner: &mut Inner, account: u32, quota: u64) -> Result<(), AddressError> {
+    fn make_room(
+        &self,
+        inner: &mut Inner,
+        account: u32,
+        quota: u64,
+        evicts: bool,
+    ) -> Result<(), AddressError> {
         let used = inner.counts.get(&account).copied().unwrap_or(0);
         if used < quota {
             return Ok(());
@@ -299,7 +309,8 @@ impl Addresses {
             .bridges
             .iter()
             .filter_map(|(bridge, pool)| pool.oldest_of(account).map(|found| (found, bridge.clone())))
-            .min();
+            .min()
+            .filter(|_| evicts);
         let ((_, number), bridge) = oldest.ok_or(AddressError::Quota { quota, used })?;
         if let Some(pool) = inner.bridges.get_mut(&bridge) {
             pool.remove(number);
@@ -330,6 +341,7 @@ impl Addresses {
             address6,
             start: 0,
             kept,
+            evicts: false,
         };
         let pool = inner.bridges.entry(bridge.to_owned()).or_default();
         // What the kernel has counts for more than what a file says.
@@ -412,6 +424,7 @@ mod tests {
             fixed: None,
             address6: None,
             kept: true,
+            evicts: true,
             quota: 3,
         }
     }

@@ -56,6 +56,8 @@ pub struct Wish {
     pub start: u128,
     /// Does it stay when the grant ends?
     pub kept: bool,
+    /// May it take one that is kept for another?
+    pub evicts: bool,
 }
 
 /// Why a number was not given.
@@ -155,7 +157,7 @@ impl Pool {
             (None, _) => match self.free(wish) {
                 Some(free) => free,
                 None => {
-                    let oldest = self.oldest_unused(&wish.span).ok_or(Taken::Full)?;
+                    let oldest = self.oldest_unused(&wish.span).filter(|_| wish.evicts).ok_or(Taken::Full)?;
                     evicted.push(oldest);
                     oldest
                 }
@@ -254,6 +256,7 @@ mod tests {
             address6: None,
             start: u128::from(user),
             kept: true,
+            evicts: true,
         }
     }
 
@@ -298,6 +301,11 @@ mod tests {
         pool.free_up(c, GrantId(2), 1);
         pool.free_up(b, GrantId(1), 2);
         pool.free_up(a, GrantId(0), 3);
+        // Who may not take what is another's does not, kept by the same account or not.
+        for account in [1, 3] {
+            let inside = Wish { evicts: false, kept: false, ..wish(account, "one/x", 98) };
+            assert_eq!(pool.give(&inside, 8), Err(Taken::Full));
+        }
         let given = pool.give(&wish(3, "x", 50), 10).unwrap();
         assert_eq!((given.number, given.evicted), (b, vec![b]), "the oldest of account 1, not of account 2");
         assert!(pool.of(&owner(2, "c")).is_some());

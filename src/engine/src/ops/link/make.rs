@@ -451,6 +451,7 @@ fn reserve(
         fixed,
         address6,
         kept: keeps_name(grant),
+        evicts: !grant.path.is_nested(),
         quota: terms.addresses,
     };
     addresses.reserve(&wanted).map(Some).map_err(|error| not_given(&error, bridge, request, terms))
