@@ -225,8 +225,17 @@ impl Proxy {
     }
 
     /// A call of somebody in the container: in its name, and if it is about somebody, whoever that is as it numbers them.
+    ///
+    /// An attacker further in wants out of its cgroup: an absolute path would begin at this process's, above its own.
     async fn plain(&self, peer: &Peer, call: LegacyCall) -> Result<LegacyAnswer, Failed> {
         let own = Named::own();
+        let is_absolute = matches!(
+            call,
+            LegacyCall::PidCgroup { absolute: true, .. } | LegacyCall::MovePid { absolute: true, .. }
+        );
+        if is_absolute && !peer.shares_pid_namespace(&self.proc) {
+            return Ok(LegacyAnswer::OtherNamespace);
+        }
         let about = match call {
             LegacyCall::PidCgroup { pid, .. } | LegacyCall::MovePid { pid, .. } => {
                 let number = pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0);
