@@ -25,8 +25,9 @@ const PROCS: &str = "cgroup.procs";
 const PROCS_MAX: usize = 64 * 1024;
 /// Grants in each other: more than any policy lets be made.
 const DEPTH: usize = 32;
-/// Most monitors that are told at a time.
+/// Most monitors that are told at a time, and of one grant, which has one.
 const MOST: usize = 1024;
+const MOST_OF_ONE: usize = 16;
 
 /// Those that are being ended.
 #[derive(Debug)]
@@ -119,9 +120,13 @@ fn at_depth(grants: &Dir, depth: usize, monitors: &mut Vec<Pidfd>) {
 fn living(cgroup: &Dir) -> Vec<Pidfd> {
     let listed = || {
         let text = cgroup.read(PROCS, PROCS_MAX).unwrap_or_default();
-        text.lines().filter_map(|line| line.parse().ok()).take(MOST).collect::<Vec<u32>>()
+        text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<u32>>()
     };
-    let opened: Vec<_> = listed().into_iter().filter_map(|pid| Some((pid, Pidfd::open(pid).ok()?))).collect();
+    let opened: Vec<_> = listed()
+        .into_iter()
+        .take(MOST_OF_ONE)
+        .filter_map(|pid| Some((pid, Pidfd::open(pid).ok()?)))
+        .collect();
     let still = listed();
     let is_in = |pid: u32, process: &Pidfd| still.contains(&pid) && process.is_alive().unwrap_or(false);
     opened.into_iter().filter(|(pid, process)| is_in(*pid, process)).map(|(_, process)| process).collect()

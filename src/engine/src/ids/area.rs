@@ -45,6 +45,19 @@ pub struct InnerSlot {
     pub name: Option<GrantName>,
 }
 
+impl InnerSlot {
+    /// Is it one without a name, of this user in the range that begins there?
+    pub fn is_nameless_of(&self, around: u32, user: NsUid) -> bool {
+        self.name.is_none() && self.around == around && self.user == user
+    }
+
+    /// Are all ids of the other one its?
+    pub fn covers(&self, other: &Self) -> bool {
+        let end = |slot: &Self| u64::from(slot.offset) + u64::from(slot.count);
+        self.offset <= other.offset && end(other) <= end(self)
+    }
+}
+
 const fn root() -> NsUid {
     NsUid::ROOT
 }

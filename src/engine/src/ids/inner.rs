@@ -33,6 +33,23 @@ pub struct Around {
     pub user: NsUid,
 }
 
+/// What a user in there has, in blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blocks {
+    /// All that it ever had.
+    pub all: u64,
+    /// Those that its grants have or that belong to its names.
+    pub held: u64,
+}
+
+impl Blocks {
+    /// What counts beside so many grants without ids: such a one takes no block that was the user's, nor the place of one.
+    pub fn with(self, bare: usize) -> u64 {
+        let bare = u64::try_from(bare).unwrap_or(u64::MAX);
+        self.all.max(self.held.saturating_add(bare))
+    }
+}
+
 impl IdRecord {
     /// A part of a range for a grant made inside the one that has it: the one of this name there, or with `None` any that neither
     /// has a name nor is in use, which `live` says, nor was another user's. `count` 0 means the size that the name's part has, or 65536.
@@ -56,9 +73,9 @@ impl IdRecord {
                 let mut changed = part.is_some();
                 // What is kept now says the same of these.
                 let is_covered = |known: &InnerSlot| {
-                    part.is_some()
-                        && known.name.is_none()
-                        && span_of(known, first).is_some_and(|known| span.covers(known))
+                    part.as_ref().is_some_and(|part| {
+                        known.is_nameless_of(part.around, part.user) && part.covers(known)
+                    })
                 };
                 area.change(offset, |slot| {
                     let before = slot.inner.len();
@@ -89,7 +106,7 @@ impl IdRecord {
         self.locked(|inner| inner.part_of(around, name, count, live).map(|_| ()))
     }
 
-    /// How many blocks of a range a user in there has: those that its live grants have, `own`, and those that are kept for it; and
+    /// The blocks of a range that a user in there has: those that its live grants have, `own`, and those that are kept for it; and
     /// with a part more, of this name and size as [`acquire_inner`](Self::acquire_inner) takes them, what it comes to then. `live` are
     /// everybody's.
     ///
@@ -101,26 +118,33 @@ impl IdRecord {
         own: &[IdSpan],
         live: &[(IdSpan, GrantId)],
         more: Option<(Option<&GrantName>, u32)>,
-    ) -> Result<u64, IdError> {
+    ) -> Result<Blocks, IdError> {
         self.locked(|inner| {
             let (area, slot, at) = inner.slot_around(around.range)?;
             let first = area.span.first() + slot.offset;
             let is_its = |known: &&InnerSlot| known.around == at && known.user == around.user;
             let kept: Vec<_> = slot.inner.iter().filter(is_its).collect();
-            let spans = kept.iter().filter_map(|known| span_of(known, first)).chain(own.iter().copied());
-            let mut has: BTreeSet<u32> = spans.flat_map(|span| blocks_of(around, span)).collect();
-            let Some((name, count)) = more else { return Ok(has.len() as u64) };
-            let is_known = name.is_some() && kept.iter().any(|known| known.name.as_ref() == name);
-            match inner.part_of(around, name, count, live) {
-                Ok(part) => has.extend(blocks_of(around, part.range().uids())),
-                // Where there is no room either, that it is too much is said first.
-                Err(_) if !is_known => {
-                    let count = if count == 0 { BLOCK } else { count };
-                    return Ok(has.len() as u64 + u64::from(count.div_ceil(BLOCK)));
+            let blocks = |spans: &mut dyn Iterator<Item = IdSpan>| -> BTreeSet<u32> {
+                spans.flat_map(|span| blocks_of(around, span)).collect()
+            };
+            let mut all = blocks(&mut kept.iter().filter_map(|known| span_of(known, first)));
+            let named = kept.iter().filter(|known| known.name.is_some());
+            let mut held =
+                blocks(&mut named.filter_map(|known| span_of(known, first)).chain(own.iter().copied()));
+            let mut more_than_there_is = 0;
+            if let Some((name, count)) = more {
+                match inner.part_of(around, name, count, live) {
+                    Ok(part) => held.extend(blocks_of(around, part.range().uids())),
+                    Err(_) if name.is_some() && kept.iter().any(|known| known.name.as_ref() == name) => {}
+                    // Where there is no room either, that it is too much is said first.
+                    Err(_) => {
+                        more_than_there_is = if count == 0 { 1 } else { u64::from(count.div_ceil(BLOCK)) }
+                    }
                 }
-                Err(_) => {}
             }
-            Ok(has.len() as u64)
+            all.extend(&held);
+            let count = |blocks: BTreeSet<u32>| blocks.len() as u64 + more_than_there_is;
+            Ok(Blocks { all: count(all), held: count(held) })
         })
     }
 
@@ -166,9 +190,18 @@ impl IdRecord {
                     || (known.name.is_some()
                         && (part.offset..part.offset + part.count).contains(&known.around))
             };
+            let stays = (!whose.is_root()).then_some(InnerSlot { name: None, ..part });
+            let is_covered = |known: &InnerSlot| {
+                stays.as_ref().is_some_and(|stays| known.is_nameless_of(at, whose) && stays.covers(known))
+            };
             area.change(slot.offset, |slot| {
-                slot.inner.retain(|known| !goes(known));
-                slot.inner.extend((!whose.is_root()).then_some(InnerSlot { name: None, ..part }));
+                slot.inner.retain(|known| !goes(known) && !is_covered(known));
+                let covers = |known: &InnerSlot, stays: &InnerSlot| {
+                    known.is_nameless_of(at, whose) && known.covers(stays)
+                };
+                let stays =
+                    stays.clone().filter(|stays| !slot.inner.iter().any(|known| covers(known, stays)));
+                slot.inner.extend(stays);
             });
             inner.write(area)
         })
@@ -217,7 +250,7 @@ impl Inner {
             && let Some(known) =
                 slot.inner.iter().filter(here).filter(is_its).find(|known| known.name.as_ref() == Some(name))
         {
-            return named(known, name, first, count, live).map(Part::Known);
+            return named(known, name, around, first, count, live).map(Part::Known);
         }
         let is_ordinary = !around.user.is_root();
         if is_ordinary && slot.name.is_none() {
@@ -227,13 +260,13 @@ impl Inner {
         let none = || IdError::NoRoomInside { count };
         let own = |known: &&InnerSlot| known.name.is_none() && is_its(known);
         let mut busy: Vec<IdSpan> = live.iter().map(|(span, _)| *span).collect();
+        let others = slot.inner.iter().filter(here).filter(|known| !own(known));
+        busy.extend(others.filter_map(|known| span_of(known, first)));
         // What the user had before, and nobody has now.
         let had = slot.inner.iter().filter(here).filter(own).filter_map(|known| span_of(known, first));
         let again = had
             .filter_map(|had| had.part(0, count))
-            .find(|span| !busy.iter().any(|busy| busy.overlaps(*span)));
-        let others = slot.inner.iter().filter(here).filter(|known| !own(known));
-        busy.extend(others.filter_map(|known| span_of(known, first)));
+            .find(|span| is_for_others(around, *span) && !busy.iter().any(|busy| busy.overlaps(*span)));
         let span = again.or_else(|| free(around, &busy, count)).ok_or_else(none)?;
         let is_kept = |known: &InnerSlot| span_of(known, first).is_some_and(|known| known.covers(span));
         let is_new =
@@ -283,6 +316,7 @@ fn span_of(part: &InnerSlot, first: u32) -> Option<IdSpan> {
 fn named(
     known: &InnerSlot,
     name: &GrantName,
+    around: Around,
     first: u32,
     count: u32,
     live: &[(IdSpan, GrantId)],
@@ -291,11 +325,20 @@ fn named(
     if count != 0 && count != known.count {
         return Err(IdError::SizeDiffers { name, has: known.count, asked: count });
     }
-    let span = span_of(known, first).ok_or(IdError::NoRoomInside { count: known.count })?;
+    // The container around may have been made anew with more ids of its own.
+    let span = span_of(known, first).filter(|span| is_for_others(around, *span));
+    let span = span.ok_or(IdError::NoRoomInside { count: known.count })?;
     match live.iter().find(|(other, _)| other.overlaps(span)) {
         Some((_, grant)) => Err(IdError::InUse { name, grant: *grant }),
         None => Ok(IdRange::same(span)),
     }
+}
+
+/// Do these ids lie where those for grants inside are?
+fn is_for_others(around: Around, span: IdSpan) -> bool {
+    let all = IdSpan::new(around.range.uid, around.range.count);
+    let begin = around.range.uid.checked_add(around.own);
+    all.is_ok_and(|all| all.covers(span)) && begin.is_some_and(|begin| span.first() >= begin)
 }
 
 /// The first place behind the own ids of the grant around, a whole number of blocks from them, that has room.
@@ -344,11 +387,18 @@ mod tests {
         let kept = Some(name.clone());
         let part = InnerSlot { around: 0, offset: BLOCK, count: BLOCK, user: NsUid::ROOT, name: kept };
         let first = 20 * BLOCK;
-        assert_eq!(named(&part, &name, first, 0, &[]).unwrap(), IdRange::same(span(first + BLOCK, BLOCK)));
-        assert!(matches!(named(&part, &name, first, 7, &[]), Err(IdError::SizeDiffers { .. })));
+        let range = Range { uid: first, gid: first, count: 2 * BLOCK };
+        let around = Around { range, own: BLOCK, user: NsUid::ROOT };
+        let more = Around { own: BLOCK + 1, ..around };
+        assert!(matches!(named(&part, &name, more, first, 0, &[]), Err(IdError::NoRoomInside { .. })));
+        assert_eq!(
+            named(&part, &name, around, first, 0, &[]).unwrap(),
+            IdRange::same(span(first + BLOCK, BLOCK))
+        );
+        assert!(matches!(named(&part, &name, around, first, 7, &[]), Err(IdError::SizeDiffers { .. })));
         let live = [(span(first + BLOCK, 1), GrantId(3))];
         assert!(matches!(
-            named(&part, &name, first, 0, &live),
+            named(&part, &name, around, first, 0, &live),
             Err(IdError::InUse { grant: GrantId(3), .. })
         ));
     }

@@ -621,7 +621,7 @@ fn users_inside_have_names_and_blocks_each_for_themselves() {
         let live: Vec<IdSpan> =
             live.iter().map(|block| IdSpan::new(first + block * BLOCK, BLOCK).unwrap()).collect();
         let all: Vec<_> = live.iter().map(|span| (*span, GrantId(9))).collect();
-        record.blocks_inside(around(user), &live, &all, more).unwrap()
+        record.blocks_inside(around(user), &live, &all, more).unwrap().with(0)
     };
     let (web, db) = (name("web"), name("db"));
     assert_eq!((blocks(7, &[], None), blocks(71, &[], None), blocks(7, &[2], None)), (1, 0, 1));
@@ -679,4 +679,31 @@ fn users_are_given_no_ids_that_nothing_is_kept_of() {
     let around = |user: u32| Around { range, own: BLOCK, user: NsUid(user) };
     assert!(matches!(record.acquire_inner(around(7), None, 0, &[]), Err(IdError::NothingKept)));
     assert!(record.acquire_inner(around(0), None, 0, &[]).is_ok());
+}
+
+#[test]
+fn one_user_fills_the_record_with_nothing() {
+    let host = Host::new();
+    let record = host.open("a");
+    let first = record.acquire(ALICE, Some(&name("one")), 4 * BLOCK, GrantId(1), QUOTA).unwrap().uid().0;
+    let range = Range { uid: first, gid: first, count: 4 * BLOCK };
+    let around = |user: u32| Around { range, own: BLOCK, user: NsUid(user) };
+    let take = |label: Option<&str>, count: u32| {
+        let label = label.map(name);
+        record.acquire_inner(around(7), label.as_ref(), count, &[]).map(|range| range.uid().0 - first)
+    };
+    assert_eq!(take(None, BLOCK).unwrap(), BLOCK);
+    // A name's ids are no other name's, whatever was had there before.
+    assert_eq!((take(Some("n0"), 1000).unwrap(), take(Some("n1"), 1000).unwrap()), (BLOCK, 2 * BLOCK));
+    let forget = |label: &str| record.forget_inner(range, NsUid(7), &name(label)).unwrap();
+    forget("n0");
+    forget("n1");
+    for count in (1..100).rev() {
+        let label = format!("n{count}");
+        take(Some(&label), count * 100).unwrap();
+        forget(&label);
+    }
+    let text = std::fs::read_to_string(host.path("record").join(&host.files("record")[0])).unwrap();
+    let kept = text.matches("\"around\"").count();
+    assert!(kept <= 3, "{kept}: {text}");
 }

@@ -445,8 +445,7 @@ pub fn user_blocks(engine: &Engine, caller: &Caller, more: Option<More<'_>>) -> 
         grants.len().saturating_sub(spans.len()) + usize::from(more.is_some_and(|more| more.ids.is_none()));
     let part = more.and_then(|More { label, ids }| Some((label, ids?)));
     let (around, live) = ids_inside(engine, inside, GrantId(0));
-    let with = engine.ids.blocks_inside(around, &spans, &live, part)?;
-    Ok(Some(with.saturating_add(u64::try_from(without).unwrap_or(u64::MAX))))
+    Ok(Some(engine.ids.blocks_inside(around, &spans, &live, part)?.with(without)))
 }
 
 /// The caller's own ids, if its namespace is to have them.

@@ -368,6 +368,7 @@ pub fn translated(engine: &Engine, caller: &Caller, answer: Answer) -> Result<An
         // Which application of the host's its account was when the outermost grant was made.
         Answer::Explained(mut explanation) => {
             explanation.application.clear();
+            explanation.refusal = explanation.refusal.take().map(|refusal| refused_inside(caller, refusal));
             Answer::Explained(explanation)
         }
         Answer::Link(link, tap) => Answer::Link(seen_inside(link), tap),
