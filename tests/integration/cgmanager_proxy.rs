@@ -180,6 +180,12 @@ fn a_container_has_cgmanager_through_its_proxy(lab: &Lab) {
     let elsewhere =
         "call to cgmanager_get_pid_cgroup_sync failed: GetPidCgroup called from non-init namespace";
     assert_eq!(container.says(&jail, nested), ["n", elsewhere]);
+    // But nobody there begins at the proxy's cgroup, which may be above its own.
+    let said = container.says(&jail, "unshare --pid --fork sh -c 'cgm movepidabs memory / 1'");
+    assert!(
+        matches!(said.as_slice(), [only] if only.ends_with(": Escape request from different namespace requires a proxy")),
+        "{said:?}"
+    );
     // And users likewise.
     let nested = r"cgm create memory u
         unshare --user sleep 60 & n=$!
