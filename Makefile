@@ -86,10 +86,13 @@ demo: deps-demo
 	$(CARGO) build --locked -p cgrant-pam
 	@tests/demo/run $(TARGET_DIR)/debug $(TARGET_DIR)/demo
 
-# What the virtual machines need is made beside the other tests, which leave processors idle. If it fails, check-vm tries again and says why.
+# One virtual machine after the other runs beside the other tests, which leave a processor idle; check-vm goes on with those that are
+# left. If not even the first could begin, check-vm tries again and says why.
 check: deps-check
 	@mkdir -p $(TARGET_DIR)/vm
-	@nice -n 19 tests/vm/run --prepare >$(TARGET_DIR)/vm/prepared 2>&1 & tests/demo/tally check-unit check-integration check-vm
+	@rm -rf $(TARGET_DIR)/vm/ahead.*
+	@ahead=$$(mktemp -d $(abspath $(TARGET_DIR))/vm/ahead.XXXXXX) && \
+	{ nice -n 19 tests/vm/run --ahead $$ahead >$$ahead/log 2>&1 & CGRANT_VM_AHEAD=$$ahead tests/demo/tally check-unit check-integration check-vm; }
 
 # The member crates: units, the supervisor with children that are played, the network helper that can be made to fail.
 check-unit:
