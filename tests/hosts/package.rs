@@ -640,7 +640,67 @@ fn where_nobody_may_make_namespaces_it_is_said(lab: &Lab) {
     assert!(!output.status.success() && said.contains(MOST), "{said}");
     assert!(doctor.contains("user.max_user_namespaces"), "{doctor}");
     shell.done(&["start", "web"]);
+    shell.done(&["stop", "web"]);
+    // Older kernels ask AppArmor about everything but namespaces.
+    let asked = fs::read_to_string("/sys/kernel/security/apparmor/features/namespaces/mask");
+    let release = fs::read_to_string("/etc/os-release").unwrap();
+    assert_eq!(asked.is_ok_and(|asked| asked.contains("userns_create")), release.contains("trixie"));
+    if release.contains("trixie") {
+        apparmor_lets_no_other_program_make_them(&person, &shell);
+    }
     ends_with_everything_of(lab, &person, broker);
+}
+
+/// Forbids user namespaces to whoever is started in it, and to what that starts and has no profile of its own: what Ubuntu's kernel does
+/// to all programs of users, and Debian's to none.
+const FORBIDS: &str = "abi <abi/4.0>,
+profile cgrant-test flags=(attach_disconnected, mediate_deleted) {
+  capability, network, unix, signal, ptrace, mount, umount, pivot_root, dbus, mqueue, io_uring, change_profile, file,
+  /usr/bin/cgrant pix,
+}
+";
+const FORBIDDING: &str = "/etc/apparmor.d/cgrant-test";
+/// Where a host has the profile, which a package for Debian 12 can't bring.
+const PROFILE: &str = "/etc/apparmor.d/cgrant";
+
+fn apparmor_lets_no_other_program_make_them(person: &Person, shell: &Shell) {
+    let parser = |words: &[&str]| done(Command::new("apparmor_parser").arg("--skip-cache").args(words));
+    fs::write(FORBIDDING, FORBIDS).unwrap();
+    parser(&["--replace", FORBIDDING]);
+    let confined = |words: &[&str]| {
+        // Not the first program, which would be in this profile whatever another one says.
+        let mut command = person.user.command("aa-exec");
+        command.args(["--profile", "cgrant-test", "--", "env"]).args(words).env("CGRANT_SOCKET", PACKAGED);
+        command.output().unwrap()
+    };
+    let other = ["unshare", "--user", "true"];
+    done(person.user.command(other[0]).args(&other[1..]));
+    assert!(!confined(&other).status.success(), "it forbids nothing");
+    let refused = |words: &[&str]| {
+        let output = confined(words);
+        let said = text(&output.stderr) + &text(&output.stdout);
+        assert!(!output.status.success() && said.contains("AppArmor"), "{words:?}: {said}");
+    };
+    refused(&["/usr/bin/cgrant", "start", "web"]);
+    refused(&["/usr/bin/cgrant", "doctor"]);
+    refused(&["/usr/bin/cgrant", "image", "remove", "box"]);
+
+    fs::write(PROFILE, include_str!("../../policy/apparmor/cgrant")).unwrap();
+    parser(&["--replace", PROFILE]);
+    for words in [["start", "web"].as_slice(), &["doctor"]] {
+        let output = confined(&[["/usr/bin/cgrant"].as_slice(), words].concat());
+        assert!(output.status.success(), "{words:?}: {}{}", text(&output.stdout), text(&output.stderr));
+    }
+    assert!(!confined(&other).status.success(), "it lets others");
+    // What runs in a container may make containers.
+    let inside = shell.done(&["exec", "web", "--", "cat", "/proc/1/attr/current", "/proc/self/attr/current"]);
+    assert_eq!(inside, "cgrant (unconfined)\n".repeat(2));
+    shell.done(&["exec", "web", "--", "/bin/busybox", "unshare", "-U", "true"]);
+    shell.done(&["stop", "web"]);
+    for file in [PROFILE, FORBIDDING] {
+        parser(&["--remove", file]);
+        fs::remove_file(file).unwrap();
+    }
 }
 
 crate::tests![

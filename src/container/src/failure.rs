@@ -109,6 +109,9 @@ impl StepFailure {
             (Step::UserNamespace, E::PERM) => {
                 "user namespaces are not allowed here (kernel.unprivileged_userns_clone, an LSM, or a chroot): see 'cgrant doctor'"
             }
+            (Step::UserNamespace, E::ACCESS) => {
+                "a security module forbids this program to make them: if it is AppArmor, the profile of cgrant lets it"
+            }
             (Step::UserNamespace, E::NOSYS | E::INVAL) => "the kernel was built without user namespaces",
             (Step::Clone, E::AGAIN) => "pids.max leaves no room for the container's first process: raise it",
             (Step::Namespaces | Step::Clone, E::NOSPC) => {
@@ -272,6 +275,7 @@ mod tests {
         assert!(
             failure(Step::UserNamespace, "", Errno::NOSPC).hint().unwrap().contains("max_user_namespaces")
         );
+        assert!(failure(Step::UserNamespace, "", Errno::ACCESS).hint().unwrap().contains("AppArmor"));
         assert!(failure(Step::Mount, "", Errno::NOENT).hint().unwrap().contains("directory"));
         assert_eq!(failure(Step::Hostname, "", Errno::NOENT).hint(), None);
     }
