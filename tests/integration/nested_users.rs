@@ -281,6 +281,151 @@ fn nothing_of_others_is_taken(lab: &Lab) {
     checker::assert_in_order(lab);
 }
 
+// Files of the kernel's that policy lists for the account: what takes from others beside it is for root in there.
+fn no_file_takes_from_others(lab: &Lab) {
+    lab.write_policy(
+        "[[rule]]\nname = \"users\"\nquota = { nesting-user-blocks = 2 }\nraw.write = [\"io.weight\", \"memory.min\", \"memory.low\", \"memory.oom.group\"]\n",
+    );
+    let (broker, user, client) = scene(lab);
+    let one = Level::new(&user, &client, "one", nesting(2));
+    let root = one.client(lab, &user, broker.socket());
+    let ann = one.client_of(lab, &user, ANN, broker.socket());
+    let web = ann.create("web", Options::new().no_range()).unwrap();
+    let roots = root.create("web", Options::new().no_range()).unwrap();
+    // Where the host has the file.
+    let passes_policy = |set: Result<(), Refused>| {
+        if let Err(refused) = set {
+            assert!(["KernelRefused", "Unsupported"].contains(&refused.name.as_str()), "{}", refused.message);
+        }
+    };
+    for limits in [[("io.weight", "default 10000")], [("memory.min", "max")], [("memory.low", "max")]] {
+        for (request, name, about, real) in [
+            (
+                "CreateGrant",
+                "name",
+                "x",
+                ann.create("x", Options::new().no_range().limits(&limits)).map(drop),
+            ),
+            ("SetLimits", "grant", web.path.as_str(), ann.set_limits(&web.path, &limits)),
+        ] {
+            let options = Options::new().limits(&limits).with(name, about.to_owned());
+            same(request, &explain(&ann, request, options).unwrap(), &real);
+            real.unwrap_err().is("NotAuthorized", limits[0].0);
+        }
+        passes_policy(root.set_limits(&roots.path, &limits));
+    }
+    passes_policy(ann.set_limits(&web.path, &[("memory.oom.group", "1")]));
+    checker::assert_in_order(lab);
+}
+
+// Who makes all cgroups that it can, by hand and through the broker, leaves half of the account's to others.
+fn cgroups_of_users_are_bounded(lab: &Lab) {
+    lab.write_policy("[[rule]]\nname = \"users\"\nquota = { nesting-user-blocks = 6, cgroups = 64 }\n");
+    let (mut broker, user, client) = scene(lab);
+    let one = Level::new(&user, &client, "one", nesting(6).lifetime("persistent"));
+    let used = |client: &Client| {
+        let (_, _, rows): (u32, String, Vec<(String, u64, u64)>) =
+            client.manager("GetUsage", &Options::new().0).unwrap();
+        rows.into_iter().find(|row| row.0 == "cgroups").unwrap().1
+    };
+    let root = one.client(lab, &user, broker.socket());
+    let bare = || Options::new().no_range().lifetime("persistent");
+    // As whoever has the cgroup can, by hand; the kernel asks nobody who it is.
+    let fill = |name: &str| {
+        let payload = checker::places(lab, user.uid, name)["cgroup2"].join("payload");
+        (0..200)
+            .take_while(|number| fs::create_dir(payload.join(format!("by-hand-{number}"))).is_ok())
+            .count()
+    };
+    let refused = |client: &Client, path: &str| {
+        let real: Result<(), Refused> = client.cgroup(path, "CreateCgroup", &"more");
+        let question = Options::new().with("grant", path.to_owned()).with("path", "more");
+        same("a cgroup", &explain(client, "CreateCgroup", question).unwrap(), &real);
+        real.unwrap_err().is("QuotaExceeded", "cgroups");
+    };
+    let mut all = 0;
+    for id in [ANN, BOB, 71] {
+        let somebody = one.client_of(lab, &user, id, broker.socket());
+        let mut own = 0;
+        for number in 0.. {
+            let name = format!("g{number}");
+            let question = explain(&somebody, "CreateGrant", bare().with("name", name.clone())).unwrap();
+            let real = somebody.create(&name, bare());
+            same("another grant", &question, &real);
+            let grant = match real {
+                Ok(grant) => grant,
+                Err(refusal) => {
+                    refusal.is("QuotaExceeded", "");
+                    break;
+                }
+            };
+            // One by the broker, while there is room.
+            somebody.cgroup::<_, ()>(&grant.path, "CreateCgroup", &"own").unwrap();
+            own += 1 + fill(&format!("one/@{id}.{name}"));
+            refused(&somebody, &grant.path);
+            // Who else may use it gets no more of it.
+            refused(&root, &grant.path);
+            refused(&client, &grant.path);
+        }
+        assert!((1..=16).contains(&own), "{id}: {own}");
+        all += own;
+    }
+    assert!((16..=32).contains(&all), "{all}");
+    assert_eq!(used(&client), all as u64);
+    let roots = root.create("roots", bare()).unwrap();
+    for number in 0..8 {
+        root.cgroup::<_, ()>(&roots.path, "CreateCgroup", &format!("c{number}")).unwrap();
+        client.cgroup::<_, ()>(&one.grant.path, "CreateCgroup", &format!("c{number}")).unwrap();
+    }
+    let accounts = client.create("accounts", bare()).unwrap();
+    client.cgroup::<_, ()>(&accounts.path, "CreateCgroup", &"c").unwrap();
+    // The bound is there after the broker's end, and follows policy.
+    drop(root);
+    broker.kill_everything();
+    broker.start_again();
+    let client = user.client_again(broker.socket());
+    let bound = || {
+        let grant = checker::places(lab, user.uid, "one/@7.g0")["cgroup2"].clone();
+        fs::read_to_string(grant.join("cgroup.max.descendants")).unwrap().trim().to_owned()
+    };
+    let before = bound();
+    assert_ne!(before, "max");
+    let ann = one.client_of(lab, &user, ANN, broker.socket());
+    refused(&ann, &ann.find("g0").unwrap());
+    lab.write_policy("[[rule]]\nname = \"users\"\nquota = { nesting-user-blocks = 6, cgroups = 4 }\n");
+    broker.reload();
+    wait_until("the smaller quota is in force", || bound() != before);
+    checker::assert_in_order(lab);
+    drop(ann);
+    for path in [&one.grant.path, &accounts.path] {
+        release(&client, path, Options::new().with("force", true)).unwrap();
+    }
+}
+
+// In a container of an ordinary user's its root has no more than that user, nor has anybody in there.
+fn cgroups_of_a_users_container_are_that_users(lab: &Lab) {
+    lab.write_policy("[[rule]]\nname = \"users\"\nquota = { nesting-user-blocks = 20, cgroups = 128 }\n");
+    let (broker, user, client) = scene(lab);
+    let one = Level::new(&user, &client, "one", nesting(4));
+    let ann = one.client_of(lab, &user, ANN, broker.socket());
+    // A quarter of a quarter of 128: two grants in it, of four cgroups each.
+    let two = one.inner_of(&user, ANN, &ann, "two", nesting(1));
+    let within = two.client(lab, &user, broker.socket());
+    let bob = two.client_of(lab, &user, BOB, broker.socket());
+    for name in ["a", "b", "c"] {
+        let question = explain(&within, "CreateGrant", Options::new().no_range().with("name", name)).unwrap();
+        let real = within.create(name, Options::new().no_range());
+        same(name, &question, &real);
+        assert_eq!(real.is_ok(), name != "c", "{name}");
+        if let Err(refusal) = real {
+            refusal.is("QuotaExceeded", "cgroups");
+        }
+    }
+    bob.create("x", Options::new().no_range()).unwrap_err().is("QuotaExceeded", "cgroups");
+    one.client(lab, &user, broker.socket()).create("roots", Options::new().no_range()).unwrap();
+    checker::assert_in_order(lab);
+}
+
 // Names, and what is kept for them, are each user's.
 fn keys_and_names_are_each_users(lab: &Lab) {
     let (mut broker, user, client) = let_in(lab, 2);
@@ -534,6 +679,9 @@ crate::tests![
     cgroups_belong_to_the_user,
     who_only_looks_like_a_user_is_nobody,
     nothing_of_others_is_taken,
+    no_file_takes_from_others,
+    cgroups_of_users_are_bounded,
+    cgroups_of_a_users_container_are_that_users,
     keys_and_names_are_each_users,
     a_user_has_so_many_blocks,
     root_of_a_users_container_is_that_user,

@@ -25,6 +25,7 @@ mod net;
 mod ops;
 mod pace;
 mod pool;
+mod portion;
 mod reconcile;
 mod record;
 mod refusal_log;

@@ -156,6 +156,9 @@ pub struct NestedRecord {
     /// Who that is in there. Records from before others than root were let in have root.
     #[serde(default)]
     pub user: u32,
+    /// Of an ordinary user's grant: most cgroups below it. Records from before there was such a bound have none.
+    #[serde(default)]
+    pub cgroups: Option<u64>,
 }
 
 impl GrantRecord {

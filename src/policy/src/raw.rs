@@ -13,6 +13,17 @@ pub const MAX_RAW_KEY: usize = 128;
 /// Longest value of a raw key, bytes.
 pub const MAX_RAW_VALUE: usize = 4096;
 
+/// Files of which [`RawKey::takes_from_nobody`] is known (Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst).
+const TAKES_FROM_NOBODY: [&str; 7] = [
+    "cpu.idle",
+    "cpuset.mems",
+    "memory.oom.group",
+    "memory.swap.high",
+    "memory.swappiness",
+    "memory.zswap.max",
+    "memory.zswap.writeback",
+];
+
 /// The name of a cgroup's file: a controller (or `cgroup`), a dot, and more, as in `memory.swappiness`.
 ///
 /// Letters, digits, `_` and single dots inside; so never a path.
@@ -79,6 +90,12 @@ impl RawKey {
     /// The file's name.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Does what is written there take from nobody beside the cgroup? Files that move work about in it, or make it have less; of all others,
+    /// those of later kernels among them, that is not known.
+    pub fn takes_from_nobody(&self) -> bool {
+        TAKES_FROM_NOBODY.contains(&self.0.as_str())
     }
 
     /// What is before the first dot: a controller, or `cgroup`.

@@ -23,6 +23,7 @@ use super::{
     enable::{enable_all, hand_on, hand_on_new},
     error::CgroupError,
     hierarchy::Hierarchy,
+    limits::bound_descendants,
     mounts::Kind,
     node::{Node, is_missing},
     tree::{CHILDREN, LEAF, MONITOR, PAYLOAD, Tree, account_name, below_base, with_part},
@@ -47,6 +48,8 @@ pub struct Delegation {
     pub root: Option<(HostUid, HostGid)>,
     /// Controllers for the payload and what is below it.
     pub controllers: Controllers,
+    /// Most cgroups below the grant's own beside what it has for itself; `None` where the account's number alone bounds it.
+    pub most: Option<u64>,
 }
 
 impl Delegation {
@@ -129,6 +132,8 @@ impl Tree {
             hand_on(v2, &node, true, &delegation.controllers)?;
         }
         make_parts(v2, &parts)?;
+        // Before anybody can make any.
+        delegation.most.map_or(Ok(()), |most| bound_descendants(&node, most))?;
         self.delegate(&node, delegation)
     }
 

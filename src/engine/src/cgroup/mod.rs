@@ -48,7 +48,7 @@ pub(crate) use cpuset::{inherit as inherit_cpuset, is_v1_cpuset};
 pub use error::CgroupError;
 pub use events::OomWatch;
 pub(crate) use hierarchy::{Hierarchies, Hierarchy};
-pub use limits::{Nested, USUAL_WEIGHT};
+pub use limits::{Below, Nested, USUAL_WEIGHT};
 pub use make::Delegation;
 pub(crate) use mounts::Kind;
 pub(crate) use node::{Node, is_missing};

@@ -171,6 +171,7 @@ fn with_range() -> Delegation {
         account: (HostUid(ACCOUNT), HostGid(ACCOUNT)),
         root: Some((HostUid(RANGE), HostGid(RANGE))),
         controllers: Controllers::All,
+        most: None,
     }
 }
 
@@ -1103,8 +1104,12 @@ fn a_holder_that_keeps_making_and_forking_does_not_keep_its_grant() {
     let place = Place::new();
     let uid = ACCOUNT + 4;
     let grant = GrantPath::new(HostUid(uid), GrantName::new("busy").unwrap());
-    let delegation =
-        Delegation { account: (HostUid(uid), HostGid(uid)), root: None, controllers: Controllers::All };
+    let delegation = Delegation {
+        account: (HostUid(uid), HostGid(uid)),
+        root: None,
+        controllers: Controllers::All,
+        most: None,
+    };
     place.tree.make(&grant, &delegation).unwrap();
     let payload = place.grant("cgroup2", &grant).join("payload").display().to_string();
     // Both go on forking, with few that stay: a shell that may not fork ends.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cgrant_policy::{Caller as Subject, HostUid, LimitKey, LimitValue, Policy, Setting};
 use cgrant_wire::Refusal;
 
-use super::check::Settings;
+use super::{check::Settings, portion};
 use crate::{
     cgroup::{Nested, Tree},
     engine::Engine,
@@ -54,6 +54,7 @@ pub fn govern_again(engine: &Engine, account: HostUid) {
     if let Err(refusal) = governed {
         tracing::error!(account = account.0, %refusal, "what the account has together is bounded as before");
     }
+    portion::bound_again(engine, account, engine.policy().quotas(&subject).cgroups);
 }
 
 /// Bounds all accounts that have grants by another policy, each among its other operations.

@@ -21,7 +21,7 @@ use cgrant_wire::{
 
 use super::{
     check::{self, Settings},
-    link,
+    link, portion,
 };
 use crate::{
     cgroup::Delegation,
@@ -93,6 +93,10 @@ pub fn create(
         }),
     )?;
     plan.settings.authorize_raw(engine, caller, caller.account(), about)?;
+    let portion = portion::of_new(engine, caller)?;
+    if let Some(nested) = &mut plan.record.nested {
+        nested.cgroups = portion;
+    }
     super::account::must_be_had(engine, &caller.subject(), &plan.settings)?;
     // What is made inside has the limit of the grant around it, whose cgroup it is in.
     if !plan.path.is_nested() {
@@ -197,7 +201,7 @@ fn plan(
     let id = GrantId(process::random_u64().map_err(check::internal)?);
     let name = name_of(request, id)?;
     let settings = settings_of(engine, &caller.subject(), request)?;
-    super::nested::must_share(caller, settings.asked())?;
+    super::nested::must_share(caller, &settings)?;
     let mut record = fresh_record(engine, caller, id, &name);
     record.key.clone_from(&request.key);
     record.digest = digest;
@@ -361,6 +365,7 @@ fn fresh_record(engine: &Engine, caller: &Caller, id: GrantId, name: &GrantName)
         // A process of root's may have another gid.
         gid: if inside.user.is_root() { inside.range.gid } else { caller.gid.0 },
         user: inside.user.0,
+        cgroups: None,
     });
     record
 }
@@ -587,6 +592,7 @@ pub fn delegation(record: &GrantRecord) -> Delegation {
         account: maker.unwrap_or(account),
         root: record.range.map(|range| (HostUid(range.uid), HostGid(range.gid))),
         controllers: record.controllers.clone(),
+        most: record.nested.as_ref().and_then(|nested| nested.cgroups),
     }
 }
 

@@ -12,7 +12,7 @@ use cgrant_wire::{
     RefusalCode,
 };
 
-use super::{account, check, create, inside, link, mount, nested, query};
+use super::{account, check, create, inside, link, mount, nested, portion, query};
 use crate::{
     asking,
     cgroup::CgroupError,
@@ -159,6 +159,7 @@ impl About<'_> {
                 let path = CgroupPath::new(path).map_err(|error| check::bad_name(&error))?;
                 let owner = self.uses(*grant, Verb::Cgroup)?;
                 self.judge(&Request::CreateCgroup { owner, depth: path.depth() })?;
+                portion::must_have_room(self.engine, &query::active(self.engine, *grant)?.path, 1)?;
                 match self.has_cgroup(*grant, &path)? {
                     true => Err(CgroupError::CgroupExists(path.to_string()).into()),
                     false => Ok(()),
@@ -259,7 +260,7 @@ impl About<'_> {
         self.must_be_outside("make a grant")?;
         let name = create::name_of(request, GrantId(0))?;
         let settings = create::settings_of(self.engine, &self.subject, request)?;
-        nested::must_share(self.caller, settings.asked())?;
+        nested::must_share(self.caller, &settings)?;
         let pressure = check::pressure(&request.pressure)?;
         let label = create::label_of(request, &name)?;
         let account = self.subject.uid;
@@ -287,6 +288,7 @@ impl About<'_> {
         for (key, value) in &settings.raw {
             self.judge(&Request::WriteRaw { owner: account, key, value: value.as_str() })?;
         }
+        portion::of_new(self.engine, self.caller)?;
         account::must_be_had(self.engine, &self.subject, &settings)?;
         if !path.is_nested() {
             super::device::must_be_limited(self.engine, &self.subject, ids.is_some())?;
@@ -313,7 +315,7 @@ impl About<'_> {
 
     fn set_limits(&mut self, grant: GrantId, limits: &[(String, String)]) -> Result<(), Refusal> {
         let settings = check::settings(limits)?;
-        nested::must_share(self.caller, &settings.limits)?;
+        nested::must_share(self.caller, &settings)?;
         self.must_be_outside("set limits")?;
         let owner = self.owner(grant)?;
         self.judge(&Request::SetLimits { owner, limits: &settings.limits })?;

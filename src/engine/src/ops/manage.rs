@@ -6,7 +6,7 @@ use cgrant_policy::{CgroupPath, GrantName, Request, Verb};
 use cgrant_wire::{Answer, Attach, ConnectionId, EndReason, Event, GrantChange, GrantId, Holder, Lifetime};
 
 use super::{
-    check, inside,
+    check, inside, portion,
     query::{active, may, usable},
 };
 use crate::{
@@ -123,7 +123,7 @@ pub fn set_limits(
     limits: &[(String, String)],
 ) -> Outcome {
     let settings = check::settings(limits)?;
-    super::nested::must_share(caller, &settings.limits)?;
+    super::nested::must_share(caller, &settings)?;
     // First, as it tells nothing of the grant, and nobody is to be asked in vain.
     inside::must_be_outside(engine, caller, "set limits")?;
     let grant = active(engine, id)?;
@@ -218,6 +218,7 @@ pub fn create_cgroup(engine: &Engine, caller: &Arc<Caller>, id: GrantId, path: &
         &*grant,
         &Request::CreateCgroup { owner: grant.account, depth: path.depth() },
     )?;
+    portion::must_have_room(engine, &grant.path, 1)?;
     engine.tree.create_cgroup(&grant.path, &path)?;
     done()
 }

@@ -10,6 +10,7 @@ pub mod link;
 pub mod manage;
 pub mod mount;
 pub mod nested;
+pub mod portion;
 pub mod query;
 pub mod release;
 

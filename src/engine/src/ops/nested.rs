@@ -19,7 +19,7 @@ use cgrant_wire::{
     Op, Range, Refusal, RefusalCode,
 };
 
-use super::check;
+use super::check::{self, Settings};
 use crate::{
     cgroup::{USUAL_WEIGHT, below_base},
     connection::{Caller, Inside, Peer, own_ids},
@@ -247,26 +247,36 @@ pub fn may_have_links(caller: &Caller, request: &CreateGrant) -> Result<(), Refu
     }
 }
 
-/// Refuses an ordinary user inside a grant a larger share of the processors than what lies beside its own grants has.
+/// Refuses an ordinary user inside a grant a larger share than what lies beside its own grants has.
 ///
-/// An attacker wants root's and other users' grants to get no time. They are siblings of its own, between which the kernel divides by
-/// weight; of the grant around that is the account's to say, in there its root's.
+/// An attacker wants root's and other users' grants to get no time, no memory or no disk. They are siblings of its own, between which the
+/// kernel divides by weight and by what is protected; of the grant around that is the account's to say, in there its root's. What a file of the
+/// kernel's does that policy lists by its name, `io.weight` or `memory.min` say, only who listed it knows, who had the account in mind.
 ///
 /// # Errors
 /// [`RefusalCode::NotAuthorized`].
-pub fn must_share(caller: &Caller, limits: &[(LimitKey, LimitValue)]) -> Result<(), Refusal> {
-    let is_more = |(_, value): &(LimitKey, LimitValue)| matches!(value, LimitValue::Weight(weight) if *weight > USUAL_WEIGHT);
-    if caller.user().is_root() || !limits.iter().any(is_more) {
+pub fn must_share(caller: &Caller, settings: &Settings) -> Result<(), Refusal> {
+    if caller.user().is_root() {
         return Ok(());
     }
-    Err(Refusal::new(
-        RefusalCode::NotAuthorized,
-        format!(
-            "only the container's root may have a cpu.weight above {USUAL_WEIGHT}, which takes from others in there"
+    let refused = |what: &str, hint: String| {
+        let message = format!("only the container's root may {what}");
+        Err(Refusal::new(RefusalCode::NotAuthorized, message).rule("built-in nesting").hint(hint))
+    };
+    let is_more = |(_, value): &(LimitKey, LimitValue)| matches!(value, LimitValue::Weight(weight) if *weight > USUAL_WEIGHT);
+    if settings.asked().iter().any(is_more) {
+        return refused(
+            &format!("have a cpu.weight above {USUAL_WEIGHT}, which takes from others in there"),
+            format!("ask for {USUAL_WEIGHT} or less, or have the container's root set it"),
+        );
+    }
+    match settings.raw.iter().find(|(key, _)| !key.takes_from_nobody()) {
+        Some((key, _)) => refused(
+            &format!("write {}, which may take from others in there", key.as_str()),
+            "have the container's root set it, or use the limits that every grant has".to_owned(),
         ),
-    )
-    .rule("built-in nesting")
-    .hint(format!("ask for {USUAL_WEIGHT} or less, or have the container's root set it")))
+        None => Ok(()),
+    }
 }
 
 /// Refuses a caller inside a grant that is not there any more.

@@ -19,12 +19,37 @@ use super::{
     error::CgroupError,
     hierarchy::Hierarchy,
     mounts::Kind,
-    node::Node,
+    node::{Node, value_of},
     tree::{Governed, PAYLOAD, Tree, grants_in},
 };
 
 /// Cgroups that a grant has for itself at most: its own, payload, monitor, children, and now and then `entry` and `.cgrant`.
 const MOST_PARTS: u64 = 6;
+
+/// Those of them that it has below its own from the beginning: payload, monitor, children.
+const PARTS_BELOW: u64 = 3;
+/// How many cgroups there may be below one, in all.
+const DESCENDANTS: &str = "cgroup.max.descendants";
+
+/// Bounds how many cgroups there are below a grant's own cgroup2 cgroup, beside what it has for itself.
+pub(super) fn bound_descendants(grant: &Node, most: u64) -> Result<(), CgroupError> {
+    write_bound(grant, DESCENDANTS, most.saturating_add(PARTS_BELOW))
+}
+
+fn write_bound(node: &Node, file: &str, value: u64) -> Result<(), CgroupError> {
+    // The kernel holds it in an int.
+    let value = value.min(i32::MAX as u64).to_string();
+    node.write(file, &value).map_err(CgroupError::kernel("to set", node.path_of(file)))
+}
+
+/// Cgroups below a grant's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Below {
+    /// How many there are, beside what the grant has for itself.
+    pub used: u64,
+    /// How many there may be, beside that.
+    pub most: u64,
+}
 
 /// The grants of an account that are inside others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -128,13 +153,31 @@ impl Tree {
         let governed = || self.governed.lock().unwrap_or_else(PoisonError::into_inner);
         governed().remove(&account);
         let (_, descendants, depth) = bounds;
-        for (file, value) in [("cgroup.max.descendants", descendants), ("cgroup.max.depth", depth)] {
-            // The kernel holds both in an int.
-            let value = value.min(i32::MAX as u64).to_string();
-            node.write(file, &value).map_err(CgroupError::kernel("to set", node.path_of(file)))?;
-        }
+        write_bound(node, DESCENDANTS, descendants)?;
+        write_bound(node, "cgroup.max.depth", depth)?;
         governed().insert(account, bounds);
         Ok(())
+    }
+
+    /// Bounds how many cgroups are below a grant's own, beside what it has for itself.
+    ///
+    /// # Errors
+    /// [`CgroupError::NoSuchGrant`], what the kernel refuses.
+    pub fn bound_grant(&self, grant: &GrantPath, most: u64) -> Result<(), CgroupError> {
+        bound_descendants(&self.need(self.v2(), grant)?, most)
+    }
+
+    /// How many cgroups there are below a grant's own beside what it has for itself, and how many there may be.
+    ///
+    /// # Errors
+    /// [`CgroupError::NoSuchGrant`], what the kernel refuses.
+    pub fn below_grant(&self, grant: &GrantPath) -> Result<Below, CgroupError> {
+        let node = self.need(self.v2(), grant)?;
+        let read = |file| node.read(file).map_err(CgroupError::kernel("to read", node.path_of(file)));
+        let all = value_of(&read("cgroup.stat")?, "nr_descendants").unwrap_or(0);
+        // Without a bound it says "max".
+        let most = read(DESCENDANTS)?.parse().unwrap_or(u64::MAX);
+        Ok(Below { used: all.saturating_sub(PARTS_BELOW), most: most.saturating_sub(PARTS_BELOW) })
     }
 
     fn apply(&self, path: &GrantPath, settings: &[Setting]) -> Result<(), CgroupError> {
