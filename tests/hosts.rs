@@ -59,6 +59,8 @@ mod mounts;
 mod nested;
 #[path = "hosts/nested_debian.rs"]
 mod nested_debian;
+#[path = "hosts/nested_debian_users.rs"]
+mod nested_debian_users;
 #[path = "hosts/nested_systems.rs"]
 mod nested_systems;
 #[path = "integration/nested_users.rs"]
@@ -134,9 +136,10 @@ const OF_THE_KERNEL: &[&str] = &[
     "vlans::",
 ];
 
-// Three whole systems, one in another, take minutes where processors are emulated: once there, on the newest kernel and systemd, with
-// `nsdelegate`, besides this machine. The others say with `CGRANT_TEST_LARGE_OF` which it is.
-const LARGE: &[&str] = &["nested_debian::"];
+// Three whole systems, one in another, take minutes where processors are emulated: each once there, with `nsdelegate`, besides on this
+// machine. The others say where with `CGRANT_TEST_DEBIAN_OF` and `CGRANT_TEST_USERS_OF`.
+const OF_DEBIAN: &[&str] = &["nested_debian::"];
+const OF_USERS: &[&str] = &["nested_debian_users::"];
 
 // CGManager's interface, and how a container is started inside another one, have to do with the layout of the hierarchies and the
 // kernel, and not with who set them up. A virtual machine says with `CGRANT_TEST_LAYOUT_OF` that another host has the same.
@@ -177,6 +180,7 @@ fn main() -> std::process::ExitCode {
         containers::TESTS,
         nested_systems::TESTS,
         nested_debian::TESTS,
+        nested_debian_users::TESTS,
         vlans::TESTS,
         package::TESTS,
         people::TESTS,
@@ -189,7 +193,8 @@ fn main() -> std::process::ExitCode {
     let others = [
         (OF_THE_KERNEL, "CGRANT_TEST_KERNEL_OF"),
         (OF_THE_LAYOUT, "CGRANT_TEST_LAYOUT_OF"),
-        (LARGE, "CGRANT_TEST_LARGE_OF"),
+        (OF_DEBIAN, "CGRANT_TEST_DEBIAN_OF"),
+        (OF_USERS, "CGRANT_TEST_USERS_OF"),
     ];
     let others = others.into_iter().filter_map(|(modules, host)| Some((modules, std::env::var(host).ok()?)));
     common::harness::main_without_modules(&tests, ELSEWHERE, &others.collect::<Vec<_>>())

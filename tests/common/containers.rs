@@ -115,6 +115,25 @@ pub fn inside<'w>(levels: &[&'w str], words: &[&'w str]) -> Vec<&'w str> {
     all
 }
 
+/// What the command is told so that this is executed in the innermost of these containers, in each by this user of it.
+pub fn by<'w>(users: &[&'w str], levels: &[&'w str], words: &[&'w str]) -> Vec<&'w str> {
+    let mut all = Vec::new();
+    for (name, user) in levels.iter().zip(users) {
+        all.extend(["cgrant", "exec", name, "--user", user, "--"]);
+    }
+    all.extend(words);
+    all.remove(0);
+    all
+}
+
+/// Imports an archive there.
+#[track_caller]
+pub fn import_by(shell: &Shell<'_>, archive: &Path, users: &[&str], levels: &[&str]) {
+    let words = by(users, levels, &["cgrant", "image", "import", "-", "--alias", "debian", "--quiet"]);
+    let output = shell.command(&words).stdin(fs::File::open(archive).unwrap()).output().unwrap();
+    assert!(output.status.success(), "{users:?}: {}{}", text(&output.stdout), text(&output.stderr));
+}
+
 /// Names and states of what `cgrant --format json list` printed.
 pub fn states(printed: &str) -> Vec<String> {
     let list: Value = serde_json::from_str(printed).unwrap();
@@ -193,6 +212,29 @@ pub fn busybox_with_command(lab: &Lab) -> PathBuf {
         .arg(&archive)
         .arg(".");
     assert!(tar.status().unwrap().success());
+    archive
+}
+
+/// Where a virtual machine has the root of a Debian container; see tests/vm/images.
+const DEBIAN: &str = "/opt/debian.tar";
+
+/// Debian with the command in it, as an archive; in a virtual machine of that machine's own suite.
+pub fn debian_with_command(lab: &Lab) -> PathBuf {
+    let archive = lab.scratch.join("debian.tar");
+    let tar = |words: &[&str], tree: &Path| {
+        let done = Command::new("tar").args(words).arg(&archive).arg("-C").arg(tree).arg(".").status();
+        assert!(done.unwrap().success());
+    };
+    match Path::new(DEBIAN).exists() {
+        true => drop(fs::copy(DEBIAN, &archive).unwrap()),
+        false => tar(&["--numeric-owner", "--xattrs", "-cf"], &debian("bookworm")),
+    }
+    let more = lab.scratch.join("more");
+    let program = more.join("usr/local/bin/cgrant");
+    fs::create_dir_all(program.parent().unwrap()).unwrap();
+    fs::copy(lab.programs.join("cgrant"), &program).unwrap();
+    tar(&["--numeric-owner", "--owner=0", "--group=0", "-rf"], &more);
+    fs::set_permissions(&archive, fs::Permissions::from_mode(0o644)).unwrap();
     archive
 }
 

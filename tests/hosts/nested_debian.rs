@@ -1,46 +1,19 @@
 //! Debian with systemd in Debian with systemd, three levels of it: each launched from inside the one above by its root. In a virtual
 //! machine all are of the machine's own suite.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::fs;
 
 use crate::common::{
     Broker, Lab, checker,
-    containers::{Shell, debian, inside, states, text, tree},
+    containers::{Shell, debian_with_command, inside, states, text, tree},
     network::{HOST4, HOST6, Network, OUTSIDE4, OUTSIDE6},
     node::Tcp,
     wait_until,
 };
 
 const LEVELS: [&str; 3] = ["one", "two", "three"];
-/// Where a virtual machine has the root of a Debian container; see tests/vm/images.
-const DEBIAN: &str = "/opt/debian.tar";
 /// Where the outside says who calls.
 const PORT: &str = "7070";
-
-// Debian with the command in it, as an archive.
-fn image(lab: &Lab) -> PathBuf {
-    let archive = lab.scratch.join("debian.tar");
-    let tar = |words: &[&str], tree: &Path| {
-        let done = Command::new("tar").args(words).arg(&archive).arg("-C").arg(tree).arg(".").status();
-        assert!(done.unwrap().success());
-    };
-    match Path::new(DEBIAN).exists() {
-        true => drop(fs::copy(DEBIAN, &archive).unwrap()),
-        false => tar(&["--numeric-owner", "--xattrs", "-cf"], &debian("bookworm")),
-    }
-    let more = lab.scratch.join("more");
-    let program = more.join("usr/local/bin/cgrant");
-    fs::create_dir_all(program.parent().unwrap()).unwrap();
-    fs::copy(lab.programs.join("cgrant"), &program).unwrap();
-    tar(&["--numeric-owner", "--owner=0", "--group=0", "-rf"], &more);
-    fs::set_permissions(&archive, fs::Permissions::from_mode(0o644)).unwrap();
-    archive
-}
 
 struct Levels<'a> {
     lab: &'a Lab,
@@ -67,7 +40,7 @@ impl Levels<'_> {
 
     // What is not needed any more goes at once: a virtual machine's disk is small.
     fn launch_all(&self) {
-        let archive = image(self.lab);
+        let archive = debian_with_command(self.lab);
         for (level, name) in LEVELS.iter().enumerate() {
             self.shell.import_inside(&LEVELS[..level], &archive, "debian");
             let (options, more): (&[&str], _) = match level {

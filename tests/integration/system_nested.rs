@@ -1,17 +1,14 @@
 //! Containers in containers, as their roots make them: with the command alone, whole Debian systems, three levels of them.
 
-use std::{
-    fs,
-    os::unix::fs::{MetadataExt, PermissionsExt},
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+use std::{fs, os::unix::fs::MetadataExt, process::Stdio};
 
 use serde_json::Value;
 
 use crate::common::{
     Broker, Lab, checker,
-    containers::{Shell, busybox, busybox_with_command, debian, inside, states, text, tree},
+    containers::{
+        Shell, busybox, busybox_with_command, by, debian_with_command, import_by, inside, states, text, tree,
+    },
     network::{HOST4, HOST6, Network, OUTSIDE4, OUTSIDE6},
     node::Tcp,
     wait_until,
@@ -20,23 +17,6 @@ use crate::common::{
 const LEVELS: [&str; 3] = ["one", "two", "three"];
 /// Where the outside says who calls.
 const PORT: &str = "7070";
-
-// Debian with the command in it, as an archive.
-fn image(lab: &Lab) -> PathBuf {
-    let archive = lab.scratch.join("debian.tar");
-    let tar = |words: &[&str], tree: &Path| {
-        let done = Command::new("tar").args(words).arg(&archive).arg("-C").arg(tree).arg(".").status();
-        assert!(done.unwrap().success());
-    };
-    tar(&["--numeric-owner", "--xattrs", "-cf"], &debian("bookworm"));
-    let more = lab.scratch.join("more");
-    let program = more.join("usr/local/bin/cgrant");
-    fs::create_dir_all(program.parent().unwrap()).unwrap();
-    fs::copy(lab.programs.join("cgrant"), &program).unwrap();
-    tar(&["--numeric-owner", "--owner=0", "--group=0", "-rf"], &more);
-    fs::set_permissions(&archive, fs::Permissions::from_mode(0o644)).unwrap();
-    archive
-}
 
 // From each level all below is seen, and nothing else.
 #[track_caller]
@@ -70,7 +50,7 @@ fn three_levels_of_debian(lab: &Lab) {
     let mut broker = network.broker();
     let user = lab.user();
     let shell = Shell::beside(lab, &user, &broker, &network);
-    let archive = image(lab);
+    let archive = debian_with_command(lab);
     shell.import_inside(&[], &archive, "debian");
     shell.done(&["launch", "debian", "one", "--nesting", "--link", "--memory", "800M", "--wait"]);
     shell.import_inside(&["one"], &archive, "debian");
@@ -207,99 +187,6 @@ fn nobody_takes_the_brokers_place(lab: &Lab) {
     checker::assert_empty(lab);
 }
 
-// What the command is told so that this is executed in the innermost of these containers, in each by this user of it.
-fn by<'w>(users: &[&'w str], levels: &[&'w str], words: &[&'w str]) -> Vec<&'w str> {
-    let mut all = Vec::new();
-    for (name, user) in levels.iter().zip(users) {
-        all.extend(["cgrant", "exec", name, "--user", user, "--"]);
-    }
-    all.extend(words);
-    all.remove(0);
-    all
-}
-
-#[track_caller]
-fn import_by(shell: &Shell<'_>, archive: &Path, users: &[&str], levels: &[&str]) {
-    let words = by(users, levels, &["cgrant", "image", "import", "-", "--alias", "debian", "--quiet"]);
-    let output = shell.command(&words).stdin(fs::File::open(archive).unwrap()).output().unwrap();
-    assert!(output.status.success(), "{users:?}: {}{}", text(&output.stdout), text(&output.stderr));
-}
-
-// Launched by an ordinary user of the one above, whom neither root's nor the other user's commands are mistaken for.
-fn three_levels_by_ordinary_users(lab: &Lab) {
-    lab.write_policy("[[rule]]\nname = \"users\"\nquota = { nesting-user-blocks = 8 }\n");
-    let mut broker = lab.broker();
-    let user = lab.user();
-    let shell = Shell::new(lab, &user, &broker);
-    let archive = image(lab);
-    shell.import_inside(&[], &archive, "debian");
-    shell.done(&["launch", "debian", "one", "--nesting", "--memory", "800M", "--wait"]);
-    let with_users = |users: &[&str], levels: &[&str]| {
-        for name in ["ann", "bob"] {
-            shell.done(&by(users, levels, &["useradd", "--create-home", name]));
-        }
-    };
-    with_users(&["root"], &["one"]);
-    import_by(&shell, &archive, &["ann"], &["one"]);
-    let launch = ["cgrant", "launch", "debian", "two", "--nesting=3", "--wait"];
-    shell.done(&by(&["ann"], &["one"], &launch));
-    with_users(&["ann", "root"], &["one", "two"]);
-    import_by(&shell, &archive, &["ann", "bob"], &["one", "two"]);
-    let launch = ["cgrant", "launch", "debian", "three", "--wait"];
-    shell.done(&by(&["ann", "bob"], &["one", "two"], &launch));
-    checker::assert_in_order(lab);
-    // Each sees its own, and neither root nor the other has any part in it.
-    let list = |users: &[&str], levels: &[&str]| {
-        states(&shell.done(&by(users, levels, &["cgrant", "--format", "json", "list"])))
-    };
-    let is_right = || {
-        assert_eq!(list(&["ann"], &["one"]), ["two running"]);
-        assert_eq!(list(&["ann", "bob"], &["one", "two"]), ["three running"]);
-        for (users, levels) in [
-            (&["root"][..], &["one"][..]),
-            (&["bob"], &["one"]),
-            (&["ann", "root"], &["one", "two"]),
-            (&["ann", "ann"], &["one", "two"]),
-        ] {
-            assert!(list(users, levels).is_empty(), "{users:?}");
-        }
-    };
-    is_right();
-    let grants = |user: &str, all: &[&str]| {
-        let words = [&["cgrant", "--format", "json", "grant", "list"], all].concat();
-        let rows: Value = serde_json::from_str(&shell.done(&by(&[user], &["one"], &words))).unwrap();
-        let row = |row: &Value| format!("{} {}", row["name"].as_str().unwrap(), row["account"]);
-        rows.as_array().unwrap().iter().map(row).collect::<Vec<_>>()
-    };
-    assert_eq!(
-        (grants("ann", &[]), grants("root", &["--all"])),
-        (vec!["two 1000".to_owned()], vec!["two 1000".to_owned()])
-    );
-    assert!(grants("bob", &[]).is_empty() && grants("root", &[]).is_empty());
-    let refused = shell.output(&by(&["bob"], &["one"], &["cgrant", "grant", "list", "--all"]));
-    assert!(!refused.status.success());
-    let levels = ["one", "two", "three"];
-    let within = |script: &str| shell.done(&by(&["ann", "bob", "root"], &levels, &["sh", "-c", script]));
-    assert_eq!(within("hostname; id -u; ps -o comm= 1"), "three\n0\nsystemd\n");
-    assert_eq!(within("systemctl is-system-running").trim(), "running");
-    assert_eq!(within("awk '{print $1, $3}' /proc/self/uid_map"), "0 65536\n");
-    // The first one's limit is what kills here, and nobody else.
-    let words = by(&["ann", "bob", "root"], &levels, &["sh", "-c", "tail /dev/zero"]);
-    assert_eq!(shell.output(&words).status.code(), Some(137));
-    is_right();
-    broker.kill_everything();
-    assert_eq!(within("echo there"), "there\n");
-    broker.start_again();
-    wait_until("the broker is back", || shell.output(&["list"]).status.success());
-    checker::assert_in_order(lab);
-    is_right();
-    shell.done(&by(&["ann", "bob"], &levels[..2], &["cgrant", "stop", "three", "--timeout", "60"]));
-    shell.done(&by(&["ann"], &levels[..1], &["cgrant", "stop", "two", "--timeout", "60"]));
-    assert!(grants("root", &["--all"]).is_empty());
-    shell.done(&["delete", "--force", "one"]);
-    checker::assert_empty(lab);
-}
-
 // Ann's service manager runs as long as the container around, Bob's from his login to his logout. What they have started ends in order
 // before it does.
 fn containers_of_users_end_with_their_service_managers(lab: &Lab) {
@@ -307,7 +194,7 @@ fn containers_of_users_end_with_their_service_managers(lab: &Lab) {
     let broker = lab.broker();
     let user = lab.user();
     let shell = Shell::new(lab, &user, &broker);
-    let archive = image(lab);
+    let archive = debian_with_command(lab);
     shell.import_inside(&[], &archive, "debian");
     shell.done(&["launch", "debian", "one", "--nesting=4", "--memory", "800M", "--wait"]);
     let said = |who: &str, script: &str| shell.done(&by(&[who], &["one"], &["sh", "-c", script]));
@@ -395,7 +282,6 @@ fn a_container_has_no_more_blocks_than_policy_gives(lab: &Lab) {
 crate::tests![
     three_levels_of_debian,
     nobody_takes_the_brokers_place,
-    three_levels_by_ordinary_users,
     containers_of_users_end_with_their_service_managers,
     a_container_has_sixteen_blocks_for_others,
     a_container_has_no_more_blocks_than_policy_gives,
