@@ -844,7 +844,7 @@ Example:
 Of users whose rule said 'lifetime.departed = \"remove\"' when they last got ids for a grant, below the directories that
 cgrantd.toml names in [departed], as 'cgrant departed remove' does; and has the broker note that it is done. Where files could
 not be removed it is tried again with the next call, seven times in all. A directory in which nothing goes on for five minutes
-is left, and the others are looked through. The unit cgrant-departed.service calls it.
+is left, and the others are looked through; all of it has 19 hours. The unit cgrant-departed.service calls it.
 
 Example:
   cgrant departed clean")]

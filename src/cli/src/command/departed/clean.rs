@@ -37,12 +37,15 @@ const CLEAN: &str = "remove files of users who are gone";
 const FILE: &str = "cgrantd.toml";
 /// How long nothing may go on in a directory. A file of many gigabytes takes seconds.
 const STALL: Duration = Duration::from_secs(300);
+/// How long all of it may take: less than systemd waits (`TimeoutStartSec=` of the unit), so that a try that takes too long is counted.
+const WHOLE: Duration = Duration::from_secs(19 * 60 * 60);
 /// For directories in directories, as many as may be.
 const STACK: usize = 16 << 20;
 /// As many as the broker takes at once.
 const FIRSTS: usize = 1024;
 
 pub(super) fn run(client: &Client, config: &Path, timeout: Duration) -> Result<u8, Failure> {
+    let begin = Instant::now();
     let (directories, pool) = configured(config)?;
     let due = wait(&client.connect(CLEAN)?, timeout)?;
     if let Some((account, _, first, ..)) =
@@ -79,7 +82,7 @@ pub(super) fn run(client: &Client, config: &Path, timeout: Duration) -> Result<u
         if ids.is_empty() {
             break;
         }
-        match search(path.clone(), ids) {
+        match search(path.clone(), ids, WHOLE.saturating_sub(begin.elapsed())) {
             Ok(found) => outcome.add(path, &found),
             Err(error) => {
                 tell(path, &error.to_string());
@@ -154,27 +157,39 @@ fn wait(session: &Session, timeout: Duration) -> Result<Vec<Departed>, Failure> 
     }
 }
 
-fn search(path: PathBuf, ids: Vec<(u32, u32)>) -> io::Result<Leftovers> {
+fn search(path: PathBuf, ids: Vec<(u32, u32)>, whole: Duration) -> io::Result<Leftovers> {
+    if whole.is_zero() {
+        return Err(late());
+    }
     let looked = Arc::new(AtomicU64::new(0));
     let progress = Arc::clone(&looked);
     let work = move || Ok(leftovers(&Dir::open(&path)?, &ids, Act::Remove, &looked));
-    watched(work, &progress, STALL)
+    watched(work, &progress, STALL, whole)
 }
 
-/// Has it done on a thread of its own, as long as something goes on. A file system that does not answer keeps that thread alone.
+fn late() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the time for all directories together is over")
+}
+
+/// Has it done on a thread of its own, as long as something goes on and no longer than `whole`. A file system that does not answer keeps that
+/// thread alone.
 fn watched<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
     progress: &AtomicU64,
     stall: Duration,
+    whole: Duration,
 ) -> io::Result<T> {
+    let begin = Instant::now();
     let (done, is_done) = mpsc::channel();
     // Nobody waits any more if it can't be told.
     thread::Builder::new().stack_size(STACK).spawn(move || drop(done.send(work())))?;
     let mut before = progress.load(Ordering::Relaxed);
     loop {
-        match is_done.recv_timeout(stall) {
+        let left = whole.saturating_sub(begin.elapsed());
+        match is_done.recv_timeout(stall.min(left)) {
             Ok(result) => return result,
             Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the search broke off")),
+            Err(RecvTimeoutError::Timeout) if left < stall => return Err(late()),
             Err(RecvTimeoutError::Timeout) => (),
         }
         let now = progress.load(Ordering::Relaxed);
@@ -196,7 +211,7 @@ mod tests {
         let stall = Duration::from_millis(50);
         let (never, waits) = mpsc::channel::<()>();
         let hangs = move || waits.recv().map_err(io::Error::other);
-        let error = watched(hangs, &AtomicU64::new(0), stall).unwrap_err();
+        let error = watched(hangs, &AtomicU64::new(0), stall, WHOLE).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         drop(never);
         let progress = Arc::new(AtomicU64::new(0));
@@ -208,9 +223,27 @@ mod tests {
             }
             Ok(7)
         };
-        assert_eq!(watched(works, &progress, stall).unwrap(), 7);
+        assert_eq!(watched(works, &progress, stall, WHOLE).unwrap(), 7);
         let fails = || Err::<(), _>(io::Error::from(io::ErrorKind::NotFound));
-        assert_eq!(watched(fails, &AtomicU64::new(0), stall).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(
+            watched(fails, &AtomicU64::new(0), stall, WHOLE).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
+    }
+
+    /// Somebody makes files faster than they go: the try is counted before systemd ends it.
+    #[test]
+    fn what_goes_on_for_too_long_is_left() {
+        let (stall, whole) = (Duration::from_secs(60), Duration::from_millis(20));
+        let (never, waits) = mpsc::channel::<()>();
+        let goes_on = move || waits.recv().map_err(io::Error::other);
+        let error = watched(goes_on, &AtomicU64::new(0), stall, whole).unwrap_err();
+        assert_eq!(error.to_string(), late().to_string());
+        drop(never);
+        let unit = include_str!("../../../../../systemd/cgrant-departed.service");
+        let hours =
+            unit.lines().find_map(|line| line.strip_prefix("TimeoutStartSec=")?.strip_suffix('h')).unwrap();
+        assert!(WHOLE + STALL < Duration::from_secs(hours.parse::<u64>().unwrap() * 60 * 60));
     }
 
     #[test]
