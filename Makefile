@@ -6,11 +6,13 @@
 # make reference  writes docs/reference.md and the manual page cgrant-dbus(7) anew, of dbus/*.xml
 # make install  DESTDIR= PREFIX=/usr/local
 # make deb      Debian packages in target/deb, of the release build or of the programs in BIN_DIR
+# make rpm      the same for rpm, in target/rpm
 
 PREFIX ?= /usr/local
 DESTDIR ?=
 SYSCONFDIR ?= /etc
 CARGO ?= cargo
+RPMBUILD ?= rpmbuild
 TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 # Where the programs to be installed are.
 BIN_DIR ?= $(TARGET_DIR)/release
@@ -47,14 +49,15 @@ polkitdir := /usr/share/polkit-1/actions
 
 DEPS_BUILD := gcc libc6-dev libpam0g ca-certificates
 DEPS_DEB := debhelper dh-apparmor dpkg-dev lintian
+DEPS_RPM := rpm rpmlint
 DEPS_DEMO := busybox-static dnsmasq-base iproute2 mmdebstrap nftables procps util-linux
-DEPS_CHECK := $(DEPS_DEB) bsdutils busybox-static dbus dnsmasq-base e2fsprogs groff-base iproute2 libdbus-1-dev libglib2.0-bin mmdebstrap nftables openssl pkg-config polkitd procps python3-gi qemu-system-x86 qemu-utils \
+DEPS_CHECK := $(DEPS_DEB) $(DEPS_RPM) bsdutils busybox-static dbus dnsmasq-base e2fsprogs groff-base iproute2 libdbus-1-dev libglib2.0-bin mmdebstrap nftables openssl pkg-config polkitd procps python3-gi qemu-system-x86 qemu-utils \
 	strace systemd uidmap util-linux xz-utils zstd
 DEPS_BENCH := bubblewrap busybox-static crun dbus dnsmasq-base iperf3 iproute2 lxc mmdebstrap nftables passt podman runc slirp4netns strace \
 	systemd-container uidmap util-linux
 
-.PHONY: all rust demo reference check check-unit check-integration check-vm bench lint install install-files deb deb-unchecked clean
-.PHONY: deps-build deps-deb deps-demo deps-check deps-bench
+.PHONY: all rust demo reference check check-unit check-integration check-vm bench lint install install-files deb deb-unchecked rpm rpm-unchecked clean
+.PHONY: deps-build deps-deb deps-rpm deps-demo deps-check deps-bench
 
 # The module apart: what libpam is needed for is compiled into nothing else.
 all: rust
@@ -71,6 +74,9 @@ deps-build:
 
 deps-deb: deps-build
 	@tests/demo/packages $(DEPS_DEB)
+
+deps-rpm: deps-build
+	@tests/demo/packages $(DEPS_RPM)
 
 deps-demo: deps-build
 	@tests/demo/packages $(DEPS_DEMO)
@@ -187,6 +193,22 @@ deb-unchecked: deps-deb
 	cd $(TARGET_DIR)/deb/source && CGRANT_SOURCE=$(CURDIR) CGRANT_BIN=$(abspath $(BIN_DIR)) DEB_BUILD_PROFILES=pkg.cgrant.built \
 		dpkg-buildpackage --build=binary --no-sign
 	@rm -rf $(TARGET_DIR)/deb/source
+
+# With systemd's macros where the host's rpm has them, as Fedora's has. Debian's makes a database in the home of whoever calls it for anything.
+rpm: rpm-unchecked
+	HOME=$(abspath $(TARGET_DIR))/rpm/home rpmlint --config rpm/rpmlint.toml --strict $(TARGET_DIR)/rpm/*.rpm
+	@rm -rf $(TARGET_DIR)/rpm/home
+
+ifeq ($(BIN_DIR),$(TARGET_DIR)/release)
+rpm-unchecked: all
+endif
+rpm-unchecked: deps-rpm
+	@rm -rf $(TARGET_DIR)/rpm
+	$(RPMBUILD) -bb --quiet --nodeps $$(rpm --eval '%{!?_unitdir:--load=rpm/macros.debian}') --define "_topdir $(abspath $(TARGET_DIR))/rpm/build" \
+		--define "_dbpath %{_topdir}/db" --define "_tmppath %{_topdir}/tmp" \
+		--define "_rpmdir $(abspath $(TARGET_DIR))/rpm" --define "_rpmfilename %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm" \
+		--define "cgrant_source $(CURDIR)" --define "cgrant_bin $(abspath $(BIN_DIR))" rpm/cgrant.spec
+	@rm -rf $(TARGET_DIR)/rpm/build
 
 clean:
 	$(CARGO) clean

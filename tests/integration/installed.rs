@@ -7,9 +7,12 @@ use std::{
     process::Command,
 };
 
-use crate::common::{
-    Lab,
-    containers::{Shell, busybox, text},
+use crate::{
+    common::{
+        Lab,
+        containers::{Shell, busybox, text},
+    },
+    installed_rpm,
 };
 
 /// Where everything was installed to.
@@ -27,7 +30,7 @@ fn installed(lab: &Lab) -> PathBuf {
 
 /// Must succeed and have nothing to say.
 #[track_caller]
-fn silent(command: &mut Command) {
+pub fn silent(command: &mut Command) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let said = text(&output.stderr);
     assert!(output.status.success() && said.is_empty(), "{command:?}: {} {said}", output.status);
@@ -126,6 +129,7 @@ fn the_packages_are_good(lab: &Lab) {
     for name in ["cgrant-cgmanager", "libpam-cgrant"] {
         package(&built, name);
     }
+    installed_rpm::packages_hold_what_these_do(lab, |name| package(&built, name));
     let tree = unpacked(lab, &package(&built, "cgrant"));
     assert!(!tree.join("etc/apparmor.d").exists(), "Debian 12's parser can't read the profile");
     assert!(!fs::read_to_string(tree.join("DEBIAN/postinst")).unwrap().contains("apparmor"));

@@ -42,6 +42,7 @@ mod holders;
 mod idle;
 mod images;
 mod installed;
+mod installed_rpm;
 mod leaving;
 mod limits;
 mod links;
@@ -119,6 +120,7 @@ fn main() -> std::process::ExitCode {
         idle::TESTS,
         images::TESTS,
         installed::TESTS,
+        installed_rpm::TESTS,
         links::TESTS,
         links_attacks::TESTS,
         links_bridges::TESTS,
