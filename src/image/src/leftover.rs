@@ -21,6 +21,7 @@ use rustix::io::Errno;
 
 use crate::limits::Limits;
 use crate::path::TreePath;
+use crate::step::{Found, step};
 use crate::usage::{BLOCK, DiskUsage};
 use crate::walk::{WalkError, reopen};
 
@@ -227,29 +228,11 @@ impl Search<'_> {
         pass: &mut Pass,
     ) -> io::Result<()> {
         let Place { dir, is_left: in_left, .. } = *place;
-        // A mount may be of somebody's who does not answer, and is not asked about itself: neither this nor `look` gets there.
-        if is_directory != Some(false) {
-            match dir.open_dir(name) {
-                Ok(below) => return self.below(place, name, &below, pass),
-                Err(error) => match Errno::from_io_error(&error) {
-                    // A mount, or not there any more.
-                    Some(Errno::XDEV | Errno::NOENT) => return Ok(()),
-                    // Something else has its name.
-                    Some(Errno::NOTDIR | Errno::LOOP) => (),
-                    _ => return Err(error),
-                },
-            }
-        }
-        let stat = match dir.look(name) {
-            Ok(stat) => stat,
-            Err(error) => match Errno::from_io_error(&error) {
-                Some(Errno::XDEV | Errno::NOENT) => return Ok(()),
-                _ => return Err(error),
-            },
+        let stat = match step(dir, name, is_directory)? {
+            Found::Directory(below) => return self.below(place, name, &below, pass),
+            Found::File(stat) => stat,
+            Found::Nothing => return Ok(()),
         };
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            return Ok(());
-        }
         if !self.is_left(&stat) {
             pass.foreign = pass.foreign.saturating_add(in_left.into());
             return Ok(());
