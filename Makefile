@@ -152,7 +152,9 @@ install-files:
 	chmod 644 $(DESTDIR)$(unitdir)/cgrant-shutdown.service
 	sed 's|@bindir@|$(bindir)|' systemd/cgrant-departed.service >$(DESTDIR)$(unitdir)/cgrant-departed.service
 	chmod 644 $(DESTDIR)$(unitdir)/cgrant-departed.service
-	install -m 644 systemd/cgrantd.socket systemd/cgrant-departed.path systemd/cgrant-departed.timer $(DESTDIR)$(unitdir)/
+	sed 's|@bindir@|$(bindir)|' systemd/cgrant-disk.service >$(DESTDIR)$(unitdir)/cgrant-disk.service
+	chmod 644 $(DESTDIR)$(unitdir)/cgrant-disk.service
+	install -m 644 systemd/cgrantd.socket systemd/cgrant-departed.path systemd/cgrant-departed.timer systemd/cgrant-disk.timer $(DESTDIR)$(unitdir)/
 	install -m 644 systemd/cgrant.sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/cgrant.conf
 	install -m 644 systemd/cgrant.tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/cgrant.conf
 	install -d -m 755 $(DESTDIR)$(userunitdir)

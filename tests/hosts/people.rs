@@ -1,6 +1,7 @@
 //! People whom /etc/passwd of a virtual machine knows, and who log in.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Write,
     os::{fd::OwnedFd, unix::fs::PermissionsExt},
@@ -196,10 +197,10 @@ fn containers_of_deleted_users_are_removed_as_policy_says(lab: &Lab) {
     if std::env::var_os("CGRANT_TEST_INSTALLED").is_none() || !lab.host.systemd {
         return;
     }
-    fs::write(CONFIG, "[departed]\ndirectories = [\"/home\"]\n").unwrap();
+    fs::write(CONFIG, "[departed]\ndirectories = [\"/home\"]\n[disk]\ndirectories = [\"/home\"]\n").unwrap();
     let governed =
         Governed::by("[[rule]]\nname = \"removes\"\nuids = [23934]\nlifetime.departed = \"remove\"\n");
-    for unit in ["cgrant-departed.path", "cgrant-departed.timer"] {
+    for unit in ["cgrant-departed.path", "cgrant-departed.timer", "cgrant-disk.timer"] {
         assert!(is_active(unit), "the package has not started {unit}");
     }
     let [mara, nils] = [("mara", 23_934), ("nils", 23_935)].map(|(name, uid)| Person::new(lab, name, uid));
@@ -210,6 +211,18 @@ fn containers_of_deleted_users_are_removed_as_policy_says(lab: &Lab) {
         left.lines().count()
     };
     assert!(ids_of(&mara) > 20 && ids_of(&nils) > 20);
+    // Counted by a unit with one right, in homes that are closed to others.
+    systemctl(&["start", "cgrant-disk.service"]);
+    for (person, shell) in [&mara, &nils].into_iter().zip(&shells) {
+        let usage = shell.json(&["usage"]);
+        let files =
+            usage["rows"].as_array().unwrap().iter().find(|row| row["resource"] == "disk-files").unwrap();
+        let mut find = Command::new("find");
+        let inodes = done(find.arg(&person.user.home).args(["-uid", "+65535", "-printf", "%i\\n"]));
+        let found = inodes.lines().collect::<BTreeSet<_>>().len() as u64;
+        // Something runs, and makes files.
+        assert!(files["used"].as_u64().unwrap().abs_diff(found) < 20, "{usage} {found}");
+    }
     for person in [&mara, &nils] {
         done(Command::new("userdel").args(["--force", &person.name]));
     }

@@ -272,7 +272,9 @@ fn figures_and_lacks_are_those_that_are_told_elsewhere(lab: &Lab) {
     let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let row = |row: &serde_json::Value| {
         let number = |key: &str| row[key].as_u64().unwrap();
-        (row["resource"].as_str().unwrap().to_owned(), number("used"), number("quota"))
+        // Where there is no limit there is no number.
+        let quota = row["quota"].as_u64().unwrap_or(u64::MAX);
+        (row["resource"].as_str().unwrap().to_owned(), number("used"), quota)
     };
     let printed = said["rows"].as_array().unwrap().iter().map(row).collect();
     // Whoever runs the command has one more connection.

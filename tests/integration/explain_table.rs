@@ -21,10 +21,10 @@ const CONTRACT: [&str; 5] = [
     include_str!("../../dbus/org.cgrant.Broker1.Links.xml"),
     include_str!("../../dbus/org.cgrant.Broker1.Mounts.xml"),
 ];
-/// What everybody is answered, about themselves alone; GetGrant, which is ListGrants for one name; and ForgetDeparted, what root says
-/// after ListDeparted.
-const NOT_DECIDED: [&str; 6] =
-    ["Explain", "ExamineNetwork", "ForgetDeparted", "GetGrant", "ListBridges", "ListRanges"];
+/// What everybody is answered, about themselves alone; GetGrant, which is ListGrants for one name; and ForgetDeparted and ReportDisk, what
+/// root's services say.
+const NOT_DECIDED: [&str; 7] =
+    ["Explain", "ExamineNetwork", "ForgetDeparted", "GetGrant", "ListBridges", "ListRanges", "ReportDisk"];
 
 /// Bridges of the administrator's that the host lacks, one of which policy does not name: what is refused there is refused before
 /// anybody looks.

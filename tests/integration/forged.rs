@@ -27,6 +27,7 @@ fn create(name: &str, holder: Holder) -> CreateGrant {
         range: Some(RangeRequest { count: 0, named: true, setgroups: true, own_ids: false }),
         range_name: String::new(),
         nesting: 0,
+        tidies: false,
         userns: None,
         stage: None,
         limits: Vec::new(),

@@ -209,14 +209,14 @@ fn units_are_good(lab: &Lab) {
     };
     assert!(said.lines().count() <= 1 && said.lines().all(expected), "{verify:?}: {said}");
     assert_eq!(output.status.success(), said.is_empty(), "{verify:?}: {} {said}", output.status);
-    for name in ["autostart", "departed"] {
+    for name in ["autostart", "departed", "disk"] {
         let page = prefix.join(format!("share/man/man1/cgrant-{name}.1"));
         assert!(page.exists(), "the unit names a manual page that is not there");
     }
-    for kind in ["service", "path", "timer"] {
+    for unit in ["departed.service", "departed.path", "departed.timer", "disk.service", "disk.timer"] {
         let mut verify = Command::new("systemd-analyze");
         verify.env_clear().env("PATH", "/usr/bin:/bin").args(["--man=no", "verify"]);
-        silent(verify.arg(prefix.join(format!("lib/systemd/system/cgrant-departed.{kind}"))));
+        silent(verify.arg(prefix.join(format!("lib/systemd/system/cgrant-{unit}"))));
     }
 }
 

@@ -29,6 +29,7 @@ mod controllers;
 mod crashes;
 mod devices;
 mod differential;
+mod disk;
 mod errors;
 mod events;
 mod examples;
@@ -117,6 +118,7 @@ fn main() -> std::process::ExitCode {
         cgmanager_table::TESTS,
         cli::TESTS,
         differential::TESTS,
+        disk::TESTS,
         idle::TESTS,
         images::TESTS,
         installed::TESTS,

@@ -97,6 +97,12 @@ const ROWS: &[Row] = &[
     ("cgrant departed clean", 1, "not there for callers inside"),
     ("cgrant departed usage --account 1000 /root", 1, "not there for callers inside"),
     ("cgrant departed remove --account 1000 /root", 1, "not there for callers inside"),
+    ("cgrant disk measure", 0, ""),
+    (
+        "mkdir /tmp/c && echo 'disk.directories = [\"/root\"]' >/tmp/c/cgrantd.toml && cgrant disk measure --config-dir /tmp/c",
+        1,
+        "not there for callers inside",
+    ),
     ("cgrant cgroup create x", 3, "cgmanager/sock"),
     ("cgrant cgroup remove x", 3, "cgmanager/sock"),
     ("cgrant cgroup prune x", 3, "cgmanager/sock"),

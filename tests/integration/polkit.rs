@@ -430,6 +430,7 @@ fn request(name: &str) -> Op {
         pressure: Vec::new(),
         links: Vec::new(),
         nesting: 0,
+        tidies: false,
     })
 }
 

@@ -107,6 +107,9 @@ pub(crate) enum Command {
     /// Shows ids of users who are gone, and removes the files of their images and containers (root only)
     #[command(subcommand)]
     Departed(DepartedCommand),
+    /// Measures what files of images and containers take, for quotas and usage (root only)
+    #[command(subcommand)]
+    Disk(DiskCommand),
     /// Shows what you use beside what policy lets you use
     #[command(after_help = "\
 Examples:
@@ -854,6 +857,28 @@ Example:
         config_dir: PathBuf,
         /// How long to wait for grants that still run, at most
         #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+        timeout: u64,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DiskCommand {
+    /// Counts files of everybody's images and containers, and tells the broker
+    #[command(after_help = "\
+Looks at all files below the directories that cgrantd.toml names in [disk], counts bytes and number of those that belong to ids
+that the broker gives out, and tells the broker, which charges them to the accounts that have these ids: 'quota.disk' and
+'quota.disk-files' of policy, and 'cgrant usage'. Links are not followed, and other file systems that are mounted below
+the directories not entered. A directory in which nothing goes on for five minutes is left. If not everything could be looked
+at, what is known from before stays where that is more, and this ends with an error. The unit cgrant-disk.service calls it.
+
+Example:
+  cgrant disk measure")]
+    Measure {
+        /// The directory that cgrantd.toml is in
+        #[arg(long, value_name = "DIRECTORY", default_value = "/etc/cgrant")]
+        config_dir: PathBuf,
+        /// How long it may take, at most
+        #[arg(long, value_name = "SECONDS", default_value_t = 21600)]
         timeout: u64,
     },
 }

@@ -90,6 +90,7 @@ fn carry_out(cli: Cli) -> Result<u8, Failure> {
         Command::Image(command) => command::image::run(&client, command),
         Command::Range(command) => command::account::range(&client, command),
         Command::Departed(command) => command::departed::run(&client, command),
+        Command::Disk(command) => command::disk::run(&client, command),
         Command::Usage(args) => command::account::usage(&client, &args),
         Command::Explain(args) => command::explain::run(&client, &args),
         Command::Policy(command) => command::policy::run(&client, command),

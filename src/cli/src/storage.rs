@@ -142,6 +142,27 @@ impl<R: Serialize + DeserializeOwned> Storage<R> {
         range: &str,
         ids: u32,
     ) -> Result<Running<'a, R>, Failure> {
+        self.started(session, name, range, |options| options.range_count(ids))
+    }
+
+    /// As [`start`](Self::start), for a job that makes no files: it starts also where the account has more than it may.
+    pub(crate) fn start_tidying<'a>(
+        self,
+        session: &'a Session,
+        name: &str,
+        range: &str,
+        ids: u32,
+    ) -> Result<Running<'a, R>, Failure> {
+        self.started(session, name, range, |options| options.range_count(ids).tidies())
+    }
+
+    fn started<'a>(
+        self,
+        session: &'a Session,
+        name: &str,
+        range: &str,
+        more: impl for<'o> FnOnce(CreateGrant<'o>) -> CreateGrant<'o>,
+    ) -> Result<Running<'a, R>, Failure> {
         let Self { doing, base, channel, keeper, namespace, job, result } = self;
         let lock = (range == IMAGES).then(|| lock(base)).transpose()?;
         let own = Pidfd::own().map_err(machine("name this process"))?;
@@ -149,8 +170,8 @@ impl<R: Serialize + DeserializeOwned> Storage<R> {
             .lifetime(Lifetime::Process(own.as_fd()))
             .userns(namespace.as_fd())
             .own_ids()
-            .range_name(range)
-            .range_count(ids);
+            .range_name(range);
+        let options = more(options);
         // Who has the lock is alone.
         let patience = lock.is_some().then_some(SUCCESSION);
         let (grant, ..) = make_grant(session, name, &options, patience).doing(|| doing.clone())?;
@@ -171,6 +192,17 @@ impl<R: Serialize + DeserializeOwned> Storage<R> {
         told: &mut dyn FnMut(Told),
     ) -> Result<R, Failure> {
         self.start(session, name, range, 0)?.wait(told)
+    }
+
+    /// As [`run`](Self::run), for a job that makes no files.
+    pub(crate) fn tidy(
+        self,
+        session: &Session,
+        name: &str,
+        range: &str,
+        told: &mut dyn FnMut(Told),
+    ) -> Result<R, Failure> {
+        self.start_tidying(session, name, range, 0)?.wait(told)
     }
 }
 

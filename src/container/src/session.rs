@@ -6,7 +6,8 @@
 use std::{collections::HashMap, future::Future, io, pin::pin, sync::Arc, time::Duration};
 
 use cgrant_proto::{
-    Agent, Asked, Asking, CgroupProxy, Endpoint, Error, GrantProxy, LinksProxy, ManagerProxy, MountsProxy,
+    AccountProxy, Agent, Asked, Asking, CgroupProxy, Endpoint, Error, GrantProxy, LinksProxy, ManagerProxy,
+    MountsProxy,
 };
 use zbus::{
     Connection, OwnedObjectPath, OwnedVariant, Proxy,
@@ -112,6 +113,15 @@ impl Session {
     /// As [`Session::manager`].
     pub fn grant(&self, path: &OwnedObjectPath) -> Result<Asked<GrantProxy<'static>>, SessionError> {
         self.asked(GrantProxy::builder(&self.connection).path(path.clone()))
+    }
+
+    /// An account, by its uid.
+    ///
+    /// # Errors
+    /// As [`Session::manager`].
+    pub fn account(&self, uid: u32) -> Result<Asked<AccountProxy<'static>>, SessionError> {
+        let path = format!("{}/account/{uid}", cgrant_proto::names::MANAGER_PATH);
+        self.asked(AccountProxy::builder(&self.connection).path(path))
     }
 
     /// The cgroup of a grant.

@@ -27,6 +27,7 @@ use crate::{
     cgroup::Tree,
     connection::Connections,
     devices::Devices,
+    disk::Disk,
     engine::Engine,
     fault::Fault,
     idmap::Mapper,
@@ -111,6 +112,10 @@ fn start(control: &Channel) -> Result<Server, BootError> {
         boot_id: step("boot id", process::boot_id())?,
         tree,
         ids,
+        disk: step(
+            "record of disk use",
+            state.try_clone().and_then(|state| Disk::open(state, &settings.ids.pool)),
+        )?,
         mapper,
         mounter,
         shower,

@@ -25,6 +25,7 @@ use crate::{
     cgroup::Tree,
     connection::{Caller, Connections},
     devices::Devices,
+    disk::Disk,
     fault::Fault,
     idmap::Mapper,
     ids::IdRecord,
@@ -71,6 +72,8 @@ pub struct Engine {
     pub tree: Tree,
     /// The ids.
     pub ids: IdRecord,
+    /// What their files take on disks.
+    pub disk: Disk,
     /// Writes id maps.
     pub mapper: Mapper,
     /// Makes id-mapped mounts.
@@ -210,7 +213,16 @@ impl Engine {
         let nested = self.registry().counts(account).nested;
         let cgroups = self.tree.count_cgroups(account, nested) + self.ledger.count(account);
         let addresses = self.network.addresses.used(account.0);
-        UsageNow { cgroups, ids: self.ids.used(account), addresses, ..self.quick_usage(account) }
+        let disk = self.disk.of(&self.ids.blocks_of(account));
+        UsageNow {
+            cgroups,
+            ids: self.ids.used(account),
+            disk: disk.bytes,
+            disk_files: disk.files,
+            disk_age: crate::ops::manage::now().saturating_sub(self.disk.measured()) / 1_000_000,
+            addresses,
+            ..self.quick_usage(account)
+        }
     }
 
     /// What the account uses of that which the engine itself counts; the kernel is not asked.
@@ -226,6 +238,7 @@ impl Engine {
             pressure_watches: counts.pressure,
             links: counts.links,
             published_ports: counts.ports,
+            tidying: counts.tidying,
             ..UsageNow::default()
         }
     }
@@ -605,6 +618,7 @@ pub fn verb(request: &Request<'_>) -> &'static str {
         Request::ListAccounts => "list accounts",
         Request::ListRules => "list rules",
         Request::ForgetDeparted => "forget departed",
+        Request::ReportDisk => "report disk use",
         Request::Metrics => "metrics",
         Request::Legacy => "legacy",
         Request::LegacyCgroup { .. } => "legacy cgroup",
@@ -634,6 +648,7 @@ pub fn owner(caller: &Caller, request: &Request<'_>) -> HostUid {
         | Request::ListAccounts
         | Request::ListRules
         | Request::ForgetDeparted
+        | Request::ReportDisk
         | Request::Metrics
         | Request::Legacy
         | Request::LegacyCgroup { .. }

@@ -11,6 +11,7 @@ mod boot;
 pub mod cgroup;
 mod connection;
 pub mod devices;
+pub mod disk;
 mod engine;
 mod events;
 mod fault;

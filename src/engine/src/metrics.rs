@@ -136,6 +136,13 @@ pub fn read(engine: &Engine, caller: &Caller) -> Outcome {
         [sample(&[("version", env!("CARGO_PKG_VERSION")), ("instance", &engine.instance)], 1)],
     )];
     families.extend(of_accounts(engine));
+    let measured = Some(engine.disk.measured() / 1_000_000).filter(|measured| *measured > 0);
+    families.push(family(
+        "cgrant_disk_measured_seconds",
+        MetricKind::Gauge,
+        "When files of accounts' ids were measured last, since 1970.",
+        measured.map(|measured| sample(&[], measured)),
+    ));
     let counts = engine.counters.lock();
     let by = |label: &'static str, counts: &BTreeMap<String, u64>| -> Vec<Sample> {
         counts.iter().map(|(key, count)| sample(&[(label, key)], *count)).collect()
@@ -165,7 +172,10 @@ fn of_accounts(engine: &Engine) -> [Family; 2] {
         for (resource, now, quota) in usage_rows(&policy.quotas(&subject), &engine.usage(account)) {
             let labels = [("account", uid.as_str()), ("resource", resource)];
             used.push(sample(&labels, now));
-            quotas.push(sample(&labels, quota));
+            // Where there is no limit there is no figure.
+            if quota != u64::MAX {
+                quotas.push(sample(&labels, quota));
+            }
         }
     }
     [

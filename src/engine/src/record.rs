@@ -140,6 +140,9 @@ pub struct GrantRecord {
     /// For a grant that was made from inside another.
     #[serde(default)]
     pub nested: Option<NestedRecord>,
+    /// Is it for nothing but removing and counting files?
+    #[serde(default)]
+    pub tidies: bool,
 }
 
 /// What a grant that was made from inside another has beside the rest.
@@ -195,6 +198,7 @@ impl GrantRecord {
             groups: Vec::new(),
             application: None,
             nested: None,
+            tidies: false,
         }
     }
 

@@ -122,6 +122,7 @@ struct Account {
     links: u64,
     ports: u64,
     nested: u64,
+    tidying: u64,
 }
 
 /// How many links a record has, and how many published ports.
@@ -145,6 +146,8 @@ pub struct Counts {
     pub ports: u64,
     /// Grants among them that were made inside others.
     pub nested: u64,
+    /// Grants among them that are for removing files.
+    pub tidying: u64,
 }
 
 impl Account {
@@ -155,6 +158,7 @@ impl Account {
         self.links += links;
         self.ports += ports;
         self.nested += u64::from(record.nested.is_some());
+        self.tidying += u64::from(record.tidies);
     }
 
     fn discount(&mut self, record: &GrantRecord) {
@@ -164,6 +168,7 @@ impl Account {
         self.links = self.links.saturating_sub(links);
         self.ports = self.ports.saturating_sub(ports);
         self.nested = self.nested.saturating_sub(u64::from(record.nested.is_some()));
+        self.tidying = self.tidying.saturating_sub(u64::from(record.tidies));
     }
 }
 
@@ -251,6 +256,7 @@ impl Registry {
             links: account.links,
             ports: account.ports,
             nested: account.nested,
+            tidying: account.tidying,
         })
     }
 

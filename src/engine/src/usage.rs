@@ -49,7 +49,8 @@ impl Usages {
     /// The account uses this now: is it news?
     fn update(&self, account: HostUid, now: &UsageNow) -> bool {
         // Asking is a request: if that were news, whoever asks at each piece of news would never stop.
-        let now = UsageNow { requests: 0, requests_per_second: 0, ..*now };
+        // And so would be the time that goes by.
+        let now = UsageNow { requests: 0, requests_per_second: 0, disk_age: 0, ..*now };
         let mut all = self.lock();
         let is_idle = now == UsageNow::default();
         let Some(told) = all.get_mut(&account) else { return !is_idle };
@@ -83,9 +84,10 @@ impl Engine {
         }
     }
 
-    /// Every account that has a connection, a grant or ids, by its number.
+    /// Every account that has a connection, a grant, ids or files of them, by its number.
     pub fn accounts(&self) -> Vec<HostUid> {
         let mut accounts = self.ids.accounts();
+        accounts.extend(self.ids.holders_of(self.disk.blocks()));
         accounts.extend(self.registry().accounts());
         accounts.extend(self.connections().accounts());
         accounts.extend(self.ledger.accounts());
@@ -120,7 +122,10 @@ mod tests {
         usages.touch(ACCOUNT);
         let one = UsageNow { grants: 1, ..UsageNow::default() };
         assert!(usages.update(ACCOUNT, &one));
-        assert!(!usages.update(ACCOUNT, &UsageNow { requests: 5, requests_per_second: 7, ..one }));
+        assert!(
+            !usages.update(ACCOUNT, &UsageNow { requests: 5, requests_per_second: 7, disk_age: 9, ..one })
+        );
+        assert!(usages.update(ACCOUNT, &UsageNow { disk: 4096, ..one }));
         assert!(usages.update(ACCOUNT, &UsageNow { cgroups: 3, ..one }));
         usages.not_due(ACCOUNT);
         assert!(usages.update(ACCOUNT, &UsageNow { requests: 1, ..UsageNow::default() }));

@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 
 use cgrant_proto::names::{CGROUP, GRANT, LINKS, MANAGER, MOUNTS};
 use cgrant_wire::{
-    Attach, AttachTarget, ConnectionId, CreateGrant, GrantId, Holder, LinkKind, MapDirectory, Op,
-    RangeRequest, Refusal, RefusalCode,
+    Attach, AttachTarget, BlockUse, ConnectionId, CreateGrant, DiskReport, GrantId, Holder, LinkKind,
+    MapDirectory, Op, RangeRequest, Refusal, RefusalCode,
 };
 use zbus::{Message, OwnedFd as BodyFd, message::Flags};
 
@@ -24,6 +24,8 @@ use crate::{
 
 /// Most pieces of ids that are settled at once.
 const MAX_FIRSTS: usize = 1024;
+/// Most blocks of ids in one report of what their files take.
+const MAX_BLOCKS: usize = 8192;
 /// Longest name of a grant or a link that is passed on; what names may be is the engine's to say.
 pub const MAX_NAME: usize = 255;
 /// Longest idempotency key, in bytes.
@@ -374,6 +376,18 @@ impl Request<'_> {
                 }
                 Ok(ask(Op::ForgetDeparted { firsts, incomplete }, View::Done))
             }
+            "ReportDisk" => {
+                let (first, count, blocks, mut options): (u32, u32, Vec<(u32, u64, u64)>, Options) =
+                    self.body()?;
+                let incomplete = options.flag("incomplete")?.unwrap_or(false);
+                options.finish()?;
+                if blocks.len() > MAX_BLOCKS {
+                    return Err(Fault::argument("blocks", &format!("there are more than {MAX_BLOCKS}")));
+                }
+                let block = |(first, bytes, files)| BlockUse { first, bytes, files };
+                let blocks = blocks.into_iter().map(block).collect();
+                Ok(ask(Op::ReportDisk(DiskReport { first, count, blocks, incomplete }), View::Done))
+            }
             "ForgetRange" => {
                 let name = at_most("name", self.body()?, MAX_NAME)?;
                 Ok(ask(Op::ForgetRange { name }, View::Done))
@@ -404,6 +418,7 @@ impl Request<'_> {
                 .map(|link| request(link, &mut fds))
                 .collect::<Result<_, Fault>>()?,
             nesting: options.number("nesting")?.unwrap_or(0),
+            tidies: options.flag("tidies")?.unwrap_or(false),
         });
         options.finish()?;
         if let Op::CreateGrant(CreateGrant { range: None, userns: Some(_), .. }) = op {

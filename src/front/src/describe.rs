@@ -75,6 +75,7 @@ pub fn account<'a>(usage: &'a Usage, interface: &str) -> Option<Properties<'a>> 
             ("Usage", figures(|row| row.used)),
             ("Quotas", figures(|row| row.quota)),
             ("Rule", Variant::from(usage.rule.as_str())),
+            ("DiskMeasured", Variant::from(usage.disk_measured)),
         ])
     })
 }
@@ -350,6 +351,7 @@ pub mod tests {
             account: 1000,
             rule: String::new(),
             rows: vec![UsageRow { resource: "grants".to_owned(), used: 1, quota: 2 }],
+            disk_measured: 3,
         };
         assert_eq!(served(&account(&usage, ACCOUNT).unwrap()), contract(ACCOUNT));
         let info = BrokerInfo {

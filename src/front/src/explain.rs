@@ -136,6 +136,7 @@ fn create(options: &mut Options) -> Result<CreateGrant, Fault> {
         pressure: options.texts("pressure")?.unwrap_or_default().0,
         links: links(options)?,
         nesting,
+        tidies: options.flag("tidies")?.unwrap_or(false),
     })
 }
 

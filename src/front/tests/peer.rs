@@ -17,12 +17,12 @@ use std::{
 use cgrant_proto::{
     Account, AccountProxy, AddLink, AdoptGrant, AttachTo, CgroupProxy, Code, CreateGrant, Error,
     ExplainRequest, ForgetDeparted, GrantProxy, IdsProxy, Lifetime, LinksProxy, ListGrants, ManagerProxy,
-    MapDirectory, MountsProxy, ReleaseGrant, Target,
+    MapDirectory, MountsProxy, ReleaseGrant, ReportDisk, Target,
 };
 use cgrant_wire::{
-    Attach, AttachTarget, CreateGrant as CreateOp, EndReason, Event, Explain, FdIndex, GrantChange, GrantId,
-    Holder, Inquiry, LinkEnd, LinkKind, LinkRequest, MapDirectory as MapOp, MapSource, Op, PublishedPort,
-    RangeRequest, Transport,
+    Attach, AttachTarget, BlockUse, CreateGrant as CreateOp, DiskReport, EndReason, Event, Explain, FdIndex,
+    GrantChange, GrantId, Holder, Inquiry, LinkEnd, LinkKind, LinkRequest, MapDirectory as MapOp, MapSource,
+    Op, PublishedPort, RangeRequest, Transport,
 };
 use futures_util::StreamExt;
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -69,6 +69,7 @@ fn every_method_of_the_manager_is_its_operation() {
             .setgroups(false)
             .own_ids()
             .nesting(2)
+            .tidies()
             .userns(file.as_fd())
             .stage(file.as_fd())
             .limits(&limits)
@@ -107,6 +108,7 @@ fn every_method_of_the_manager_is_its_operation() {
                 LinkRequest { kind: LinkKind::Tap, name: "tap0".to_owned(), ..plain_link() },
             ],
             nesting: 2,
+            tidies: true,
         };
         assert_eq!(seen[0].op, Op::CreateGrant(expected));
 
@@ -137,6 +139,7 @@ fn every_method_of_the_manager_is_its_operation() {
         let departed = manager.list_departed(&Account::new().account(1).to_remove()).await.unwrap();
         assert_eq!(departed, [(1, "alice".to_owned(), 2, 3, "retired".to_owned(), 4)]);
         manager.forget_departed(&[2, 3], &ForgetDeparted::new().incomplete()).await.unwrap();
+        manager.report_disk(65536, 131_072, &[(65536, 5, 6)], &ReportDisk::new().incomplete()).await.unwrap();
         manager.forget_range("web").await.unwrap();
         let explained =
             manager.explain("ForgetRange", &ExplainRequest::new().option("name", "web")).await.unwrap();
@@ -166,6 +169,12 @@ fn every_method_of_the_manager_is_its_operation() {
                 Op::ListRanges,
                 Op::ListDeparted { account: Some(1), to_remove: true },
                 Op::ForgetDeparted { firsts: vec![2, 3], incomplete: true },
+                Op::ReportDisk(DiskReport {
+                    first: 65536,
+                    count: 131_072,
+                    blocks: vec![BlockUse { first: 65536, bytes: 5, files: 6 }],
+                    incomplete: true,
+                }),
                 Op::ForgetRange { name: "web".to_owned() },
                 Op::Explain(Box::new(Explain {
                     question: Inquiry::ForgetRange { name: "web".to_owned() },
@@ -180,6 +189,7 @@ fn every_method_of_the_manager_is_its_operation() {
         assert_eq!((account.uid().await.unwrap(), account.usage().await.unwrap()["grants"]), (1000, 1));
         assert_eq!(account.quotas().await.unwrap()["grants"], 16);
         assert_eq!(account.rule().await.unwrap(), "built-in any-user");
+        assert_eq!(account.disk_measured().await.unwrap(), 77);
         assert_eq!(manager.version().await.unwrap(), "1.2.3");
         assert_eq!(manager.controllers().await.unwrap(), ["cpu", "memory"]);
         assert_eq!(
@@ -606,6 +616,8 @@ fn argument(signature: &str) -> Variant<'static> {
         "a{ss}" => Variant::new(HashMap::<String, String>::new()),
         "as" => Variant::new(Vec::<String>::new()),
         "au" => Variant::new(Vec::<u32>::new()),
+        "u" => Variant::new(65536_u32),
+        "a(utt)" => Variant::new(Vec::<(u32, u64, u64)>::new()),
         "h" => Variant::Fd(Fd::from(std::os::fd::OwnedFd::from(File::open("/dev/null").unwrap()))),
         other => panic!("no argument for {other}"),
     }
@@ -659,8 +671,8 @@ fn every_method_of_the_contract_is_there() {
                 }
             }
         }
-        assert_eq!(calls, 34);
-        assert!(front.seen_count() >= 34);
+        assert_eq!(calls, 35);
+        assert!(front.seen_count() >= 35);
     });
 }
 

@@ -26,6 +26,8 @@ pub struct Config {
     pub network: NetworkConfig,
     /// What becomes of files of users who are deleted.
     pub departed: DepartedConfig,
+    /// Where files are counted.
+    pub disk: DiskConfig,
 }
 
 /// `[departed]`. The broker has no part in it: `cgrant departed clean` reads it.
@@ -33,6 +35,14 @@ pub struct Config {
 #[serde(default, deny_unknown_fields)]
 pub struct DepartedConfig {
     /// Where files are removed that belong to ids of users whose rule says `lifetime.departed = "remove"`.
+    pub directories: Vec<AbsolutePath>,
+}
+
+/// `[disk]`. The broker has no part in it: `cgrant disk measure` reads it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Where files are counted that belong to ids of the pool.
     pub directories: Vec<AbsolutePath>,
 }
 

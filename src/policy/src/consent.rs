@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::{
     judge::{Action, Denial, DenialCode, NewLink, Request, Verb},
+    most::Most,
     network::{BridgeName, Net},
     policy::Ruling,
     rule::{Access, Ceilings, Exception, Span, never_writable},
@@ -130,6 +131,7 @@ fn open(rules: &mut Ruling, request: &Request<'_>, action: Action) {
             ] {
                 *quota = u64::MAX;
             }
+            (quotas.disk, quotas.disk_files) = (Most::UNLIMITED, Most::UNLIMITED);
             (rules.network.max_upload, rules.network.max_download) = (0, 0);
             rules.grant_ceilings = Ceilings::default();
         }
@@ -194,6 +196,7 @@ mod tests {
             nesting: 0,
             depth: 0,
             user_blocks: None,
+            tidies: false,
         }
     }
 
@@ -223,14 +226,17 @@ mod tests {
 
     #[test]
     fn what_goes_beyond_is_asked_about_and_had_with_consent() {
-        let policy = with("quota.grants = 1\ngrant-ceiling = { \"memory.max\" = \"1G\" }\n");
+        let policy =
+            with("quota = { grants = 1, disk = \"1G\" }\ngrant-ceiling = { \"memory.max\" = \"1G\" }\n");
         let full = UsageNow { grants: 1, ..UsageNow::default() };
+        let stuffed = UsageNow { disk: 2 << 30, ..UsageNow::default() };
         let none = UsageNow::default();
         let limits = [(LimitKey::MemoryMax, LimitValue::Bytes(Some(2 << 30)))];
         let key = "memory.min".to_owned().try_into().unwrap();
         let links = [link("lan")];
         for (request, usage, action) in [
             (Request::CreateGrant(grant(&[], &[])), full, Action::ExceedQuota),
+            (Request::CreateGrant(grant(&[], &[])), stuffed, Action::ExceedQuota),
             (Request::CreateGrant(grant(&limits, &[])), none, Action::ExceedQuota),
             (Request::SetLimits { owner: PERSON, limits: &limits }, none, Action::ExceedQuota),
             (Request::WriteRaw { owner: PERSON, key: &key, value: "1" }, none, Action::WriteRaw),

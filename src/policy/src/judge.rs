@@ -109,6 +109,8 @@ pub enum Request<'a> {
     ListRules,
     /// To say that files of users who are gone need not be looked for any more.
     ForgetDeparted,
+    /// To say what files of ids take.
+    ReportDisk,
     /// Figures about the broker and all accounts.
     Metrics,
     /// An account's usage, quotas and ranges.
@@ -141,6 +143,8 @@ pub struct NewGrant<'a> {
     pub depth: usize,
     /// How many blocks of the grant around its maker has with it, if that is an ordinary user in there.
     pub user_blocks: Option<u64>,
+    /// Is it for nothing but removing and counting files?
+    pub tidies: bool,
 }
 
 /// A link that is asked for.
@@ -221,6 +225,14 @@ pub struct UsageNow {
     pub cgroups: u64,
     /// Ids.
     pub ids: u64,
+    /// Bytes that files of its ids took when that was measured.
+    pub disk: u64,
+    /// How many such files there were.
+    pub disk_files: u64,
+    /// How many seconds ago that was.
+    pub disk_age: u64,
+    /// Grants that are for nothing but removing and counting files.
+    pub tidying: u64,
     /// Notices about pressure.
     pub pressure_watches: u64,
     /// Links.
@@ -455,6 +467,7 @@ fn outcome(
         Request::ListAccounts => root_only(rules, caller, "list other accounts"),
         Request::ListRules => root_only(rules, caller, "read the rules for others"),
         Request::ForgetDeparted => root_only(rules, caller, "say what became of files of users who are gone"),
+        Request::ReportDisk => root_only(rules, caller, "say what files of ids take"),
         Request::UsageOf { account } if *account == caller.uid => Ok(None),
         Request::UsageOf { .. } => root_only(rules, caller, "see the usage of other accounts"),
     }
@@ -477,6 +490,10 @@ pub enum Resource {
     Cgroups,
     /// Ids.
     Ids,
+    /// Bytes that files of its ids take.
+    Disk,
+    /// Such files.
+    DiskFiles,
     /// Notices about pressure.
     PressureWatches,
     /// Links.
@@ -489,11 +506,13 @@ pub enum Resource {
 
 impl Resource {
     /// All of them, in the order in which usage is shown.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Grants,
         Self::PersistentGrants,
         Self::Cgroups,
         Self::Ids,
+        Self::Disk,
+        Self::DiskFiles,
         Self::PressureWatches,
         Self::Links,
         Self::PublishedPorts,
@@ -513,6 +532,8 @@ impl Resource {
             Self::PersistentGrants => "persistent-grants",
             Self::Cgroups => "cgroups",
             Self::Ids => "ids",
+            Self::Disk => "disk",
+            Self::DiskFiles => "disk-files",
             Self::PressureWatches => "pressure-watches",
             Self::Links => "links",
             Self::PublishedPorts => "published-ports",
@@ -530,6 +551,8 @@ impl Resource {
             Self::PersistentGrants => quotas.persistent_grants,
             Self::Cgroups => quotas.cgroups,
             Self::Ids => quotas.ids,
+            Self::Disk => quotas.disk.get(),
+            Self::DiskFiles => quotas.disk_files.get(),
             Self::PressureWatches => quotas.pressure_watches,
             Self::Links => quotas.links,
             Self::PublishedPorts => quotas.published_ports,
@@ -548,6 +571,8 @@ impl Resource {
             Self::PersistentGrants => usage.persistent_grants,
             Self::Cgroups => usage.cgroups,
             Self::Ids => usage.ids,
+            Self::Disk => usage.disk,
+            Self::DiskFiles => usage.disk_files,
             Self::PressureWatches => usage.pressure_watches,
             Self::Links => usage.links,
             Self::PublishedPorts => usage.published_ports,
@@ -566,6 +591,10 @@ impl Resource {
             }
             Self::Cgroups => "remove cgroups or release grants that are not needed",
             Self::Ids => "ask for fewer ids, or untie the range of a name that is not needed any more",
+            Self::Disk | Self::DiskFiles => {
+                "remove images and containers that are not needed (`cgrant usage --disk` shows them); what is left counts from the next \
+                 measurement on"
+            }
             Self::PressureWatches => "make grants without pressure notices, or release some that have them",
             Self::Links => "remove links that are not needed; `cgrant link list` shows them",
             Self::PublishedPorts => {
@@ -606,6 +635,7 @@ fn create_grant(rules: &Ruling, caller: &Caller, grant: &NewGrant<'_>, usage: &U
         at_most(rules, "ids-per-grant", rules.quotas.ids_per_grant, count)?;
         // Whether new ids are needed at all only the record knows, which holds this quota itself under its lock.
         at_most(rules, Resource::Ids.name(), rules.quotas.ids, count)?;
+        room_on_disk(rules, grant.tidies, usage)?;
         if grant.setgroups {
             door(rules, rules.access.setgroups, "have setgroups in a user namespace")
                 .map_err(|denial| denial.hinted("ask for ids without setgroups"))?;
@@ -852,6 +882,54 @@ fn pace(rules: &Ruling, usage: &UsageNow) -> Outcome {
         .hinted(Resource::RequestsPerSecond.hint()))
 }
 
+/// Files are written by programs in containers, whom the kernel alone could refuse that; who has too many gets no ids for more of them. One
+/// grant at a time is there all the same, to remove some with.
+fn room_on_disk(rules: &Ruling, tidies: bool, usage: &UsageNow) -> Outcome {
+    for resource in [Resource::Disk, Resource::DiskFiles] {
+        let (quota, used) = resource.figures(&rules.quotas, usage);
+        if used <= quota || tidies && usage.tidying == 0 {
+            continue;
+        }
+        let name = resource.name();
+        let shown = |amount: u64| match resource {
+            Resource::Disk => size(amount),
+            _ => amount.to_string(),
+        };
+        let also = if tidies { ", and has a grant to remove some with already" } else { "" };
+        let message = format!(
+            "files of the account's ids take {} of {name}, more than the {} that policy allows, as measured {} ago{also}",
+            shown(used),
+            shown(quota),
+            time(usage.disk_age)
+        );
+        return Err(exceeded(rules, message, name, quota, used).hinted(resource.hint()));
+    }
+    Ok(None)
+}
+
+/// Bytes as people say it.
+fn size(bytes: u64) -> String {
+    let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    match units.into_iter().find(|(_, power)| bytes >> power > 0) {
+        // Tenths, rounded down.
+        Some((unit, power)) => {
+            let tenths = (u128::from(bytes) * 10) >> power;
+            format!("{}.{} {unit}", tenths / 10, tenths % 10)
+        }
+        None => format!("{bytes} bytes"),
+    }
+}
+
+/// Seconds as people say it.
+fn time(seconds: u64) -> String {
+    match seconds {
+        0..60 => "less than a minute".to_owned(),
+        60..7200 => format!("{} minutes", seconds / 60),
+        7200..172_800 => format!("{} hours", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
 /// Is one thing small enough?
 fn at_most(rules: &Ruling, name: &str, quota: u64, asked: u64) -> Outcome {
     if asked <= quota {
@@ -970,6 +1048,7 @@ mod tests {
             nesting: 0,
             depth: 0,
             user_blocks: None,
+            tidies: false,
         }
     }
 
@@ -1195,7 +1274,7 @@ raw.write = ["memory.swap.high"]
     #[test]
     fn every_quota_is_held() {
         let policy = with(
-            "[rule.quota]\nconnections = 1\nrequests = 1\nrequests-per-second = 2\ngrants = 1\npersistent-grants = 0\ncgroups = 1\ncgroup-depth = 2\nids = 70000\nids-per-grant = 65536\npressure-watches = 2\nlinks = 2\npublished-ports = 2\naddresses = 1\nnesting-blocks = 3\nnesting-depth = 1\nnesting-user-blocks = 2\n",
+            "[rule.quota]\nconnections = 1\nrequests = 1\nrequests-per-second = 2\ngrants = 1\npersistent-grants = 0\ncgroups = 1\ncgroup-depth = 2\nids = 70000\ndisk = \"1G\"\ndisk-files = 1000\nids-per-grant = 65536\npressure-watches = 2\nlinks = 2\npublished-ports = 2\naddresses = 1\nnesting-blocks = 3\nnesting-depth = 1\nnesting-user-blocks = 2\n",
         );
         let owner = HostUid(PERSON);
         let ports = [HostPort { address: None, port: 8080 }; 3];
@@ -1212,6 +1291,8 @@ raw.write = ["memory.swap.high"]
             (Request::CreateGrant(NewGrant { persistent: true, ..plain() }), none, "persistent-grants"),
             (Request::UseGrant { owner, verb: Verb::Persist }, none, "persistent-grants"),
             (Request::CreateGrant(NewGrant { ids: Some(65537), ..plain() }), none, "ids-per-grant"),
+            (Request::CreateGrant(plain()), UsageNow { disk: (1 << 30) + 1, ..none }, "disk"),
+            (Request::CreateGrant(plain()), UsageNow { disk_files: 1001, ..none }, "disk-files"),
             (Request::CreateGrant(NewGrant { pressure: 3, ..plain() }), none, "pressure-watches"),
             (Request::CreateCgroup { owner, depth: 1 }, one, "cgroups"),
             (Request::CreateCgroup { owner, depth: 3 }, none, "cgroup-depth"),
@@ -1239,6 +1320,40 @@ raw.write = ["memory.swap.high"]
             Request::CreateCgroup { owner, depth: 2 },
         ];
         assert!(fits.iter().all(|request| allowed(&policy, PERSON, request)));
+    }
+
+    #[test]
+    fn who_has_too_many_files_gets_no_ids_but_to_remove_some() {
+        let policy = with("quota.disk = \"10G\"\n");
+        let create = |grant: NewGrant<'static>, usage: UsageNow| {
+            let verdict = judge(&policy, &caller(PERSON), &Request::CreateGrant(grant), &usage);
+            matches!(verdict, Verdict::Allow { .. })
+        };
+        let used = |disk| UsageNow { disk, disk_files: 9, disk_age: 7300, ..UsageNow::default() };
+        let tidies = NewGrant { tidies: true, ..plain() };
+        let full = used((10 << 30) + 1);
+        assert!(create(plain(), used(10 << 30)) && !create(plain(), full));
+        assert!(create(tidies, full), "nothing could be removed");
+        assert!(!create(tidies, UsageNow { tidying: 1, ..full }), "all could be had by that word");
+        assert!(create(tidies, UsageNow { tidying: 1, ..used(1) }));
+        assert!(create(NewGrant { ids: None, ..plain() }, full), "no file belongs to a grant without ids");
+        let denial = denial(&policy, PERSON, &Request::CreateGrant(plain()), &full);
+        assert_eq!(
+            denial.message,
+            "files of the account's ids take 10.0 GiB of disk, more than the 10.0 GiB that policy allows, as measured 2 hours ago"
+        );
+        let figures = (denial.resource.as_deref(), denial.quota, denial.usage);
+        assert_eq!(figures, (Some("disk"), Some(10 << 30), Some((10 << 30) + 1)));
+        for verb in [Verb::Release, Verb::Kill, Verb::Attach] {
+            let request = Request::UseGrant { owner: HostUid(PERSON), verb };
+            assert!(matches!(judge(&policy, &caller(PERSON), &request, &full), Verdict::Allow { .. }));
+        }
+        // As shipped there is no such limit.
+        let most = UsageNow { disk: u64::MAX, disk_files: u64::MAX, ..UsageNow::default() };
+        assert!(matches!(
+            judge(&with(""), &caller(PERSON), &Request::CreateGrant(plain()), &most),
+            Verdict::Allow { .. }
+        ));
     }
 
     #[test]

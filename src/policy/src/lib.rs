@@ -12,6 +12,7 @@ mod group;
 pub mod ids;
 pub mod judge;
 pub mod limit;
+mod most;
 pub mod name;
 pub mod network;
 mod policy;
@@ -19,7 +20,7 @@ pub mod raw;
 mod rule;
 
 pub use application::{Application, Maker, Place};
-pub use config::{BLOCK, Config, DepartedConfig, Pool, PoolError};
+pub use config::{BLOCK, Config, DepartedConfig, DiskConfig, Pool, PoolError};
 pub use controller::{Controller, Controllers};
 pub use device::{NodeName, NodeNameError, NodePattern};
 pub use diagnostic::FileError;
@@ -30,6 +31,7 @@ pub use judge::{
     Verb, Verdict, judge, judge_consented, usage_rows,
 };
 pub use limit::{Bytes, CpuList, CpuQuota, HugePageSize, IoLimit, LimitError, LimitKey, LimitValue};
+pub use most::Most;
 pub use name::{CgroupName, CgroupPath, GrantName, GrantPath, NameError, Step};
 pub use network::{
     ACCOUNT_BRIDGE, BridgeConfig, BridgeName, DEFAULT_BRIDGE, FIRST_HOST, MAX_MTU, MIN_MTU, Net,

@@ -379,7 +379,7 @@ fn decimal(text: &str, unit: u64) -> Option<u64> {
 
 /// An amount of bytes: `1048576`, `512M`, `1.5G`, `64KiB`. `MB` and the like are refused: nobody knows
 /// whether 1000 or 1024 is meant.
-fn bytes(text: &str) -> Option<u64> {
+pub(crate) fn bytes(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match text.get(digits.len()..)?.to_ascii_uppercase().as_str() {
         "" if digits.contains('.') => return None,

@@ -12,6 +12,7 @@ use crate::{
     diagnostic::{FileError, read, text},
     ids::{HostGid, IdSpan},
     limit::{LimitKey, LimitValue},
+    most::Most,
     network::{BridgeName, Net},
     raw::{Key, RawKey},
 };
@@ -224,6 +225,10 @@ table! {
         cgroup_depth: u64 = Bounded<32>,
         /// Ids, uids and gids counted once.
         ids: u64 = Bounded<4_294_967_295>,
+        /// Bytes that files of its ids take, as measured last; above it there is no new grant with ids.
+        disk: Most = Most,
+        /// How many such files, likewise.
+        disk_files: Most = Most,
         /// Ids in one grant.
         ids_per_grant: u64 = Bounded<4_294_967_295>,
         /// Blocks of 65536 ids that one grant has for grants made from inside.
@@ -315,6 +320,8 @@ impl Quotas {
             cgroups: self.cgroups.min(other.cgroups),
             cgroup_depth: self.cgroup_depth.min(other.cgroup_depth),
             ids: self.ids.min(other.ids),
+            disk: self.disk.min(other.disk),
+            disk_files: self.disk_files.min(other.disk_files),
             ids_per_grant: self.ids_per_grant.min(other.ids_per_grant),
             nesting_blocks: self.nesting_blocks.min(other.nesting_blocks),
             nesting_depth: self.nesting_depth.min(other.nesting_depth),
@@ -496,6 +503,13 @@ trait Shown {
 impl Shown for u64 {
     fn shown(&self) -> String {
         self.to_string()
+    }
+}
+
+impl Shown for Most {
+    fn shown(&self) -> String {
+        let text = self.to_string();
+        if text.bytes().all(|byte| byte.is_ascii_digit()) { text } else { quoted(text) }
     }
 }
 

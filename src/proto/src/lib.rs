@@ -19,7 +19,7 @@ pub use error::{Code, Error, Refusal};
 pub use names::grant_path;
 pub use options::{
     Account, AddLink, AdoptGrant, AttachTo, CreateGrant, ExplainRequest, ForgetDeparted, Lifetime,
-    ListGrants, MapDirectory, ReleaseGrant, Target,
+    ListGrants, MapDirectory, ReleaseGrant, ReportDisk, Target,
 };
 pub use port::{BadPort, Port, Transport};
 pub use proxy::{

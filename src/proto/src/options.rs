@@ -57,6 +57,8 @@ options! {
     Account
     /// Options of `Manager.ForgetDeparted`.
     ForgetDeparted
+    /// Options of `Manager.ReportDisk`.
+    ReportDisk
     /// Options of `Manager.Explain`.
     ExplainRequest
     /// Options of `Grant.Release`.
@@ -131,6 +133,12 @@ impl<'a> CreateGrant<'a> {
     #[must_use]
     pub fn nesting(self, blocks: u32) -> Self {
         self.with("nesting", blocks)
+    }
+
+    /// It is for nothing but removing and counting files: made also where the account has more of them than it may.
+    #[must_use]
+    pub fn tidies(self) -> Self {
+        self.with("tidies", true)
     }
 
     /// How many ids; 0 for what policy has as default.
@@ -342,6 +350,14 @@ impl Account<'_> {
 
 impl ForgetDeparted<'_> {
     /// Some files could not be removed.
+    #[must_use]
+    pub fn incomplete(self) -> Self {
+        self.with("incomplete", true)
+    }
+}
+
+impl ReportDisk<'_> {
+    /// Not all files could be looked at.
     #[must_use]
     pub fn incomplete(self) -> Self {
         self.with("incomplete", true)

@@ -9,7 +9,7 @@ use crate::{
     error::Error,
     options::{
         Account, AddLink, AdoptGrant, AttachTo, CreateGrant, ExplainRequest, ForgetDeparted, ListGrants,
-        MapDirectory, ReleaseGrant,
+        MapDirectory, ReleaseGrant, ReportDisk,
     },
 };
 
@@ -85,6 +85,15 @@ pub trait Manager {
 
     /// Files of these ids, each piece by its first, were removed as far as that could be.
     fn forget_departed(&self, firsts: &[u32], options: &ForgetDeparted<'_>) -> Result<(), Error>;
+
+    /// Files of ids of these blocks (first id, bytes, files) were counted, and none of the others among `count` ids from `first` on.
+    fn report_disk(
+        &self,
+        first: u32,
+        count: u32,
+        blocks: &[(u32, u64, u64)],
+        options: &ReportDisk<'_>,
+    ) -> Result<(), Error>;
 
     /// Unties the range from the name.
     fn forget_range(&self, name: &str) -> Result<(), Error>;
@@ -342,4 +351,8 @@ pub trait Account {
     /// The rule that says so.
     #[zbus(property(emits_changed_signal = "invalidates"))]
     fn rule(&self) -> Result<String, Error>;
+
+    /// When its files were measured last, microseconds since 1970; 0 for never.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn disk_measured(&self) -> Result<u64, Error>;
 }

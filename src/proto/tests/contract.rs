@@ -13,7 +13,7 @@ use std::{
 use cgrant_proto::{
     Account, AccountProxy, AddLink, AdoptGrant, Asked, Asking, AttachTo, CgroupProxy, CreateGrant,
     ExplainRequest, ForgetDeparted, GrantProxy, IdsProxy, LinksProxy, ListGrants, ManagerProxy, MapDirectory,
-    MountsProxy, ReleaseGrant,
+    MountsProxy, ReleaseGrant, ReportDisk,
     names::{CGROUP, GRANT, IDS, LINKS, MANAGER, MANAGER_PATH, MOUNTS, grant_path},
 };
 use futures_util::StreamExt;
@@ -215,6 +215,7 @@ async fn proxies_and_xml_are_one_contract() {
     manager.list_rules(&ListGrants::new().all()).await.unwrap();
     manager.list_departed(&Account::new()).await.unwrap();
     manager.forget_departed(&[1], &ForgetDeparted::new()).await.unwrap();
+    manager.report_disk(1, 2, &[(3, 4, 5)], &ReportDisk::new().incomplete()).await.unwrap();
     manager.forget_range("x").await.unwrap();
 
     let cgroup = CgroupProxy::new(&connection, path.as_str()).await.unwrap();
@@ -335,6 +336,7 @@ async fn properties(connection: &Connection, path: &str) {
     account.usage().await.unwrap();
     account.quotas().await.unwrap();
     account.rule().await.unwrap();
+    account.disk_measured().await.unwrap();
     ids.nesting().await.unwrap();
     let manager = ManagerProxy::builder(connection).cache_properties(No).build().await.unwrap();
     manager.version().await.unwrap();

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cgrant_policy::{Config, Departed, FileError, LimitKey, Policy, Source};
+use cgrant_policy::{Config, Departed, FileError, LimitKey, Most, Policy, Ruling, Source};
 use cgrant_sys::{
     ProcFs,
     dir::Dir,
@@ -82,6 +82,18 @@ pub fn check(directory: &Path, on_v1: &[String]) -> Result<Vec<String>, ConfigEr
         told.extend(removing.map(|(ruling, _)| {
             format!(
                 "{}: lifetime.departed is \"remove\", and no files will be removed: name directories in [departed] of cgrantd.toml",
+                ruling.label
+            )
+        }));
+    }
+    if config.disk.directories.is_empty() {
+        let limits = |ruling: &Ruling| {
+            [ruling.quotas.disk, ruling.quotas.disk_files].iter().any(|most| *most != Most::UNLIMITED)
+        };
+        let limiting = policy.rules().filter(|(ruling, _)| limits(ruling));
+        told.extend(limiting.map(|(ruling, _)| {
+            format!(
+                "{}: quota.disk or quota.disk-files is set, and nothing is measured: name directories in [disk] of cgrantd.toml",
                 ruling.label
             )
         }));
@@ -187,6 +199,21 @@ mod tests {
         );
         let directories = "[departed]\ndirectories = [\"/home\"]\n";
         std::fs::write(scratch.path().join("cgrantd.toml"), directories).unwrap();
+        assert!(check(scratch.path(), &[]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn that_nothing_is_measured_is_told() {
+        let scratch = tempfile::tempdir().unwrap();
+        std::fs::create_dir(scratch.path().join("policy.d")).unwrap();
+        let rule = "[[rule]]\nname = \"pupils\"\nquota.disk-files = 1000\n";
+        std::fs::write(scratch.path().join("policy.d/20-pupils.toml"), rule).unwrap();
+        let told = check(scratch.path(), &[]).unwrap();
+        assert!(
+            matches!(&told[..], [one] if one.contains("20-pupils.toml:1 pupils: quota.disk")),
+            "{told:?}"
+        );
+        std::fs::write(scratch.path().join("cgrantd.toml"), "[disk]\ndirectories = [\"/home\"]\n").unwrap();
         assert!(check(scratch.path(), &[]).unwrap().is_empty());
     }
 

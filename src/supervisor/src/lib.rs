@@ -282,6 +282,7 @@ mod tests {
             ("cgrantd", include_str!("../../../systemd/cgrantd.service")),
             ("cgrant-shutdown", include_str!("../../../systemd/cgrant-shutdown.service")),
             ("cgrant-departed", include_str!("../../../systemd/cgrant-departed.service")),
+            ("cgrant-disk", include_str!("../../../systemd/cgrant-disk.service")),
             ("cgrant-autostart", include_str!("../../../systemd/cgrant-autostart.service")),
         ] {
             let words = unit.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '=');

@@ -26,9 +26,9 @@ pub use link::{
 };
 pub use metrics::{Family, MetricKind, Sample};
 pub use op::{
-    Act, Answer, Attach, AttachTarget, BrokerInfo, CreateGrant, Created, DepartedInfo, Explain, Explanation,
-    Fate, FdIndex, Holder, Inquiry, MapDirectory, MapSource, Op, RangeInfo, RangeRequest, RuleInfo, Usage,
-    UsageRow,
+    Act, Answer, Attach, AttachTarget, BlockUse, BrokerInfo, CreateGrant, Created, DepartedInfo, DiskReport,
+    Explain, Explanation, Fate, FdIndex, Holder, Inquiry, MapDirectory, MapSource, Op, RangeInfo,
+    RangeRequest, RuleInfo, Usage, UsageRow,
 };
 pub use question::{Consent, Question, QuestionId, Subject};
 pub use refusal::{Met, Refusal, RefusalCode};

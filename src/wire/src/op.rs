@@ -107,6 +107,9 @@ pub struct CreateGrant {
     /// How many blocks of 65536 ids it has beside its own, for grants that are made from inside it; 0 if nobody inside is
     /// served. Needs `range`.
     pub nesting: u32,
+    /// It is for removing and counting files of its ids: made also where the account has more than its quota of disk. Such a grant ends with
+    /// its holder, and has no links and no others inside.
+    pub tidies: bool,
 }
 
 /// Processes to be attached.
@@ -480,6 +483,8 @@ pub enum Op {
         /// Some files could not be removed, and are looked for a few times more.
         incomplete: bool,
     },
+    /// Says what files of ids take on disks.
+    ReportDisk(DiskReport),
     /// Unties a range from its name, so that unnamed grants of the account may use it.
     ForgetRange {
         /// The name.
@@ -534,6 +539,30 @@ pub struct UsageRow {
     pub quota: u64,
 }
 
+/// What files of ids take on disks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskReport {
+    /// The first of the ids that were looked for.
+    pub first: u32,
+    /// How many those are: whole blocks of 65536.
+    pub count: u32,
+    /// The blocks of the pool among them that have files, ascending. The others have none.
+    pub blocks: Vec<BlockUse>,
+    /// Not all could be looked at: of what is known from before nothing becomes less.
+    pub incomplete: bool,
+}
+
+/// What files of a block of ids take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockUse {
+    /// The first of its ids.
+    pub first: u32,
+    /// Bytes of their blocks on the disk.
+    pub bytes: u64,
+    /// How many there are.
+    pub files: u64,
+}
+
 /// An account's usage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
@@ -543,6 +572,8 @@ pub struct Usage {
     pub rule: String,
     /// The rows.
     pub rows: Vec<UsageRow>,
+    /// When its files were measured last, microseconds since 1970; 0 for never.
+    pub disk_measured: u64,
 }
 
 /// A rule of the policy in force.

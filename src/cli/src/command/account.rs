@@ -23,16 +23,19 @@ pub(crate) fn usage(client: &Client, args: &UsageArgs) -> Result<u8, Failure> {
         return usage_of_all(client, &session);
     }
     let (account, rule, rows) = usage_of(&session, args.account)?;
-    let rows = rows.into_iter().map(|(resource, used, quota)| row(&resource, used, quota));
+    let measured = measured(&session, account)?;
     match client.format {
         Format::Json => {
-            let rows: Vec<Value> = rows.collect();
-            let usage = json!({ "account": account, "rule": rule, "rows": rows });
+            let rows: Vec<Value> = rows.into_iter().map(row).collect();
+            let usage = json!({ "account": account, "rule": rule, "rows": rows, "disk_measured": measured });
             output::write(output::json(&usage)?.as_bytes())?;
         }
         Format::Table => {
             output::write(format!("account {account}, quotas of {}\n", output::printable(&rule)).as_bytes())?;
+            let rows = rows.into_iter().map(shown);
             output::print(client.format, &List::new(&["RESOURCE", "USED", "QUOTA"], rows))?;
+            let when = measured.map_or_else(|| "never".to_owned(), output::time);
+            output::write(format!("disk measured: {when}\n").as_bytes())?;
         }
     }
     Ok(exit::DONE)
@@ -46,8 +49,32 @@ fn usage_of(session: &Session, account: Option<u32>) -> Result<(u32, String, Row
     ask().doing(|| READ_USAGE.to_owned())
 }
 
-fn row(resource: &str, used: u64, quota: u64) -> Value {
+/// When its files were measured, in microseconds since 1970; `None` for never.
+fn measured(session: &Session, account: u32) -> Result<Option<u64>, Failure> {
+    let ask = || session.call(session.account(account)?.disk_measured());
+    ask().doing(|| READ_USAGE.to_owned()).map(|measured| Some(measured).filter(|measured| *measured > 0))
+}
+
+/// A quota, if there is one.
+fn most(quota: u64) -> Option<u64> {
+    Some(quota).filter(|quota| *quota != u64::MAX)
+}
+
+/// For programs.
+pub(super) fn row((resource, used, quota): (String, u64, u64)) -> Value {
+    json!({ "resource": resource, "used": used, "quota": most(quota) })
+}
+
+/// For people.
+pub(super) fn shown(row: (String, u64, u64)) -> Value {
+    let (resource, used, quota) = cells(row);
     json!({ "resource": resource, "used": used, "quota": quota })
+}
+
+fn cells((resource, used, quota): (String, u64, u64)) -> (String, Value, Value) {
+    let amount = |amount: u64| if resource == "disk" { output::bytes(amount).into() } else { amount.into() };
+    let (used, quota) = (amount(used), most(quota).map_or_else(|| "max".into(), amount));
+    (resource, used, quota)
 }
 
 /// Everybody's: all of it for programs, what is used for people.
@@ -59,14 +86,14 @@ fn usage_of_all(client: &Client, session: &Session) -> Result<u8, Failure> {
     match client.format {
         Format::Json => {
             let accounts = all.into_iter().map(|(account, rule, rows)| {
-                let rows = rows.into_iter().map(|(resource, used, quota)| row(&resource, used, quota));
-                json!({ "account": account, "rule": rule, "rows": rows.collect::<Vec<_>>() })
+                let rows: Vec<Value> = rows.into_iter().map(row).collect();
+                json!({ "account": account, "rule": rule, "rows": rows })
             });
             output::write(output::json(&accounts.collect::<Vec<_>>())?.as_bytes())?;
         }
         Format::Table => {
             let used = all.into_iter().flat_map(|(account, _, rows)| {
-                rows.into_iter().filter(|(_, used, _)| *used > 0).map(move |(resource, used, quota)| {
+                rows.into_iter().filter(|(_, used, _)| *used > 0).map(cells).map(move |(resource, used, quota)| {
                     json!({ "account": account, "resource": resource, "used": used, "quota": quota })
                 })
             });

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use cgrant_proto::{Account, AddLink, ExplainRequest};
 use serde_json::{Map, Value};
 
-use super::grant::each_once;
+use super::{account, grant::each_once};
 use crate::{
     Client,
     args::{ExplainArgs, Format},
@@ -108,9 +108,11 @@ pub(super) fn print(client: &Client, fields: &mut Map<String, Value>) -> Result<
         };
         rows.into_iter().map(row).collect()
     };
-    let rows = named(taken(fields, "rows"), &["resource", "used", "quota"]);
+    let figures = |row: Value| serde_json::from_value::<(String, u64, u64)>(row).ok();
+    let rows: Vec<_> = taken(fields, "rows").into_iter().filter_map(figures).collect();
     let lacks = named(taken(fields, "lacks"), &["feature", "without"]);
     if client.format == Format::Json {
+        let rows: Vec<Value> = rows.into_iter().map(account::row).collect();
         fields.insert("rows".to_owned(), rows.into());
         fields.insert("lacks".to_owned(), lacks.into());
         return output::write(output::json(fields)?.as_bytes());
@@ -118,6 +120,7 @@ pub(super) fn print(client: &Client, fields: &mut Map<String, Value>) -> Result<
     output::print(client.format, &Fields(fields.clone()))?;
     // Nobody uses anything where no broker was asked.
     if !rows.is_empty() {
+        let rows = rows.into_iter().map(account::shown);
         output::print(client.format, &List::new(&["RESOURCE", "USED", "QUOTA"], rows))?;
     }
     if lacks.is_empty() {

@@ -119,7 +119,7 @@ fn remove(client: &Client, names: Vec<String>, quiet: bool) -> Result<(), Failur
     })?;
     let session = client.connect(&doing)?;
     let mut display = Display::new(quiet);
-    storage.run(&session, storage::IMAGES, storage::IMAGES, &mut |told| display.tell(told))
+    storage.tidy(&session, storage::IMAGES, storage::IMAGES, &mut |told| display.tell(told))
 }
 
 fn resolve(store: &Store, name: &str, doing: &str) -> Result<Sha256, Failure> {

@@ -345,6 +345,18 @@ impl IdRecord {
         self.lock_inner().index.used(account)
     }
 
+    /// The ids that were taken from the pool for the account, as far as this instance has looked; those that were retired not among them.
+    pub fn blocks_of(&self, account: HostUid) -> Vec<IdSpan> {
+        self.lock_inner().index.areas_of(account).map(|area| area.span).collect()
+    }
+
+    /// The accounts that these ids were taken for, as far as this instance has looked; none for those that were retired.
+    pub fn holders_of(&self, ids: impl IntoIterator<Item = u32>) -> Vec<HostUid> {
+        let inner = self.lock_inner();
+        let area = |id| inner.index.area_of(id).filter(|area| !area.retired);
+        ids.into_iter().filter_map(|id| Some(area(id)?.account)).collect()
+    }
+
     /// The accounts that have ids by name or in use, as far as this instance has looked.
     pub fn accounts(&self) -> Vec<HostUid> {
         self.lock_inner().index.accounts().collect()

@@ -3,11 +3,7 @@
 //! Order: everything that can be checked is checked before anything changes; the intent is in the journal before
 //! the first effect; effects push their undo; the id map, which can't be undone, comes last.
 
-use std::{
-    os::fd::AsFd,
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{os::fd::AsFd, sync::Arc};
 
 use cgrant_policy::{
     BLOCK, Caller as Subject, DEFAULT_IDS, Departed, GrantName, GrantPath, HostGid, HostUid, IdRange, IdSpan,
@@ -90,6 +86,7 @@ pub fn create(
             nesting: plan.record.nesting,
             depth: plan.path.depth(),
             user_blocks: blocks_with(engine, caller, More { label: plan.label.as_ref(), ids: plan.ids })?,
+            tidies: plan.record.tidies,
         }),
     )?;
     plan.settings.authorize_raw(engine, caller, caller.account(), about)?;
@@ -180,7 +177,11 @@ fn digest(request: &CreateGrant) -> u64 {
         links: request.links.iter().map(shape).collect(),
         ..request.clone()
     };
-    let bytes = cgrant_wire::encode(&shape).unwrap_or_default();
+    let mut bytes = cgrant_wire::encode(&shape).unwrap_or_default();
+    // Came to be behind the rest: where it is not said, requests have the digest that they had before.
+    if !request.tidies {
+        bytes.pop();
+    }
     bytes
         .iter()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
@@ -200,14 +201,13 @@ fn plan(
 ) -> Result<Plan, Refusal> {
     let id = GrantId(process::random_u64().map_err(check::internal)?);
     let name = name_of(request, id)?;
+    may_tidy(request)?;
     let settings = settings_of(engine, &caller.subject(), request)?;
     super::nested::must_share(caller, &settings)?;
     let mut record = fresh_record(engine, caller, id, &name);
     record.key.clone_from(&request.key);
     record.digest = digest;
-    record.created = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    record.created = super::manage::now();
     crate::leaving::note(engine, &engine.policy().ruling(&caller.subject()).lifetime, &mut record);
     record.limits = settings.texts();
     record.controllers = engine.policy().controllers_of_new(&caller.subject());
@@ -262,6 +262,7 @@ fn plan(
     )?;
     fds.finish()?;
     record.nesting = request.nesting;
+    record.tidies = request.tidies;
     let ids = ids_of(engine, &caller.subject(), request)?;
     Ok(Plan {
         record,
@@ -278,6 +279,27 @@ fn plan(
         own,
         links,
     })
+}
+
+/// Is it for nothing but removing files, if it says that it is?
+///
+/// An attacker has more files than it may have, and wants to go on as before by saying that it removes some. It gets one such grant at a time, which
+/// ends with its holder and has nothing that a container of some use would have: no links, no grants inside.
+///
+/// # Errors
+/// [`RefusalCode::InvalidArgument`].
+pub fn may_tidy(request: &CreateGrant) -> Result<(), Refusal> {
+    let is_plain = request.range.is_some()
+        && request.holder != Holder::Persistent
+        && request.links.is_empty()
+        && request.nesting == 0;
+    if !request.tidies || is_plain {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        RefusalCode::InvalidArgument,
+        "a grant that tidies has ids and a holder, and neither links nor nesting",
+    ))
 }
 
 /// The name of a new grant.

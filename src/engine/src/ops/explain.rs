@@ -259,6 +259,7 @@ impl About<'_> {
     fn create(&mut self, request: &CreateGrant) -> Result<(), Refusal> {
         self.must_be_outside("make a grant")?;
         let name = create::name_of(request, GrantId(0))?;
+        create::may_tidy(request)?;
         let settings = create::settings_of(self.engine, &self.subject, request)?;
         nested::must_share(self.caller, &settings)?;
         let pressure = check::pressure(&request.pressure)?;
@@ -284,6 +285,7 @@ impl About<'_> {
                 self.caller,
                 create::More { label: label.as_ref(), ids },
             )?,
+            tidies: request.tidies,
         }))?;
         for (key, value) in &settings.raw {
             self.judge(&Request::WriteRaw { owner: account, key, value: value.as_str() })?;

@@ -1,9 +1,16 @@
 //! Operations on a grant that is there: attaching, limits, freezing, killing, cgroups below the payload.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use cgrant_policy::{CgroupPath, GrantName, Request, Verb};
-use cgrant_wire::{Answer, Attach, ConnectionId, EndReason, Event, GrantChange, GrantId, Holder, Lifetime};
+use cgrant_policy::{CgroupPath, GrantName, HostUid, Request, Verb};
+use cgrant_wire::{
+    Answer, Attach, ConnectionId, DiskReport, EndReason, Event, GrantChange, GrantId, Holder, Lifetime,
+    Refusal, RefusalCode,
+};
 
 use super::{
     check, inside, portion,
@@ -20,6 +27,24 @@ use crate::{
 
 /// How long a grant lives without processes and without the connection that the broker broke.
 pub const ORPHAN_GRACE: Duration = Duration::from_secs(30);
+
+/// Microseconds since 1970.
+pub fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// A grant that removes files of an account's that has too many becomes none of another kind.
+///
+/// # Errors
+/// [`RefusalCode::Unsupported`].
+pub fn must_not_tidy(grant: &Grant, what: &str) -> Result<(), Refusal> {
+    if !grant.live().record.tidies {
+        return Ok(());
+    }
+    let message = format!("a grant that was made with tidies can't {what}");
+    Err(Refusal::new(RefusalCode::Unsupported, message).hint("make a grant without tidies"))
+}
 
 fn done() -> Outcome {
     Ok((Answer::Done, Vec::new()))
@@ -72,6 +97,9 @@ pub fn adopt(
     let grant =
         usable(engine, caller, id, if holder == Holder::Persistent { Verb::Persist } else { Verb::Adopt })?;
     inside::must_be_outside(engine, caller, "adopt a grant")?;
+    if holder == Holder::Persistent {
+        must_not_tidy(&grant, "outlive its holder")?;
+    }
     let mut record = grant.live().record.clone();
     record.holder = match &process {
         Some(process) => Some(HolderRecord {
@@ -265,6 +293,24 @@ pub fn forget_departed(engine: &Engine, caller: &Caller, firsts: &[u32], incompl
         engine.ids.forget_departed(*first, incomplete)?;
     }
     leaving::give_notice(engine);
+    done()
+}
+
+/// Files of ids were counted.
+///
+/// An attacker wants to have none itself, or to have somebody else refused for files that nobody has. Only root of the host says what was
+/// counted, of blocks of ids; whose they are is in the record of ranges. So who counts may be wrong by what is on disks, and not by whom
+/// it charges.
+///
+/// # Errors
+/// If the caller may not; [`RefusalCode::InvalidArgument`] for what nobody can have counted; if the record can't be written.
+pub fn report_disk(engine: &Engine, caller: &Caller, report: &DiskReport) -> Outcome {
+    engine.authorize(caller, "", &Request::ReportDisk)?;
+    let had_files = engine.disk.blocks();
+    engine.disk.note(report, now())?;
+    let blocks = had_files.into_iter().chain(report.blocks.iter().map(|block| block.first));
+    let accounts: BTreeSet<HostUid> = engine.ids.holders_of(blocks).into_iter().collect();
+    accounts.into_iter().for_each(|account| engine.touch(account));
     done()
 }
 

@@ -74,6 +74,7 @@ fn grant_of(op: &Op) -> Option<GrantId> {
         | Op::ListRanges
         | Op::ListDeparted { .. }
         | Op::ForgetDeparted { .. }
+        | Op::ReportDisk(_)
         | Op::ForgetRange { .. }
         | Op::Legacy(_) => None,
     }
@@ -118,6 +119,7 @@ pub fn can_be_asked(op: &Op) -> bool {
         | Op::ListRanges
         | Op::ListDeparted { .. }
         | Op::ForgetDeparted { .. }
+        | Op::ReportDisk(_)
         | Op::ForgetRange { .. }
         | Op::Legacy(_) => false,
     }
@@ -170,6 +172,7 @@ fn words(engine: &Engine, op: &Op) -> (&'static str, String) {
         Op::ListRanges => "list ranges",
         Op::ListDeparted { .. } => "list departed",
         Op::ForgetDeparted { .. } => "forget departed",
+        Op::ReportDisk(_) => "report disk use",
         Op::ForgetRange { .. } => "forget range",
         Op::Legacy(legacy) => crate::legacy::word(&legacy.call),
     };
@@ -272,6 +275,7 @@ fn without_descriptors(engine: &Engine, caller: &Arc<Caller>, op: Op) -> Outcome
         Op::ForgetDeparted { firsts, incomplete } => {
             manage::forget_departed(engine, caller, &firsts, incomplete)
         }
+        Op::ReportDisk(report) => manage::report_disk(engine, caller, &report),
         Op::ForgetRange { name } => manage::forget_range(engine, caller, &name),
         Op::SetLimits { grant, limits } => manage::set_limits(engine, caller, grant, &limits),
         Op::GetValues { grant, keys } => query::get_values(engine, caller, grant, &keys),

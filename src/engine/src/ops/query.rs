@@ -101,7 +101,8 @@ pub fn usage(engine: &Engine, caller: &Caller, account: Option<u32>) -> Outcome 
     let subject = if account == caller.account() { caller.subject() } else { Subject::by_uid(account) };
     let ruling = policy.ruling(&subject);
     let rows = rows(engine, caller, &ruling.quotas, account)?;
-    plain(Answer::Usage(Usage { account: account.0, rule: ruling.label.clone(), rows }))
+    let disk_measured = if caller.user().is_root() { engine.disk.measured() } else { 0 };
+    plain(Answer::Usage(Usage { account: account.0, rule: ruling.label.clone(), rows, disk_measured }))
 }
 
 /// What the account has beside its quotas; an ordinary user in a container has a figure of its own, and is told no other.

@@ -426,6 +426,7 @@ pub fn answer(op: &Op, connection: ConnectionId) -> Answer {
             account: account.unwrap_or(1000),
             rule: "built-in any-user".to_owned(),
             rows: vec![UsageRow { resource: "grants".to_owned(), used: 1, quota: 16 }],
+            disk_measured: 77,
         }),
         Op::ListAccounts { .. } => Answer::Accounts(vec![1000]),
         Op::ListRules { .. } => Answer::Rules(vec![RuleInfo {
@@ -494,6 +495,7 @@ pub fn answer(op: &Op, connection: ConnectionId) -> Answer {
         Op::Legacy(_)
         | Op::AllowDevice { .. }
         | Op::ForgetDeparted { .. }
+        | Op::ReportDisk(_)
         | Op::ForgetRange { .. }
         | Op::Adopt { .. }
         | Op::SetLimits { .. }

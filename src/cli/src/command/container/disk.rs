@@ -103,7 +103,7 @@ fn measured(
         Ok(all)
     })?;
     let session = client.connect(doing)?;
-    let running = storage.start(&session, storage::IMAGES, storage::IMAGES, storage::IDS)?;
+    let running = storage.start_tidying(&session, storage::IMAGES, storage::IMAGES, storage::IDS)?;
     let grant = running.grant().clone();
     running.wait(&mut |told| {
         if matches!(told, Told::Asks) {

@@ -34,7 +34,7 @@ pub(super) fn remove(client: &Client, doing: &str, name: &str, range: &str) -> R
     let gone = name.to_owned();
     let storage = Storage::begin(doing, move |worker| Ok(worker.store.remove_container(&gone)?))?;
     let session = client.connect(doing)?;
-    storage.run(&session, name, range, &mut |_| ())?;
+    storage.tidy(&session, name, range, &mut |_| ())?;
     // No file has its ids any more: other containers may have them.
     match session.manager().and_then(|manager| session.call(manager.forget_range(range))) {
         Err(SessionError::Broker(error)) if error.code() == Some(Code::InvalidArgument) => Ok(()),

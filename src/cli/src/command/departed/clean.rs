@@ -12,40 +12,35 @@ use std::{
     collections::HashSet,
     io::{self, Write},
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-        mpsc::{self, RecvTimeoutError},
-    },
-    thread::{self, sleep},
+    sync::{Arc, atomic::AtomicU64},
+    thread::sleep,
     time::{Duration, Instant},
 };
 
 use cgrant_container::Session;
 use cgrant_image::{Act, Leftovers, leftovers};
-use cgrant_policy::{BLOCK, Config, IdSpan, Pool};
+use cgrant_policy::{BLOCK, IdSpan, Pool};
 use cgrant_proto::{Account, Departed, ForgetDeparted};
-use cgrant_sys::{Dir, dropin};
+use cgrant_sys::Dir;
 
 use super::{OFTEN, Outcome, RETIRED, TAKEN, tell};
 use crate::{
     Client,
+    command::{
+        hostconfig::{self, FILE},
+        watched::{STALL, watched},
+    },
     error::{Doing, Failure},
 };
 
 const CLEAN: &str = "remove files of users who are gone";
-const FILE: &str = "cgrantd.toml";
-/// How long nothing may go on in a directory. A file of many gigabytes takes seconds.
-const STALL: Duration = Duration::from_secs(300);
 /// How long all of it may take: less than systemd waits (`TimeoutStartSec=` of the unit), so that a try that takes too long is counted.
 const WHOLE: Duration = Duration::from_secs(19 * 60 * 60);
-/// For directories in directories, as many as may be.
-const STACK: usize = 16 << 20;
 /// As many as the broker takes at once.
 const FIRSTS: usize = 1024;
 
 pub(super) fn run(client: &Client, config: &Path, timeout: Duration) -> Result<u8, Failure> {
-    let begin = Instant::now();
+    let end = Instant::now().checked_add(WHOLE);
     let (directories, pool) = configured(config)?;
     let due = wait(&client.connect(CLEAN)?, timeout)?;
     if let Some((account, _, first, ..)) =
@@ -82,7 +77,7 @@ pub(super) fn run(client: &Client, config: &Path, timeout: Duration) -> Result<u
         if ids.is_empty() {
             break;
         }
-        match search(path.clone(), ids, WHOLE.saturating_sub(begin.elapsed())) {
+        match search(path.clone(), ids, end) {
             Ok(found) => outcome.add(path, &found),
             Err(error) => {
                 tell(path, &error.to_string());
@@ -102,14 +97,7 @@ pub(super) fn run(client: &Client, config: &Path, timeout: Duration) -> Result<u
 
 /// The directories that the administrator named, and the ids that the broker gives out.
 fn configured(config: &Path) -> Result<(Vec<PathBuf>, Pool), Failure> {
-    let failed = |source| Failure::File { doing: "read the configuration in", path: config.into(), source };
-    let text = match std::path::absolute(config).and_then(|path| Dir::open(&path)) {
-        Ok(open) => dropin::read_file(&open, FILE)
-            .map_err(|source| Failure::PolicyUnread { directory: config.into(), source })?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(failed(error)),
-    };
-    let config = Config::parse(&config.join(FILE).to_string_lossy(), &text.unwrap_or_default())?;
+    let config = hostconfig::read(config)?;
     let directories = config.departed.directories.iter().map(|path| path.as_path().to_owned());
     Ok((directories.collect(), config.ids.pool))
 }
@@ -157,46 +145,11 @@ fn wait(session: &Session, timeout: Duration) -> Result<Vec<Departed>, Failure> 
     }
 }
 
-fn search(path: PathBuf, ids: Vec<(u32, u32)>, whole: Duration) -> io::Result<Leftovers> {
-    if whole.is_zero() {
-        return Err(late());
-    }
+fn search(path: PathBuf, ids: Vec<(u32, u32)>, end: Option<Instant>) -> io::Result<Leftovers> {
     let looked = Arc::new(AtomicU64::new(0));
     let progress = Arc::clone(&looked);
     let work = move || Ok(leftovers(&Dir::open(&path)?, &ids, Act::Remove, &looked));
-    watched(work, &progress, STALL, whole)
-}
-
-fn late() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, "the time for all directories together is over")
-}
-
-/// Has it done on a thread of its own, as long as something goes on and no longer than `whole`. A file system that does not answer keeps that
-/// thread alone.
-fn watched<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-    progress: &AtomicU64,
-    stall: Duration,
-    whole: Duration,
-) -> io::Result<T> {
-    let begin = Instant::now();
-    let (done, is_done) = mpsc::channel();
-    // Nobody waits any more if it can't be told.
-    thread::Builder::new().stack_size(STACK).spawn(move || drop(done.send(work())))?;
-    let mut before = progress.load(Ordering::Relaxed);
-    loop {
-        let left = whole.saturating_sub(begin.elapsed());
-        match is_done.recv_timeout(stall.min(left)) {
-            Ok(result) => return result,
-            Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the search broke off")),
-            Err(RecvTimeoutError::Timeout) if left < stall => return Err(late()),
-            Err(RecvTimeoutError::Timeout) => (),
-        }
-        let now = progress.load(Ordering::Relaxed);
-        if std::mem::replace(&mut before, now) == now {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "nothing goes on there; it is left alone"));
-        }
-    }
+    watched(work, &progress, STALL, end)
 }
 
 #[cfg(test)]
@@ -206,40 +159,9 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn what_hangs_is_left_and_what_goes_on_is_waited_for() {
-        let stall = Duration::from_millis(50);
-        let (never, waits) = mpsc::channel::<()>();
-        let hangs = move || waits.recv().map_err(io::Error::other);
-        let error = watched(hangs, &AtomicU64::new(0), stall, WHOLE).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        drop(never);
-        let progress = Arc::new(AtomicU64::new(0));
-        let looked = Arc::clone(&progress);
-        let works = move || {
-            for _ in 0..50 {
-                looked.fetch_add(1, Ordering::Relaxed);
-                sleep(Duration::from_millis(5));
-            }
-            Ok(7)
-        };
-        assert_eq!(watched(works, &progress, stall, WHOLE).unwrap(), 7);
-        let fails = || Err::<(), _>(io::Error::from(io::ErrorKind::NotFound));
-        assert_eq!(
-            watched(fails, &AtomicU64::new(0), stall, WHOLE).unwrap_err().kind(),
-            io::ErrorKind::NotFound
-        );
-    }
-
     /// Somebody makes files faster than they go: the try is counted before systemd ends it.
     #[test]
-    fn what_goes_on_for_too_long_is_left() {
-        let (stall, whole) = (Duration::from_secs(60), Duration::from_millis(20));
-        let (never, waits) = mpsc::channel::<()>();
-        let goes_on = move || waits.recv().map_err(io::Error::other);
-        let error = watched(goes_on, &AtomicU64::new(0), stall, whole).unwrap_err();
-        assert_eq!(error.to_string(), late().to_string());
-        drop(never);
+    fn the_unit_waits_longer_than_it_takes() {
         let unit = include_str!("../../../../../systemd/cgrant-departed.service");
         let hours =
             unit.lines().find_map(|line| line.strip_prefix("TimeoutStartSec=")?.strip_suffix('h')).unwrap();

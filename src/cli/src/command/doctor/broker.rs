@@ -174,7 +174,10 @@ fn bridge(bridge: &Description) -> Finding {
 
 fn usage((resource, used, quota): &(String, u64, u64)) -> Finding {
     let check = format!("quota of {resource}");
-    let finding = format!("{used} of {quota} in use");
+    let finding = match *quota {
+        u64::MAX => format!("{used} in use, without limit"),
+        quota => format!("{used} of {quota} in use"),
+    };
     if used < quota {
         return Finding::ok(check, finding);
     }

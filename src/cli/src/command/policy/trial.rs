@@ -201,6 +201,7 @@ fn create_grant(said: &mut Said<'_>, args: &ExplainArgs) -> Result<Outcome, Fail
         depth: said.place.map_or(0, |place| place.depth),
         nesting: args.nesting.unwrap_or(0),
         user_blocks,
+        tidies: false,
     };
     let outcome = if args.link || args.bridge.is_some() {
         with_link(said, args, |said, link| {

@@ -97,6 +97,7 @@ pub fn add(
 ) -> Outcome {
     let grant = engine.grant_for(caller, id)?;
     inside::must_be_outside(engine, caller, "add a link")?;
+    super::manage::must_not_tidy(&grant, "have links")?;
     let mut record = grant.live().record.clone();
     let requests = std::slice::from_ref(request);
     let wishes = wishes(
