@@ -8,7 +8,7 @@ use std::{net::IpAddr, os::fd::OwnedFd};
 
 use cgrant_sys::{
     NetnsFd,
-    netlink::{LinkState, NetlinkError, NewVeth, PortFlags, Route},
+    netlink::{LinkState, NetlinkError, NewVeth, PortFlags, Route, qdisc},
 };
 use cgrant_wire::{
     link::LinkKind,
@@ -238,7 +238,7 @@ impl Net {
         self.route.add_fdb(ifindex, info.mac.0, vlan).map_err(lost)?;
         if info.download != 0 {
             self.fault.step("download limit")?;
-            let (rate, burst, limit) = shaping(info.download, mtu);
+            let (rate, burst, limit) = qdisc::shaping(info.download, mtu);
             self.route.add_tbf(ifindex, rate, burst, limit).map_err(lost)?;
         }
         self.fault.step("device without IPv6")?;
@@ -478,29 +478,4 @@ impl Net {
 /// That something is absent means that its owner took it away.
 fn lost(error: NetlinkError) -> Failure {
     if error.is_absent() { Failure::FarEndLost } else { error.into() }
-}
-
-/// Rate in bytes a second, burst and queue in bytes, for a limit in bits a second.
-fn shaping(bits: u64, mtu: u32) -> (u64, u32, u32) {
-    let rate = (bits / 8).max(1);
-    // What comes in ten milliseconds at once, and at least two full frames.
-    let least = mtu.saturating_add(64).saturating_mul(2).max(16 * 1024);
-    let burst = u32::try_from(rate / 100).unwrap_or(u32::MAX).max(least);
-    // A twentieth of a second may wait.
-    let limit = u32::try_from(rate / 20).unwrap_or(u32::MAX).max(64 * 1024).saturating_add(burst);
-    (rate, burst, limit)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_burst_is_never_smaller_than_a_frame() {
-        for (bits, mtu) in [(8, 1500), (1_000_000, 9000), (1_000_000, 65_535), (u64::MAX, 1500)] {
-            let (rate, burst, limit) = shaping(bits, mtu);
-            assert!(rate > 0 && burst > mtu + 18 && limit >= burst, "{bits} {mtu}: {rate} {burst} {limit}");
-        }
-        assert_eq!(shaping(8_000_000_000, 1500), (1_000_000_000, 10_000_000, 60_000_000));
-    }
 }

@@ -27,6 +27,7 @@ pub mod numbering;
 #[cfg(feature = "pam")]
 pub mod pam;
 pub mod pidfd;
+pub mod port;
 pub mod privilege;
 pub mod process;
 pub mod seccomp;

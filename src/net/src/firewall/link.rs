@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use cgrant_sys::netlink::qdisc::policing;
 use cgrant_wire::link::Mac;
 
 use crate::advert::ROUTER;
@@ -17,13 +18,6 @@ use super::{
         goto, is, isnt, jump, meta, number, raw,
     },
 };
-
-/// Least that a rate limit lets through at once, bytes: the kernel hands on up to 64 KiB as one packet, which would never pass a
-/// smaller one.
-const LEAST_BURST: u64 = 256 << 10;
-
-/// Most that the kernel takes.
-const MOST_BURST: u64 = u32::MAX as u64;
 
 /// Types of ICMPv6.
 const ECHO_REQUEST: u64 = 128;
@@ -512,8 +506,8 @@ fn set_mark(mark: Mark) -> Statement {
 
 /// What exceeds so many bits a second, with a tenth of a second's worth at once.
 fn over(bits: u64) -> Statement {
-    let rate = (bits / 8).max(1);
-    let burst = (rate / 10).clamp(LEAST_BURST, MOST_BURST);
+    let (rate, burst) = policing(bits);
+    let burst = u64::from(burst);
     let (rate_unit, burst_unit) = ("bytes", "bytes");
     Statement::Limit(Limit { rate, burst, per: "second", inv: true, rate_unit, burst_unit })
 }

@@ -1,30 +1,24 @@
-//! The sockets of one published port: bound so that nobody else can have it, and not listening.
+//! The sockets of one published port: bound so that nobody else can have it, and not listening ([`cgrant_sys::port`]).
 //!
-//! A socket that is bound without `SO_REUSEADDR` keeps every other one from the port at an address that overlaps,
-//! whatever that one sets (net/ipv4/inet_connection_sock.c, `inet_csk_get_port`; net/ipv4/udp.c, `udp_lib_get_port`).
 //! The proxy's own socket at `[::1]` overlaps with the IPv6 holder, so both have `SO_REUSEADDR` for the moment in which it
 //! is bound and begins to listen. Listening also makes the kernel forget that the port could be shared, so that from then
 //! on it compares with each socket again. Who used that moment to listen is found afterwards; who only bound can't listen any more.
 
 use std::{
     collections::BTreeSet,
-    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, OwnedFd},
 };
 
+use cgrant_sys::port::{self, Occupant, Refused, View};
 use cgrant_wire::Transport;
 use rustix::{
     io::Errno,
-    net::{AddressFamily, Shutdown, SocketFlags, SocketType, bind, listen, shutdown, socket_with, sockopt},
+    net::{bind, listen, sockopt},
 };
-
-use super::conflict::{self, Occupant, View};
 
 /// Connections to `[::1]` that wait to be accepted.
 const BACKLOG: i32 = 128;
-/// Room for datagrams that nobody will read, in bytes; the kernel makes its least of it.
-const LEAST: usize = 1;
 
 /// A port of the host's that is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,27 +29,6 @@ pub struct Binding {
     pub port: u16,
     /// What it carries.
     pub transport: Transport,
-}
-
-/// Why a port is not held.
-#[derive(Debug)]
-pub enum Refused {
-    /// Somebody else has it, if it can be seen who.
-    Taken(Option<Occupant>),
-    /// The host has no such address.
-    NoSuchAddress,
-    /// The kernel refused for another reason.
-    Kernel(io::Error),
-}
-
-impl From<Errno> for Refused {
-    fn from(errno: Errno) -> Self {
-        match errno {
-            Errno::ADDRINUSE => Self::Taken(None),
-            Errno::ADDRNOTAVAIL => Self::NoSuchAddress,
-            other => Self::Kernel(other.into()),
-        }
-    }
 }
 
 /// The sockets of a port. They end with it.
@@ -70,7 +43,9 @@ impl Holder {
     /// Binds the sockets of a port, all or none. They hold it for certain only when [`intruder`] has found nobody.
     pub fn bind(binding: &Binding, view: &mut View) -> Result<Self, Refused> {
         Self::try_bind(binding, view).map_err(|refused| match refused {
-            Refused::Taken(None) => Refused::Taken(conflict_of(binding, view)),
+            Refused::Taken(None) => {
+                Refused::Taken(port::who_has(carried(binding.transport), binding.address, binding.port, view))
+            }
             other => other,
         })
     }
@@ -88,7 +63,7 @@ impl Holder {
         let holder = match hold(binding, address.into(), view) {
             Ok(holder) => holder,
             // A host that was started without IPv6.
-            Err(Refused::Kernel(error)) if has_no_ipv6(&error) && binding.address.is_none() => {
+            Err(refused) if refused.is_without_ipv6() && binding.address.is_none() => {
                 return Ok(Self { holding, loopback: None });
             }
             Err(refused) => return Err(refused),
@@ -124,7 +99,7 @@ pub fn intruder<'a>(
         let ports: BTreeSet<u16> = of(transport).map(|(binding, _)| binding.port).collect();
         let ours: BTreeSet<u64> = of(transport).flat_map(|(_, holder)| holder.inodes()).collect();
         let is_other = |socket: &Occupant| socket.address.is_ipv6() && !ours.contains(&socket.inode);
-        let other = conflict::takers(transport, &ports).into_iter().find(is_other)?;
+        let other = port::takers(carried(transport), &ports).into_iter().find(is_other)?;
         let (binding, _) = of(transport).find(|(binding, _)| binding.port == other.address.port())?;
         Some((binding, other))
     })
@@ -146,65 +121,21 @@ fn ipv6_of(binding: &Binding) -> Option<Ipv6Addr> {
     }
 }
 
-fn has_no_ipv6(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())
-}
-
 /// A socket for addresses of one family only.
 fn open(binding: &Binding, address: IpAddr) -> Result<OwnedFd, Errno> {
-    let kind = match binding.transport {
-        Transport::Tcp => SocketType::STREAM,
-        Transport::Udp => SocketType::DGRAM,
-    };
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
-    if address.is_ipv6() {
-        sockopt::set_ipv6_v6only(&socket, true)?;
-    }
-    Ok(socket)
+    port::open(carried(binding.transport), address)
 }
 
 /// A socket that holds the port at an address and does nothing else.
 fn hold(binding: &Binding, address: IpAddr, view: &mut View) -> Result<OwnedFd, Refused> {
-    let place = SocketAddr::new(address, binding.port);
-    let socket = open(binding, address)?;
-    if binding.transport == Transport::Udp {
-        sockopt::set_socket_recv_buffer_size(&socket, LEAST)?;
-    }
-    match bind(&socket, &place) {
-        Err(Errno::ADDRINUSE)
-            if binding.transport == Transport::Tcp && is_only_left_over(binding.port, view) =>
-        {
-            bind_over_rest(&socket, &place)?;
-        }
-        result => result?,
-    }
-    Ok(socket)
+    port::hold(carried(binding.transport), SocketAddr::new(address, binding.port), view)
 }
 
-/// Is the port taken only by what ended connections of a server that has ended left behind? A bound socket that does not
-/// listen can't be seen and keeps its port nevertheless, or can't listen any more.
-///
-/// An attacker wants the connections of a server that listens no more: where the kernel did not follow them so far, the rules
-/// would lead their next packet to him. So no process may have one any more. At `::1` no rule leads anywhere, and
-/// connections there may be those of a proxy of ours before this one.
-fn is_only_left_over(port: u16, view: &mut View) -> bool {
-    let occupants = view.occupants(Transport::Tcp, port);
-    let is_rest = |occupant: &Occupant| {
-        let is_led_nowhere = occupant.address.ip() == IpAddr::V6(Ipv6Addr::LOCALHOST);
-        !occupant.listens && (occupant.inode == 0 || is_led_nowhere)
-    };
-    !occupants.is_empty() && occupants.iter().all(is_rest)
-}
-
-/// Binds as servers do, which what is left of a server's connections does not hinder. Having listened for
-/// an instant makes the kernel forget that the port may be shared; a connection that came in it is reset.
-fn bind_over_rest(socket: &OwnedFd, place: &SocketAddr) -> Result<(), Errno> {
-    sockopt::set_socket_reuseaddr(socket, true)?;
-    bind(socket, place)?;
-    listen(socket, 0)?;
-    shutdown(socket, Shutdown::Read)?;
-    sockopt::set_socket_reuseaddr(socket, false)
+fn carried(transport: Transport) -> port::Transport {
+    match transport {
+        Transport::Tcp => port::Transport::Tcp,
+        Transport::Udp => port::Transport::Udp,
+    }
 }
 
 /// The proxy's socket at `[::1]`, beside nothing of ours.
@@ -238,15 +169,4 @@ fn beside(holder: &OwnedFd, binding: &Binding) -> Result<Option<OwnedFd>, Refuse
         sockopt::set_socket_reuseaddr(&socket, false)?;
     }
     Ok(Some(socket))
-}
-
-/// Whoever has the port, as far as it can be seen.
-fn conflict_of(binding: &Binding, view: &mut View) -> Option<Occupant> {
-    let occupants = view.occupants(binding.transport, binding.port);
-    occupants.into_iter().find(|occupant| overlaps(binding.address, occupant.address.ip()))
-}
-
-fn overlaps(ours: Option<IpAddr>, theirs: IpAddr) -> bool {
-    // An IPv6 socket for all addresses may have the IPv4 ones too.
-    ours.is_none_or(|ours| ours == theirs || ours.is_unspecified() || theirs.is_unspecified())
 }

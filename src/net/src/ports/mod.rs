@@ -9,7 +9,6 @@
 //! `/proc/net` shows it to everybody. An address that is not the host's is refused too: a rule for it would catch
 //! packets that are only passing. (`ip_nonlocal_bind` makes the kernel lenient there, so rules ask for local addresses as well.)
 
-mod conflict;
 mod holder;
 
 use std::{
@@ -20,13 +19,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use cgrant_sys::port::Occupant;
+use cgrant_sys::port::{Refused, View};
 use cgrant_wire::{PublishedPort, RefusalCode, net::LinkKey};
 
-pub use self::conflict::Occupant;
-use self::{
-    conflict::View,
-    holder::{Binding, Holder, Refused, intruder},
-};
+use self::holder::{Binding, Holder, intruder};
 use crate::proxy::{
     child::{Proxy, ProxySettings},
     message::{Lead, PortId},

@@ -13,7 +13,7 @@ mod event;
 mod link;
 pub mod nftables;
 mod port;
-mod qdisc;
+pub mod qdisc;
 mod route;
 mod socket;
 

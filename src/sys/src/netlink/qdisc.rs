@@ -11,6 +11,9 @@ use super::{
     attribute::{attributes, text, u32_at},
 };
 
+/// Least that is received at once, bytes: the kernel hands on up to 64 KiB as one packet, which would never pass a smaller limit.
+const LEAST_BURST: u32 = 256 << 10;
+
 /// `struct tcmsg`: family, padding, index, handle, parent, info.
 const HEADER: usize = 20;
 const INDEX: usize = 4;
@@ -96,6 +99,25 @@ impl Route {
     }
 }
 
+/// Rate in bytes a second, burst and queue in bytes, for a limit in bits a second.
+#[must_use]
+pub fn shaping(bits: u64, mtu: u32) -> (u64, u32, u32) {
+    let rate = (bits / 8).max(1);
+    // What comes in ten milliseconds at once, and at least two full frames.
+    let least = mtu.saturating_add(64).saturating_mul(2).max(16 * 1024);
+    let burst = u32::try_from(rate / 100).unwrap_or(u32::MAX).max(least);
+    // A twentieth of a second may wait.
+    let limit = u32::try_from(rate / 20).unwrap_or(u32::MAX).max(64 * 1024).saturating_add(burst);
+    (rate, burst, limit)
+}
+
+/// Rate in bytes a second and burst in bytes, for a limit in bits a second of what a device may receive: what is more is dropped.
+#[must_use]
+pub fn policing(bits: u64) -> (u64, u32) {
+    let rate = (bits / 8).max(1);
+    (rate, u32::try_from(rate / 10).unwrap_or(u32::MAX).max(LEAST_BURST))
+}
+
 fn signed(action: &'static str, ifindex: u32) -> Result<i32> {
     i32::try_from(ifindex).map_err(|_| NetlinkError::Unacceptable { action, what: "the device's index" })
 }
@@ -144,4 +166,18 @@ fn tbf_rate(options: &[u8]) -> Option<u64> {
         }
     }
     rate
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_is_never_smaller_than_a_frame() {
+        for (bits, mtu) in [(8, 1500), (1_000_000, 9000), (1_000_000, 65_535), (u64::MAX, 1500)] {
+            let (rate, burst, limit) = shaping(bits, mtu);
+            assert!(rate > 0 && burst > mtu + 18 && limit >= burst, "{bits} {mtu}: {rate} {burst} {limit}");
+        }
+        assert_eq!(shaping(8_000_000_000, 1500), (1_000_000_000, 10_000_000, 60_000_000));
+    }
 }

@@ -11,7 +11,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use cgrant_wire::Transport;
+use super::Transport;
 
 /// How much of one file is read, in bytes: some hundred thousand sockets.
 const MOST: u64 = 64 * 1024 * 1024;
@@ -57,6 +57,7 @@ pub struct View {
 
 impl View {
     /// Of these ports. Nothing is read yet.
+    #[must_use]
     pub fn of(ports: BTreeSet<u16>) -> Self {
         Self { ports, tcp: None, udp: None }
     }
@@ -80,8 +81,24 @@ impl View {
 
 /// The sockets that have one of these ports and could take what comes to it: listening TCP sockets, which costs nothing for
 /// connections, however many there are, and UDP sockets.
+#[must_use]
 pub fn takers(transport: Transport, ports: &BTreeSet<u16>) -> Vec<Occupant> {
     if ports.is_empty() { Vec::new() } else { rows(transport, ports, transport == Transport::Tcp) }
+}
+
+/// Is the port taken only by what ended connections of a server that has ended left behind? A bound socket that does not
+/// listen can't be seen and keeps its port nevertheless, or can't listen any more.
+///
+/// An attacker wants the connections of a server that listens no more: where the kernel did not follow them so far, the rules
+/// would lead their next packet to him. So no process may have one any more. At `::1` no rule leads anywhere, and
+/// connections there may be those of a proxy of ours before this one.
+pub(super) fn is_only_left_over(port: u16, view: &mut View) -> bool {
+    let occupants = view.occupants(Transport::Tcp, port);
+    let is_rest = |occupant: &Occupant| {
+        let is_led_nowhere = occupant.address.ip() == IpAddr::V6(Ipv6Addr::LOCALHOST);
+        !occupant.listens && (occupant.inode == 0 || is_led_nowhere)
+    };
+    !occupants.is_empty() && occupants.iter().all(is_rest)
 }
 
 fn rows(transport: Transport, ports: &BTreeSet<u16>, only_listening: bool) -> Vec<Occupant> {
