@@ -57,6 +57,7 @@ mod nested;
 mod nested_attacks;
 mod nested_bridges;
 mod nested_policy;
+mod nested_ports;
 mod nested_users;
 mod nested_verbs;
 mod one_liners;
@@ -132,6 +133,7 @@ fn main() -> std::process::ExitCode {
         nested::TESTS,
         nested_attacks::TESTS,
         nested_bridges::TESTS,
+        nested_ports::TESTS,
         nested_policy::TESTS,
         nested_users::TESTS,
         nested_verbs::TESTS,

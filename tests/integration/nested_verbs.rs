@@ -52,6 +52,11 @@ const ROWS: &[Row] = &[
     ("cgrant exec four -- hostname", 0, "three"),
     ("cgrant delete --force zwei three four && cgrant list --quiet | wc -l", 0, "0"),
     ("cgrant launch box five --link --wait && cgrant exec five -- ip address show eth0", 0, "inet "),
+    // Ports of this container's, which the broker has no part in.
+    ("cgrant link publish five eth0 8080:80 && cgrant link list five", 0, "8080:80/tcp"),
+    ("cgrant link publish five eth0 8080:81", 1, "published already, for the container \"five\""),
+    ("cgrant link unpublish five eth0 8080:80 && cgrant link list five", 0, "five"),
+    ("cgrant link unpublish five eth0 8080:80", 1, "is not published"),
     ("cgrant delete --force five", 0, ""),
     ("cgrant run --link -- /bin/ip -o link", 0, "eth0"),
     // Grants.
@@ -74,6 +79,7 @@ const ROWS: &[Row] = &[
     ("cgrant grant cgroup remove g x", 0, ""),
     ("cgrant grant kill g", 0, ""),
     // Links to bridges of the host's, of which policy has none here; those of the verbs above are made without the broker.
+    // Ports of the host's are not to be had.
     ("cgrant link bridges", 0, ""),
     ("cgrant link list", 0, ""),
     ("cgrant link add g --netns $$ --bridge lan", 1, ""),

@@ -19,6 +19,7 @@ mod list;
 mod logs;
 mod merged;
 pub(crate) mod nesting;
+pub(crate) mod ports;
 mod remove;
 mod rename;
 mod restart;

@@ -11,9 +11,9 @@ use std::{
 
 use cgrant_container::{
     Network,
-    inner::{self, BRIDGE, InnerLink, InnerWish},
+    inner::{self, BRIDGE, InnerError, InnerLink, InnerWish, Kept},
 };
-use cgrant_proto::{Endpoint, names::INNER_SOCKET};
+use cgrant_proto::{Endpoint, Port, names::INNER_SOCKET};
 use serde_json::{Map, Value, json};
 
 use crate::{args::LinkArgs, error::Failure};
@@ -34,42 +34,79 @@ pub(crate) fn is_own(endpoint: &Endpoint, bridge: Option<&str>) -> bool {
 }
 
 /// Refuses what a link in a container can't have.
-pub(crate) fn check(publishes: bool, properties: &LinkArgs) -> Result<(), Failure> {
-    let LinkArgs { address, dhcp, mtu: _, queue_length: _, upload, download, vlan } = properties;
+pub(crate) fn check(ports: &[Port], properties: &LinkArgs) -> Result<(), Failure> {
+    let LinkArgs { address, dhcp, mtu: _, queue_length: _, upload: _, download: _, vlan } = properties;
     let refused = [
-        (publishes, "has no ports to publish: publish one of its own when you launch it"),
-        (!address.is_empty(), "gives out the addresses itself: leave --address out"),
+        (
+            address.iter().any(IpAddr::is_ipv6),
+            "has an IPv6 network by chance, another one at each start: leave the IPv6 --address out",
+        ),
         (*dhcp, "answers no DHCP: leave --dhcp out"),
-        (upload.or(*download).is_some(), "limits no rates: leave --upload and --download out"),
-        (vlan.is_some(), "has no VLANs: leave --vlan out"),
+        (
+            vlan.is_some(),
+            "has no VLANs on its bridge, which leads to no network of others: leave --vlan out, or give --link=BRIDGE",
+        ),
     ];
     match refused.iter().find(|(is_asked_for, _)| *is_asked_for) {
         Some((_, why)) => Err(Failure::Usage(format!("a container {why}"))),
-        None => Ok(()),
+        None => inner::check_ports(ports).map_err(|error| Failure::Usage(error.to_string())),
     }
 }
 
-/// Gives the container whose network namespace this is a link; what it is told of it.
+/// Gives the container whose network namespace this is a link; what it is told of it, and what is there as long as it is kept.
 pub(crate) fn connect(
     netns: BorrowedFd<'_>,
     container: &str,
+    ports: &[Port],
     properties: &LinkArgs,
-) -> Result<Network, Failure> {
-    let wish = InnerWish { container, mtu: properties.mtu, queue_length: properties.queue_length };
-    let link = inner::connect(netns, &wish).map_err(|error| Failure::Machine {
-        doing: "give the container a link",
-        source: io::Error::other(error),
-    })?;
-    Ok(Network { dns: resolvers(), addresses: link.addresses().collect() })
+) -> Result<(Network, Vec<Kept>), Failure> {
+    let LinkArgs { address, dhcp: _, mtu, queue_length, upload, download, vlan: _ } = properties;
+    let four = |address: &IpAddr| if let IpAddr::V4(four) = address { Some(*four) } else { None };
+    let wish = InnerWish {
+        container,
+        mtu: *mtu,
+        queue_length: *queue_length,
+        address4: address.iter().find_map(four),
+        upload: *upload,
+        download: *download,
+        ports,
+    };
+    let (link, kept) =
+        inner::connect(netns, &wish).map_err(|error| failed("give the container a link", error))?;
+    Ok((Network { dns: resolvers(), addresses: link.addresses().collect() }, kept))
+}
+
+/// Publishes more ports for a container that was started here; they are there as long as they are kept.
+pub(crate) fn publish(container: &str, ports: &[Port]) -> Result<Vec<Kept>, Failure> {
+    inner::publish(container, ports).map_err(|error| failed("publish ports to the container", error))
+}
+
+fn failed(doing: &'static str, error: InnerError) -> Failure {
+    match error.is_refusal() {
+        true => Failure::Refused(format!("cannot {doing}: {error}")),
+        false => Failure::Machine { doing, source: io::Error::other(error) },
+    }
+}
+
+/// Has the container a link of this name that was made here?
+pub(crate) fn is_connected(container: &str, link: &str) -> bool {
+    let is_it = |known: &InnerLink| known.container == container && known.name == link;
+    !container.is_empty() && inner::links().is_ok_and(|links| links.iter().any(is_it))
 }
 
 /// The links of all containers that were started here, by the containers' names, as the broker describes its own.
 pub(crate) fn links() -> Map<String, Value> {
+    let ports = inner::published().unwrap_or_default();
     let described = |link: InnerLink| {
         let text = |address: String| Value::from(address);
         let mut all = json!({ "name": link.name, "bridge": BRIDGE, "address4": link.address4.to_string() });
         if let (Some(six), Some(all)) = (link.address6, all.as_object_mut()) {
             all.insert("address6".to_owned(), text(six.to_string()));
+        }
+        let own = ports.iter().filter(|(container, _)| *container == link.container);
+        let own: Vec<String> = own.map(|(_, port)| port.to_string()).collect();
+        if let (false, Some(all)) = (own.is_empty(), all.as_object_mut()) {
+            all.insert("ports".to_owned(), own.into());
         }
         (link.container, Value::from(vec![all]))
     };
@@ -121,19 +158,25 @@ mod tests {
     #[test]
     fn what_there_is_not_inside_is_refused() {
         let none = LinkArgs::default();
-        check(false, &none).unwrap();
-        check(false, &LinkArgs { mtu: Some(1400), queue_length: Some(9), ..none.clone() }).unwrap();
+        check(&["80:80".parse().unwrap()], &none).unwrap();
+        let all = LinkArgs {
+            address: vec!["100.64.0.9".parse().unwrap()],
+            mtu: Some(1400),
+            queue_length: Some(9),
+            upload: Some(1_000_000),
+            download: Some(1_000_000),
+            ..none.clone()
+        };
+        check(&[], &all).unwrap();
         let refused =
-            |publishes, properties: LinkArgs| check(publishes, &properties).unwrap_err().to_string();
-        assert!(refused(true, none.clone()).contains("ports"));
+            |ports: &[Port], properties: LinkArgs| check(ports, &properties).unwrap_err().to_string();
+        assert!(refused(&["[::1]:80:80".parse().unwrap()], none.clone()).contains("127.0.0.1"));
         for properties in [
-            LinkArgs { address: vec!["10.0.0.9".parse().unwrap()], ..none.clone() },
+            LinkArgs { address: vec!["fd00::9".parse().unwrap()], ..none.clone() },
             LinkArgs { dhcp: true, ..none.clone() },
-            LinkArgs { upload: Some(1_000_000), ..none.clone() },
-            LinkArgs { download: Some(1_000_000), ..none.clone() },
             LinkArgs { vlan: Some(9), ..none.clone() },
         ] {
-            assert!(refused(false, properties.clone()).contains("leave"), "{properties:?}");
+            assert!(refused(&[], properties.clone()).contains("leave"), "{properties:?}");
         }
     }
 }

@@ -6,10 +6,10 @@ use cgrant_container::Pidfd;
 use cgrant_proto::{AddLink, Asked, LinksProxy, ListGrants, Port};
 use serde_json::{Map, Value, json};
 
-use super::{grant::Found, tap};
+use super::{container::ports, grant::Found, inner, tap};
 use crate::{
     Client,
-    args::{LinkAddArgs, LinkArgs, LinkCommand, NewLinkArgs, PublishArgs},
+    args::{GrantName, LinkAddArgs, LinkArgs, LinkCommand, NewLinkArgs, PublishArgs},
     error::{Doing, Failure},
     exit,
     output::{self, Fields, List},
@@ -28,9 +28,11 @@ pub(crate) fn run(client: &Client, command: LinkCommand) -> Result<u8, Failure> 
             found.with(links(&found)?.remove_link(&link))
         }
         LinkCommand::List { name: Some(name), account } => {
-            let grant = crate::args::GrantName { name, account };
+            let grant = GrantName { name, account };
             let found = Found::new(client, &grant, "list the links of")?;
-            let rows = of_grant(&found)?.into_iter().map(|link| row(&grant.name, link));
+            let mut own = own_links(client);
+            let made_here = elements(own.remove(&grant.name));
+            let rows = of_grant(&found)?.into_iter().chain(made_here).map(|link| row(&grant.name, link));
             found.print(&List::new(HEADS, rows))
         }
         LinkCommand::List { name: None, .. } => list(client),
@@ -144,14 +146,25 @@ fn list(client: &Client) -> Result<(), Failure> {
     };
     let (mut grants, mut links) = ask().doing(|| DOING.to_owned())?;
     grants.sort_by(|a, b| a.1.cmp(&b.1));
+    let mut own = own_links(client);
     let rows = grants.into_iter().flat_map(|(path, name, _)| {
         let links = links.remove(&path).map(|links| value::json(&links));
-        elements(links).into_iter().map(move |link| row(&name, link)).collect::<Vec<_>>()
+        let made_here = elements(own.remove(&name));
+        elements(links).into_iter().chain(made_here).map(move |link| row(&name, link)).collect::<Vec<_>>()
     });
     output::print(client.format, &List::new(HEADS, rows))
 }
 
+/// In a container those on its own bridge, which are not the broker's to tell of.
+fn own_links(client: &Client) -> Map<String, Value> {
+    if inner::is_here(&client.endpoint) { inner::links() } else { Map::new() }
+}
+
 fn publish(client: &Client, args: &PublishArgs, publish: bool) -> Result<(), Failure> {
+    let GrantName { name, account } = &args.grant;
+    if inner::is_here(&client.endpoint) && account.is_none() && inner::is_connected(name, &args.link) {
+        return ports::change(name, &args.ports, publish);
+    }
     let ports: Vec<String> = args.ports.iter().map(ToString::to_string).collect();
     let verb = if publish { "publish ports to" } else { "take back ports of" };
     let found = Found::new(client, &args.grant, &format!("{verb} the link {:?} of", args.link))?;

@@ -17,10 +17,10 @@ use std::{
 
 use cgrant_container::{
     Command, Container, DEFAULT_PATH, Launch, LaunchSpec, Network, Pidfd, Placement, Root, Session,
-    SessionError, Staged,
+    SessionError, Staged, inner::Kept,
 };
 use cgrant_proto::{
-    AddLink, AttachTo, Code, CreateGrant, Description, Error, Lifetime, ReleaseGrant, Target,
+    AddLink, AttachTo, Code, CreateGrant, Description, Error, Lifetime, Port, ReleaseGrant, Target,
 };
 use zbus::{Fd, OwnedObjectPath};
 
@@ -38,8 +38,9 @@ pub(crate) fn run(client: &Client, args: RunArgs) -> Result<u8, Failure> {
     let properties = args.properties.clone();
     let link = match wants_link(&args) {
         true if inner::is_own(&client.endpoint, bridge.as_deref()) => {
-            inner::check(!args.ports.publish.is_empty(), &properties)?;
-            Link::Own { properties: &properties, shows_files: args.root.is_some() }
+            inner::check(&args.ports.publish, &properties)?;
+            let ports = &args.ports.publish;
+            Link::Own { ports: ports.clone(), properties: &properties, shows_files: args.root.is_some() }
         }
         true => Link::Granted(link::options(bridge.as_deref(), &args.ports.publish, &properties)?),
         false => Link::None,
@@ -140,6 +141,7 @@ enum Link<'a> {
     /// It is made here, in the container that this is run in. In that one's root its files say already who answers for names, and
     /// the kernel lets nothing be shown over them: they have no names any more.
     Own {
+        ports: Vec<Port>,
         properties: &'a LinkArgs,
         shows_files: bool,
     },
@@ -151,6 +153,8 @@ pub(super) struct Made<'a> {
     path: OwnedObjectPath,
     placement: Placement,
     payload: zbus::OwnedFd,
+    /// What is there for its link as long as this process has it open.
+    _kept: Vec<Kept>,
 }
 
 impl<'a> Made<'a> {
@@ -170,8 +174,8 @@ impl<'a> Made<'a> {
         let mut own = None;
         let options = match (wanted.link, staged.network()) {
             (Link::Granted(link), Some(network)) => options.links(vec![link.netns(network)]),
-            (Link::Own { properties, shows_files }, Some(network)) => {
-                own = Some((properties, shows_files, network));
+            (Link::Own { ports, properties, shows_files }, Some(network)) => {
+                own = Some((ports, properties, shows_files, network));
                 options
             }
             _ => options,
@@ -182,15 +186,17 @@ impl<'a> Made<'a> {
         let hostname = if wanted.name.is_empty() { format!("cgrant-{id}") } else { wanted.name.clone() };
         // A hostname has no underscore, and a grant's name may; both end within 64 bytes.
         let hostname = hostname.replace('_', "-").trim_end_matches('-').to_owned();
+        let mut kept = Vec::new();
         let network = match own {
-            Some((properties, shows_files, network)) => {
-                let made = inner::connect(network, &wanted.name, properties)?;
-                Some(made).filter(|_| shows_files)
+            Some((ports, properties, shows_files, network)) => {
+                let made = inner::connect(network, &wanted.name, &ports, properties)?;
+                kept = made.1;
+                Some(made.0).filter(|_| shows_files)
             }
             None => result.links.as_deref().map(network),
         };
         let placement = Placement { hostname, ids: result.count.unwrap_or(1), network };
-        Ok(Self { session, path, placement, payload })
+        Ok(Self { session, path, placement, payload, _kept: kept })
     }
 
     fn start(&self, staged: Staged) -> Result<Container, Failure> {

@@ -34,6 +34,14 @@ pub(super) struct Bridge {
     pub(super) own6: Option<Ipv6Net>,
 }
 
+impl Bridge {
+    /// Its networks, with the lengths of their prefixes.
+    pub(super) fn networks(&self) -> impl Iterator<Item = (IpAddr, u8)> {
+        let six = self.own6.map(|own| (own.network().into(), own.prefix_len()));
+        std::iter::once((self.own4.network().into(), self.own4.prefix_len())).chain(six)
+    }
+}
+
 /// The bridge, made if need be. What an earlier process did not finish is finished.
 pub(super) fn ensure(route: &Route) -> Result<Bridge, InnerError> {
     let (index, mtu) = device(route)?;

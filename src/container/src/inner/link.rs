@@ -1,21 +1,29 @@
 //! One link: a port of the bridge, the device in the container, their addresses.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     hash::{DefaultHasher, Hash, Hasher},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use cgrant_sys::{
     NetnsFd,
-    netlink::{LinkState, NewVeth, PortFlags, Route},
+    netlink::{
+        LinkState, NewVeth, PortFlags, Route,
+        nftables::{Chain, Family, Hook, Match, Verdict, own_table},
+        qdisc::{policing, shaping},
+    },
     process::random_u64,
 };
 
-use super::{InnerError, InnerLink, InnerWish, bridge::Bridge, kernel, subnet};
+use super::{InnerError, InnerLink, InnerWish, Kept, bridge::Bridge, kernel, ports, rules::LOOPBACK, subnet};
 
 /// Name of the device in the container.
 const NAME: &str = "eth0";
+/// What says that something is of this.
+const ALIAS: &str = "cgrant inner";
+/// Name of what is kept for each link.
+const WALL: &str = "wall";
 /// What the names of ports begin with.
 const PORTS: &str = "cgi";
 /// Numbers of addresses: the first is the bridge's, the last the broadcast's.
@@ -26,7 +34,8 @@ const LAST: u16 = 1022;
 /// having his address.
 const PORT: PortFlags = PortFlags {
     learning: false,
-    hairpin: false,
+    // With bridge-nf-call-iptables what goes to a published port of the sender's own is bridged; the rules of the link drop the rest.
+    hairpin: true,
     isolated: false,
     neigh_suppress: false,
     unicast_flood: false,
@@ -34,14 +43,15 @@ const PORT: PortFlags = PortFlags {
     broadcast_flood: true,
 };
 
-/// Makes it, or nothing.
+/// Makes it, or nothing; and what is there for it as long as that is kept.
 pub(super) fn make(
     route: &Route,
     bridge: &Bridge,
     netns: &NetnsFd,
     wish: &InnerWish<'_>,
-) -> Result<InnerLink, InnerError> {
-    let number = number(route, wish.container)?;
+) -> Result<(InnerLink, Vec<Kept>), InnerError> {
+    let fixed = wish.address4.map(|address| fixed(bridge, address)).transpose()?;
+    let number = number(route, wish.container, fixed)?;
     let link = InnerLink {
         container: wish.container.to_owned(),
         name: NAME,
@@ -50,8 +60,9 @@ pub(super) fn make(
     };
     let [a, b, c, d] = link.address4.addr().octets();
     let mac = [0x02, b'i', a, b, c, d];
+    let name = format!("{PORTS}{number}");
     let index = route.add_veth(&NewVeth {
-        name: &format!("{PORTS}{number}"),
+        name: &name,
         alias: &alias(&link),
         // A smaller one of a port would be that of all packets of the bridge's own.
         mtu: bridge.mtu,
@@ -62,10 +73,16 @@ pub(super) fn make(
         peer_netns: netns,
     })?;
     let mtu = wish.mtu.filter(|mtu| *mtu < bridge.mtu);
-    let done =
-        set_port(route, index, mac).and_then(|()| set_far_end(route, bridge, netns, index, mtu, &link));
-    match done.and_then(|()| Ok(route.set_up(index, true)?)) {
-        Ok(()) => Ok(link),
+    let make = || {
+        set_port(route, index, mac)?;
+        let mut kept = vec![wall(route, (index, &name), bridge.mtu, wish)?];
+        set_far_end(route, bridge, netns, index, mtu, &link)?;
+        kept.extend(ports::publish(bridge, &link, wish.ports)?);
+        route.set_up(index, true)?;
+        Ok(kept)
+    };
+    match make() {
+        Ok(kept) => Ok((link, kept)),
         Err(error) => {
             // Why it failed is what matters.
             let _ = route.delete_link(index);
@@ -74,19 +91,65 @@ pub(super) fn make(
     }
 }
 
-/// A number that no port has, for a container always the same if that can be. A link that one of this name had before, whose
+/// The number of a fixed address: one of the bridge's network, and neither the bridge's own nor that of all. Any other would be
+/// another one's around or beside it.
+fn fixed(bridge: &Bridge, address: Ipv4Addr) -> Result<u16, InnerError> {
+    let number = u32::from(address).wrapping_sub(u32::from(bridge.own4.network()));
+    u16::try_from(number).ok().filter(|number| (FIRST..=LAST).contains(number)).ok_or_else(|| {
+        let [first, last] = [FIRST, LAST].map(|number| subnet::address4(bridge.own4, number).addr());
+        InnerError::AddressElsewhere { address, first, last }
+    })
+}
+
+/// How fast it may send and be sent to, and that it sends nothing to what is a host's own. What it sends is looked at on this
+/// side, where the container has no say.
+///
+/// Wants: what this container has for itself alone on 127.0.0.1. With published ports the bridge routes that; so each link has
+/// rules against it, which are there as long as it is, also when somebody flushes all others.
+fn wall(
+    route: &Route,
+    (index, name): (u32, &str),
+    mtu: u32,
+    wish: &InnerWish<'_>,
+) -> Result<Kept, InnerError> {
+    if let Some(bits) = wish.download {
+        let (rate, burst, limit) = shaping(bits, mtu);
+        route.add_tbf(index, rate, burst, limit)?;
+    }
+    let limit = wish.upload.map(policing).map(|(rate, burst)| Match::Over(rate, burst));
+    let (network, prefix) = LOOPBACK;
+    let loopback = [Match::Source(network, prefix), Match::Destination(network, prefix)];
+    let rules = limit.into_iter().chain(loopback).map(|what| (vec![what], Verdict::Drop)).collect();
+    let chain = Chain { name: "wall", hook: Hook::Ingress(name.to_owned()), rules };
+    let table = own_table(Family::Devices, &format!("cgrant-inner-{name}"), ALIAS, &[chain])?;
+    // What it says to all it need not hear.
+    let echo = vec![Match::From(index), Match::To(index), Match::Group];
+    let chain = Chain { name: "echo", hook: Hook::Bridged, rules: vec![(echo, Verdict::Drop)] };
+    let echoes = own_table(Family::Bridges, &format!("cgrant-inner-{name}"), ALIAS, &[chain])?;
+    Ok(Kept { name: WALL.to_owned(), descriptors: vec![table, echoes] })
+}
+
+/// The number of the fixed address, or one that no port has, for a container always the same if that can be. A link that one of this name had before, whose
 /// namespace the kernel has not taken apart yet, is removed.
-fn number(route: &Route, container: &str) -> Result<u16, InnerError> {
-    let mut taken = BTreeSet::new();
+fn number(route: &Route, container: &str, fixed: Option<u16>) -> Result<u16, InnerError> {
+    let mut taken = BTreeMap::new();
     for device in route.links()? {
         let Some(number) = device.name.strip_prefix(PORTS).and_then(|text| text.parse::<u16>().ok()) else {
             continue;
         };
-        let before =
-            of_device(&device).is_some_and(|link| !container.is_empty() && link.container == container);
+        let link = of_device(&device);
+        let before = link.as_ref().is_some_and(|link| !container.is_empty() && link.container == container);
         if !before || !route.delete_link(device.index)? {
-            taken.insert(number);
+            taken.insert(number, link);
         }
+    }
+    if let Some(number) = fixed {
+        return match taken.remove(&number) {
+            Some(by) => {
+                Err(InnerError::AddressTaken { by: by.map(|link| link.container).unwrap_or_default() })
+            }
+            None => Ok(number),
+        };
     }
     let mut hasher = DefaultHasher::new();
     match container {
@@ -96,7 +159,7 @@ fn number(route: &Route, container: &str) -> Result<u16, InnerError> {
     let count = LAST - FIRST + 1;
     let begin = u16::try_from(hasher.finish() % u64::from(count)).unwrap_or(0);
     let mut all = (begin..count).chain(0..begin).map(|step| FIRST + step);
-    all.find(|number| !taken.contains(number)).ok_or(InnerError::Full)
+    all.find(|number| !taken.contains_key(number)).ok_or(InnerError::Full)
 }
 
 fn set_port(route: &Route, index: u32, mac: [u8; 6]) -> Result<(), InnerError> {
@@ -139,14 +202,21 @@ fn set_far_end(
     Ok(())
 }
 
+impl InnerLink {
+    /// The container as notes have it.
+    pub(super) fn noted(&self) -> &str {
+        if self.container.is_empty() { NAMELESS } else { &self.container }
+    }
+}
+
 /// Stands where a container has no name; none has this one.
 const NAMELESS: &str = "-";
 
 /// What the port tells: whose it is, and the addresses behind it.
 fn alias(link: &InnerLink) -> String {
-    let container = if link.container.is_empty() { NAMELESS } else { &link.container };
+    let container = link.noted();
     let six = link.address6.map(|network| format!(" {network}")).unwrap_or_default();
-    format!("cgrant inner {container} {}{six}", link.address4)
+    format!("{ALIAS} {container} {}{six}", link.address4)
 }
 
 /// The link whose port the device is, if it is one.

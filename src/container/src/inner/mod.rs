@@ -5,20 +5,25 @@
 //! the broker would have to count, and nothing left when the container ends.
 //!
 //! The kernel keeps the record: a device's alias says whose it is and which addresses go with it. A link ends with the network
-//! namespace of its container. The bridge stays for the next one.
+//! namespace of its container, what is [`Kept`] for it with the last descriptor. The bridge stays for the next one.
 
 mod bridge;
 mod link;
+mod ports;
 mod rules;
 mod subnet;
 
 use std::{
     fs::{File, OpenOptions},
     io,
-    net::IpAddr,
-    os::{fd::BorrowedFd, unix::fs::OpenOptionsExt},
+    net::{IpAddr, Ipv4Addr},
+    os::{
+        fd::{BorrowedFd, OwnedFd},
+        unix::fs::OpenOptionsExt,
+    },
 };
 
+use cgrant_proto::Port;
 use cgrant_sys::{
     NetnsFd,
     netlink::{NetlinkError, Route},
@@ -30,6 +35,7 @@ use rustix::{
 };
 
 pub use bridge::BRIDGE;
+pub use ports::{PortError, check_ports};
 
 /// Only root of the container can open it: others must not keep it locked.
 const LOCK: &str = "/run/.cgrant-inner.lock";
@@ -43,6 +49,24 @@ pub struct InnerWish<'a> {
     pub mtu: Option<u32>,
     /// Length of the transmit queue, in packets; the kernel's own if nothing is said.
     pub queue_length: Option<u32>,
+    /// A fixed address, in the bridge's network.
+    pub address4: Option<Ipv4Addr>,
+    /// Most that it may send, in bits a second.
+    pub upload: Option<u64>,
+    /// Most that is sent to it, in bits a second.
+    pub download: Option<u64>,
+    /// Ports of the container around that lead to it.
+    pub ports: &'a [Port],
+}
+
+/// What is there for a link as long as these descriptors are open: a published port, the rules of the link. They go with whoever has them
+/// last, the monitor of the container.
+#[derive(Debug)]
+pub struct Kept {
+    /// A port as it is written, or `wall`: the rules of the link itself.
+    pub name: String,
+    /// The descriptors, a few.
+    pub descriptors: Vec<OwnedFd>,
 }
 
 /// A link of a container's.
@@ -86,6 +110,30 @@ pub enum InnerError {
     /// No network is free.
     #[error("every network in {} is in use here", subnet::POOL)]
     NoNetwork,
+    /// Ports can't be published.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// A fixed address is none of the bridge's network that a container may have.
+    #[error(
+        "{address} is no address of containers in here: those are {first} to {last}, on the bridge {BRIDGE}"
+    )]
+    AddressElsewhere {
+        /// The address.
+        address: Ipv4Addr,
+        /// The first that there is.
+        first: Ipv4Addr,
+        /// The last.
+        last: Ipv4Addr,
+    },
+    /// Another one has it.
+    #[error("the address is that of the container {by:?}, which runs")]
+    AddressTaken {
+        /// Its name.
+        by: String,
+    },
+    /// There is none of the name.
+    #[error("the container has no link to the bridge {BRIDGE}")]
+    NoLink,
     /// No address is free.
     #[error("all addresses of the bridge {BRIDGE} are in use")]
     Full,
@@ -95,13 +143,25 @@ fn kernel(what: &'static str) -> impl FnOnce(io::Error) -> InnerError {
     move |source| InnerError::Kernel { what, source }
 }
 
+impl InnerError {
+    /// Is it about what was asked for, and not about the kernel?
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Port(error) => !matches!(error, PortError::Kernel { .. }),
+            Self::AddressElsewhere { .. } | Self::AddressTaken { .. } | Self::NoLink => true,
+            _ => false,
+        }
+    }
+}
+
 /// Gives the container whose network namespace is shown a link to the bridge of this one, which is made if it is not there.
+/// What is kept for it has to be by somebody who ends with the container.
 ///
 /// The process must have one thread: it is in the container's namespace while a socket is opened there.
 ///
 /// # Errors
 /// [`InnerError`]; then there is no link.
-pub fn connect(netns: BorrowedFd<'_>, wish: &InnerWish<'_>) -> Result<InnerLink, InnerError> {
+pub fn connect(netns: BorrowedFd<'_>, wish: &InnerWish<'_>) -> Result<(InnerLink, Vec<Kept>), InnerError> {
     let shown = netns.try_clone_to_owned().map_err(kernel("the container's network namespace is lost"))?;
     let netns = NetnsFd::from_fd(shown).map_err(|error| InnerError::Kernel {
         what: "the container's network namespace is not one",
@@ -121,6 +181,27 @@ pub fn connect(netns: BorrowedFd<'_>, wish: &InnerWish<'_>) -> Result<InnerLink,
 pub fn links() -> Result<Vec<InnerLink>, InnerError> {
     let route = Route::open().map_err(kernel("no netlink socket can be opened"))?;
     Ok(route.links()?.iter().filter_map(link::of_device).collect())
+}
+
+/// Publishes more ports for a container that runs, all or none, as long as they are kept.
+///
+/// # Errors
+/// [`InnerError`].
+pub fn publish(container: &str, wanted: &[Port]) -> Result<Vec<Kept>, InnerError> {
+    let _alone = lock().map_err(kernel("its network can't be locked"))?;
+    let link = links()?.into_iter().find(|link| link.container == container).ok_or(InnerError::NoLink)?;
+    let route = Route::open().map_err(kernel("no netlink socket can be opened"))?;
+    let bridge = bridge::ensure(&route)?;
+    rules::set(&bridge)?;
+    ports::publish(&bridge, &link, wanted)
+}
+
+/// The published ports of all containers that were started here, with the containers' names.
+///
+/// # Errors
+/// [`InnerError`].
+pub fn published() -> Result<Vec<(String, Port)>, InnerError> {
+    ports::published()
 }
 
 /// Waits until nobody else changes the network.

@@ -2,7 +2,11 @@
 //!
 //! May touch one table of nftables and settings below `/proc/sys/net`, of this network namespace.
 
-use std::{fs, io, net::IpAddr, path::Path};
+use std::{
+    fs, io,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+};
 
 use cgrant_sys::netlink::nftables::{Chain, Hook, Match, Rule, Verdict, replace_table};
 
@@ -16,13 +20,18 @@ use super::{
 const TABLE: &str = "cgrant-inner";
 const SETTINGS: &str = "/proc/sys/net";
 const IPPROTO_ICMP: u8 = 1;
+pub(super) const IPPROTO_TCP: u8 = 6;
+pub(super) const IPPROTO_UDP: u8 = 17;
 const IPPROTO_ICMPV6: u8 = 58;
+/// What a host sends to itself.
+pub(super) const LOOPBACK: (IpAddr, u8) = (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8);
 
 /// Sets everything, at each link anew: somebody may have flushed all rules meanwhile.
 ///
 /// A container inside wants to be taken for somebody else outside, so none gets out with an address that is not of its bridge's
 /// network, nor with its own. It wants at services of the container around, as that one at the host's: it may ping it, no
-/// more. Those around want at it: they reach what it answers to, and nothing else. The rules stand before anything is routed.
+/// more. Those around want at it: they reach what it answers to, and what is published, and nothing else. The rules stand before
+/// anything is routed.
 pub(super) fn set(bridge: &Bridge) -> Result<(), InnerError> {
     replace_table(TABLE, &chains(bridge))?;
     let routed = write("ipv4/ip_forward", "1").and_then(|()| match bridge.own6 {
@@ -32,19 +41,23 @@ pub(super) fn set(bridge: &Bridge) -> Result<(), InnerError> {
     routed.map_err(kernel("this container can't be made to route"))
 }
 
+/// Has the bridge route what this container sends to itself, for published ports. The rules of each link keep those on it from that.
+pub(super) fn route_loopback() -> Result<(), InnerError> {
+    write(&format!("ipv4/conf/{BRIDGE}/route_localnet"), "1")
+        .map_err(kernel("the bridge can't be made to route from 127.0.0.1"))
+}
+
 fn chains(bridge: &Bridge) -> [Chain; 3] {
     let index = bridge.index;
-    let networks: Vec<(IpAddr, u8)> =
-        std::iter::once((bridge.own4.network().into(), bridge.own4.prefix_len()))
-            .chain(bridge.own6.map(|own| (own.network().into(), own.prefix_len())))
-            .collect();
+    let networks: Vec<(IpAddr, u8)> = bridge.networks().collect();
     let each = |rule: fn(u32, IpAddr, u8) -> Rule| {
         networks.iter().map(move |(net, prefix)| rule(index, *net, *prefix))
     };
     let forged = each(|index, network, prefix| {
         (vec![Match::From(index), Match::ForeignSource(network, prefix)], Verdict::Drop)
     });
-    let uninvited = (vec![Match::To(index), Match::NotFrom(index), Match::Unknown], Verdict::Drop);
+    let uninvited = [Match::To(index), Match::NotFrom(index), Match::Unknown, Match::NotRedirected];
+    let uninvited = (uninvited.into(), Verdict::Drop);
     let translated = each(|index, network, prefix| {
         (vec![Match::NotTo(index), Match::Source(network, prefix)], Verdict::Masquerade)
     });

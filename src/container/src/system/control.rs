@@ -25,7 +25,8 @@ use serde::{Deserialize, Serialize};
 use super::state::{Ended, State};
 use crate::{
     failure::{LaunchError, StepFailure},
-    message::{receive, send},
+    inner::Kept,
+    message::{receive, send, send_all},
 };
 
 /// Its name in the run directory.
@@ -62,6 +63,16 @@ pub enum Request {
     Resize(Terminal),
     /// Run a process.
     Exec(Process),
+    /// Keep the descriptors beside this open until it is told to forget them, or the container has ended.
+    Keep {
+        /// What they are known by.
+        name: String,
+    },
+    /// Close what is kept under this name.
+    Forget {
+        /// The name.
+        name: String,
+    },
     /// Send a signal to the process that this connection runs.
     Signal {
         /// Its number.
@@ -125,6 +136,9 @@ pub enum Refused {
     /// Everything in the container is frozen. What is started in it would be, too, before it could say so.
     #[error("the container is paused")]
     Paused,
+    /// It keeps nothing of that name.
+    #[error("it is not there")]
+    NotKept,
     /// There is no such signal, or no process to send it to.
     #[error("no such signal, or no process that would get it")]
     Signal,
@@ -173,6 +187,13 @@ impl From<LaunchError> for ControlError {
             LaunchError::Channel(error) => Self::Channel(error),
             _ => Self::OutOfTurn,
         }
+    }
+}
+
+impl ControlError {
+    /// Was it told to close what it does not keep?
+    pub fn is_not_kept(&self) -> bool {
+        matches!(self, Self::Refused(Refused::NotKept))
     }
 }
 
@@ -279,6 +300,19 @@ impl Control {
     pub fn tell(&self, request: &Request) -> Result<(), ControlError> {
         match self.ask(request)? {
             Answer::Done => Ok(()),
+            _ => Err(ControlError::OutOfTurn),
+        }
+    }
+
+    /// Has it keep descriptors open as long as the container runs.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn keep(&self, kept: &Kept) -> Result<(), ControlError> {
+        let fds: Vec<_> = kept.descriptors.iter().map(AsFd::as_fd).collect();
+        send_all(&self.0, &Request::Keep { name: kept.name.clone() }, &fds)?;
+        match self.next()? {
+            (Answer::Done, None) => Ok(()),
             _ => Err(ControlError::OutOfTurn),
         }
     }

@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     failure::{At, LaunchError, Step, StepFailure},
+    inner::Kept,
     launch::Placement,
     message::{receive, receive_all, send, send_all},
 };
@@ -110,6 +111,8 @@ pub struct Granted<'a> {
     pub mounts: &'a [BorrowedFd<'a>],
     /// For each of [`Namespaces::devices`] a mount that is a node of it, attached nowhere; without one the host's own node is seen.
     pub devices: &'a [Option<BorrowedFd<'a>>],
+    /// What is there for it as long as its monitor has it open.
+    pub kept: &'a [Kept],
     /// The rest.
     pub placement: &'a Placement,
 }
@@ -227,8 +230,12 @@ impl Namespaces {
             .chain(granted.devices.iter().flatten())
             .copied()
             .collect();
-        send_all(&channel, &(granted.placement, devices, granted.payload.is_some()), &fds)
-            .map_err(|_| StartError::MonitorDied)?;
+        let rest = (granted.placement, devices, granted.payload.is_some(), granted.kept.len());
+        send_all(&channel, &rest, &fds).map_err(|_| StartError::MonitorDied)?;
+        for kept in granted.kept {
+            let fds: Vec<_> = kept.descriptors.iter().map(AsFd::as_fd).collect();
+            send_all(&channel, &kept.name, &fds).map_err(|_| StartError::MonitorDied)?;
+        }
         match next(&channel)? {
             (FromMonitor::Started, None) => monitor.0.take().ok_or(StartError::OutOfTurn),
             _ => Err(StartError::OutOfTurn),
@@ -292,10 +299,10 @@ fn start<'s>(channel: &Channel, spec: &'s Prepared, run: &'s Dir) -> Result<Opti
     let lock = lock(run).at(Step::Proceed, "")?;
     let ears = Ears::open(run, lock).at(Step::Process, "socket")?;
     let nursery = Nursery::make(spec).at(Step::Builder, "")?;
-    let Some(mut site) = prepare(channel, spec, nursery)? else { return Ok(None) };
+    let Some((mut site, kept)) = prepare(channel, spec, nursery)? else { return Ok(None) };
     let mut booted = stage::boot(spec, &site, false)?;
     site.keep(&mut booted);
-    let server = Server::new(run, spec, site, ears, booted).at(Step::Process, "state")?;
+    let server = Server::new(run, spec, site, ears, booted, kept).at(Step::Process, "state")?;
     if send(channel, &FromMonitor::Started, None).is_err() {
         server.give_up();
         return Ok(None);
@@ -315,7 +322,7 @@ fn prepare(
     channel: &Channel,
     spec: &Prepared,
     nursery: Option<Nursery>,
-) -> Result<Option<Site>, StepFailure> {
+) -> Result<Option<(Site, Vec<Kept>)>, StepFailure> {
     if send(channel, &FromMonitor::Stage, nursery.as_ref().map(Nursery::process)).is_err() {
         return Ok(None);
     }
@@ -333,11 +340,16 @@ fn prepare(
     }
     drop(directories);
     forget_beginning();
-    let Ok(Some(((placement, devices, shows_payload), fds))) =
-        receive_all::<(Placement, Vec<bool>, bool)>(channel)
+    let Ok(Some(((placement, devices, shows_payload, count), fds))) =
+        receive_all::<(Placement, Vec<bool>, bool, usize)>(channel)
     else {
         return Ok(None);
     };
+    let mut kept = Vec::new();
+    for _ in 0..count {
+        let Ok(Some((name, descriptors))) = receive_all(channel) else { return Ok(None) };
+        kept.push(Kept { name, descriptors });
+    }
     let mut fds = fds.into_iter();
     let payload = match shows_payload {
         true => fds.next().map(Payload::Directory),
@@ -355,7 +367,7 @@ fn prepare(
         }
         layers::mount(&ground.user, mounts, &Layers { place: &spec.root, image, binds, devices })?;
     }
-    Ok(Some(Site { ground, payload, placement, nursery }))
+    Ok(Some((Site { ground, payload, placement, nursery }, kept)))
 }
 
 /// Nothing of the launcher's surroundings stays: streams, descriptors, terminal, signals, working directory.

@@ -42,11 +42,14 @@ use super::{
     stage::{BootError, Booted, Site, boot},
     state::{Ended, Phase, State, now},
 };
-use crate::message;
+use crate::{inner::Kept, message};
 
 /// Most connections at one time, and most processes that are run for them.
 const MAX_CLIENTS: usize = 64;
 const MAX_PROCESSES: usize = 128;
+/// Most things that are kept, and the longest name of one, in bytes.
+const MAX_KEPT: usize = 260;
+const MAX_NAME: usize = 128;
 /// For whom the monitor runs something of its own accord: clients count from 1.
 const NOBODY: u64 = 0;
 /// How much is read of one source before the others have their turn, in bytes.
@@ -155,6 +158,8 @@ pub(super) struct Server<'s> {
     halt: Option<Halt>,
     /// The containers in this one, while they are ended before it.
     children: Option<Children>,
+    /// What is there for the container as long as this has it open.
+    kept: Vec<Kept>,
 }
 
 impl<'s> Server<'s> {
@@ -168,6 +173,7 @@ impl<'s> Server<'s> {
         site: Site,
         ears: Ears,
         booted: Booted,
+        kept: Vec<Kept>,
     ) -> io::Result<Self> {
         let state = State::new(std::process::id(), booted.pid);
         if let Err(error) = state.write(run) {
@@ -194,6 +200,7 @@ impl<'s> Server<'s> {
             numbers,
             halt,
             children: None,
+            kept,
         })
     }
 
@@ -482,7 +489,7 @@ impl<'s> Server<'s> {
             Ok(None) | Err(_) => return self.forget(id),
         };
         let answer = match serde_json::from_slice(&received.bytes) {
-            Ok(request) => self.carry_out(id, request, &received.fds),
+            Ok(request) => self.carry_out(id, request, received.fds),
             Err(_) => Some(Answer::Refused(Refused::Malformed)),
         };
         if let Some(answer) = answer {
@@ -491,7 +498,7 @@ impl<'s> Server<'s> {
     }
 
     /// `None` if it was answered already, or will be.
-    fn carry_out(&mut self, id: u64, request: Request, fds: &[OwnedFd]) -> Option<Answer> {
+    fn carry_out(&mut self, id: u64, request: Request, fds: Vec<OwnedFd>) -> Option<Answer> {
         match request {
             Request::State => Some(Answer::State(self.state.clone())),
             Request::Watch => {
@@ -509,13 +516,32 @@ impl<'s> Server<'s> {
             Request::Resize(size) => {
                 Some(done(size.set(&self.booted.kept.console).map_err(Into::into), Refused::Malformed))
             }
-            Request::Exec(process) => self.exec(id, &process, fds).err(),
+            Request::Exec(process) => self.exec(id, &process, &fds).err(),
+            Request::Keep { name } => Some(self.keep(Kept { name, descriptors: fds })),
+            Request::Forget { name } => {
+                let before = self.kept.len();
+                self.kept.retain(|kept| kept.name != name);
+                Some(if self.kept.len() < before { Answer::Done } else { Answer::Refused(Refused::NotKept) })
+            }
             Request::Signal { signal } => {
                 let task = self.tasks.iter().find(|task| task.client == id);
                 let sent = task.map(|task| task.process.send_number(signal));
                 Some(done(sent.unwrap_or(Err(Errno::SRCH.into())), Refused::Signal))
             }
         }
+    }
+
+    fn keep(&mut self, kept: Kept) -> Answer {
+        if kept.descriptors.is_empty() || kept.name.len() > MAX_NAME {
+            return Answer::Refused(Refused::Malformed);
+        }
+        // Under a name that is kept already there is another thing now.
+        self.kept.retain(|other| other.name != kept.name);
+        if self.kept.len() >= MAX_KEPT {
+            return Answer::Refused(Refused::TooMany);
+        }
+        self.kept.push(kept);
+        Answer::Done
     }
 
     fn exec(&mut self, id: u64, process: &Process, streams: &[OwnedFd]) -> Result<(), Answer> {

@@ -167,6 +167,7 @@ impl Scene {
         let payload = self.link.ask(&namespaces);
         let placement = Placement { hostname: String::new(), ids: IDS, network: None };
         namespaces.start(&Granted {
+            kept: &[],
             payload: Some(payload.as_fd()),
             mounts: &[],
             devices: &[],

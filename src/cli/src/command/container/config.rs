@@ -188,10 +188,8 @@ impl Config {
     /// Refuses what can't be had where the broker is asked: in a container there is less than on a host.
     pub(super) fn check_place(&self, client: &Client) -> Result<(), Failure> {
         match &self.link {
-            Some(Link { bridge, publish, properties })
-                if inner::is_own(&client.endpoint, bridge.as_deref()) =>
-            {
-                inner::check(!publish.is_empty(), properties)
+            Some(link) if inner::is_own(&client.endpoint, link.bridge.as_deref()) => {
+                inner::check(&link.ports()?, &link.properties)
             }
             _ => Ok(()),
         }

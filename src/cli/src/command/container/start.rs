@@ -12,6 +12,7 @@ use std::{
 
 use cgrant_container::{
     Network, Placement, Session, SessionError,
+    inner::Kept,
     system::{Begun, Granted, Monitor, Namespaces},
 };
 use cgrant_proto::{AttachTo, CreateGrant, Lifetime, MapDirectory, Target};
@@ -112,7 +113,13 @@ fn go_on(client: &Client, found: &Found, begun: Begun) -> Result<(), Failure> {
     device::allow(&session, &grant.path, &found.config.devices, namespaces.devices())
         .doing(|| found.doing.clone())?;
     let devices: Vec<_> = devices.iter().map(|node| node.as_ref().map(AsFd::as_fd)).collect();
-    let granted = Granted { payload, mounts: &mounts, devices: &devices, placement: &grant.placement };
+    let granted = Granted {
+        payload,
+        mounts: &mounts,
+        devices: &devices,
+        kept: &grant.kept,
+        placement: &grant.placement,
+    };
     namespaces.start(&granted).map_err(failed)?;
     if payload.is_none()
         && let Err(error) = nesting::end_in_order(&found.name)
@@ -136,6 +143,8 @@ struct Grant {
     path: OwnedObjectPath,
     payload: OwnedFd,
     placement: Placement,
+    /// What was made here, and is there as long as its monitor has it open.
+    kept: Vec<Kept>,
 }
 
 fn grant(
@@ -166,9 +175,13 @@ fn grant(
     // The monitor has the container's lock, so the one before it has ended; the broker may not have ended its grant yet.
     let granted = storage::make_grant(session, &found.name, &options, Some(SUCCESSION));
     let (path, result, payload) = granted.doing(|| found.doing.clone())?;
+    let mut kept = Vec::new();
     let network = match &config.link {
         Some(wanted) if is_own_link => {
-            Some(inner::connect(namespaces.network(), &found.name, &wanted.properties)?)
+            let ports = wanted.ports()?;
+            let made = inner::connect(namespaces.network(), &found.name, &ports, &wanted.properties)?;
+            kept = made.1;
+            Some(made.0)
         }
         _ => result.links.as_deref().map(run::network),
     };
@@ -179,7 +192,7 @@ fn grant(
     });
     let placement =
         Placement { hostname: config.hostname.clone(), ids: result.count.unwrap_or(storage::IDS), network };
-    Ok(Grant { path, payload, placement })
+    Ok(Grant { path, payload, placement, kept })
 }
 
 fn named(namespaces: &Namespaces) -> Result<BorrowedFd<'_>, Failure> {
