@@ -49,7 +49,7 @@ polkitdir := /usr/share/polkit-1/actions
 
 DEPS_BUILD := gcc libc6-dev libpam0g ca-certificates
 DEPS_DEB := debhelper dh-apparmor dpkg-dev lintian
-DEPS_RPM := rpm rpmlint
+DEPS_RPM := file rpm rpmlint
 DEPS_DEMO := busybox-static dnsmasq-base iproute2 mmdebstrap nftables procps util-linux
 DEPS_CHECK := $(DEPS_DEB) $(DEPS_RPM) bsdutils busybox-static dbus dnsmasq-base e2fsprogs groff-base iproute2 libdbus-1-dev libglib2.0-bin mmdebstrap nftables openssl pkg-config polkitd procps python3-gi qemu-system-x86 qemu-utils \
 	strace systemd uidmap util-linux xz-utils zstd
