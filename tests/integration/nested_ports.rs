@@ -214,6 +214,11 @@ fn a_port_is_of_one_and_ends_with_it(lab: &Lab) {
         let (three, two) = (port(&beside), port(&node));
         assert!(three != 9001 && two == 9001, "{carrier:?}: {three} {two}");
     }
+    // The number of a port is not that of others' ports on the way.
+    network.outside.serve(Tcp, "[::]:9001");
+    for node in [&node, &beside] {
+        assert_eq!(node.talk(Tcp, &format!("{OUTSIDE4}:9001")).unwrap().to_string(), HOST4);
+    }
     // UDP likewise, from the neighbour of the one around, which is the host, and from beside.
     let around = levels.node(lab, "one", None);
     node.serve(Udp, "[::]:7");

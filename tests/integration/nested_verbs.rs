@@ -51,6 +51,8 @@ const ROWS: &[Row] = &[
     ("cgrant import /root/three.tar four --quiet && cgrant start four", 0, ""),
     ("cgrant exec four -- hostname", 0, "three"),
     ("cgrant delete --force zwei three four && cgrant list --quiet | wc -l", 0, "0"),
+    ("cgrant create box five --mount /root:/srv", 2, "can't be shown \"/root\""),
+    ("cgrant create box five --link --vlan 9", 2, "has no VLANs on its bridge"),
     ("cgrant launch box five --link --wait && cgrant exec five -- ip address show eth0", 0, "inet "),
     // Ports of this container's, which the broker has no part in.
     ("cgrant link publish five eth0 8080:80 && cgrant link list five", 0, "8080:80/tcp"),

@@ -187,6 +187,16 @@ impl Config {
 
     /// Refuses what can't be had where the broker is asked: in a container there is less than on a host.
     pub(super) fn check_place(&self, client: &Client) -> Result<(), Failure> {
+        if let Some(mount) = self.mounts.first()
+            && inner::is_here(&client.endpoint)
+        {
+            return Err(Failure::Usage(format!(
+                "a container in a container can't be shown {:?}: the kernel gives the files of a directory other owners only for who \
+                 has the rights over the whole file system, and on no overlay, which a container's root is (mount_setattr(2)); leave \
+                 --mount out and copy what is needed with \"cgrant push\"",
+                mount.source
+            )));
+        }
         match &self.link {
             Some(link) if inner::is_own(&client.endpoint, link.bridge.as_deref()) => {
                 inner::check(&link.ports()?, &link.properties)
