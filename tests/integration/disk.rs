@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fs,
     io::{Read, Write},
-    os::unix::fs::{MetadataExt, lchown, symlink},
+    os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink},
     path::{Path, PathBuf},
 };
 
@@ -20,6 +20,7 @@ use crate::common::{
     checker,
     containers::{Shell, busybox, text},
     level::{Level, nesting, scene},
+    network::LINKS,
     polkit::Desk,
     wait_until,
 };
@@ -37,7 +38,9 @@ fn account_path(uid: u32) -> String {
 fn measure(lab: &Lab, broker: &Broker, directories: &[&Path]) -> (i32, Value, String) {
     let list: Vec<_> = directories.iter().map(|path| format!("\"{}\"", path.display())).collect();
     lab.write_config(&format!("[disk]\ndirectories = [{}]\n", list.join(", ")));
-    let mut command = lab.root().command(lab.programs.join("cgrant"));
+    // With the one right that the unit has.
+    let mut command = lab.root().command("setpriv");
+    command.args(["--bounding-set", "-all,+dac_read_search", "--"]).arg(lab.programs.join("cgrant"));
     command.args(["--format", "json", "disk", "measure", "--config-dir"]).arg(lab.config_dir());
     let output = command.env("CGRANT_SOCKET", broker.socket()).output().unwrap();
     let printed = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
@@ -79,7 +82,11 @@ fn files_are_charged_to_whom_their_ids_belong(lab: &Lab) {
 
     // Nothing that she does with his files makes them hers, and nothing with her own makes those his.
     let big = file(alice.home.join("big"), 2 * MIB, web.uid + 7);
-    let in_his_home = file(bob.home.join("hers"), 8192, web.uid);
+    // In a directory that is closed to everybody.
+    fs::create_dir(bob.home.join("closed")).unwrap();
+    let in_his_home = file(bob.home.join("closed/hers"), 8192, web.uid);
+    lchown(bob.home.join("closed"), Some(bob.uid), Some(bob.gid)).unwrap();
+    fs::set_permissions(bob.home.join("closed"), fs::Permissions::from_mode(0o0)).unwrap();
     let small = file(bob.home.join("small"), 4096, mail.uid + BLOCK - 1);
     fs::hard_link(&big, alice.home.join("again")).unwrap();
     fs::hard_link(&small, alice.home.join("his")).unwrap();
@@ -202,7 +209,12 @@ fn files_can_be_removed_by_who_has_too_many(lab: &Lab) {
     also.is("QuotaExceeded", "has a grant to remove some with already");
     let lasting = Options::new().lifetime("persistent");
     client.call::<_, ()>(&tidy.path, GRANT, "Adopt", &lasting.0).unwrap_err().is("Unsupported", "tidies");
+    let link = Options::new().with("kind", "tap");
+    client.call::<_, ()>(&tidy.path, LINKS, "AddLink", &link.0).unwrap_err().is("Unsupported", "tidies");
+    // With its end the next one is had.
     client.release(&tidy.path, true).unwrap();
+    let also = client.create("also", tidies()).unwrap();
+    client.release(&also.path, true).unwrap();
 
     shell.done(&["delete", "web"]);
     shell.done(&["image", "remove", "box", "--quiet"]);

@@ -239,6 +239,7 @@ impl Engine {
             links: counts.links,
             published_ports: counts.ports,
             tidying: counts.tidying,
+            tidying_inside: counts.tidying_inside,
             ..UsageNow::default()
         }
     }

@@ -123,6 +123,7 @@ struct Account {
     ports: u64,
     nested: u64,
     tidying: u64,
+    tidying_inside: u64,
 }
 
 /// How many links a record has, and how many published ports.
@@ -146,8 +147,10 @@ pub struct Counts {
     pub ports: u64,
     /// Grants among them that were made inside others.
     pub nested: u64,
-    /// Grants among them that are for removing files.
+    /// Grants among them that are for removing files, made from the host.
     pub tidying: u64,
+    /// Such grants that were made inside others.
+    pub tidying_inside: u64,
 }
 
 impl Account {
@@ -158,7 +161,8 @@ impl Account {
         self.links += links;
         self.ports += ports;
         self.nested += u64::from(record.nested.is_some());
-        self.tidying += u64::from(record.tidies);
+        self.tidying += u64::from(record.tidies && record.nested.is_none());
+        self.tidying_inside += u64::from(record.tidies && record.nested.is_some());
     }
 
     fn discount(&mut self, record: &GrantRecord) {
@@ -168,7 +172,9 @@ impl Account {
         self.links = self.links.saturating_sub(links);
         self.ports = self.ports.saturating_sub(ports);
         self.nested = self.nested.saturating_sub(u64::from(record.nested.is_some()));
-        self.tidying = self.tidying.saturating_sub(u64::from(record.tidies));
+        self.tidying = self.tidying.saturating_sub(u64::from(record.tidies && record.nested.is_none()));
+        self.tidying_inside =
+            self.tidying_inside.saturating_sub(u64::from(record.tidies && record.nested.is_some()));
     }
 }
 
@@ -257,6 +263,7 @@ impl Registry {
             ports: account.ports,
             nested: account.nested,
             tidying: account.tidying,
+            tidying_inside: account.tidying_inside,
         })
     }
 

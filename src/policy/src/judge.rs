@@ -231,8 +231,10 @@ pub struct UsageNow {
     pub disk_files: u64,
     /// How many seconds ago that was.
     pub disk_age: u64,
-    /// Grants that are for nothing but removing and counting files.
+    /// Grants that are for nothing but removing and counting files, made from the host.
     pub tidying: u64,
+    /// Such grants that were made from inside others: whoever is in there does not keep the account from its own.
+    pub tidying_inside: u64,
     /// Notices about pressure.
     pub pressure_watches: u64,
     /// Links.
@@ -635,7 +637,7 @@ fn create_grant(rules: &Ruling, caller: &Caller, grant: &NewGrant<'_>, usage: &U
         at_most(rules, "ids-per-grant", rules.quotas.ids_per_grant, count)?;
         // Whether new ids are needed at all only the record knows, which holds this quota itself under its lock.
         at_most(rules, Resource::Ids.name(), rules.quotas.ids, count)?;
-        room_on_disk(rules, grant.tidies, usage)?;
+        room_on_disk(rules, grant, usage)?;
         if grant.setgroups {
             door(rules, rules.access.setgroups, "have setgroups in a user namespace")
                 .map_err(|denial| denial.hinted("ask for ids without setgroups"))?;
@@ -884,10 +886,11 @@ fn pace(rules: &Ruling, usage: &UsageNow) -> Outcome {
 
 /// Files are written by programs in containers, whom the kernel alone could refuse that; who has too many gets no ids for more of them. One
 /// grant at a time is there all the same, to remove some with.
-fn room_on_disk(rules: &Ruling, tidies: bool, usage: &UsageNow) -> Outcome {
+fn room_on_disk(rules: &Ruling, grant: &NewGrant<'_>, usage: &UsageNow) -> Outcome {
+    let tidying = if grant.depth == 0 { usage.tidying } else { usage.tidying_inside };
     for resource in [Resource::Disk, Resource::DiskFiles] {
         let (quota, used) = resource.figures(&rules.quotas, usage);
-        if used <= quota || tidies && usage.tidying == 0 {
+        if used <= quota || grant.tidies && tidying == 0 {
             continue;
         }
         let name = resource.name();
@@ -895,7 +898,7 @@ fn room_on_disk(rules: &Ruling, tidies: bool, usage: &UsageNow) -> Outcome {
             Resource::Disk => size(amount),
             _ => amount.to_string(),
         };
-        let also = if tidies { ", and has a grant to remove some with already" } else { "" };
+        let also = if grant.tidies { ", and has a grant to remove some with already" } else { "" };
         let message = format!(
             "files of the account's ids take {} of {name}, more than the {} that policy allows, as measured {} ago{also}",
             shown(used),
@@ -1336,6 +1339,11 @@ raw.write = ["memory.swap.high"]
         assert!(create(tidies, full), "nothing could be removed");
         assert!(!create(tidies, UsageNow { tidying: 1, ..full }), "all could be had by that word");
         assert!(create(tidies, UsageNow { tidying: 1, ..used(1) }));
+        // Nobody inside keeps the account from it, nor the account those inside.
+        let inside = NewGrant { depth: 1, ..tidies };
+        assert!(create(tidies, UsageNow { tidying_inside: 1, ..full }));
+        assert!(create(inside, UsageNow { tidying: 1, ..full }));
+        assert!(!create(inside, UsageNow { tidying_inside: 1, ..full }));
         assert!(create(NewGrant { ids: None, ..plain() }, full), "no file belongs to a grant without ids");
         let denial = denial(&policy, PERSON, &Request::CreateGrant(plain()), &full);
         assert_eq!(
