@@ -26,6 +26,7 @@ pub mod place;
 pub mod polkit;
 pub mod program;
 pub mod raw;
+pub mod silent;
 pub mod systemd;
 pub mod user;
 

@@ -1,6 +1,13 @@
 //! Ordinary users of a container, where policy lets them in: told apart from root and from each other; and what they try.
 
-use std::{fs, os::fd::OwnedFd, os::unix::fs::MetadataExt, time::Duration};
+use std::{
+    fs,
+    os::fd::OwnedFd,
+    os::unix::fs::MetadataExt,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Duration,
+};
 
 use crate::{
     common::{
@@ -9,6 +16,7 @@ use crate::{
         checker,
         level::{BLOCK, Level, all_names, connected, nesting, put, release, scene},
         place::MOUNTS,
+        silent::Silent,
         wait_until,
     },
     explain::{allowed, explain, same},
@@ -644,6 +652,59 @@ fn a_flood_leaves_others_room(lab: &Lab) {
     drop(anns);
 }
 
+// What a user kills and does not end holds up nobody else's operations; it ends when it can.
+fn what_does_not_end_holds_nobody_up(lab: &Lab) {
+    let (broker, user, client) = let_in(lab, 4);
+    let one = Level::new(&user, &client, "one", nesting(2).lifetime("persistent"));
+    let root = one.client(lab, &user, broker.socket());
+    let connect = || one.client_of(lab, &user, ANN, broker.socket());
+    let mut silent = Silent::new();
+    let (ann, leaving) = (connect(), connect());
+    let lasting = || Options::new().no_range().lifetime("persistent");
+    let [web, db] = ["web", "db"].map(|name| ann.create(name, lasting()).unwrap().path);
+    leaving.create("brief", Options::new().no_range()).unwrap();
+    let mut stuck: Vec<_> = ["web", "db", "brief"]
+        .map(|name| {
+            let waits = silent.who_waits();
+            put(lab, &user, &format!("one/@{ANN}.{name}"), waits.id());
+            waits
+        })
+        .into();
+    // A kill, and the end of a grant that nobody holds any more, by its user, by root in there, and once more behind those.
+    drop(leaving);
+    let killers = [connect(), connect(), connect()];
+    let answered = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for (killer, path) in killers.iter().zip([&web, &db, &web]) {
+            let answered = &answered;
+            scope.spawn(move || {
+                killer.cgroup::<_, ()>(path, "Kill", &()).unwrap();
+                answered.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+        wait_until("all are under way", || {
+            let (_, _, rows): (u32, String, Vec<(String, u64, u64)>) =
+                client.manager("GetUsage", &Options::new().0).unwrap();
+            rows.iter().any(|row| row.0 == "requests" && row.1 >= 4)
+        });
+        for name in ["a", "b", "c"] {
+            client.create(name, Options::new().no_range()).unwrap();
+            let inner = root.create(name, Options::new().no_range()).unwrap();
+            release(&root, &inner.path, Options::new()).unwrap();
+        }
+        assert_eq!(answered.load(Ordering::SeqCst), 0, "those that were killed have ended");
+        assert!(all_names(&client).contains(&"brief".to_owned()));
+        drop(silent);
+    });
+    for child in &mut stuck {
+        child.wait().unwrap();
+    }
+    wait_until("the grant that nobody holds has ended", || !all_names(&client).contains(&"brief".to_owned()));
+    checker::assert_in_order(lab);
+    drop((ann, killers));
+    release(&client, &one.grant.path, Options::new().with("force", true)).unwrap();
+}
+
 // Who is let in no more makes nothing more; what there is stays, and is root's to end.
 fn policy_lets_them_out_again(lab: &Lab) {
     let (broker, user, client) = let_in(lab, 1);
@@ -687,5 +748,6 @@ crate::tests![
     root_of_a_users_container_is_that_user,
     three_levels_by_users,
     a_flood_leaves_others_room,
+    what_does_not_end_holds_nobody_up,
     policy_lets_them_out_again,
 ];

@@ -22,9 +22,11 @@ use cgrant_sys::{
 use cgrant_wire::{Audience, BusClient, ConnectionId, Range, Surface, boot::FrontKind};
 
 use crate::{
+    cgroup::Patience,
     ids,
     legacy::Known,
     ops::inside::Around,
+    pool::Whose,
     registry::Grant,
     share::{Shared, Shares, UsedUp},
 };
@@ -139,6 +141,16 @@ impl Caller {
     /// The account that it acts for.
     pub fn account(&self) -> HostUid {
         self.nested.as_ref().map_or(self.uid, |nested| nested.grant.account)
+    }
+
+    /// Whose its requests are, among those of the account that they count to.
+    pub fn whose(&self) -> Whose {
+        self.ordinary.map_or(Whose::Own, |user| Whose::Guest(user.0))
+    }
+
+    /// How long the account's other operations may wait for what it asks for.
+    pub fn patience(&self) -> Patience {
+        if self.ordinary.is_some() { Patience::Brief } else { Patience::Full }
     }
 
     /// Where its own grants are made: in the account's node, or in the grant around it.

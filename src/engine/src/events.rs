@@ -5,7 +5,6 @@ use std::{
     sync::Arc,
 };
 
-use cgrant_policy::HostUid;
 use cgrant_sys::pidfd::Pidfd;
 use cgrant_wire::{EndReason, Event, GrantChange, GrantId, Lifetime, Refusal};
 use nix::sys::{epoll::EpollFlags, inotify::AddWatchFlags};
@@ -182,9 +181,4 @@ fn oom(engine: &Engine, grant: &Grant) {
         tracing::info!(target: "grant", grant = %grant.id, name = %grant.name, account = grant.account.0, kills, "out of memory");
         engine.tell(Event::Oom { grant: grant.id, account: grant.account.0, kills });
     }
-}
-
-/// The account of a grant, for the order of its jobs.
-pub fn account(engine: &Engine, id: GrantId) -> Option<HostUid> {
-    engine.registry().get(id).map(|grant| grant.account)
 }

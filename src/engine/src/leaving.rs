@@ -25,7 +25,7 @@ use cgrant_wire::{EndReason, GrantId, Lifetime};
 use nix::sys::inotify::AddWatchFlags;
 
 use crate::{
-    engine::Engine, ids::Presence, ops::release, record::GrantRecord, registry::Grant, watch::Target,
+    engine::Engine, events, ids::Presence, ops::release, record::GrantRecord, registry::Grant, watch::Target,
 };
 
 /// Where logind keeps who is logged in, a file a uid. libsystemd reads the same (sd_uid_get_state(3)).
@@ -36,6 +36,8 @@ const MAX_FILE: usize = 64 * 1024;
 const SETTLE: Duration = Duration::from_millis(250);
 /// How long what runs in a grant has to end by itself; as long as at a shutdown of the host.
 const PATIENCE: Duration = Duration::from_secs(75);
+/// How long what was killed has to end.
+const KILLED_PATIENCE: Duration = Duration::from_secs(10);
 /// Soon after the start, when everything else is there.
 const SOON: Duration = Duration::from_millis(1);
 
@@ -306,6 +308,23 @@ fn leave(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) {
     match watch {
         Some(watch) => grant.live().leaving = Some((watch, reason)),
         None => release::end(engine, grant, reason),
+    }
+}
+
+/// Has a grant ended when nothing runs in it any more, or when some time is over: what was killed has not ended yet. False if that can't be
+/// waited for.
+pub fn end_later(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) -> bool {
+    // What it was watched by went with the first try.
+    events::unwatch(engine, grant);
+    if events::watch(engine, grant, None).is_err() {
+        return false;
+    }
+    match engine.watches.after(KILLED_PATIENCE, |watch| Target::Leaving(grant.id, watch)) {
+        Ok(watch) => {
+            grant.live().leaving = Some((watch, reason));
+            true
+        }
+        Err(_) => false,
     }
 }
 

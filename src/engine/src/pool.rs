@@ -5,6 +5,10 @@
 //! asked for later. A kernel call that is slow holds up its own account only, as long as
 //! fewer than [`MAX_THREADS`] accounts are stuck at once. Waiting threads make no system calls.
 //!
+//! Some of an account's jobs are guests': of ordinary users of its containers, whom nobody of the account is to wait for. Between two
+//! of them one of the account's own comes, if one waits, and guests take turns among themselves: whatever guests ask for, what the account
+//! asks for waits for one job of theirs at most.
+//!
 //! Two threads wait for what happens. Which of them sees something queues what is to be done about it, one at a time so that the
 //! order stays, and runs the first of it itself, without a wakeup between: the other one looks on meanwhile. One that would be
 //! the last to look leaves that to another thread, or goes on looking if there is none: there always is one that looks, and
@@ -43,6 +47,24 @@ pub enum Lane {
     Account(u32),
     /// What an account's clients can hold up for as long as they like: kept off its operations.
     Held(u32),
+    /// What an account's guests wait for, without having a part in its operations meanwhile. Counts with those that are held up.
+    Aside(u32),
+}
+
+impl Lane {
+    /// Can clients hold up what is in it?
+    const fn is_held(self) -> bool {
+        matches!(self, Self::Held(_) | Self::Aside(_))
+    }
+}
+
+/// Whose a job is, among those of an account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Whose {
+    /// The account's own.
+    Own,
+    /// A guest's, by a number that tells guests apart.
+    Guest(u32),
 }
 
 impl From<u32> for Lane {
@@ -89,6 +111,10 @@ pub struct Panicked;
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<(Mode, Job)>,
+    /// Those of guests, each of which runs alone: the guest whose turn it is first.
+    guests: VecDeque<(u32, VecDeque<Job>)>,
+    /// Is it a guest's turn, also if one of the lane's own waits?
+    guests_turn: bool,
     /// How many of the first ones may be taken, each of which has its entry in [`State::ready`].
     offered: usize,
     /// How many run.
@@ -98,10 +124,20 @@ struct Queue {
 }
 
 impl Queue {
+    /// Is a guest's job the next one?
+    fn is_guest_next(&self) -> bool {
+        !self.guests.is_empty() && (self.guests_turn || self.jobs.is_empty())
+    }
+
     /// How many of the first jobs may run now.
     fn startable(&self) -> usize {
+        if self.alone {
+            return 0;
+        }
+        if self.is_guest_next() {
+            return usize::from(self.running == 0);
+        }
         match self.jobs.front() {
-            Some(_) if self.alone => 0,
             Some((Mode::Alone, _)) => usize::from(self.running == 0),
             Some((Mode::Beside, _)) => {
                 let room = MAX_BESIDE.saturating_sub(self.running);
@@ -111,13 +147,51 @@ impl Queue {
         }
     }
 
-    /// Takes the first job.
-    fn begin(&mut self) -> Option<(Mode, Job)> {
+    /// Takes the next job, unless another one has come before those that were offered, which has to be alone.
+    fn begin(&mut self) -> Option<Job> {
         self.offered = self.offered.saturating_sub(1);
-        let (mode, job) = self.jobs.pop_front()?;
+        if self.startable() == 0 {
+            return None;
+        }
+        let is_guests = self.is_guest_next();
+        let (mode, job) =
+            if is_guests { (Mode::Alone, self.take_guests()?) } else { self.jobs.pop_front()? };
+        self.guests_turn = !is_guests;
         self.running += 1;
         self.alone = mode == Mode::Alone;
-        Some((mode, job))
+        Some(job)
+    }
+
+    /// Takes the job of the guest whose turn it is, who comes behind the others then.
+    fn take_guests(&mut self) -> Option<Job> {
+        let (guest, mut jobs) = self.guests.pop_front()?;
+        let job = jobs.pop_front();
+        if !jobs.is_empty() {
+            self.guests.push_back((guest, jobs));
+        }
+        job
+    }
+
+    /// Puts a job behind the others of whose it is.
+    fn push(&mut self, whose: Whose, mode: Mode, job: Job) {
+        let Whose::Guest(guest) = whose else { return self.jobs.push_back((mode, job)) };
+        match self.guests.iter_mut().find(|(known, _)| *known == guest) {
+            Some((_, jobs)) => jobs.push_back(job),
+            None => self.guests.push_back((guest, VecDeque::from([job]))),
+        }
+    }
+
+    /// How many wait, of the lane's own or of all guests together.
+    fn waiting(&self, whose: Whose) -> usize {
+        match whose {
+            Whose::Own => self.jobs.len(),
+            Whose::Guest(_) => self.guests.iter().map(|(_, jobs)| jobs.len()).sum(),
+        }
+    }
+
+    /// Does none wait or run?
+    fn is_done(&self) -> bool {
+        self.jobs.is_empty() && self.guests.is_empty() && self.running == 0
     }
 
     /// One has ended.
@@ -133,7 +207,7 @@ struct State {
     waiting: HashMap<Lane, Queue>,
     /// Lanes whose next job may be taken; once for each such job.
     ready: VecDeque<Lane>,
-    /// How many of [`Lane::Held`] are ready or running.
+    /// How many of lanes that clients can hold up are ready or running.
     held: usize,
     idle: usize,
     threads: usize,
@@ -156,12 +230,11 @@ impl State {
 
     /// A job of a lane has ended: what waited for that is ready now. How many jobs?
     fn go_on(&mut self, lane: Lane) -> usize {
-        if !matches!(lane, Lane::Held(_)) {
+        if !lane.is_held() {
             return self.offer(lane);
         }
         self.held = self.held.saturating_sub(1);
-        let waiting: Vec<Lane> =
-            self.waiting.keys().filter(|lane| matches!(lane, Lane::Held(_))).copied().collect();
+        let waiting: Vec<Lane> = self.waiting.keys().filter(|lane| lane.is_held()).copied().collect();
         waiting.into_iter().map(|lane| self.offer(lane)).sum()
     }
 
@@ -169,7 +242,7 @@ impl State {
     fn offer(&mut self, lane: Lane) -> usize {
         let Some(queue) = self.waiting.get_mut(&lane) else { return 0 };
         let mut more = queue.startable().saturating_sub(queue.offered);
-        if matches!(lane, Lane::Held(_)) {
+        if lane.is_held() {
             more = more.min(MAX_HELD.saturating_sub(self.held));
             self.held += more;
         }
@@ -295,7 +368,7 @@ impl Shared {
         let begun = state.waiting.get_mut(&lane).and_then(Queue::begin);
         drop(state);
         let ran = begun.is_some();
-        if let Some((_, job)) = begun
+        if let Some(job) = begun
             && catch_unwind(AssertUnwindSafe(job)).is_err()
         {
             tracing::error!(?lane, "an operation panicked; its caller gets no answer from it");
@@ -305,7 +378,7 @@ impl Shared {
             if ran {
                 queue.end();
             }
-            if queue.jobs.is_empty() && queue.running == 0 {
+            if queue.is_done() {
                 state.waiting.remove(&lane);
             }
         }
@@ -356,7 +429,15 @@ impl Pool {
     /// # Errors
     /// [`Full`] when [`MAX_WAITING`] jobs of the lane wait already, or when the pool is being stopped.
     pub fn submit(&self, lane: impl Into<Lane>, mode: Mode, job: Job) -> Result<(), Full> {
-        self.queue(lane.into(), mode, job, MAX_WAITING)
+        self.queue(lane.into(), Whose::Own, mode, job, MAX_WAITING)
+    }
+
+    /// Queues `job` behind the other jobs of `lane` that are of the same. A guest's runs alone.
+    ///
+    /// # Errors
+    /// [`Full`] when [`MAX_WAITING`] of the lane's own, or of its guests', wait already, or when the pool is being stopped.
+    pub fn submit_of(&self, whose: Whose, lane: impl Into<Lane>, mode: Mode, job: Job) -> Result<(), Full> {
+        self.queue(lane.into(), whose, mode, job, MAX_WAITING)
     }
 
     /// Queues what must not get lost: an event of the kernel's, of which there are no more than grants and watches.
@@ -364,19 +445,27 @@ impl Pool {
     /// # Errors
     /// [`Full`] when the pool is being stopped.
     pub fn submit_event(&self, lane: impl Into<Lane>, job: Job) -> Result<(), Full> {
-        self.queue(lane.into(), Mode::Alone, job, usize::MAX)
+        self.submit_event_of(Whose::Own, lane, job)
     }
 
-    fn queue(&self, lane: Lane, mode: Mode, job: Job, most: usize) -> Result<(), Full> {
+    /// The same, of what is a guest's.
+    ///
+    /// # Errors
+    /// [`Full`] when the pool is being stopped.
+    pub fn submit_event_of(&self, whose: Whose, lane: impl Into<Lane>, job: Job) -> Result<(), Full> {
+        self.queue(lane.into(), whose, Mode::Alone, job, usize::MAX)
+    }
+
+    fn queue(&self, lane: Lane, whose: Whose, mode: Mode, job: Job, most: usize) -> Result<(), Full> {
         let mut state = self.shared.lock();
         if state.stopping {
             return Err(Full);
         }
         let queue = state.waiting.entry(lane).or_default();
-        if queue.jobs.len() >= most {
+        if queue.waiting(whose) >= most {
             return Err(Full);
         }
-        queue.jobs.push_back((mode, job));
+        queue.push(whose, mode, job);
         // Who looks sees to it that somebody comes when it has queued all, and comes for the first itself.
         if state.offer(lane) > 0 && state.taker != Some(thread::current().id()) {
             let last = state.ready.len();
@@ -403,7 +492,8 @@ impl Pool {
 
     /// How many jobs wait, of all lanes.
     pub fn waiting(&self) -> usize {
-        self.shared.lock().waiting.values().map(|queue| queue.jobs.len()).sum()
+        let of = |queue: &Queue| queue.waiting(Whose::Own) + queue.waiting(Whose::Guest(0));
+        self.shared.lock().waiting.values().map(of).sum()
     }
 
     /// Takes no more jobs and waits until those that were taken are done. Those that nobody has begun it runs itself, so that it
@@ -569,6 +659,48 @@ mod tests {
         begun.sort_unstable();
         assert!(begun.into_iter().eq(0..accounts));
         drop(gates);
+        pool.stop();
+    }
+
+    #[test]
+    fn an_account_waits_for_one_job_of_its_guests() {
+        let pool = Pool::default();
+        let done = Arc::new(Mutex::new(Vec::new()));
+        let (release, held) = mpsc::channel::<()>();
+        let (send, begun) = mpsc::channel();
+        let first = move || {
+            send.send(()).unwrap();
+            held.recv().unwrap_or(());
+        };
+        pool.submit_of(Whose::Guest(1), 7, Mode::Alone, Box::new(first)).unwrap();
+        begun.recv_timeout(Duration::from_secs(10)).unwrap();
+        let note = |name: &'static str| -> Job {
+            let done = Arc::clone(&done);
+            Box::new(move || done.lock().unwrap().push(name))
+        };
+        let guest = |number, name| pool.submit_of(Whose::Guest(number), 7, Mode::Beside, note(name)).unwrap();
+        // One guest asks for much before anybody else asks for anything.
+        ["a1", "a2", "a3"].iter().for_each(|name| guest(1, name));
+        ["b1", "b2"].iter().for_each(|name| guest(2, name));
+        let own = |mode, name| pool.submit(7, mode, note(name)).unwrap();
+        own(Mode::Alone, "own1");
+        ["own2", "own3"].iter().for_each(|name| own(Mode::Beside, name));
+        drop(release);
+        pool.stop();
+        let order = ["own1", "a1", "own2", "b1", "own3", "a2", "b2", "a3"];
+        assert_eq!(*done.lock().unwrap(), order);
+    }
+
+    #[test]
+    fn guests_that_wait_leave_the_accounts_own_room_in_its_queue() {
+        let (pool, (release, held)) = (Pool::default(), mpsc::channel::<()>());
+        pool.submit(7, Mode::Alone, Box::new(move || held.recv().unwrap_or(()))).unwrap();
+        let guest = |number| pool.submit_of(Whose::Guest(number), 7, Mode::Alone, Box::new(|| ()));
+        let refused = (0..300).filter(|number| guest(number % 3).is_err()).count();
+        assert_eq!(refused, 300 - MAX_WAITING);
+        pool.submit(7, Mode::Alone, Box::new(|| ())).unwrap();
+        pool.submit_event_of(Whose::Guest(1), 7, Box::new(|| ())).unwrap();
+        drop(release);
         pool.stop();
     }
 

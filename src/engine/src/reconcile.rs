@@ -24,6 +24,7 @@ use cgrant_sys::pidfd::Pidfd;
 use cgrant_wire::{EndReason, GrantId, Lifetime, Range, Refusal, RefusalCode};
 
 use crate::{
+    cgroup::Patience,
     connection::Ended,
     devices::DeviceList,
     engine::Engine,
@@ -142,7 +143,7 @@ fn undo(engine: &Engine, grant: &Arc<Grant>) -> Result<(), Refusal> {
 fn go_on_releasing(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) -> Result<(), Refusal> {
     engine.registry().add(grant);
     grant.live().record.phase = Phase::Active;
-    release::remove(engine, grant, reason)
+    release::remove(engine, grant, reason, Patience::Full)
 }
 
 fn take_over(engine: &Engine, grant: &Arc<Grant>) -> Result<(), Refusal> {

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cgrant_policy::{Application, HostUid, Request};
+use cgrant_policy::{Application, GrantPath, HostUid, Request};
 use cgrant_sys::{
     pidfd::Pidfd,
     seqpacket::{Channel, ChannelError},
@@ -26,6 +26,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::{
     asking::{self, Ending, Matter, Needed},
+    cgroup::Patience,
     connection::{Caller, Ended, Peer},
     engine::{Engine, Linked, Outcome},
     events, leaving, legacy,
@@ -34,7 +35,7 @@ use crate::{
     net::News,
     ops::{self, check::Descriptors},
     pace::Admission,
-    pool::{Found, Full, Job, Lane, Look, Mode},
+    pool::{Found, Full, Job, Lane, Look, Mode, Whose},
     refused::Refused,
     reload,
     share::Shared,
@@ -474,14 +475,15 @@ impl Server {
         for grant in held {
             let (engine, account, connection) = (Arc::clone(&self.engine), grant.account, caller.connection);
             let job = Box::new(move || ops::manage::holder_ended(&engine, &grant, connection, how));
-            self.submit_or_warn(account, job);
+            self.submit_of(caller.whose(), account, job);
         }
     }
 
     /// Queues what happened to a grant, unless the same waits in the queue already: a holder can make things happen thousands
     /// of times while its account's operations are slow, and each only means "look".
     fn grant_event(&self, id: cgrant_wire::GrantId, target: Target) {
-        let Some(account) = events::account(&self.engine, id) else { return };
+        let Some(grant) = self.engine.registry().get(id) else { return };
+        let user = ops::inside::user_of(&self.engine, &grant.path);
         if !lock(&self.events).insert(target.clone()) {
             return;
         }
@@ -491,7 +493,8 @@ impl Server {
             lock(&events).remove(&target);
             events::happened(&engine, id, &target);
         });
-        self.submit_or_warn(account, job);
+        let whose = user.map_or(Whose::Own, |user| Whose::Guest(user.0));
+        self.submit_of(whose, grant.account, job);
     }
 
     /// Queues a look at a cgroup that is to be removed when it is empty, unless one waits already.
@@ -510,7 +513,11 @@ impl Server {
     }
 
     fn submit_or_warn(&self, account: HostUid, job: Job) {
-        if let Err(error) = self.engine.pool.submit_event(account.0, job) {
+        self.submit_of(Whose::Own, account, job);
+    }
+
+    fn submit_of(&self, whose: Whose, account: HostUid, job: Job) {
+        if let Err(error) = self.engine.pool.submit_event_of(whose, account.0, job) {
             tracing::error!(%error, account = account.0, "an event of a grant could not be queued");
         }
     }
@@ -592,7 +599,7 @@ impl Asked {
                 });
             }
             op if ops::can_be_asked(&op) => {
-                Attempt { asked: self, op, fds, interactive, agreed: Vec::new() }.queue();
+                Attempt { asked: self, op, fds, interactive, agreed: Vec::new(), has_waited: false }.queue();
             }
             op => {
                 let mode = ops::mode(&op);
@@ -608,8 +615,9 @@ impl Asked {
     /// Has it wait for its turn, or refuses it if too many wait.
     fn queue(self, lane: impl Into<Lane>, mode: Mode, turn: impl FnOnce(Self) + Send + 'static) {
         let pool = self.engine.pool.clone();
+        let whose = self.caller.whose();
         // What is dropped in here is answered.
-        let _ = pool.submit(lane, mode, Box::new(move || turn(self)));
+        let _ = pool.submit_of(whose, lane, mode, Box::new(move || turn(self)));
     }
 
     /// Carries it out.
@@ -652,6 +660,8 @@ struct Attempt {
     fds: Descriptors,
     interactive: bool,
     agreed: Vec<Matter>,
+    /// Has it been waited for what was killed?
+    has_waited: bool,
 }
 
 impl Attempt {
@@ -659,26 +669,55 @@ impl Attempt {
     fn queue(self) {
         let pool = self.asked.engine.pool.clone();
         let account = ops::account_of(&self.asked.engine, &self.asked.caller, &self.op, &self.agreed);
-        let mode = ops::mode(&self.op);
+        let (mode, whose) = (ops::mode(&self.op), self.asked.caller.whose());
         // What is dropped in here is answered.
-        let _ = pool.submit(account.0, mode, Box::new(move || self.run()));
+        let _ = pool.submit_of(whose, account.0, mode, Box::new(move || self.run()));
+    }
+
+    /// Waits beside the account's operations for what was killed to end, and has the rest carried out then; once.
+    ///
+    /// An ordinary user in a container wants those operations to wait: its processes may not end for long, in the hands of a file system that
+    /// it serves itself.
+    fn wait_aside(mut self, grant: GrantPath) {
+        self.has_waited = true;
+        let (pool, account) = (self.asked.engine.pool.clone(), grant.account.0);
+        let job = move || {
+            if let Err(error) = self.asked.engine.tree.wait_until_empty(&grant) {
+                tracing::debug!(%error, "the end of what was killed is not waited for");
+            }
+            self.queue();
+        };
+        // What is dropped in here is answered.
+        let _ = pool.submit(Lane::Aside(account), Mode::Alone, Box::new(job));
+    }
+
+    /// The grant whose processes it killed, if they have not ended in the time that the account's operations may wait for this caller.
+    fn is_waited_for(&self, outcome: &Outcome) -> Option<GrantPath> {
+        let is_late = outcome.as_ref().is_err_and(|refusal| refusal.code == RefusalCode::TimedOut);
+        let may_wait = self.asked.caller.patience() == Patience::Brief && !self.has_waited;
+        let id = match self.op {
+            Op::Kill { grant } | Op::Release { grant, .. } if is_late && may_wait => grant,
+            _ => return None,
+        };
+        self.asked.engine.registry().get(id).map(|grant| grant.path.clone())
     }
 
     /// Carries it out; or, if somebody else has to agree, ends without an effect and asks.
-    fn run(self) {
+    fn run(mut self) {
         let engine = Arc::clone(&self.asked.engine);
         engine.answer_first(|| {
-            let Self { mut asked, op, fds, interactive, agreed } = self;
-            let copies = match fds.try_clone() {
+            let copies = match self.fds.try_clone() {
                 Ok(copies) => copies,
-                Err(error) => return asked.answer(Err(ops::check::internal(error))),
+                Err(error) => return self.asked.answer(Err(ops::check::internal(error))),
             };
-            let operation = || ops::perform(&engine, &asked.caller, op.clone(), copies);
-            match asking::turn(&agreed, operation) {
-                (Err(refusal), Some(needed)) => {
-                    Self { asked, op, fds, interactive, agreed }.park(refusal, needed);
-                }
-                (outcome, _) => asked.answer(outcome),
+            let operation = || ops::perform(&engine, &self.asked.caller, self.op.clone(), copies);
+            let (outcome, needed) = asking::turn(&self.agreed, operation);
+            match (outcome, needed) {
+                (Err(refusal), Some(needed)) => self.park(refusal, needed),
+                (outcome, _) => match self.is_waited_for(&outcome) {
+                    Some(grant) => self.wait_aside(grant),
+                    None => self.asked.answer(outcome),
+                },
             }
         });
     }

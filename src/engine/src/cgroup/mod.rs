@@ -52,5 +52,6 @@ pub use limits::{Below, Nested, USUAL_WEIGHT};
 pub use make::Delegation;
 pub(crate) use mounts::Kind;
 pub(crate) use node::{Node, is_missing};
+pub use state::Patience;
 pub use tree::{HostKind, Tree, below_base};
 pub(crate) use walk::{Visit, walk};

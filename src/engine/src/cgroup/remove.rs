@@ -19,7 +19,7 @@ use super::{
     hierarchy::Hierarchy,
     mounts::Kind,
     node::{Node, errno, is_missing, pids},
-    state::{KILL_WAIT, kill_all, wait},
+    state::{KILL_WAIT, Patience, kill_all, wait},
     tree::{
         CHILDREN, ENTRY, EVICTED, MONITOR, PAYLOAD, Tree, account_name, below_base, grants_in, with_part,
     },
@@ -44,7 +44,7 @@ impl Tree {
     /// [`CgroupError::Populated`] if processes are in it and `kill` is not set: nothing is changed then.
     /// [`CgroupError::TimedOut`] if they don't end; what the kernel refuses. Another try goes on from there.
     pub fn remove(&self, grant: &GrantPath, kill: bool) -> Result<(), CgroupError> {
-        let result = self.remove_grant(grant, kill);
+        let result = self.remove_grant(grant, kill, Patience::Full);
         self.remove_empty_account(grant.account);
         result
     }
@@ -53,12 +53,12 @@ impl Tree {
     ///
     /// # Errors
     /// As [`Tree::remove`].
-    pub fn remove_grant(&self, grant: &GrantPath, kill: bool) -> Result<(), CgroupError> {
+    pub fn remove_grant(&self, grant: &GrantPath, kill: bool, patience: Patience) -> Result<(), CgroupError> {
         let names = below_base(grant);
         let parts = [MONITOR, PAYLOAD, CHILDREN].map(|part| with_part(&names, part));
         let is_gone = kill && remove_empty(self.v2(), &names, &parts);
         if !is_gone && let Some(node) = self.node(self.v2(), grant)? {
-            empty(&node, kill)?;
+            empty(&node, kill, patience)?;
         }
         let mut first = Ok(());
         for hierarchy in self.hierarchies.all().rev() {
@@ -66,7 +66,7 @@ impl Tree {
                 continue;
             }
             let result = match self.above_of(hierarchy, grant)? {
-                Some((above, name)) => tear_down(hierarchy, &above, &name, kill),
+                Some((above, name)) => tear_down(hierarchy, &above, &name, kill, patience),
                 None => Ok(()),
             };
             first = first.and(result);
@@ -150,7 +150,7 @@ fn remove_empty(hierarchy: &Hierarchy, names: &[String], parts: &[Vec<String>]) 
 }
 
 /// Sees to it that nobody is in a grant's cgroup2 cgroups.
-fn empty(grant: &Node, kill: bool) -> Result<(), CgroupError> {
+fn empty(grant: &Node, kill: bool, patience: Patience) -> Result<(), CgroupError> {
     if !grant.is_populated()? {
         return Ok(());
     }
@@ -159,7 +159,7 @@ fn empty(grant: &Node, kill: bool) -> Result<(), CgroupError> {
     }
     // From here on nobody goes from the monitor into the payload, or from outside anywhere.
     take_back(grant.dir()).map_err(CgroupError::kernel("to take back", grant.path()))?;
-    let deadline = Instant::now() + KILL_WAIT;
+    let deadline = patience.deadline(KILL_WAIT);
     for name in [PAYLOAD, CHILDREN, ENTRY] {
         if let Some(part) = grant.child(name)? {
             kill_all(&part)?;
@@ -179,7 +179,13 @@ fn empty(grant: &Node, kill: bool) -> Result<(), CgroupError> {
 }
 
 /// Removes a grant's cgroup in one hierarchy, with all below it.
-fn tear_down(hierarchy: &Hierarchy, above: &Node, name: &str, kill: bool) -> Result<(), CgroupError> {
+fn tear_down(
+    hierarchy: &Hierarchy,
+    above: &Node,
+    name: &str,
+    kill: bool,
+    patience: Patience,
+) -> Result<(), CgroupError> {
     let Some(grant) = above.child(name)? else { return Ok(()) };
     for part in [PAYLOAD, CHILDREN, MONITOR, ENTRY] {
         // What is empty goes at once; what is not, below.
@@ -189,7 +195,7 @@ fn tear_down(hierarchy: &Hierarchy, above: &Node, name: &str, kill: bool) -> Res
         return Ok(());
     }
     if hierarchy.kind == Kind::V1 {
-        empty_v1(&grant, kill)?;
+        empty_v1(&grant, kill, patience)?;
     }
     remove_below(&grant)?;
     above.remove(name).map_err(|error| busy(error, &grant))
@@ -239,8 +245,8 @@ fn take_back(dir: &Dir) -> io::Result<()> {
 
 /// Sees to it that nobody is in v1 cgroups of a grant who is not in its cgroup2 ones. That takes a hand of root's, and is
 /// coped with all the same.
-fn empty_v1(grant: &Node, kill: bool) -> Result<(), CgroupError> {
-    let deadline = Instant::now() + KILL_WAIT;
+fn empty_v1(grant: &Node, kill: bool, patience: Patience) -> Result<(), CgroupError> {
+    let deadline = patience.deadline(KILL_WAIT);
     loop {
         let mut alive = Vec::new();
         let mut look = |dir: &Dir| -> io::Result<()> {

@@ -21,6 +21,24 @@ use super::{
     tree::{CHILDREN, PAYLOAD, Tree, below_base, with_part},
 };
 
+/// How long it is waited for what the kernel does by and by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// As long as it may take.
+    Full,
+    /// Not so long that others notice who wait for the same account.
+    Brief,
+}
+
+impl Patience {
+    /// Until when, of what may take so long.
+    pub(super) fn deadline(self, full: Duration) -> Instant {
+        Instant::now() + if self == Self::Full { full } else { full.min(BRIEF) }
+    }
+}
+
+/// [`Patience::Brief`].
+const BRIEF: Duration = Duration::from_millis(500);
 /// How long the kernel may take to freeze everything.
 const FREEZE_WAIT: Duration = Duration::from_secs(5);
 /// How long killed processes may take to end.
@@ -37,9 +55,9 @@ impl Tree {
     ///
     /// # Errors
     /// [`CgroupError::NoSuchGrant`], [`CgroupError::TimedOut`], what the kernel refuses.
-    pub fn freeze(&self, grant: &GrantPath) -> Result<(), CgroupError> {
+    pub fn freeze(&self, grant: &GrantPath, patience: Patience) -> Result<(), CgroupError> {
         let parts = self.parts(grant)?;
-        let deadline = Instant::now() + FREEZE_WAIT;
+        let deadline = patience.deadline(FREEZE_WAIT);
         let mut changed = Vec::new();
         let result = parts.iter().try_for_each(|node| {
             if !is_set(node)? {
@@ -100,14 +118,24 @@ impl Tree {
     ///
     /// # Errors
     /// [`CgroupError::NoSuchGrant`], [`CgroupError::TimedOut`], what the kernel refuses.
-    pub fn kill(&self, grant: &GrantPath) -> Result<(), CgroupError> {
+    pub fn kill(&self, grant: &GrantPath, patience: Patience) -> Result<(), CgroupError> {
         let parts = self.parts(grant)?;
         parts.iter().try_for_each(kill_all)?;
-        let deadline = Instant::now() + KILL_WAIT;
+        let deadline = patience.deadline(KILL_WAIT);
         parts.iter().try_for_each(|node| match wait(node, "populated", 0, deadline)? {
             true => Ok(()),
             false => Err(CgroupError::TimedOut("killing")),
         })
+    }
+
+    /// Waits until nothing is left in payload and children, for as long as a kill may take. Nothing is done to them.
+    ///
+    /// # Errors
+    /// [`CgroupError::NoSuchGrant`], what the kernel refuses.
+    pub fn wait_until_empty(&self, grant: &GrantPath) -> Result<(), CgroupError> {
+        let deadline = Patience::Full.deadline(KILL_WAIT);
+        let parts = self.parts(grant)?;
+        parts.iter().try_for_each(|node| wait(node, "populated", 0, deadline).map(drop))
     }
 
     /// What freeze, kill and the process list are about.

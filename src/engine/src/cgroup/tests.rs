@@ -28,7 +28,7 @@ use cgrant_sys::{Pidfd, PidfdInfo};
 use cgrant_wire::{AttachTarget, Refusal, RefusalCode, boot::Placement};
 
 use super::{
-    CgroupError, Delegation, HostKind, Nested, OomWatch, Tree,
+    CgroupError, Delegation, HostKind, Nested, OomWatch, Patience, Tree,
     attach_tree::Catch,
     mounts::{Kind, Mount, mounts},
 };
@@ -638,7 +638,7 @@ fn frozen_thawed_and_killed() {
     let payload = Running::new(RANGE, "while :; do /bin/true; done");
     let _ = place.tree.attach(&grant, AttachTarget::Payload, &payload.pidfd(), false, &anybody).unwrap();
     assert!(place.tree.is_populated(&grant).unwrap() && !place.tree.is_frozen(&grant).unwrap());
-    place.tree.freeze(&grant).unwrap();
+    place.tree.freeze(&grant, Patience::Full).unwrap();
     assert!(place.tree.is_frozen(&grant).unwrap());
     let time = || place.tree.stat(&grant).unwrap().cpu_usage_usec.unwrap();
     let before = time();
@@ -647,13 +647,13 @@ fn frozen_thawed_and_killed() {
     assert!(time() - before < 10_000, "nothing runs");
     place.tree.thaw(&grant).unwrap();
     until("it goes on", || time() > before);
-    place.tree.freeze(&grant).unwrap();
-    place.tree.kill(&grant).unwrap();
+    place.tree.freeze(&grant, Patience::Full).unwrap();
+    place.tree.kill(&grant, Patience::Full).unwrap();
     assert!(!place.tree.is_populated(&grant).unwrap());
     assert!(monitor.pidfd().is_alive().unwrap(), "the monitor lives");
     place.tree.thaw(&grant).unwrap();
     // Freezing nobody is done at once.
-    place.tree.freeze(&grant).unwrap();
+    place.tree.freeze(&grant, Patience::Full).unwrap();
 }
 
 #[test]
@@ -910,7 +910,7 @@ fn a_tree_with_a_stranger_is_left_alone() {
         place.tree.attach(&grant, AttachTarget::Payload, &root.pidfd(), true, &anybody).unwrap().count(),
         4
     );
-    place.tree.kill(&grant).unwrap();
+    place.tree.kill(&grant, Patience::Full).unwrap();
 }
 
 #[test]

@@ -90,15 +90,20 @@ pub fn look_around(engine: &Engine, process: &Pidfd, uid: HostUid) -> io::Result
     Ok(Around { grant, ordinary, maker, application })
 }
 
+/// The ordinary user of a container that has this grant, or one around it; `None` if nobody but roots has.
+pub fn user_of(engine: &Engine, path: &GrantPath) -> Option<HostUid> {
+    // The outermost, of whose step nothing but its grant says which uid it is outside.
+    let depth = path.ordinary().next()?.0.steps.len();
+    let steps = path.steps.iter().take(depth.saturating_add(1)).cloned().collect();
+    let grant = engine.registry().at(&GrantPath { account: path.account, steps })?;
+    grant.live().record.nested.as_ref().map(|nested| HostUid(nested.uid))
+}
+
 /// The ordinary user of a container that a process of `uid` in this grant is, or whose container it is in: root of what such a one has
 /// made is in its hands.
 fn ordinary(engine: &Engine, path: &GrantPath, uid: HostUid) -> Option<HostUid> {
-    // The outermost, of whose step nothing but its grant says which uid it is outside.
-    let first = path.ordinary().next().map(|(around, _)| around.steps.len());
-    if let Some(depth) = first {
-        let steps = path.steps.iter().take(depth.saturating_add(1)).cloned().collect();
-        let grant = engine.registry().at(&GrantPath { account: path.account, steps })?;
-        return grant.live().record.nested.as_ref().map(|nested| HostUid(nested.uid));
+    if path.ordinary().next().is_some() {
+        return user_of(engine, path);
     }
     let grant = engine.registry().at(path)?;
     let (range, nesting) = {

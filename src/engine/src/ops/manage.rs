@@ -214,7 +214,7 @@ pub fn freeze(engine: &Engine, caller: &Arc<Caller>, id: GrantId, frozen: bool) 
     let grant = usable(engine, caller, id, if frozen { Verb::Freeze } else { Verb::Thaw })?;
     inside::must_be_outside(engine, caller, "freeze or thaw")?;
     if frozen {
-        engine.tree.freeze(&grant.path)?;
+        engine.tree.freeze(&grant.path, caller.patience())?;
     } else {
         engine.tree.thaw(&grant.path)?;
     }
@@ -229,7 +229,7 @@ pub fn freeze(engine: &Engine, caller: &Arc<Caller>, id: GrantId, frozen: bool) 
 pub fn kill(engine: &Engine, caller: &Arc<Caller>, id: GrantId) -> Outcome {
     let grant = usable(engine, caller, id, Verb::Kill)?;
     inside::must_be_outside(engine, caller, "kill a grant")?;
-    engine.tree.kill(&grant.path)?;
+    engine.tree.kill(&grant.path, caller.patience())?;
     events::refresh(engine, &grant);
     done()
 }

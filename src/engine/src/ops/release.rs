@@ -7,10 +7,10 @@ use cgrant_wire::{Answer, EndReason, GrantId, Refusal, RefusalCode};
 
 use super::{inside, query::usable};
 use crate::{
-    cgroup::CgroupError,
+    cgroup::{CgroupError, Patience},
     connection::Caller,
     engine::{Engine, Outcome, unwritable},
-    events,
+    events, leaving,
     record::Phase,
     registry::Grant,
 };
@@ -41,17 +41,28 @@ pub fn release(engine: &Engine, caller: &Arc<Caller>, id: GrantId, kill: bool, f
         return Err(Refusal::new(RefusalCode::Busy, format!("grant {} still has processes", grant.name))
             .hint("end them first, or release with kill"));
     }
-    remove(engine, &grant, EndReason::Released)?;
+    remove(engine, &grant, EndReason::Released, caller.patience())?;
     Ok((Answer::Done, Vec::new()))
 }
 
 /// Ends a grant without anybody asking. What can't be done now is done at the next start.
+///
+/// An ordinary user in a container wants the account's operations to wait for processes of its own that don't end: it is not waited for them
+/// here, but looked again when they have ended.
 pub fn end(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) {
     // It may have ended with the one around it since somebody wanted that.
     if !grant.is_active() || engine.registry().get(grant.id).is_none() {
         return;
     }
-    if let Err(refusal) = remove(engine, grant, reason) {
+    let whose = inside::user_of(engine, &grant.path);
+    let patience = if whose.is_some() { Patience::Brief } else { Patience::Full };
+    if let Err(refusal) = remove(engine, grant, reason, patience) {
+        if whose.is_some()
+            && refusal.code == RefusalCode::TimedOut
+            && leaving::end_later(engine, grant, reason)
+        {
+            return;
+        }
         tracing::error!(%refusal, grant = %grant.id, "a grant can't be ended; it is tried again at the next start");
     }
 }
@@ -60,15 +71,25 @@ pub fn end(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) {
 ///
 /// # Errors
 /// The refusal of the step that failed; the record then says that the grant is being released, and another release goes on.
-pub fn remove(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) -> Result<(), Refusal> {
+pub fn remove(
+    engine: &Engine,
+    grant: &Arc<Grant>,
+    reason: EndReason,
+    patience: Patience,
+) -> Result<(), Refusal> {
     // Nobody inside makes another meanwhile: an account's operations come one after the other.
     let inner =
         if grant.live().record.nesting > 0 { engine.registry().inside(&grant.path) } else { Vec::new() };
-    inner.iter().rev().try_for_each(|inner| remove_one(engine, inner, EndReason::ParentEnded))?;
-    remove_one(engine, grant, reason)
+    inner.iter().rev().try_for_each(|inner| remove_one(engine, inner, EndReason::ParentEnded, patience))?;
+    remove_one(engine, grant, reason, patience)
 }
 
-fn remove_one(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) -> Result<(), Refusal> {
+fn remove_one(
+    engine: &Engine,
+    grant: &Arc<Grant>,
+    reason: EndReason,
+    patience: Patience,
+) -> Result<(), Refusal> {
     let mut record = grant.live().record.clone();
     record.phase = Phase::Releasing;
     // A disk that can't be written must not keep anybody from giving things back: the record as it is leads to the same end
@@ -80,7 +101,7 @@ fn remove_one(engine: &Engine, grant: &Arc<Grant>, reason: EndReason) -> Result<
     super::link::remove_all(engine, grant, &mut record)?;
     engine.fault.step("release: links removed")?;
     events::unwatch(engine, grant);
-    engine.tree.remove_grant(&grant.path, true)?;
+    engine.tree.remove_grant(&grant.path, true, patience)?;
     engine.linger(grant.account);
     engine.fault.step("release: cgroups removed")?;
     engine.ids.release(grant.id)?;
