@@ -16,7 +16,8 @@
 //! | [`limits`], [`stat`] | limits and figures, the same on v1 and v2 |
 //! | [`state`], [`processes`] | freezing, killing, listing |
 //! | [`attach`], [`attach_tree`], [`evict`] | moving processes in, with all they fork, and out |
-//! | [`subtree`], [`events`], [`remove`] | cgroups below a payload; what the kernel tells; the end |
+//! | [`subtree`], [`shadow`] | cgroups below a payload; how many on v1 |
+//! | [`events`], [`remove`] | what the kernel tells; the end |
 
 mod attach;
 mod attach_tree;
@@ -33,6 +34,7 @@ mod mounts;
 mod node;
 mod processes;
 mod remove;
+mod shadow;
 mod stat;
 mod state;
 mod subtree;

@@ -137,6 +137,7 @@ impl Tree {
                 return;
             }
         }
+        self.forget_shadow(account);
     }
 }
 

@@ -26,11 +26,12 @@ impl Tree {
     /// make none, those above come with it. It belongs to whom the one above belongs to.
     ///
     /// An attacker wants a cgroup outside of the payload: every step goes one checked name from a directory and through no link.
-    /// How deep is for the caller to bound; the kernel bounds depth and number too ([`Tree::govern_account`]).
+    /// How deep is for the caller to bound; the kernel bounds depth and number too ([`Tree::govern_account`]), and on v1, where it
+    /// doesn't, the broker ([`super::shadow`]).
     ///
     /// # Errors
     /// [`CgroupError::CgroupExists`], [`CgroupError::NoSuchCgroup`], [`CgroupError::NoSuchGrant`],
-    /// [`CgroupError::ReservedName`], what the kernel refuses (`EAGAIN`: the account's number or depth of cgroups is used up).
+    /// [`CgroupError::ReservedName`], [`CgroupError::TooMany`], what the kernel refuses (`EAGAIN`: the account's number or depth of cgroups is used up).
     pub fn create_cgroup(&self, grant: &GrantPath, path: &CgroupPath) -> Result<(), CgroupError> {
         let (above, name) = split(path)?;
         let payload = self.need_part(self.v2(), grant, PAYLOAD)?;
@@ -50,17 +51,30 @@ impl Tree {
     }
 
     fn create_on_v1(&self, grant: &GrantPath, path: &CgroupPath) -> Result<(), CgroupError> {
+        self.count_shadow(grant.account, path.depth())?;
+        // After a failure some may be there.
+        let made = self.ensure_on_v1(grant, path)?;
+        self.uncount_shadow(grant.account, path.depth().saturating_sub(made));
+        Ok(())
+    }
+
+    /// Says how many it made where most were missing.
+    fn ensure_on_v1(&self, grant: &GrantPath, path: &CgroupPath) -> Result<usize, CgroupError> {
+        let mut most = 0;
         for hierarchy in &self.hierarchies.v1 {
             let mut node = self.need_part(hierarchy, grant, PAYLOAD)?;
+            let mut here: usize = 0;
             for name in path.names() {
                 let (next, made) = node.ensure(name.as_str())?;
                 if made {
+                    here = here.saturating_add(1);
                     cpuset::inherit(hierarchy, &node, &next)?;
                 }
                 node = next;
             }
+            most = most.max(here);
         }
-        Ok(())
+        Ok(most)
     }
 
     /// Is there such a cgroup below a payload? Says of a path that can't be one what making or removing it would say.
@@ -97,6 +111,7 @@ impl Tree {
             }
             _ => (),
         }
+        let mut is_gone = true;
         for hierarchy in &self.hierarchies.v1 {
             let Some(mut node) = self.part(hierarchy, grant, PAYLOAD)? else { continue };
             let mut there = true;
@@ -111,8 +126,11 @@ impl Tree {
             }
             if there {
                 // One that the holder made again on cgroup2 alone may have left something in it: it goes with the grant.
-                let _ = node.remove(&name);
+                is_gone &= node.remove(&name).is_ok();
             }
+        }
+        if is_gone {
+            self.uncount_shadow(grant.account, 1);
         }
         Ok(())
     }

@@ -883,6 +883,9 @@ fn a_new_process_is_a_members_by_a_line_of_new_parents() {
     // Nor does one from another session.
     catch.sessions.clear();
     assert!(!catch.may_be_member(last));
+    // Nobody has attached them, so they end with no grant.
+    let kill = ["-KILL".to_owned(), last.to_string(), first.to_string()];
+    assert!(Command::new("kill").args(kill).status().unwrap().success());
 }
 
 #[test]
@@ -1000,6 +1003,51 @@ fn a_holder_does_not_get_around_its_limits() {
         ("67108864".into(), "50".into())
     );
     assert_eq!(place.pids("pids", &grant, "payload"), [id]);
+}
+
+/// Every process of the machine that needs memory of its own wants one of the kernel's 65,535 cgroups with it.
+#[test]
+fn nobody_fills_cgroup_v1_by_removing_on_cgroup2() {
+    let place = Place::new();
+    let grant = place.make("web");
+    let tree = &place.tree;
+    let of = |text: &str| CgroupPath::new(text).unwrap();
+    let on_v2 = place.grant("cgroup2", &grant).join("payload");
+    let on_v1 = place.grant("memory", &grant).join("payload");
+    let below = |dir: &Path| -> usize {
+        let done = Command::new("find").arg(dir).args(["-mindepth", "1", "-type", "d"]).output().unwrap();
+        done.stdout.iter().filter(|b| **b == b'\n').count()
+    };
+    tree.create_cgroup(&grant, &of("kept")).unwrap();
+    for n in 0..300 {
+        let (above, name) = (format!("n{n}"), format!("n{n}/below"));
+        tree.create_cgroup(&grant, &of(&above)).unwrap();
+        tree.create_cgroup(&grant, &of(&name)).unwrap();
+        for gone in [&name, &above] {
+            fs::remove_dir(on_v2.join(gone)).unwrap();
+        }
+        assert!(below(&on_v1) <= below(&on_v2) + 64, "{n}: {} for {}", below(&on_v1), below(&on_v2));
+    }
+    assert!(on_v1.join("kept").is_dir());
+    // What has a process in it can't be removed, and counts.
+    let mut held = Vec::new();
+    let refused = (0..100).find_map(|n| {
+        let name = format!("held{n}");
+        let error = tree.create_cgroup(&grant, &of(&name)).err();
+        if error.is_none() {
+            let child = Command::new("sleep").arg("100").spawn().unwrap();
+            fs::write(on_v1.join(&name).join("cgroup.procs"), child.id().to_string()).unwrap();
+            held.push(child);
+            fs::remove_dir(on_v2.join(&name)).unwrap();
+        }
+        error
+    });
+    assert_eq!(refused.map(code), Some(RefusalCode::QuotaExceeded));
+    for child in &mut held {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    tree.create_cgroup(&grant, &of("again")).unwrap();
 }
 
 #[test]

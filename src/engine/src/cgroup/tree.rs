@@ -74,6 +74,8 @@ pub struct Tree {
     kind: HostKind,
     /// What was said last of how many cgroups an account may have and how deep, and of which node: its kernel id.
     pub(super) governed: Mutex<HashMap<HostUid, Governed>>,
+    /// How many cgroups an account has on cgroup v1 at most, once it was looked ([`super::shadow`]).
+    pub(super) shadows: Mutex<HashMap<HostUid, u64>>,
 }
 
 /// Kernel id of an account's node, most descendants, greatest depth.
@@ -99,8 +101,14 @@ impl Tree {
         let kind = kind_of(&hierarchies);
         let delegated = delegated_files(&hierarchies.v2.controllers);
         let proc = ProcFs::open().map_err(CgroupError::system("opening /proc"))?;
-        let tree =
-            Self { hierarchies: Arc::new(hierarchies), proc, delegated, kind, governed: Mutex::default() };
+        let tree = Self {
+            hierarchies: Arc::new(hierarchies),
+            proc,
+            delegated,
+            kind,
+            governed: Mutex::default(),
+            shadows: Mutex::default(),
+        };
         tree.finish_attachments()?;
         tree.remove_empty_accounts()?;
         Ok(tree)
