@@ -5,21 +5,24 @@ use std::{net::Ipv4Addr, process::Command};
 
 use zbus::Variant;
 
-use crate::common::{
-    Client, Lab, Network, Node, Options,
-    bus::Refused,
-    checker,
-    containers::{Shell, busybox_with_command, inside},
-    level::{Level, nesting, release},
-    network::{Container, Link},
-    node::Tcp,
-    wait_until,
+use crate::{
+    common::{
+        Client, Lab, Network, Node, Options, User,
+        bus::Refused,
+        checker,
+        containers::{Shell, busybox_with_command, inside},
+        level::{Level, nesting, release},
+        network::{Container, Link},
+        node::Tcp,
+        wait_until,
+    },
+    explain::{explain, same},
 };
 
 const BRIDGES: &str = "[[network.bridge]]\nname = \"office\"\ndevice = \"office\"\nsubnet4 = \"10.77.0.0/24\"\n\
     range4 = \"10.77.0.100-10.77.0.120\"\ngateway4 = \"10.77.0.1\"\n";
 const ALLOWED: &str = "[[rule]]\nname = \"office\"\nnetwork.bridges = [\"default\", \"account\", \"office\"]\n\
-    network.nesting-bridges = [\"office\"]\nquota.links = 4\n";
+    network.nesting-bridges = [\"office\"]\nquota.links = 6\n";
 /// Of the administrator's machine there.
 const PRINTER: &str = "10.77.0.5";
 
@@ -86,6 +89,10 @@ fn containers_in_containers_on_a_bridge_of_the_hosts(lab: &Lab) {
     let archive = busybox_with_command(lab);
     shell.import_inside(&[], &archive, "box");
     shell.done(&["launch", "box", "one", "--nesting"]);
+    let bridges = shell.done(&inside(&["one"], &["cgrant", "--format", "json", "link", "bridges"]));
+    assert!(!bridges.contains("office"), "the container has no link there: {bridges}");
+    shell.done(&["delete", "--force", "one"]);
+    shell.done(&["launch", "box", "one", "--nesting", "--link=office"]);
     shell.import_inside(&["one"], &archive, "box");
     let bridges = shell.done(&inside(&["one"], &["cgrant", "--format", "json", "link", "bridges"]));
     assert!(bridges.contains("\"office\"") && !bridges.contains("default"), "{bridges}");
@@ -152,6 +159,95 @@ fn a_bridge_that_policy_does_not_name_is_not_there(lab: &Lab) {
     close(&network, printer);
 }
 
+// A link of the account's own, of a container that it has given one.
+fn given(client: &Client, level: &Level, user: &User, options: fn(&Node) -> Options) -> Node {
+    let node = Node::container(user);
+    client.add_link(&level.grant.path, options(&node)).unwrap();
+    node
+}
+
+fn of_office(node: &Node) -> Options {
+    on("office", node)
+}
+
+// Policy names the bridge for all containers of the account in containers; which of them have it says who makes the one around.
+fn a_bridge_that_the_container_has_no_link_on_is_not_there(lab: &Lab) {
+    let network = Network::new(lab);
+    let printer = office(lab, &network);
+    lab.write_policy(ALLOWED);
+    let broker = network.broker();
+    let user = lab.user();
+    let client = user.client(broker.socket());
+    let one = Level::new(&user, &client, "one", nesting(3));
+    let first = one.client(lab, &user, broker.socket());
+    let node = node_inside(lab, &one);
+    let bare = first.create("bare", Options::new().no_range()).unwrap();
+    let refused = |caller: &Client, node: &Node, grant: &str, want: &dyn Fn() -> Options, code, why| {
+        let link = || want().netns(&node.netns);
+        let real = caller.add_link(grant, link());
+        same(
+            why,
+            &explain(caller, "AddLink", Options::new().links(vec![want()]).with("grant", grant.to_owned()))
+                .unwrap(),
+            &real,
+        );
+        real.unwrap_err().is(code, why);
+        with_link(caller, "x", link()).unwrap_err().is(code, why);
+    };
+    let plain = || Options::new().with("bridge", "office");
+    let rates = |path: &str| {
+        let link = client.links(path).remove(0);
+        ["upload", "download"].map(|key| u64::try_from(link.all[key].try_clone().unwrap()).unwrap())
+    };
+    assert!(first.bridges().is_empty());
+    refused(&first, &node, &bare.path, &plain, "NotAuthorized", "has no link on bridge office");
+    // A link elsewhere is none there.
+    let elsewhere = given(&client, &one, &user, |node| on("account", node));
+    refused(&first, &node, &bare.path, &plain, "NotAuthorized", "has no link on bridge office");
+    let outer = given(&client, &one, &user, |node| {
+        on("office", node).with("upload", 2_000_000_u64).with("download", 3_000_000_u64)
+    });
+    assert_eq!(first.bridges().len(), 1);
+    // What it has bounds what those inside have.
+    for (key, rate) in [("upload", 2_000_001_u64), ("download", 3_000_001)] {
+        refused(&first, &node, &bare.path, &|| plain().with(key, rate), "QuotaExceeded", key);
+    }
+    refused(
+        &first,
+        &node,
+        &bare.path,
+        &|| plain().with("vlan", 5_u16),
+        "NotAuthorized",
+        "has no link on VLAN 5",
+    );
+    first.add_link(&bare.path, on("office", &node)).unwrap();
+    assert_eq!(rates(&bare.path), [2_000_000, 3_000_000]);
+    // One further in has what the one around it has, not what is further out.
+    let two = one.inner(&user, &first, "two", nesting(1));
+    let second = two.client(lab, &user, broker.socket());
+    let lower = node_inside(lab, &two);
+    let deep = second.create("deep", Options::new().no_range()).unwrap();
+    refused(&second, &lower, &deep.path, &plain, "NotAuthorized", "has no link on bridge office");
+    let between = node_inside(lab, &one);
+    first.add_link(&two.grant.path, on("office", &between).with("upload", 1_000_000_u64)).unwrap();
+    second.add_link(&deep.path, on("office", &lower)).unwrap();
+    assert_eq!(rates(&deep.path), [1_000_000, 3_000_000]);
+    checker::assert_in_order(lab);
+    // With the container's own all go that are inside.
+    let office = client.links(&one.grant.path).into_iter().find(|link| link.bridge == "office").unwrap();
+    client.remove_link(&one.grant.path, &office.name).unwrap();
+    for path in [&bare.path, &two.grant.path, &deep.path] {
+        assert!(client.links(path).is_empty(), "{path}");
+    }
+    assert!(first.bridges().is_empty());
+    assert_eq!(client.links(&one.grant.path).len(), 1);
+    checker::assert_in_order(lab);
+    release(&client, &one.grant.path, Options::new().with("force", true)).unwrap();
+    drop((elsewhere, outer));
+    checker::assert_empty(lab);
+    close(&network, printer);
+}
+
 // The root of a container wants into other networks, to be somebody else there, or to use up what others are to have.
 fn nobody_inside_gets_more_than_a_link_of_its_own(lab: &Lab) {
     let network = Network::new(lab);
@@ -165,6 +261,9 @@ fn nobody_inside_gets_more_than_a_link_of_its_own(lab: &Lab) {
     let two = one.inner(&user, &first, "two", nesting(2));
     let second = two.client(lab, &user, broker.socket());
     let node = node_inside(lab, &one);
+    let own = given(&client, &one, &user, of_office);
+    let between = node_inside(lab, &one);
+    first.add_link(&two.grant.path, on("office", &between)).unwrap();
     printer.serve_all(7000);
     let service = format!("{PRINTER}:7000");
     // Bridges that policy has for the account alone, one that is the account's own, or none.
@@ -218,7 +317,7 @@ fn nobody_inside_gets_more_than_a_link_of_its_own(lab: &Lab) {
     node.sh("ip address add 10.77.0.119/24 dev eth0");
     assert!(node.talk_from(Tcp, Some("10.77.0.119:0"), &service, 150).is_err());
     assert!(!printer.run(&["ip", "neigh"]).contains("10.77.0.119 "), "nobody heard of it");
-    // All count as the account's: it has four.
+    // All count as the account's: it has six.
     let more = [node_inside(lab, &one), node_inside(lab, &one), node_inside(lab, &one)];
     let grant = first.create("more", Options::new().no_range()).unwrap();
     first.add_link(&grant.path, on("office", &more[0])).unwrap();
@@ -240,9 +339,10 @@ fn nobody_inside_gets_more_than_a_link_of_its_own(lab: &Lab) {
     first.remove_link(&grant.path, "eth1").unwrap();
     first.add_link(&grant.path, on("office", &more[2])).unwrap();
     let ports = || network.host.run(&["ip", "-br", "link", "show", "master", "office"]).lines().count();
-    assert_eq!(ports(), 1 + 4);
+    assert_eq!(ports(), 1 + 6);
     release(&client, &one.grant.path, Options::new().with("force", true)).unwrap();
     assert_eq!(ports(), 1 + 1);
+    drop(own);
     again.release(&client);
     checker::assert_empty(lab);
     close(&network, printer);
@@ -251,5 +351,6 @@ fn nobody_inside_gets_more_than_a_link_of_its_own(lab: &Lab) {
 crate::tests![
     containers_in_containers_on_a_bridge_of_the_hosts,
     a_bridge_that_policy_does_not_name_is_not_there,
+    a_bridge_that_the_container_has_no_link_on_is_not_there,
     nobody_inside_gets_more_than_a_link_of_its_own,
 ];

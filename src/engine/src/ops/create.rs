@@ -254,7 +254,7 @@ fn plan(
     let links = link::wishes(
         engine,
         &caller.subject(),
-        (caller.account(), caller.nested.is_some()),
+        (caller.account(), caller.nested.as_ref()),
         &request.links,
         &[],
         Some((caller, &mut fds)),

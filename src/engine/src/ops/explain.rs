@@ -170,7 +170,7 @@ impl About<'_> {
                 self.must_be_outside("add a link")?;
                 let existing = self.engine.grant_for(self.caller, *grant)?.live().record.links.clone();
                 let requests = std::slice::from_ref(link);
-                let whose = (owner, self.caller.nested.is_some());
+                let whose = (owner, self.caller.nested.as_ref());
                 let wishes =
                     link::wishes(self.engine, &self.subject, whose, requests, &existing, None, None)?;
                 link::judged(&wishes)
@@ -266,7 +266,7 @@ impl About<'_> {
         let label = create::label_of(request, &name)?;
         let account = self.subject.uid;
         nested::may_have_links(self.caller, request)?;
-        let owner = (account, self.caller.nested.is_some());
+        let owner = (account, self.caller.nested.as_ref());
         let wishes = link::wishes(self.engine, &self.subject, owner, &request.links, &[], None, None)?;
         let ids = create::ids_of(self.engine, &self.subject, request)?;
         let path = self.path_of(name.clone());

@@ -24,7 +24,7 @@ pub use self::{
 };
 use super::{check, inside, query::usable};
 use crate::{
-    connection::Caller,
+    connection::{Caller, Inside},
     engine::{Engine, Outcome},
     record::{GrantRecord, LinkRecord, Phase},
     registry::Grant,
@@ -103,7 +103,7 @@ pub fn add(
     let wishes = wishes(
         engine,
         &caller.subject(),
-        (grant.account, caller.nested.is_some()),
+        (grant.account, caller.nested.as_ref()),
         requests,
         &record.links,
         Some((caller, &mut fds)),
@@ -162,17 +162,45 @@ pub fn named(taps: Vec<Tap>) -> (Vec<(String, FdIndex)>, Vec<OwnedFd>) {
     (names.into_iter().enumerate().map(|(at, name)| (name, index(at))).collect(), fds)
 }
 
-/// Removes a link. Without a helper it is removed as soon as there is one.
+/// Removes a link, and those that grants inside have by it. Without a helper it is removed as soon as there is one.
 ///
 /// # Errors
 /// [`RefusalCode::NoSuchLink`], or that of the kernel's.
 pub fn remove(engine: &Engine, caller: &Arc<Caller>, id: GrantId, name: &str) -> Outcome {
     let grant = usable(engine, caller, id, Verb::RemoveLink)?;
     inside::must_be_outside(engine, caller, "remove a link")?;
+    let gone = remove_one(engine, &grant, name)?;
+    remove_inside(engine, &grant, &gone);
+    Ok((Answer::Done, Vec::new()))
+}
+
+/// Removes the links that grants inside have by this one, unless the grant has another one there.
+///
+/// An attacker wants to stay on a network that the container around has been taken off.
+fn remove_inside(engine: &Engine, grant: &Grant, gone: &LinkInfo) {
+    let is_there = |link: &LinkInfo| (&link.bridge, link.vlan) == (&gone.bridge, gone.vlan);
+    if all_told(&grant.live().record).iter().any(is_there) {
+        return;
+    }
+    // Not in the loop's head, which would hold the registry meanwhile.
+    let inside = engine.registry().inside(&grant.path);
+    for inner in inside {
+        let links = all_told(&inner.live().record);
+        for link in links.iter().filter(|link| is_there(link)) {
+            if let Err(refusal) = remove_one(engine, &inner, &link.name) {
+                tracing::error!(%refusal, grant = %inner.id, link = link.name, "a link that goes with that of the grant around stays");
+            }
+        }
+    }
+}
+
+/// Removes a link, and says what it was.
+fn remove_one(engine: &Engine, grant: &Grant, name: &str) -> Result<LinkInfo, Refusal> {
     let mut record = grant.live().record.clone();
     let at = position(&record, name)?;
     let Some(link) = record.links.get_mut(at) else { return Err(check::internal("a link went astray")) };
     link.phase = Phase::Releasing;
+    let told = told(link);
     let key = link.link.key.clone();
     if let Err(refusal) = engine.write_record(&record) {
         tracing::warn!(%refusal, grant = %grant.id, "a link is removed without a record of the intent");
@@ -187,8 +215,8 @@ pub fn remove(engine: &Engine, caller: &Arc<Caller>, id: GrantId, name: &str) ->
         return Err(refusal);
     }
     let _ = engine.fault.step("unlink: removed");
-    take_out(engine, &grant, name, LinkEnd::Removed);
-    Ok((Answer::Done, Vec::new()))
+    take_out(engine, grant, name, LinkEnd::Removed);
+    Ok(told)
 }
 
 /// A link is not there any more: its address and ports are free, and it is told.
@@ -440,7 +468,7 @@ fn set_ports(
     Ok(())
 }
 
-/// The bridges that the caller may have links on, policy's first one first.
+/// The bridges that the caller may have links on, policy's first one first. From inside a grant: those that it has a link on itself.
 ///
 /// # Errors
 /// What policy refuses.
@@ -451,6 +479,10 @@ pub fn list_bridges(engine: &Engine, caller: &Caller) -> Outcome {
     let allowed = if caller.nested.is_some() { &network.nesting_bridges } else { &network.bridges };
     let mut bridges = Vec::new();
     for name in allowed {
+        let is_around = |inside: &Inside| !wish::links_on(&inside.grant, name.as_str()).is_empty();
+        if !caller.nested.as_ref().is_none_or(is_around) {
+            continue;
+        }
         if let Some(bridge) = bridge_info(engine, caller.account(), name.as_str()) {
             bridges.push(bridge);
         }

@@ -7,10 +7,16 @@ use cgrant_policy::{
     NewLink,
 };
 use cgrant_sys::{NetnsFd, UsernsFd};
-use cgrant_wire::{FdIndex, LinkKind, LinkRequest, MAX_FDS, PublishedPort, Refusal, RefusalCode};
+use cgrant_wire::{FdIndex, LinkInfo, LinkKind, LinkRequest, MAX_FDS, PublishedPort, Refusal, RefusalCode};
 
-use super::super::check;
-use crate::{connection::Caller, engine::Engine, net::ports_overlap, record::LinkRecord};
+use super::{super::check, all_told};
+use crate::{
+    connection::{Caller, Inside},
+    engine::Engine,
+    net::ports_overlap,
+    record::LinkRecord,
+    registry::Grant,
+};
 
 /// Most links of one grant.
 pub const MAX_LINKS: usize = 16;
@@ -64,7 +70,7 @@ fn invalid(message: impl Into<String>) -> Refusal {
 
 /// Checks links that are asked for in one request, for a grant of `account` that has `existing` ones. `userns` is the user
 /// namespace that was shown in the same request, which then must own their network namespaces. Without `shown`, the caller and its
-/// descriptors, nothing is to be made, and network namespaces don't matter. `nested` says whether they are asked for from inside a grant.
+/// descriptors, nothing is to be made, and network namespaces don't matter. `inside` is the grant that they are asked for from inside of.
 ///
 /// # Errors
 /// [`RefusalCode::InvalidArgument`], [`RefusalCode::InvalidName`], [`RefusalCode::LinkExists`],
@@ -72,7 +78,7 @@ fn invalid(message: impl Into<String>) -> Refusal {
 pub fn wishes(
     engine: &Engine,
     subject: &Subject,
-    (account, nested): (HostUid, bool),
+    (account, inside): (HostUid, Option<&Inside>),
     requests: &[LinkRequest],
     existing: &[LinkRecord],
     mut shown: Option<(&Caller, &mut check::Descriptors)>,
@@ -111,13 +117,15 @@ pub fn wishes(
     }
     for request in requests {
         check_bridge(&request.bridge)?;
-        if nested {
-            fits_inside(request)?;
+        let mut request = request.clone();
+        if let Some(inside) = inside {
+            fits_inside(&request)?;
+            fits_around(engine, subject, &inside.grant, &mut request)?;
         }
-        check_figures(request)?;
+        let nested = inside.is_some();
+        check_figures(&request)?;
         check_ports(&request.ports, &taken)?;
         taken.extend(&request.ports);
-        let mut request = request.clone();
         let auto_name = request.name.is_empty();
         if auto_name {
             request.name = free_name(&names);
@@ -203,6 +211,71 @@ fn fits_inside(request: &LinkRequest) -> Result<(), Refusal> {
             "ports of the host's are not there for grants inside a grant",
             "publish one for the outermost container",
         );
+    }
+    Ok(())
+}
+
+/// Refuses a link where the grant around has none, and has it be no faster than that one.
+///
+/// An attacker wants on a network that policy lets those inside have links on, but that its own container was not put on, or more of it than
+/// that has: in a VLAN of its own, or as fast as the bridge.
+fn fits_around(
+    engine: &Engine,
+    subject: &Subject,
+    around: &Grant,
+    request: &mut LinkRequest,
+) -> Result<(), Refusal> {
+    let policy = engine.policy();
+    let network = &policy.ruling(subject).network;
+    if !network.nesting_bridges.iter().any(|bridge| bridge.as_str() == request.bridge) {
+        // Which policy has words for.
+        return Ok(());
+    }
+    let links = links_on(around, &request.bridge);
+    let beside: Vec<_> = links.iter().filter(|link| link.vlan == request.vlan).collect();
+    if beside.is_empty() {
+        let network = match request.vlan {
+            0 => format!("bridge {}", request.bridge),
+            vlan => format!("VLAN {vlan} of bridge {}", request.bridge),
+        };
+        let message =
+            format!("the container around has no link on {network}, so those inside it can't have one");
+        return Err(Refusal::new(RefusalCode::NotAuthorized, message)
+            .rule("built-in nesting")
+            .hint("have the container around given one first, by whom it was launched"));
+    }
+    let most = |rate: fn(&LinkInfo) -> u64| match beside.iter().map(|link| rate(link)).min() {
+        // Of one without a limit there is as much as policy gives.
+        Some(0) | None => 0,
+        Some(_) => beside.iter().map(|link| rate(link)).max().unwrap_or(0),
+    };
+    let (upload, download) = (most(|link| link.upload), most(|link| link.download));
+    bound("upload", &mut request.upload, upload, network.upload(0))?;
+    bound("download", &mut request.download, download, network.download(0))
+}
+
+/// The links that a grant has on a bridge.
+pub fn links_on(grant: &Grant, bridge: &str) -> Vec<LinkInfo> {
+    let links = all_told(&grant.live().record);
+    links.into_iter().filter(|link| link.bridge == bridge).collect()
+}
+
+/// A rate of no more than this; one that was not asked for is policy's, if that is less. 0 is no limit.
+fn bound(name: &str, rate: &mut u64, most: u64, usual: u64) -> Result<(), Refusal> {
+    if most == 0 {
+        return Ok(());
+    }
+    if *rate > most {
+        return Err(Refusal::new(
+            RefusalCode::QuotaExceeded,
+            format!("{name} is more than that of the link that the container around has there"),
+        )
+        .rule("built-in nesting")
+        .figures(most, *rate)
+        .hint(format!("ask for {most} bits a second or less, or for none, which gives that")));
+    }
+    if *rate == 0 {
+        *rate = if usual == 0 { most } else { usual.min(most) };
     }
     Ok(())
 }
