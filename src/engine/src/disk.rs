@@ -68,8 +68,8 @@ impl Disk {
     /// If it can't be read.
     pub fn open(directory: Dir, pool: &Pool) -> io::Result<Self> {
         let none = Record { format: FORMAT, measured: 0, blocks: BTreeMap::new() };
-        let record = match directory.read(FILE, MAX_FILE) {
-            Ok(text) => serde_json::from_str(&text)
+        let record = match directory.read_bytes(FILE, MAX_FILE) {
+            Ok(text) => serde_json::from_slice(&text)
                 .map_err(|error| error.to_string())
                 .and_then(|record: Record| match record.format {
                     FORMAT => Ok(record),
@@ -279,6 +279,8 @@ mod tests {
     #[test]
     fn a_damaged_file_counts_as_none() {
         let place = tempfile::tempdir().unwrap();
+        std::fs::write(place.path().join(FILE), [0xff]).unwrap();
+        assert_eq!(disk(place.path()).measured(), 0);
         for text in ["", "{}", "{\"format\":2,\"measured\":1,\"blocks\":{}}"] {
             std::fs::write(place.path().join(FILE), text).unwrap();
             let disk = disk(place.path());

@@ -2,8 +2,8 @@
 //!
 //! Root does this, in directories that somebody else may change meanwhile, who wants to have fewer files than he has, or others to have
 //! more. Links are not followed and mounts not entered; owners are the kernel's word; a file with several names counts once. Trees may be as
-//! deep and as wide as the file system lets them be: of a directory no more is kept than where its reading goes on. Who moves directories
-//! while they are read may have some counted twice, which are his, or not at all, as anywhere where files are counted one by one.
+//! deep and as wide as the file system lets them be. Directories are looked through once, wherever somebody moves them meanwhile; who moves
+//! files while their directory is read may have some counted twice or not at all, as anywhere where files are counted one by one.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
@@ -16,6 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cgrant_sys::Dir;
 use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom, Stat, fstat, openat, seek};
+use rustix::io::Errno;
 
 use crate::step::{Found, step};
 use crate::usage::{BLOCK, DiskUsage};
@@ -27,8 +28,12 @@ const IDS: u32 = 65536;
 const HELD: usize = 128;
 /// How much of a directory is read at once, in bytes: what stands behind a directory in it is read again after that.
 const READ: usize = 4096;
-/// Of how many files with several names it is known, by block, that they were counted. Further ones count for each name.
+/// Of how many files with several names it is known that they were counted: of one block, and of all. Of further ones each name counts,
+/// with its part of the bytes.
 const LINKED: usize = 1 << 17;
+const ALL_LINKED: usize = 1 << 21;
+/// Of how many directories it is known that they were looked through.
+const VISITED: usize = 1 << 21;
 /// How many failures are told one by one.
 const TOLD: usize = 16;
 
@@ -53,6 +58,8 @@ struct Counted {
     /// Files with several names.
     linked: HashSet<Identity>,
     links: BTreeMap<u32, usize>,
+    /// Directories that were looked through, or are.
+    visited: HashSet<Identity>,
 }
 
 /// What could not be looked at.
@@ -93,18 +100,30 @@ impl Census {
             return;
         }
         let mut counted = self.counted();
+        let mut bytes = stat.st_blocks.cast_unsigned().saturating_mul(BLOCK);
         if FileType::from_raw_mode(stat.st_mode) != FileType::Directory && stat.st_nlink > 1 {
             if counted.linked.contains(&identity(stat)) {
                 return;
             }
+            let is_room = counted.linked.len() < ALL_LINKED;
             let links = counted.links.entry(block).or_default();
-            if *links < LINKED {
+            if is_room && *links < LINKED {
                 *links += 1;
                 counted.linked.insert(identity(stat));
+            } else {
+                bytes /= stat.st_nlink;
             }
         }
-        let bytes = stat.st_blocks.cast_unsigned().saturating_mul(BLOCK);
         *counted.usage.entry(block).or_default() += DiskUsage { bytes, files: 1 };
+    }
+
+    /// Is this the first time that the directory is come to? As far as that is remembered.
+    fn is_new(&self, directory: Identity) -> bool {
+        let mut counted = self.counted();
+        match counted.visited.len() < VISITED {
+            true => counted.visited.insert(directory),
+            false => !counted.visited.contains(&directory),
+        }
     }
 
     /// Looks through `root` and all below it on the same mount, but for directories that are other `roots`, by device and inode. `looked`
@@ -189,7 +208,11 @@ impl Walk<'_> {
         let mut buffer = Vec::with_capacity(READ);
         let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
         while let Some(entry) = entries.next() {
-            let entry = entry?;
+            let entry = match entry {
+                // Somebody has removed the directory: there is nothing in it any more.
+                Err(Errno::NOENT) => return Ok(Next::End),
+                entry => entry?,
+            };
             self.looked.fetch_add(1, Ordering::Relaxed);
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
             if name == "." || name == ".." {
@@ -203,7 +226,7 @@ impl Walk<'_> {
                 Ok(Found::File(stat)) => self.census.count(&stat),
                 Ok(Found::Directory(below)) => {
                     let stat = fstat(&below)?;
-                    if !self.roots.contains(&identity(&stat)) {
+                    if !self.roots.contains(&identity(&stat)) && self.census.is_new(identity(&stat)) {
                         self.census.count(&stat);
                         return Ok(Next::Below(below, identity(&stat), entry.next_entry_cookie()));
                     }
@@ -341,6 +364,48 @@ mod tests {
         // What removes the scratch directory may not go so deep.
         let removed = std::process::Command::new("rm").arg("-rf").arg(place.path()).status().unwrap();
         assert!(removed.success());
+    }
+
+    #[test]
+    fn what_is_removed_meanwhile_is_no_failure() {
+        let place = tempfile::tempdir().unwrap();
+        let gone = Dir::open(place.path()).unwrap().create_dir("gone", 0o700).unwrap();
+        fs::remove_dir(place.path().join("gone")).unwrap();
+        let census = census();
+        let (roots, looked, mut unseen) = (HashSet::new(), AtomicU64::new(0), Unseen::default());
+        let is = identity(&fstat(&gone).unwrap());
+        Walk { census: &census, roots: &roots, looked: &looked, unseen: &mut unseen, above: Vec::new() }
+            .all(gone, is);
+        assert_eq!(unseen.failed, 0, "{:?}", unseen.failures);
+    }
+
+    /// As somebody would who moves it to where it was not looked yet.
+    #[test]
+    fn a_directory_that_is_come_to_again_is_passed_over() {
+        let place = tempfile::tempdir().unwrap();
+        fs::create_dir(place.path().join("again")).unwrap();
+        fs::write(place.path().join("again/data"), "x").unwrap();
+        for name in ["again", "again/data"] {
+            own(place.path().join(name), FIRST);
+        }
+        let census = census();
+        look(&census, &[place.path()]);
+        look(&census, &[place.path()]);
+        assert_eq!(census.usage()[&FIRST].files, 2);
+    }
+
+    #[test]
+    fn names_beyond_what_is_remembered_have_their_part() {
+        let place = tempfile::tempdir().unwrap();
+        fs::write(place.path().join("data"), vec![1; 1 << 20]).unwrap();
+        own(place.path().join("data"), FIRST);
+        for number in 0..3 {
+            fs::hard_link(place.path().join("data"), place.path().join(number.to_string())).unwrap();
+        }
+        let census = census();
+        census.counted().links.insert(FIRST, LINKED);
+        look(&census, &[place.path()]);
+        assert_eq!(census.usage()[&FIRST].bytes, blocks(&place.path().join("data")));
     }
 
     #[test]
