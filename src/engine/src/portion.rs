@@ -4,7 +4,8 @@
 //! whoever is inside of it makes no more, by the broker or by hand. A portion is a quarter of what is left when the grant is made: all of one
 //! user's come to a quarter of the account's quota at most, and those of all users together to half.
 //!
-//! In a container that such a user made, others may be ordinary users in their turn: they share out what that one has, likewise.
+//! In a container that such a user made, others may be ordinary users in their turn: they share out what that one has, likewise; there the
+//! cgroups that a grant consists of come out of it too, for which an account has room besides its quota.
 
 use cgrant_policy::{GrantPath, NsUid};
 
@@ -12,6 +13,9 @@ use cgrant_policy::{GrantPath, NsUid};
 const ALL: u64 = 2;
 const ONE: u64 = 4;
 const NEW: u64 = 4;
+
+/// Cgroups that a grant consists of: its own, payload, monitor, children.
+pub const PARTS: u64 = 4;
 
 /// Nothing is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,14 +70,15 @@ impl Portions {
         let shared = self.around(place);
         let quota = shared.map_or(quota, |(_, portion)| *portion);
         let shared = shared.map(|(path, _)| path);
+        let own = if shared.is_some() { PARTS } else { 0 };
         let of = |is: &dyn Fn(&GrantPath) -> bool| -> u64 {
             let beside =
                 self.0.iter().filter(|(path, _)| self.around(&path.around()).map(|(path, _)| path) == shared);
-            beside.filter(|(path, _)| is(path)).map(|(_, portion)| portion).sum()
+            beside.filter(|(path, _)| is(path)).map(|(_, portion)| portion.saturating_add(own)).sum()
         };
         let left = |part: u64, usage: u64| {
             let quota = (quota / part).max(1);
-            let left = quota.checked_sub(usage).filter(|left| *left > 0);
+            let left = quota.checked_sub(usage.saturating_add(own)).filter(|left| *left > 0);
             left.ok_or(UsedUp { quota, usage })
         };
         let is_its = |path: &GrantPath| {
@@ -134,7 +139,11 @@ mod tests {
         let anns = inner(&one, 7, "web");
         let known = [(anns.clone(), Some(100))];
         let portions = Portions::new(4096, known.clone());
-        assert_eq!(portions.of_new(4096, &anns, NsUid(5)), Ok(6), "a quarter of a quarter of 100");
+        assert_eq!(
+            portions.of_new(4096, &anns, NsUid(5)),
+            Ok(5),
+            "a quarter of what a quarter of 100 leaves"
+        );
         let deeper = inner(&anns, 0, "roots");
         assert_eq!(portions.around(&deeper), Some(&(anns.clone(), 100)));
         assert_eq!(portions.around(&one), None);
@@ -142,7 +151,25 @@ mod tests {
         let bobs = inner(&deeper, 5, "in");
         let both = Portions::new(4096, known.into_iter().chain([(bobs, Some(20))]));
         assert_eq!(both.of_new(4096, &one, NsUid(7)), Ok((1024 - 100) / 4));
-        assert_eq!(both.of_new(4096, &deeper, NsUid(5)), Ok((25 - 20) / 4));
+        assert_eq!(both.of_new(4096, &deeper, NsUid(5)), Err(UsedUp { quota: 25, usage: 24 }));
+    }
+
+    /// However many grants they have: the root of that container has half of its cgroups, and every user a quarter at most.
+    #[test]
+    fn grants_inside_do_not_add_to_what_they_share() {
+        for portion in [64, 256, 1024] {
+            let anns = inner(&container("one"), 7, "web");
+            let mut known = vec![(anns.clone(), Some(portion))];
+            let mut all = 0;
+            for user in [5, 6, 8] {
+                let before = known.len();
+                let portions = fill(&mut known, 4096, &anns, user);
+                let taken = portions + PARTS * u64::try_from(known.len() - before).unwrap();
+                assert!(taken <= portion / 4, "{taken} of {portion}");
+                all += taken;
+            }
+            assert!(all <= portion / 2 && all > portion / 4, "{all} of {portion}");
+        }
     }
 
     #[test]

@@ -217,7 +217,7 @@ fn make_again(engine: &Engine, grant: &Arc<Grant>) -> Result<(), Refusal> {
         record.range = Some(range);
     }
     engine.tree.remove(&grant.path, true)?;
-    account::prepare(engine, grant.account, &subject)?;
+    account::prepare_as(engine, grant.account, &subject)?;
     record.cgroup_id = engine.tree.make(&grant.path, &delegation(&record))?;
     record.boot.clone_from(&engine.boot_id);
     // Another kernel may have been booted.

@@ -13,16 +13,10 @@ pub const MAX_RAW_KEY: usize = 128;
 /// Longest value of a raw key, bytes.
 pub const MAX_RAW_VALUE: usize = 4096;
 
-/// Files of which [`RawKey::takes_from_nobody`] is known (Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst).
-const TAKES_FROM_NOBODY: [&str; 7] = [
-    "cpu.idle",
-    "cpuset.mems",
-    "memory.oom.group",
-    "memory.swap.high",
-    "memory.swappiness",
-    "memory.zswap.max",
-    "memory.zswap.writeback",
-];
+/// Files of which [`RawKey::takes_from_nobody`] is known (Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst). Not those that keep
+/// one's memory from swap, so that others' goes there in its place.
+const TAKES_FROM_NOBODY: [&str; 5] =
+    ["cpu.idle", "cpuset.mems", "memory.oom.group", "memory.swap.high", "memory.zswap.max"];
 
 /// The name of a cgroup's file: a controller (or `cgroup`), a dot, and more, as in `memory.swappiness`.
 ///

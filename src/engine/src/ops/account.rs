@@ -8,6 +8,7 @@ use cgrant_wire::Refusal;
 use super::{check::Settings, portion};
 use crate::{
     cgroup::{Nested, Tree},
+    connection::Caller,
     engine::Engine,
 };
 
@@ -17,8 +18,34 @@ use crate::{
 ///
 /// # Errors
 /// What the kernel refuses.
-pub fn prepare(engine: &Engine, account: HostUid, subject: &Subject) -> Result<(), Refusal> {
+pub fn prepare(engine: &Engine, caller: &Caller) -> Result<(), Refusal> {
+    let subject = subject(engine, caller);
+    prepare_as(engine, caller.account(), &subject)?;
+    if caller.nested.is_none() {
+        portion::bound_again(engine, caller.account(), engine.policy().quotas(&subject).cgroups);
+    }
+    Ok(())
+}
+
+/// The same for a grant that nobody asks for just now.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn prepare_as(engine: &Engine, account: HostUid, subject: &Subject) -> Result<(), Refusal> {
     govern(engine, account, subject, &ceilings(engine, subject)?)
+}
+
+/// As whom policy judges what an account has together: as it was when it made the newest of those grants that it made from the host, the one
+/// that is being made included. Not as one of its containers was made: who is inside neither widens nor narrows what the others have.
+pub fn subject(engine: &Engine, caller: &Caller) -> Subject {
+    let outside = caller.nested.as_ref().and_then(|_| newest(engine, caller.account()));
+    outside.unwrap_or_else(|| caller.subject())
+}
+
+fn newest(engine: &Engine, account: HostUid) -> Option<Subject> {
+    let grants = engine.registry().list(Some(account));
+    let own = grants.iter().filter(|grant| !grant.path.is_nested());
+    own.max_by_key(|grant| grant.live().record.created).map(|grant| grant.live().record.subject())
 }
 
 fn govern(
@@ -42,10 +69,7 @@ fn govern(
 /// An attacker wants to keep what an older policy gave: it need not ask for anything to be bounded by the new one. What the kernel
 /// refuses (memory that can't be taken back on v1, for instance) leaves all as it was, and the log says so.
 pub fn govern_again(engine: &Engine, account: HostUid) {
-    let grants = engine.registry().list(Some(account));
-    let own = grants.iter().filter(|grant| !grant.path.is_nested());
-    let Some(newest) = own.max_by_key(|grant| grant.live().record.created) else { return };
-    let subject = newest.live().record.subject();
+    let Some(subject) = newest(engine, account) else { return };
     let governed = ceilings(engine, &subject).and_then(|mut ceilings| {
         let kept: Vec<LimitKey> = ceilings.iter().map(|(key, _)| *key).collect();
         ceilings.extend(engine.tree.other_limits_lifted(account, &kept)?);

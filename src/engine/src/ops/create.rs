@@ -547,7 +547,7 @@ fn effects(
         fault.step("create: ids taken")?;
     }
     undo.cgroup = true;
-    super::account::prepare(engine, caller.account(), &caller.subject())?;
+    super::account::prepare(engine, caller)?;
     record.cgroup_id = engine.tree.make(&grant.path, &delegation(&record))?;
     fault.step("create: cgroups made")?;
     let limiting = record.devices.as_ref().map(|devices| {

@@ -9,16 +9,14 @@ use std::sync::Arc;
 use cgrant_policy::{GrantPath, HostUid};
 use cgrant_wire::{Refusal, RefusalCode};
 
+use super::account;
 use crate::{
     cgroup::Below,
     connection::Caller,
     engine::Engine,
-    portion::{Portions, UsedUp},
+    portion::{PARTS, Portions, UsedUp},
     registry::Grant,
 };
-
-/// Cgroups that a grant takes of the portion that it is made in: its own, payload, monitor, children.
-const PARTS: u64 = 4;
 
 /// The portions of an account's grants.
 fn portions(engine: &Engine, account: HostUid, quota: u64) -> Portions {
@@ -41,7 +39,7 @@ pub fn of_new(engine: &Engine, caller: &Caller) -> Result<Option<u64>, Refusal> 
     if caller.user().is_root() {
         return Ok(None);
     }
-    let quota = engine.policy().quotas(&caller.subject()).cgroups;
+    let quota = engine.policy().quotas(&account::subject(engine, caller)).cgroups;
     let portion = portions(engine, caller.account(), quota).of_new(quota, &place, caller.user());
     portion.map(Some).map_err(|used_up| {
         refused(used_up, "ordinary users of containers have")
@@ -49,19 +47,22 @@ pub fn of_new(engine: &Engine, caller: &Caller) -> Result<Option<u64>, Refusal> 
     })
 }
 
-/// Refuses so many cgroups more in a grant that an ordinary user has, or that is in such a one, beyond its portion.
+/// Refuses so many cgroups more in a grant that an ordinary user has, or that is in such a one, beyond its portion; also beyond that of
+/// another such user's which it is in.
 ///
 /// # Errors
 /// [`RefusalCode::QuotaExceeded`]; what the kernel refuses.
 pub fn must_have_room(engine: &Engine, place: &GrantPath, more: u64) -> Result<(), Refusal> {
-    let Some(depth) = place.ordinary().last().map(|(around, _)| around.steps.len()) else { return Ok(()) };
-    let steps = place.steps.iter().take(depth.saturating_add(1)).cloned().collect();
-    let Below { used, most } = engine.tree.below_grant(&GrantPath { account: place.account, steps })?;
-    if used.saturating_add(more) <= most {
-        return Ok(());
-    }
-    let used_up = UsedUp { quota: most, usage: used };
-    Err(refused(used_up, "the grant and those in it have").hint("remove cgroups in it that are not needed"))
+    place.ordinary().try_for_each(|(around, _)| {
+        let steps = place.steps.iter().take(around.steps.len().saturating_add(1)).cloned().collect();
+        let Below { used, most } = engine.tree.below_grant(&GrantPath { account: place.account, steps })?;
+        if used.saturating_add(more) <= most {
+            return Ok(());
+        }
+        let used_up = UsedUp { quota: most, usage: used };
+        Err(refused(used_up, "the grant and those in it have")
+            .hint("remove cgroups in it that are not needed"))
+    })
 }
 
 fn refused(UsedUp { quota, usage }: UsedUp, who: &str) -> Refusal {
