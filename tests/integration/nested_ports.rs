@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::{Ipv4Addr, Ipv6Addr},
     process::{Command, Stdio},
 };
 
@@ -10,6 +11,7 @@ use serde_json::Value;
 use crate::common::{
     Lab, checker,
     containers::{Shell, busybox_with_command, inside, text},
+    frames::{IPV4, IPV6, Mac, ethernet, router_advertisement, tagged, udp4},
     network::{HOST4, Network, OUTSIDE4},
     node::{Node, Tcp, Udp},
     wait_until,
@@ -17,6 +19,9 @@ use crate::common::{
 
 // Who listens at port 7 of each container says which one it is.
 const LISTENS: &str = "busybox nc -ll -p 7 -e /bin/hostname </dev/null >/dev/null 2>&1 &";
+
+const BRIDGE: &str = "cgrant-inner";
+const ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x66);
 
 struct Levels<'a> {
     shell: Shell<'a>,
@@ -75,6 +80,13 @@ impl Levels<'_> {
     fn around(&self, levels: &[&str], family: &str) -> String {
         let route = self.sh(levels, &format!("ip {family} route show default"));
         route.split(' ').nth(2).unwrap().to_owned()
+    }
+
+    fn mac(&self, levels: &[&str], device: &str) -> Mac {
+        let mac = self.sh(levels, &format!("cat /sys/class/net/{device}/address"));
+        let bytes: Vec<u8> =
+            mac.trim().split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+        bytes.try_into().unwrap()
     }
 
     // The host's root in the network namespace of a container, or of one in it.
@@ -338,7 +350,80 @@ fn addresses_and_rates_are_as_they_were_asked_for(lab: &Lab) {
     checker::assert_empty(lab);
 }
 
+// Whoever is inside sends frames of its own making, past all rules that are about the bridge.
+fn bare_frames_get_nobody_further(lab: &Lab) {
+    let network = Network::new(lab);
+    let broker = network.broker();
+    let user = lab.user();
+    let levels = Levels { shell: Shell::beside(lab, &user, &broker, &network) };
+    let archive = busybox_with_command(lab);
+    levels.shell.import_inside(&[], &archive, "box");
+    levels.launch(&[], "one", &["--nesting", "--link"]);
+    levels.shell.import_inside(&["one"], &archive, "box");
+    let one = ["one"];
+    // With a port on 127.0.0.1 the bridge routes that.
+    levels.launch(&one, "two", &["-p", "9001:7/udp"]);
+    levels.launch(&one, "three", &["--link"]);
+    let address = |text: &str| text.parse::<Ipv4Addr>().unwrap();
+    let own = (levels.mac(&["one", "three"], "eth0"), address(&levels.addresses(&one, "three")[0]));
+    let gateway = (levels.mac(&one, BRIDGE), address(&levels.around(&["one", "three"], "-4")));
+    // Routers are listened to as before, but by none of the bridge's ports.
+    let settings = "cd /proc/sys/net/ipv6/conf && cat default/accept_ra cgi*/disable_ipv6";
+    assert_eq!(levels.sh(&one, settings), "1\n1\n1\n");
+    let around = levels.node(lab, "one", None);
+    let two = levels.node(lab, "one", Some("two"));
+    let three = levels.node(lab, "one", Some("three"));
+    two.serve(Udp, "[::]:7");
+    around.serve(Udp, "0.0.0.0:9020");
+    around.talk(Udp, "127.0.0.1:9020").unwrap();
+    // As careless as can be.
+    around.sh("for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done");
+    let to_me = |port: u16| udp4((own.1, 5000), (gateway.1, port), b"in a strange frame");
+    let to_loopback = udp4((own.1, 5000), (Ipv4Addr::LOCALHOST, 9020), b"in a strange frame");
+    let honest = ethernet(gateway.0, own.0, IPV4, &to_me(9001));
+    let mut attacks: Vec<Vec<u8>> = Vec::new();
+    for last in 0..16 {
+        let group = [0x01, 0x80, 0xc2, 0, 0, last];
+        attacks.push(ethernet(group, own.0, IPV4, &to_me(9020)));
+        attacks.push(ethernet(group, own.0, IPV6, &router_advertisement(ROUTER, own.0)));
+    }
+    for packet in [&to_me(9020), &to_loopback] {
+        let plain = ethernet(gateway.0, own.0, IPV4, packet);
+        let priority = tagged(&plain, 0);
+        attacks.extend([tagged(&priority, 0), priority]);
+    }
+    attacks.push(ethernet(gateway.0, own.0, IPV4, &to_loopback));
+    for flushed in [false, true] {
+        if flushed {
+            around.sh("nft flush ruleset");
+            // To its addresses it lets anybody then, as that is what was asked for.
+            attacks.retain(|frame| {
+                frame.ends_with(&to_loopback)
+                    || frame.windows(to_loopback.len()).any(|part| part == to_loopback)
+            });
+        }
+        let listening = three.listen("eth0");
+        let mut answers: Vec<u16> = Vec::new();
+        wait_until("who may be reached is", || {
+            three.send("eth0", &attacks);
+            three.send("eth0", std::slice::from_ref(&honest));
+            let heard = three.heard(listening).into_iter().filter(|frame| frame.starts_with(&own.0));
+            let udp = heard.filter(|frame| frame[12..14] == IPV4.to_be_bytes() && frame[23] == 17);
+            answers.extend(udp.map(|frame| u16::from_be_bytes([frame[34], frame[35]])));
+            answers.iter().filter(|port| **port == 9001).count() > 2
+        });
+        three.close(listening);
+        assert!(!answers.contains(&9020), "flushed: {flushed}: {answers:?}");
+    }
+    let learned = levels.sh(&one, "ip -6 address; ip -6 route");
+    assert!(!learned.contains("2001:db8:bad"), "{learned}");
+    drop((around, two, three));
+    levels.shell.done(&["delete", "--force", "one"]);
+    checker::assert_empty(lab);
+}
+
 crate::tests![
+    bare_frames_get_nobody_further,
     from_the_host_to_the_innermost,
     a_port_is_of_one_and_ends_with_it,
     addresses_and_rates_are_as_they_were_asked_for

@@ -16,7 +16,13 @@ use cgrant_sys::{
     process::random_u64,
 };
 
-use super::{InnerError, InnerLink, InnerWish, Kept, bridge::Bridge, kernel, ports, rules::LOOPBACK, subnet};
+use super::{
+    InnerError, InnerLink, InnerWish, Kept,
+    bridge::Bridge,
+    kernel, ports,
+    rules::{self, LOOPBACK},
+    subnet,
+};
 
 /// Name of the device in the container.
 const NAME: &str = "eth0";
@@ -75,6 +81,7 @@ pub(super) fn make(
     let mtu = wish.mtu.filter(|mtu| *mtu < bridge.mtu);
     let make = || {
         set_port(route, index, mac)?;
+        rules::silence(&name).map_err(kernel("the link's port can't be kept from IPv6"))?;
         let mut kept = vec![wall(route, (index, &name), bridge.mtu, wish)?];
         set_far_end(route, bridge, netns, index, mtu, &link)?;
         kept.extend(ports::publish(bridge, &link, wish.ports)?);
@@ -102,10 +109,14 @@ fn fixed(bridge: &Bridge, address: Ipv4Addr) -> Result<u16, InnerError> {
 }
 
 /// How fast it may send and be sent to, and that it sends nothing to what is a host's own. What it sends is looked at on this
-/// side, where the container has no say.
+/// side, where the container has no say. The rules are there as long as the link is, also when somebody flushes all others.
 ///
-/// Wants: what this container has for itself alone on 127.0.0.1. With published ports the bridge routes that; so each link has
-/// rules against it, which are there as long as it is, also when somebody flushes all others.
+/// Wants: round all rules that are about the bridge, to services of this container. What goes to a reserved group a bridge hands up
+/// as its port's own, which no rule is about.
+///
+/// Wants: to hide from rules about addresses behind tags. The kernel takes one off before this and another one behind it.
+///
+/// Wants: what this container has for itself alone on 127.0.0.1. With published ports the bridge routes that.
 fn wall(
     route: &Route,
     (index, name): (u32, &str),
@@ -118,8 +129,13 @@ fn wall(
     }
     let limit = wish.upload.map(policing).map(|(rate, burst)| Match::Over(rate, burst));
     let (network, prefix) = LOOPBACK;
-    let loopback = [Match::Source(network, prefix), Match::Destination(network, prefix)];
-    let rules = limit.into_iter().chain(loopback).map(|what| (vec![what], Verdict::Drop)).collect();
+    let never = [
+        Match::OtherFrame,
+        Match::ReservedGroup,
+        Match::Source(network, prefix),
+        Match::Destination(network, prefix),
+    ];
+    let rules = limit.into_iter().chain(never).map(|what| (vec![what], Verdict::Drop)).collect();
     let chain = Chain { name: "wall", hook: Hook::Ingress(name.to_owned()), rules };
     let table = own_table(Family::Devices, &format!("cgrant-inner-{name}"), ALIAS, &[chain])?;
     // What it says to all it need not hear.

@@ -70,7 +70,8 @@ fn chains(bridge: &Bridge) -> [Chain; 3] {
     ]
 }
 
-/// A router believes no other router, if it is not told to: what the container around learned so far it is to learn on.
+/// A router believes no other router, if it is not told to: what the container around learned so far it is to learn on, by the
+/// devices that it has. Those that come later, the ports of links among them, begin as the kernel has it.
 fn route_ipv6() -> io::Result<()> {
     const ALL: &str = "ipv6/conf/all/forwarding";
     if read(ALL).as_deref() == Some("1") {
@@ -78,13 +79,24 @@ fn route_ipv6() -> io::Result<()> {
     }
     for device in fs::read_dir(Path::new(SETTINGS).join("ipv6/conf"))? {
         let name = device?.file_name();
+        if ["all", "default", BRIDGE].iter().any(|other| name == *other) {
+            continue;
+        }
         let setting = format!("ipv6/conf/{}/accept_ra", name.display());
-        if name != BRIDGE && read(&setting).as_deref() == Some("1") {
+        if read(&setting).as_deref() == Some("1") {
             // The device may be gone again.
             let _ = write(&setting, "2");
         }
     }
     write(ALL, "1")
+}
+
+/// Has the port of a link speak for nobody: what comes by it is the bridge's. A kernel without IPv6 has nothing to be silenced.
+pub(super) fn silence(port: &str) -> io::Result<()> {
+    match write(&format!("ipv6/conf/{port}/disable_ipv6"), "1") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
 }
 
 /// Makes nothing of what those on a bridge advertise. A kernel without IPv6 has nothing to be set.

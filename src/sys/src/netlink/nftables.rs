@@ -93,7 +93,8 @@ const META_IIF: u32 = 4;
 const META_OIF: u32 = 5;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
-/// `ETH_P_IP`, `ETH_P_IPV6`.
+/// `ETH_P_IP`, `ETH_P_ARP`, `ETH_P_IPV6`.
+const ETHERTYPE_ARP: [u8; 2] = 0x0806_u16.to_be_bytes();
 const ETHERTYPE_IPV4: [u8; 2] = 0x0800_u16.to_be_bytes();
 const ETHERTYPE_IPV6: [u8; 2] = 0x86dd_u16.to_be_bytes();
 /// `NFT_CT_STATE`; its bits for packets that belong to no connection, begin one, or are not looked at.
@@ -113,7 +114,12 @@ const LOCAL: u32 = 2;
 const FRAME_HEADER: u32 = 0;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
-/// Where the ports stand in it.
+/// Where its type stands in a frame's header: that of a tag, if there is one, also if the kernel took the tag off already.
+const FRAME_TYPE: u32 = 12;
+/// The sixteen groups of IEEE 802.1Q, table 8-1, without the last four bits.
+const RESERVED: [u8; 6] = [0x01, 0x80, 0xc2, 0, 0, 0];
+const RESERVED_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0xff, 0xff, 0xf0];
+/// Where the ports stand in the transport header.
 const SOURCE_PORT: u32 = 0;
 const DESTINATION_PORT: u32 = 2;
 /// `NFT_LIMIT_PKT_BYTES`, `NFT_LIMIT_F_INV`.
@@ -153,6 +159,10 @@ pub enum Match {
     Local,
     /// Its frame goes to all, or to a group.
     Group,
+    /// Its frame goes to a group of those that no bridge passes on: `01:80:c2:00:00:00` to `…:0f`.
+    ReservedGroup,
+    /// Its frame is neither of ARP nor of IP, but with a tag for instance, whatever lies behind that.
+    OtherFrame,
     /// It comes from this port; only behind [`Match::Protocol`] of one that has ports.
     SourcePort(u16),
     /// It goes to this port; likewise.
@@ -483,6 +493,17 @@ fn expressions(table: u8, (matches, verdict): &Rule) -> Vec<u8> {
                 all.extend(payload(FRAME_HEADER, 0, 1));
                 all.extend(masked(&[1]));
                 all.extend(compared(true, &[1]));
+            }
+            Match::ReservedGroup => {
+                all.extend(payload(FRAME_HEADER, 0, 6));
+                all.extend(masked(&RESERVED_MASK));
+                all.extend(compared(true, &RESERVED));
+            }
+            Match::OtherFrame => {
+                all.extend(payload(FRAME_HEADER, FRAME_TYPE, 2));
+                for known in [ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6] {
+                    all.extend(compared(false, &known));
+                }
             }
             Match::Unknown => all.extend(connection(CT_STATE, NOT_KNOWN, true)),
             Match::Redirected => all.extend(connection(CT_STATUS, REDIRECTED, true)),
