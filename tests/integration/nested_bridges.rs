@@ -242,6 +242,14 @@ fn a_bridge_that_the_container_has_no_link_on_is_not_there(lab: &Lab) {
     assert!(first.bridges().is_empty());
     assert_eq!(client.links(&one.grant.path).len(), 1);
     checker::assert_in_order(lab);
+    // Also when that ends at the container's end, by whoever is in there.
+    let again = given(&client, &one, &user, of_office);
+    first.add_link(&bare.path, on("office", &node)).unwrap();
+    let office = client.links(&one.grant.path).into_iter().find(|link| link.bridge == "office").unwrap();
+    again.run(&["ip", "link", "del", &office.name]);
+    wait_until("those inside went with it", || client.links(&bare.path).is_empty());
+    checker::assert_in_order(lab);
+    drop(again);
     release(&client, &one.grant.path, Options::new().with("force", true)).unwrap();
     drop((elsewhere, outer));
     checker::assert_empty(lab);

@@ -424,14 +424,6 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Queues `job` behind the other jobs of `lane`.
-    ///
-    /// # Errors
-    /// [`Full`] when [`MAX_WAITING`] jobs of the lane wait already, or when the pool is being stopped.
-    pub fn submit(&self, lane: impl Into<Lane>, mode: Mode, job: Job) -> Result<(), Full> {
-        self.queue(lane.into(), Whose::Own, mode, job, MAX_WAITING)
-    }
-
     /// Queues `job` behind the other jobs of `lane` that are of the same. A guest's runs alone.
     ///
     /// # Errors
@@ -564,7 +556,7 @@ mod tests {
         let (pool, (send, receive)) = (Pool::default(), mpsc::channel());
         for n in 0..100 {
             let send = send.clone();
-            pool.submit(7, Mode::Alone, Box::new(move || send.send(n).unwrap())).unwrap();
+            pool.submit_of(Whose::Own, 7, Mode::Alone, Box::new(move || send.send(n).unwrap())).unwrap();
         }
         pool.stop();
         drop(send);
@@ -585,7 +577,7 @@ mod tests {
                 send.send(()).unwrap();
                 held.recv().unwrap_or(());
             };
-            pool.submit(7, mode, Box::new(job)).unwrap();
+            pool.submit_of(Whose::Own, 7, mode, Box::new(job)).unwrap();
             gates.push(release);
         };
         let names = ["b0", "b1", "b2", "b3", "b4"];
@@ -622,8 +614,9 @@ mod tests {
     fn what_clients_hold_up_holds_up_no_operation_of_theirs() {
         let (pool, (send, receive)) = (Pool::default(), mpsc::channel());
         let (release, held) = mpsc::channel::<()>();
-        pool.submit(Lane::Held(7), Mode::Alone, Box::new(move || held.recv().unwrap_or(()))).unwrap();
-        pool.submit(7, Mode::Alone, Box::new(move || send.send(()).unwrap())).unwrap();
+        pool.submit_of(Whose::Own, Lane::Held(7), Mode::Alone, Box::new(move || held.recv().unwrap_or(())))
+            .unwrap();
+        pool.submit_of(Whose::Own, 7, Mode::Alone, Box::new(move || send.send(()).unwrap())).unwrap();
         receive.recv_timeout(Duration::from_secs(10)).unwrap();
         drop(release);
         pool.stop();
@@ -642,13 +635,19 @@ mod tests {
                 send.send(account).unwrap();
                 held.recv().unwrap_or(());
             };
-            pool.submit(Lane::Held(account), Mode::Alone, Box::new(job)).unwrap();
+            pool.submit_of(Whose::Own, Lane::Held(account), Mode::Alone, Box::new(job)).unwrap();
         }
         let patience = Duration::from_secs(10);
         let mut begun: Vec<u32> = (1..accounts).map(|_| receive.recv_timeout(patience).unwrap()).collect();
         for account in 0..accounts {
             let send = send.clone();
-            pool.submit(account, Mode::Alone, Box::new(move || send.send(1000 + account).unwrap())).unwrap();
+            pool.submit_of(
+                Whose::Own,
+                account,
+                Mode::Alone,
+                Box::new(move || send.send(1000 + account).unwrap()),
+            )
+            .unwrap();
         }
         for _ in 0..accounts {
             assert!(receive.recv_timeout(patience).unwrap() >= 1000, "one too many is held up");
@@ -682,7 +681,7 @@ mod tests {
         // One guest asks for much before anybody else asks for anything.
         ["a1", "a2", "a3"].iter().for_each(|name| guest(1, name));
         ["b1", "b2"].iter().for_each(|name| guest(2, name));
-        let own = |mode, name| pool.submit(7, mode, note(name)).unwrap();
+        let own = |mode, name| pool.submit_of(Whose::Own, 7, mode, note(name)).unwrap();
         own(Mode::Alone, "own1");
         ["own2", "own3"].iter().for_each(|name| own(Mode::Beside, name));
         drop(release);
@@ -694,11 +693,11 @@ mod tests {
     #[test]
     fn guests_that_wait_leave_the_accounts_own_room_in_its_queue() {
         let (pool, (release, held)) = (Pool::default(), mpsc::channel::<()>());
-        pool.submit(7, Mode::Alone, Box::new(move || held.recv().unwrap_or(()))).unwrap();
+        pool.submit_of(Whose::Own, 7, Mode::Alone, Box::new(move || held.recv().unwrap_or(()))).unwrap();
         let guest = |number| pool.submit_of(Whose::Guest(number), 7, Mode::Alone, Box::new(|| ()));
         let refused = (0..300).filter(|number| guest(number % 3).is_err()).count();
         assert_eq!(refused, 300 - MAX_WAITING);
-        pool.submit(7, Mode::Alone, Box::new(|| ())).unwrap();
+        pool.submit_of(Whose::Own, 7, Mode::Alone, Box::new(|| ())).unwrap();
         pool.submit_event_of(Whose::Guest(1), 7, Box::new(|| ())).unwrap();
         drop(release);
         pool.stop();
@@ -708,10 +707,11 @@ mod tests {
     fn a_stuck_account_holds_up_no_other() {
         let (pool, (send, receive)) = (Pool::default(), mpsc::channel());
         let (release, held) = mpsc::channel::<()>();
-        pool.submit(1, Mode::Alone, Box::new(move || held.recv().unwrap_or(()))).unwrap();
+        pool.submit_of(Whose::Own, 1, Mode::Alone, Box::new(move || held.recv().unwrap_or(()))).unwrap();
         for account in 2..20 {
             let send = send.clone();
-            pool.submit(account, Mode::Alone, Box::new(move || send.send(account).unwrap())).unwrap();
+            pool.submit_of(Whose::Own, account, Mode::Alone, Box::new(move || send.send(account).unwrap()))
+                .unwrap();
         }
         for _ in 2..20 {
             receive.recv_timeout(Duration::from_secs(10)).unwrap();
@@ -723,17 +723,23 @@ mod tests {
     #[test]
     fn a_full_queue_is_refused_and_a_panic_hurts_nobody() {
         let (pool, (release, held)) = (Pool::default(), mpsc::channel::<()>());
-        pool.submit(1, Mode::Alone, Box::new(move || held.recv().unwrap_or(()))).unwrap();
+        pool.submit_of(Whose::Own, 1, Mode::Alone, Box::new(move || held.recv().unwrap_or(()))).unwrap();
         let mut refused = 0;
         for _ in 0..MAX_WAITING + 10 {
             refused += usize::from(
-                pool.submit(1, Mode::Alone, Box::new(|| std::panic::resume_unwind(Box::new("job")))).is_err(),
+                pool.submit_of(
+                    Whose::Own,
+                    1,
+                    Mode::Alone,
+                    Box::new(|| std::panic::resume_unwind(Box::new("job"))),
+                )
+                .is_err(),
             );
         }
         assert!((10..=11).contains(&refused), "{refused}");
         drop(release);
         pool.stop();
-        assert!(pool.submit(2, Mode::Alone, Box::new(|| ())).is_err());
+        assert!(pool.submit_of(Whose::Own, 2, Mode::Alone, Box::new(|| ())).is_err());
     }
 
     /// Hands on what comes over a channel, until that is closed.
@@ -750,7 +756,7 @@ mod tests {
             Box::new(move || {
                 let _alone = taking.try_lock().expect("two take at once");
                 match job {
-                    Ok((account, job)) => pool.submit(account, Mode::Alone, job).unwrap(),
+                    Ok((account, job)) => pool.submit_of(Whose::Own, account, Mode::Alone, job).unwrap(),
                     Err(_) => {
                         pool.stop();
                         return false;
@@ -860,7 +866,7 @@ mod tests {
         pool.shared.lock().threads = MAX_THREADS;
         for n in 0..3 {
             let send = send.clone();
-            pool.submit(7, Mode::Alone, Box::new(move || send.send(n).unwrap())).unwrap();
+            pool.submit_of(Whose::Own, 7, Mode::Alone, Box::new(move || send.send(n).unwrap())).unwrap();
         }
         pool.stop();
         assert_eq!(receive.try_iter().collect::<Vec<_>>(), [0, 1, 2]);

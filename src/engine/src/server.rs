@@ -681,6 +681,7 @@ impl Attempt {
     fn wait_aside(mut self, grant: GrantPath) {
         self.has_waited = true;
         let (pool, account) = (self.asked.engine.pool.clone(), grant.account.0);
+        let whose = self.asked.caller.whose();
         let job = move || {
             if let Err(error) = self.asked.engine.tree.wait_until_empty(&grant) {
                 tracing::debug!(%error, "the end of what was killed is not waited for");
@@ -688,7 +689,7 @@ impl Attempt {
             self.queue();
         };
         // What is dropped in here is answered.
-        let _ = pool.submit(Lane::Aside(account), Mode::Alone, Box::new(job));
+        let _ = pool.submit_of(whose, Lane::Aside(account), Mode::Alone, Box::new(job));
     }
 
     /// The grant whose processes it killed, if they have not ended in the time that the account's operations may wait for this caller.

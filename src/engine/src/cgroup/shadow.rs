@@ -2,30 +2,65 @@
 //!
 //! On cgroup2 the holder removes cgroups itself, and those on v1 that answered to them, which are root's, stay. The broker counts what it
 //! makes there, and removes what answers to nothing any more when that may be more than the account has on cgroup2, where its quota is kept.
+//! Processes in it go one up, as on cgroup2 the holder has moved them already.
 
-use std::{io, sync::PoisonError};
+use std::{ffi::OsStr, io, sync::PoisonError};
 
-use cgrant_policy::HostUid;
+use cgrant_policy::{GrantPath, HostUid};
+use cgrant_sys::{Dir, Pidfd};
 
 use super::{
+    attach::{PROCS, path_in},
     error::CgroupError,
-    node::{Node, value_of},
-    tree::{CHILDREN, ENTRY, EVICTED, LEAF, MONITOR, PAYLOAD, Tree, account_name},
+    hierarchy::Hierarchy,
+    node::{Node, is_missing, pids, value_of},
+    tree::{CHILDREN, EVICTED, LEAF, PAYLOAD, Tree, account_name},
     walk::{Visit, walk},
 };
 
 /// How many more than on cgroup2 an account may have: what is left over is not looked for each time that a cgroup is made.
 const MORE: u64 = 64;
-/// The broker's own cgroups, which need not be in every hierarchy.
-const OWN: [&str; 6] = [PAYLOAD, MONITOR, CHILDREN, ENTRY, LEAF, EVICTED];
+/// Most processes of one cgroup that go one up at a time.
+const MOST_PIDS: usize = 4096;
+
+/// Where in an account's tree a cgroup is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// The account's node, or what is for grants inside another one.
+    Grants,
+    /// A grant's own.
+    Grant,
+    /// A grant's payload.
+    Payload,
+    /// Another one of the broker's own, which need not be in every hierarchy.
+    Own,
+    /// One that was made below a payload.
+    Below,
+}
+
+impl Place {
+    /// Of a cgroup of this name in it. What a caller names like one of the broker's own is none.
+    fn of(self, name: &OsStr) -> Self {
+        match self {
+            Self::Grants if name == EVICTED => Self::Own,
+            Self::Grants => Self::Grant,
+            Self::Grant if name == PAYLOAD => Self::Payload,
+            Self::Grant if name == CHILDREN => Self::Grants,
+            Self::Payload if name == LEAF => Self::Own,
+            Self::Payload | Self::Below => Self::Below,
+            Self::Grant | Self::Own => Self::Own,
+        }
+    }
+}
 
 impl Tree {
     /// Counts so many cgroups that are about to be made for an account in each v1 hierarchy; those that were not are told to
     /// [`Tree::uncount_shadow`]. Removes what answers to no cgroup on cgroup2 if they are too many otherwise.
     ///
     /// An attacker wants the host to have no more cgroups to give (65,535 that have memory, on the whole host): it has one made, removes
-    /// it on cgroup2, where it counts no more, and has the next one made, in this grant or in another one. What it keeps processes in on v1
-    /// can't be removed, and is counted still. To look through all costs as many cgroups as it has, once in [`MORE`] at least.
+    /// it on cgroup2, where it counts no more, and has the next one made, in this grant or in another one; with a process in it, or one
+    /// that forks on. Or it wants others of its account to be refused for that: what it leaves is gone when they come. To look through
+    /// all costs as many cgroups as it has, once in [`MORE`] at least.
     ///
     /// # Errors
     /// [`CgroupError::TooMany`] if they stay too many; what the kernel refuses.
@@ -42,7 +77,7 @@ impl Tree {
         let known = self.shadows.lock().unwrap_or_else(PoisonError::into_inner).get(&account).copied();
         let known = match known.filter(|known| known.saturating_add(more) <= most) {
             Some(known) => known,
-            None => self.prune(&name, &on_v2)?,
+            None => self.prune(account, &name, &on_v2)?,
         };
         let all = known.saturating_add(more);
         if all > most {
@@ -70,40 +105,77 @@ impl Tree {
     }
 
     /// Removes what answers to nothing, and says how many there are still in the hierarchy that has most.
-    fn prune(&self, account: &str, on_v2: &Node) -> Result<u64, CgroupError> {
+    fn prune(&self, account: HostUid, name: &str, on_v2: &Node) -> Result<u64, CgroupError> {
         let mut most = 0;
         for hierarchy in &self.hierarchies.v1 {
-            let Some(on_v1) = hierarchy.base.child(account)? else { continue };
-            most = most.max(prune_below(&on_v1, on_v2)?);
+            let Some(on_v1) = hierarchy.base.child(name)? else { continue };
+            most = most.max(self.prune_below(account, hierarchy, &on_v1, on_v2)?);
         }
         Ok(most)
     }
-}
 
-/// Removes what answers to nothing below one cgroup, and says how many there are still.
-fn prune_below(on_v1: &Node, on_v2: &Node) -> Result<u64, CgroupError> {
-    let mut left: u64 = 0;
-    // What each cgroup on the way down answers to: no more than names and grants may be in one another. Nobody but the broker makes or
-    // removes any here, and of one account one after the other.
-    let mut answers: Vec<Option<Node>> = Vec::new();
-    walk(on_v1.dir(), |visit| {
-        match visit {
-            Visit::Enter { name, .. } => {
-                let above = answers.last().map_or(Some(on_v2), Option::as_ref);
-                let answer = above.map_or(Ok(None), |above| above.child(name)).map_err(io::Error::other)?;
-                answers.push(answer);
-            }
-            Visit::Leave { parent, name } => {
-                let answers_to_one = answers.pop().flatten().is_some();
-                let is_own = OWN.iter().any(|own| name == *own);
-                // With processes in it, it stays.
-                if answers_to_one || is_own || parent.remove_dir(name).is_err() {
-                    left = left.saturating_add(1);
+    fn prune_below(
+        &self,
+        account: HostUid,
+        hierarchy: &Hierarchy,
+        on_v1: &Node,
+        on_v2: &Node,
+    ) -> Result<u64, CgroupError> {
+        let mut left: u64 = 0;
+        // On the way down: where each is, and what it answers to. No more than names and grants may be in one another. Nobody but the
+        // broker makes or removes any here, and of one account one after the other.
+        let mut way: Vec<(Place, Option<Node>)> = Vec::new();
+        walk(on_v1.dir(), |visit| {
+            match visit {
+                Visit::Enter { name, .. } => {
+                    let (place, above) = way
+                        .last()
+                        .map_or((Place::Grants, Some(on_v2)), |(place, node)| (*place, node.as_ref()));
+                    let answer =
+                        above.map_or(Ok(None), |above| above.child(name)).map_err(io::Error::other)?;
+                    way.push((place.of(name), answer));
+                }
+                Visit::Leave { parent, name } => {
+                    let is_stale = matches!(way.pop(), Some((Place::Below, None)));
+                    if !is_stale || !self.rid(account, hierarchy, parent, name) {
+                        left = left.saturating_add(1);
+                    }
                 }
             }
+            io::Result::Ok(())
+        })
+        .map_err(CgroupError::kernel("to list", on_v1.path()))?;
+        Ok(left)
+    }
+
+    /// Removes one on v1, and has the processes in it go one up. Says whether it is gone.
+    fn rid(&self, account: HostUid, hierarchy: &Hierarchy, parent: &Dir, name: &OsStr) -> bool {
+        match parent.remove_dir(name) {
+            Ok(()) => return true,
+            Err(error) if is_missing(&error) => return true,
+            Err(_) => (),
         }
-        io::Result::Ok(())
-    })
-    .map_err(CgroupError::kernel("to list", on_v1.path()))?;
-    Ok(left)
+        let found = parent.open_dir(name).ok().and_then(|dir| pids(&dir, MOST_PIDS).ok());
+        for pid in found.unwrap_or_default() {
+            self.go_up(account, hierarchy, parent, name, pid);
+        }
+        parent.remove_dir(name).is_ok()
+    }
+
+    /// An attacker wants a process of somebody else's moved to where its own are bounded: it ends its own just now, and the number is given
+    /// away. So the process is held, seen to be there, and asked again whether it was the one.
+    fn go_up(&self, account: HostUid, hierarchy: &Hierarchy, parent: &Dir, name: &OsStr, pid: u32) {
+        let Ok(process) = Pidfd::open(pid) else { return };
+        let origin = self.proc.cgroups(pid).unwrap_or_default();
+        let is_there = path_in(&origin, hierarchy)
+            .and_then(|path| path.rsplit('/').next())
+            .is_some_and(|last| name == last);
+        if !is_there || !process.is_alive().unwrap_or(false) {
+            return;
+        }
+        let moved = parent.write(PROCS, &pid.to_string()).is_ok();
+        if moved && !process.is_alive().unwrap_or(false) {
+            self.put_right(&GrantPath::of_account(account), hierarchy, pid);
+        }
+    }
 }

@@ -111,7 +111,7 @@ impl Tree {
             }
             _ => (),
         }
-        let mut is_gone = true;
+        let (mut removed, mut left) = (false, false);
         for hierarchy in &self.hierarchies.v1 {
             let Some(mut node) = self.part(hierarchy, grant, PAYLOAD)? else { continue };
             let mut there = true;
@@ -126,10 +126,13 @@ impl Tree {
             }
             if there {
                 // One that the holder made again on cgroup2 alone may have left something in it: it goes with the grant.
-                is_gone &= node.remove(&name).is_ok();
+                match node.dir().remove_dir(&name) {
+                    Ok(()) => removed = true,
+                    Err(error) => left |= !is_missing(&error),
+                }
             }
         }
-        if is_gone {
+        if removed && !left {
             self.uncount_shadow(grant.account, 1);
         }
         Ok(())

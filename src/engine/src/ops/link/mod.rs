@@ -176,7 +176,7 @@ pub fn remove(engine: &Engine, caller: &Arc<Caller>, id: GrantId, name: &str) ->
 
 /// Removes the links that grants inside have by this one, unless the grant has another one there.
 ///
-/// An attacker wants to stay on a network that the container around has been taken off.
+/// An attacker wants to stay on a network that the container around has been taken off: by its launcher, or because it removed its own end.
 fn remove_inside(engine: &Engine, grant: &Grant, gone: &LinkInfo) {
     let is_there = |link: &LinkInfo| (&link.bridge, link.vlan) == (&gone.bridge, gone.vlan);
     if all_told(&grant.live().record).iter().any(is_there) {
@@ -246,7 +246,11 @@ pub fn gone(engine: &Engine, key: &LinkKey, edition: u64, far_end: bool) {
     }
     let grant = engine.registry().get(key.grant);
     if let Some(grant) = grant {
+        let gone = grant.live().record.links.iter().find(|link| link.link.key == *key).map(told);
         take_out(engine, &grant, &key.name, if far_end { LinkEnd::FarEndGone } else { LinkEnd::Lost });
+        if let Some(gone) = gone {
+            remove_inside(engine, &grant, &gone);
+        }
     }
 }
 
