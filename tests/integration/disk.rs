@@ -170,8 +170,8 @@ fn files_are_charged_to_whom_their_ids_belong(lab: &Lab) {
         // Held by connections that are gone: it may have ended.
         let _ = hers.release(grant, true);
     }
-    drop((hers, his, root));
     checker::assert_in_order(lab);
+    drop((hers, his, root));
 }
 
 /// Whoever has too many files can remove some, and can't do much else by saying so.
@@ -221,8 +221,8 @@ fn files_can_be_removed_by_who_has_too_many(lab: &Lab) {
     measured(lab, &broker, &[&user.home]);
     assert_eq!(charged(&client, user.uid), (0, 0));
     client.create("fresh", Options::new()).unwrap();
-    drop(client);
     checker::assert_in_order(lab);
+    drop(client);
 }
 
 /// Nobody but root of the host says what files take, and root says nothing that can't be.
@@ -276,8 +276,8 @@ fn only_root_says_what_files_take(lab: &Lab) {
     // To whom is inside, the account is one.
     assert!(inner.property::<u64>(&account_path(0), ACCOUNT, "DiskMeasured") > 0);
     assert_eq!(ordinary.property::<u64>(&account_path(1000), ACCOUNT, "DiskMeasured"), 0);
-    drop((inner, ordinary, victim, client, root));
     checker::assert_in_order(lab);
+    drop((inner, ordinary, victim, client, root));
 }
 
 /// More than the quota is somebody's to allow, as more of other things is.
@@ -303,8 +303,8 @@ fn more_is_had_by_consent(lab: &Lab) {
     let asked = agent.hear();
     assert!(asked.contains("more than the 1.0 MiB that policy allows"), "{asked}");
     wait_until("both are there", || client.names() == ["more", "web"]);
-    drop((agent, client, broker, desk));
     checker::assert_in_order(lab);
+    drop((agent, client, broker, desk));
 }
 
 crate::tests![
