@@ -11,7 +11,10 @@ use serde_json::Value;
 use crate::common::{
     Lab, checker,
     containers::{Shell, busybox_with_command, inside, text},
-    frames::{IPV4, IPV6, Mac, ethernet, router_advertisement, tagged, udp4},
+    frames::{
+        ALL_NODES, ALL_NODES_MAC, ARP, EVERYBODY, IPV4, IPV6, Mac, advertisement, any_contains, arp,
+        ethernet, link_local, redirect6, router_advertisement, tagged, udp4, udp6,
+    },
     network::{HOST4, Network, OUTSIDE4},
     node::{Node, Tcp, Udp},
     wait_until,
@@ -280,7 +283,14 @@ fn a_port_is_of_one_and_ends_with_it(lab: &Lab) {
         (String::new(), 0)
     );
     let twice = change("unpublish", "9002:7");
-    assert!(text(&twice.stderr).contains("is not published"), "{twice:?}");
+    assert!(twice.status.success(), "{twice:?}");
+    // What runs without being a container of the store has what it was started with.
+    levels.sh(&one, "cgrant run --name command --link -p 9003:7 -- /bin/sleep 1000 >/dev/null 2>&1 &");
+    let of_command = inside(&one, &["cgrant", "link", "publish", "command", "eth0", "9004:7"]);
+    wait_until("the command has its link", || {
+        levels.sh(&one, "cat /sys/class/net/*/ifalias").contains("cgrant inner command")
+    });
+    levels.shell.fails(&of_command, 1, "has the ports that it was started with");
     // However its monitor ends: the port is free at once, and nothing leads anywhere.
     levels.reaches(&one, "127.0.0.1", "9001", "two");
     let monitor = levels.info(&one, "two")["monitor"].as_u64().unwrap();
@@ -415,6 +425,58 @@ fn bare_frames_get_nobody_further(lab: &Lab) {
         three.close(listening);
         assert!(!answers.contains(&9020), "flushed: {flushed}: {answers:?}");
     }
+    // In the name of somebody beside, or of the one around: from the addresses of those, and as who has them.
+    let own6: Ipv6Addr = levels.addresses(&one, "three")[1].parse().unwrap();
+    let other4 = address(&levels.addresses(&one, "two")[0]);
+    let other6: Ipv6Addr = levels.addresses(&one, "two")[1].parse().unwrap();
+    let to4 = |from: Ipv4Addr| {
+        ethernet(gateway.0, own.0, IPV4, &udp4((from, 9001), (gateway.1, 5), b"whose address is this one's?"))
+    };
+    let to6 = |from: Ipv6Addr, to: Mac| {
+        ethernet(to, own.0, IPV6, &udp6((from, 9001), (own6, 5), b"whose address is this one's?"))
+    };
+    let claim =
+        |whose: Ipv4Addr| ethernet(EVERYBODY, own.0, ARP, &arp(1, (own.0, whose), ([0; 6], gateway.1)));
+    let claim6 =
+        |whose: Ipv6Addr| ethernet(ALL_NODES_MAC, own.0, IPV6, &advertisement(own6, ALL_NODES, whose, own.0));
+    let redirect = redirect6(link_local(own.0), ALL_NODES, link_local(own.0), own6);
+    let forged = [
+        to4(other4),
+        to4(gateway.1),
+        to4(address("10.66.0.1")),
+        to6(other6, gateway.0),
+        claim(other4),
+        claim(gateway.1),
+        claim6(other6),
+        ethernet(ALL_NODES_MAC, own.0, IPV6, &router_advertisement(link_local(own.0), own.0)),
+        ethernet(ALL_NODES_MAC, own.0, IPV6, &redirect),
+    ];
+    let own = [to4(own.1), to6(own6, gateway.0), claim(own.1), claim6(own6)];
+    let listening = around.listen(BRIDGE);
+    let mut seen: Vec<Vec<u8>> = Vec::new();
+    wait_until("what is its own passes", || {
+        three.send("eth0", &forged);
+        three.send("eth0", &own);
+        seen.extend(around.heard(listening));
+        own.iter().all(|frame| any_contains(&seen, &frame[14..]))
+    });
+    around.close(listening);
+    let passed: Vec<usize> = forged
+        .iter()
+        .enumerate()
+        .filter(|(_, frame)| any_contains(&seen, &frame[14..]))
+        .map(|(at, _)| at)
+        .collect();
+    assert!(passed.is_empty(), "{passed:?}");
+    // Who takes its own device away has its number on, as long as its monitor has the rules; others get another.
+    let fixed = levels.addresses(&one, "three")[0].clone();
+    three.sh("ip link delete eth0");
+    levels.refuses(
+        &one,
+        &["cgrant", "launch", "box", "four", "--address", &fixed],
+        1,
+        "that of the container \"three\"",
+    );
     let learned = levels.sh(&one, "ip -6 address; ip -6 route");
     assert!(!learned.contains("2001:db8:bad"), "{learned}");
     drop((around, two, three));

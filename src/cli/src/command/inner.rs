@@ -14,8 +14,11 @@ use cgrant_container::{
     inner::{self, BRIDGE, InnerError, InnerLink, InnerWish, Kept},
 };
 use cgrant_proto::{Endpoint, Port, names::INNER_SOCKET};
+use cgrant_sys::netlink::qdisc::RATES;
+use rustix::process::geteuid;
 use serde_json::{Map, Value, json};
 
+use super::link;
 use crate::{args::LinkArgs, error::Failure};
 
 /// Where a container says who answers for names (resolv.conf(5)); where systemd-resolved asks others for it, whom that asks.
@@ -35,7 +38,14 @@ pub(crate) fn is_own(endpoint: &Endpoint, bridge: Option<&str>) -> bool {
 
 /// Refuses what a link in a container can't have.
 pub(crate) fn check(ports: &[Port], properties: &LinkArgs) -> Result<(), Failure> {
-    let LinkArgs { address, dhcp, mtu: _, queue_length: _, upload: _, download: _, vlan } = properties;
+    let LinkArgs { address, dhcp, mtu: _, queue_length: _, upload, download, vlan } = properties;
+    // As everywhere: an address for each family.
+    link::options(None, ports, properties)?;
+    let mut rates = upload.iter().chain(download);
+    if rates.any(|rate| !RATES.contains(rate)) {
+        let (least, most) = (RATES.start(), RATES.end());
+        return Err(Failure::Usage(format!("a rate is {least} to {most} bits a second")));
+    }
     let refused = [
         (
             address.iter().any(IpAddr::is_ipv6),
@@ -91,11 +101,15 @@ fn failed(doing: &'static str, error: InnerError) -> Failure {
 /// Has the container a link of this name that was made here?
 pub(crate) fn is_connected(container: &str, link: &str) -> bool {
     let is_it = |known: &InnerLink| known.container == container && known.name == link;
-    !container.is_empty() && inner::links().is_ok_and(|links| links.iter().any(is_it))
+    // Others in here have containers of their own, which may have the same names.
+    geteuid().is_root() && !container.is_empty() && inner::links().is_ok_and(|links| links.iter().any(is_it))
 }
 
-/// The links of all containers that were started here, by the containers' names, as the broker describes its own.
+/// The links of all containers that were started here, which root started, by the containers' names, as the broker describes its own.
 pub(crate) fn links() -> Map<String, Value> {
+    if !geteuid().is_root() {
+        return Map::new();
+    }
     let ports = inner::published().unwrap_or_default();
     let described = |link: InnerLink| {
         let text = |address: String| Value::from(address);
@@ -177,6 +191,14 @@ mod tests {
             LinkArgs { vlan: Some(9), ..none.clone() },
         ] {
             assert!(refused(&[], properties.clone()).contains("leave"), "{properties:?}");
+        }
+        let twice = ["100.64.0.9", "100.64.0.10"].map(|text| text.parse().unwrap()).into();
+        assert!(refused(&[], LinkArgs { address: twice, ..none.clone() }).contains("one IPv4 address"));
+        for slow in [
+            LinkArgs { upload: Some(7999), ..none.clone() },
+            LinkArgs { download: Some(7999), ..none.clone() },
+        ] {
+            assert!(refused(&[], slow).contains("8000 to"));
         }
     }
 }

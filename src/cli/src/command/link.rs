@@ -30,7 +30,7 @@ pub(crate) fn run(client: &Client, command: LinkCommand) -> Result<u8, Failure> 
         LinkCommand::List { name: Some(name), account } => {
             let grant = GrantName { name, account };
             let found = Found::new(client, &grant, "list the links of")?;
-            let mut own = own_links(client);
+            let mut own = if grant.account.is_none() { own_links(client) } else { Map::new() };
             let made_here = elements(own.remove(&grant.name));
             let rows = of_grant(&found)?.into_iter().chain(made_here).map(|link| row(&grant.name, link));
             found.print(&List::new(HEADS, rows))

@@ -3,14 +3,14 @@
 use std::{
     collections::BTreeMap,
     hash::{DefaultHasher, Hash, Hasher},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use cgrant_sys::{
     NetnsFd,
     netlink::{
         LinkState, NewVeth, PortFlags, Route,
-        nftables::{Chain, Family, Hook, Match, Verdict, own_table},
+        nftables::{Chain, Family, Hook, Match, Verdict, own_table, tables},
         qdisc::{policing, shaping},
     },
     process::random_u64,
@@ -32,6 +32,14 @@ const ALIAS: &str = "cgrant inner";
 const WALL: &str = "wall";
 /// What the names of ports begin with.
 const PORTS: &str = "cgi";
+/// And those of the tables of their rules.
+const TABLES: &str = "cgrant-inner-";
+/// Where link-local addresses of IPv6 lie.
+const LINK_LOCAL: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 64);
+/// Types of ICMPv6: what a router says of itself, whose an address is, and which way is shorter.
+const ROUTER_ADVERTISEMENT: u8 = 134;
+const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+const REDIRECT: u8 = 137;
 /// Numbers of addresses: the first is the bridge's, the last the broadcast's.
 const FIRST: u16 = 2;
 const LAST: u16 = 1022;
@@ -82,7 +90,7 @@ pub(super) fn make(
     let make = || {
         set_port(route, index, mac)?;
         rules::silence(&name).map_err(kernel("the link's port can't be kept from IPv6"))?;
-        let mut kept = vec![wall(route, (index, &name), bridge.mtu, wish)?];
+        let mut kept = vec![wall(route, (index, &name), bridge.mtu, &link, wish)?];
         set_far_end(route, bridge, netns, index, mtu, &link)?;
         kept.extend(ports::publish(bridge, &link, wish.ports)?);
         route.set_up(index, true)?;
@@ -121,6 +129,7 @@ fn wall(
     route: &Route,
     (index, name): (u32, &str),
     mtu: u32,
+    link: &InnerLink,
     wish: &InnerWish<'_>,
 ) -> Result<Kept, InnerError> {
     if let Some(bits) = wish.download {
@@ -135,14 +144,41 @@ fn wall(
         Match::Source(network, prefix),
         Match::Destination(network, prefix),
     ];
-    let rules = limit.into_iter().chain(never).map(|what| (vec![what], Verdict::Drop)).collect();
+    let never = limit.into_iter().chain(never).map(|what| vec![what]).chain(forged(link));
+    let rules = never.map(|what| (what, Verdict::Drop)).collect();
     let chain = Chain { name: "wall", hook: Hook::Ingress(name.to_owned()), rules };
-    let table = own_table(Family::Devices, &format!("cgrant-inner-{name}"), ALIAS, &[chain])?;
+    let table = own_table(Family::Devices, &format!("{TABLES}{name}"), &alias(link), &[chain])?;
     // What it says to all it need not hear.
     let echo = vec![Match::From(index), Match::To(index), Match::Group];
     let chain = Chain { name: "echo", hook: Hook::Bridged, rules: vec![(echo, Verdict::Drop)] };
-    let echoes = own_table(Family::Bridges, &format!("cgrant-inner-{name}"), ALIAS, &[chain])?;
+    let echoes = own_table(Family::Bridges, &format!("{TABLES}{name}"), &alias(link), &[chain])?;
     Ok(Kept { name: WALL.to_owned(), descriptors: vec![table, echoes] })
+}
+
+/// What it would say in the name of others.
+///
+/// Wants: to be one beside it for whoever is asked by that one, to have the number of a port that that one has, or to draw its
+/// packets to itself; to be the router of those beside it.
+fn forged(link: &InnerLink) -> Vec<Vec<Match>> {
+    let own4 = link.address4.addr();
+    let (local, prefix) = LINK_LOCAL;
+    let mut sources6 = vec![
+        Match::ForeignSource(local.into(), prefix),
+        Match::ForeignSource(Ipv6Addr::UNSPECIFIED.into(), 128),
+    ];
+    let mut claims6 = vec![Match::Icmp6(NEIGHBOUR_ADVERTISEMENT), Match::ForeignTarget6(local, prefix)];
+    if let Some(own6) = link.address6 {
+        sources6.push(Match::ForeignSource(own6.addr().into(), 128));
+        claims6.push(Match::ForeignTarget6(own6.addr(), 128));
+    }
+    vec![
+        vec![Match::ForeignSource(own4.into(), 32)],
+        vec![Match::ForeignClaim4(own4)],
+        sources6,
+        claims6,
+        vec![Match::Icmp6(ROUTER_ADVERTISEMENT)],
+        vec![Match::Icmp6(REDIRECT)],
+    ]
 }
 
 /// The number of the fixed address, or one that no port has, for a container always the same if that can be. A link that one of this name had before, whose
@@ -157,6 +193,13 @@ fn number(route: &Route, container: &str, fixed: Option<u16>) -> Result<u16, Inn
         let before = link.as_ref().is_some_and(|link| !container.is_empty() && link.container == container);
         if !before || !route.delete_link(device.index)? {
             taken.insert(number, link);
+        }
+    }
+    // Whoever is inside can take its device away, and has the number on as long as its monitor has the rules.
+    for (name, note) in tables(Family::Devices)? {
+        let number = name.strip_prefix(TABLES).and_then(|port| port.strip_prefix(PORTS)?.parse::<u16>().ok());
+        if let Some(number) = number {
+            taken.entry(number).or_insert_with(|| noted(&note));
         }
     }
     if let Some(number) = fixed {
@@ -228,6 +271,14 @@ impl InnerLink {
 /// Stands where a container has no name; none has this one.
 const NAMELESS: &str = "-";
 
+/// As refusals name it, by what there is of its name.
+pub(super) fn whose(container: &str) -> String {
+    match container {
+        "" | NAMELESS => "a command without a name".to_owned(),
+        container => format!("the container {container:?}"),
+    }
+}
+
 /// What the port tells: whose it is, and the addresses behind it.
 fn alias(link: &InnerLink) -> String {
     let container = link.noted();
@@ -237,7 +288,11 @@ fn alias(link: &InnerLink) -> String {
 
 /// The link whose port the device is, if it is one.
 pub(super) fn of_device(device: &LinkState) -> Option<InnerLink> {
-    let mut words = device.alias.as_deref()?.strip_prefix("cgrant inner ")?.split(' ');
+    noted(device.alias.as_deref()?)
+}
+
+fn noted(alias: &str) -> Option<InnerLink> {
+    let mut words = alias.strip_prefix("cgrant inner ")?.split(' ');
     let container = words.next().filter(|name| *name != NAMELESS).unwrap_or_default().to_owned();
     let address4 = words.next()?.parse().ok()?;
     let address6 = words.next().map(str::parse).transpose().ok()?;

@@ -126,9 +126,9 @@ pub enum InnerError {
         last: Ipv4Addr,
     },
     /// Another one has it.
-    #[error("the address is that of the container {by:?}, which runs")]
+    #[error("the address is that of {}, which runs", link::whose(.by))]
     AddressTaken {
-        /// Its name.
+        /// Its name, if it has one.
         by: String,
     },
     /// There is none of the name.

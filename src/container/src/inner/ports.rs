@@ -23,6 +23,7 @@ use cgrant_sys::{
 use super::{
     InnerError, InnerLink, Kept,
     bridge::Bridge,
+    link::whose,
     rules::{self, IPPROTO_TCP, IPPROTO_UDP, LOOPBACK},
 };
 
@@ -37,7 +38,7 @@ const MOST: usize = 256;
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {
     /// One in here has it.
-    #[error("port {port} is published already, for the container {by:?}")]
+    #[error("port {port} is published already, for {}", whose(.by))]
     Published {
         /// The port.
         port: Port,
@@ -128,7 +129,7 @@ pub(super) fn published() -> Result<Vec<(String, Port)>, InnerError> {
         let (container, port) = note.strip_prefix(NOTE)?.split_once(' ')?;
         Some((container.to_owned(), port.parse().ok()?))
     };
-    Ok(tables()?.iter().filter_map(read).collect())
+    Ok(tables(Family::Internet)?.iter().filter_map(read).collect())
 }
 
 /// Publishes these, all or none.
@@ -138,7 +139,9 @@ pub(super) fn publish(bridge: &Bridge, link: &InnerLink, ports: &[Port]) -> Resu
     }
     check_ports(ports)?;
     let there = published()?;
-    if there.iter().filter(|(container, _)| *container == link.noted()).count() + ports.len() > MOST {
+    // Those without a name share none, and get all of theirs at once.
+    let is_own = |container: &str| !link.container.is_empty() && container == link.container;
+    if there.iter().filter(|(container, _)| is_own(container)).count() + ports.len() > MOST {
         return Err(PortError::TooMany.into());
     }
     let mut view = View::of(ports.iter().map(|port| port.host).collect());

@@ -7,7 +7,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::OwnedFd,
 };
 
@@ -119,6 +119,10 @@ const FRAME_TYPE: u32 = 12;
 /// The sixteen groups of IEEE 802.1Q, table 8-1, without the last four bits.
 const RESERVED: [u8; 6] = [0x01, 0x80, 0xc2, 0, 0, 0];
 const RESERVED_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0xff, 0xff, 0xf0];
+/// Where the sender's address stands in ARP of Ethernet and IPv4, and the target in neighbour discovery.
+const ARP_SENDER: u32 = 14;
+const TARGET6: u32 = 8;
+const IPPROTO_ICMPV6: u8 = 58;
 /// Where the ports stand in the transport header.
 const SOURCE_PORT: u32 = 0;
 const DESTINATION_PORT: u32 = 2;
@@ -163,6 +167,12 @@ pub enum Match {
     ReservedGroup,
     /// Its frame is neither of ARP nor of IP, but with a tag for instance, whatever lies behind that.
     OtherFrame,
+    /// It is ARP, whose sender claims another address than this one. (One that asks whether an address is free claims none.)
+    ForeignClaim4(Ipv4Addr),
+    /// It is a message of ICMPv6 of this type.
+    Icmp6(u8),
+    /// The address that it is about is not in this network; only behind [`Match::Icmp6`] of neighbour discovery.
+    ForeignTarget6(Ipv6Addr, u8),
     /// It comes from this port; only behind [`Match::Protocol`] of one that has ports.
     SourcePort(u16),
     /// It goes to this port; likewise.
@@ -224,6 +234,16 @@ pub enum Family {
     Bridges,
 }
 
+impl Family {
+    fn number(self) -> u8 {
+        match self {
+            Self::Internet => BOTH_FAMILIES,
+            Self::Devices => DEVICES,
+            Self::Bridges => BRIDGES,
+        }
+    }
+}
+
 /// A rule.
 pub type Rule = (Vec<Match>, Verdict);
 
@@ -259,16 +279,16 @@ pub fn own_table(family: Family, name: &str, note: &str, chains: &[Chain]) -> Re
     borrow(&socket).try_clone_to_owned().map_err(socket_error)
 }
 
-/// Names and notes of the tables of both families together, in the network namespace of this thread. Those without a note are left out.
+/// Names and notes of the tables of a family, in the network namespace of this thread. Those without a note are left out.
 ///
 /// # Errors
 /// [`NetlinkError`]: `EPERM` without `CAP_NET_ADMIN` there.
-pub fn tables() -> Result<Vec<(String, String)>> {
+pub fn tables(family: Family) -> Result<Vec<(String, String)>> {
     let socket_error = |source| NetlinkError::Socket { action: LISTING, source };
     let socket = open().map_err(socket_error)?;
     for _ in 0..TRIES {
-        let mut request = Batch::empty(BOTH_FAMILIES);
-        request.push(SUBSYSTEM << 8 | GET_TABLE, NLM_F_DUMP, BOTH_FAMILIES, 0, &[]);
+        let mut request = Batch::empty(family.number());
+        request.push(SUBSYSTEM << 8 | GET_TABLE, NLM_F_DUMP, family.number(), 0, &[]);
         socket.send(&request.bytes, libc::MSG_DONTWAIT).map_err(socket_error)?;
         let (mut found, mut interrupted) = (Vec::new(), false);
         each_answer(&socket, LISTING, |kind, flags, payload| {
@@ -371,11 +391,7 @@ impl Batch {
     }
 
     fn owning(family: Family, name: &str, note: &str, chains: &[Chain]) -> Self {
-        let mut batch = Self::empty(match family {
-            Family::Internet => BOTH_FAMILIES,
-            Family::Devices => DEVICES,
-            Family::Bridges => BRIDGES,
-        });
+        let mut batch = Self::empty(family.number());
         let note = text(note);
         let length = u8::try_from(note.len()).unwrap_or(0);
         let comment = [&[COMMENT, length], note.as_slice()].concat();
@@ -505,6 +521,23 @@ fn expressions(table: u8, (matches, verdict): &Rule) -> Vec<u8> {
                     all.extend(compared(false, &known));
                 }
             }
+            Match::ForeignClaim4(own) => {
+                all.extend(meta(META_PROTOCOL, true, &ETHERTYPE_ARP));
+                all.extend(payload(NETWORK_HEADER, ARP_SENDER, 4));
+                all.extend(compared(false, &own.octets()));
+                all.extend(compared(false, &Ipv4Addr::UNSPECIFIED.octets()));
+            }
+            Match::Icmp6(kind) => {
+                all.extend(meta(META_L4PROTO, true, &[IPPROTO_ICMPV6]));
+                all.extend(payload(TRANSPORT_HEADER, 0, 1));
+                all.extend(compared(true, &[kind]));
+            }
+            Match::ForeignTarget6(network, prefix) => {
+                let (network, mask) = network_of(network.into(), prefix);
+                all.extend(payload(TRANSPORT_HEADER, TARGET6, 16));
+                all.extend(masked(&mask));
+                all.extend(compared(false, &network));
+            }
             Match::Unknown => all.extend(connection(CT_STATE, NOT_KNOWN, true)),
             Match::Redirected => all.extend(connection(CT_STATUS, REDIRECTED, true)),
             Match::NotRedirected => all.extend(connection(CT_STATUS, REDIRECTED, false)),
@@ -605,9 +638,7 @@ fn address(table: u8, end: End, network: IpAddr, prefix: u8, is: bool) -> Vec<u8
         (_, End::Source) => (8, 16),
         (_, End::Destination) => (24, 16),
     };
-    let address = octets(network);
-    let mask: Vec<u8> = (0_u8..16).take(address.len()).map(|at| byte_of_mask(prefix, at)).collect();
-    let network: Vec<u8> = address.iter().zip(&mask).map(|(byte, mask)| byte & mask).collect();
+    let (network, mask) = network_of(network, prefix);
     let load = payload(NETWORK_HEADER, offset, length);
     // Where devices are looked at, no family is decided on yet.
     let of_family = match (table, family) {
@@ -616,6 +647,13 @@ fn address(table: u8, end: End, network: IpAddr, prefix: u8, is: bool) -> Vec<u8
         _ => meta(META_NFPROTO, true, &[family]),
     };
     [of_family, load, masked(&mask), compared(is, &network)].concat()
+}
+
+/// The bytes of a network's address, and those of its mask.
+fn network_of(address: IpAddr, prefix: u8) -> (Vec<u8>, Vec<u8>) {
+    let address = octets(address);
+    let mask: Vec<u8> = (0_u8..16).take(address.len()).map(|at| byte_of_mask(prefix, at)).collect();
+    (address.iter().zip(&mask).map(|(byte, mask)| byte & mask).collect(), mask)
 }
 
 fn byte_of_mask(prefix: u8, at: u8) -> u8 {

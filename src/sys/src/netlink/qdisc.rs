@@ -14,6 +14,9 @@ use super::{
 /// Least that is received at once, bytes: the kernel hands on up to 64 KiB as one packet, which would never pass a smaller limit.
 const LEAST_BURST: u32 = 256 << 10;
 
+/// Least and most bits a second that a limit can be.
+pub const RATES: std::ops::RangeInclusive<u64> = 8_000..=1_000_000_000_000;
+
 /// `struct tcmsg`: family, padding, index, handle, parent, info.
 const HEADER: usize = 20;
 const INDEX: usize = 4;

@@ -6,7 +6,7 @@ use cgrant_policy::{
     ACCOUNT_BRIDGE, BridgeName, Caller as Subject, DEFAULT_BRIDGE, HostPort, HostUid, MAX_MTU, MIN_MTU,
     NewLink,
 };
-use cgrant_sys::{NetnsFd, UsernsFd};
+use cgrant_sys::{NetnsFd, UsernsFd, netlink::qdisc::RATES};
 use cgrant_wire::{FdIndex, LinkInfo, LinkKind, LinkRequest, MAX_FDS, PublishedPort, Refusal, RefusalCode};
 
 use super::{super::check, all_told};
@@ -28,8 +28,6 @@ pub const MAX_PORTS: usize = 256;
 const MAX_NAME: usize = 15;
 /// Longest transmit queue, in packets.
 const MAX_QUEUE: u32 = 65_536;
-/// Least and most bits a second that a limit can be.
-const RATES: std::ops::RangeInclusive<u64> = 8_000..=1_000_000_000_000;
 
 /// A link that is asked for, checked.
 #[derive(Debug)]
