@@ -250,6 +250,41 @@ fn containers_of_users_end_with_their_service_managers(lab: &Lab) {
     checker::assert_empty(lab);
 }
 
+// As a service manager in a container stops what it has started there: it tells the monitor of one.
+fn a_monitor_inside_stops_its_own_container_in_order(lab: &Lab) {
+    let broker = lab.broker();
+    let user = lab.user();
+    let shell = Shell::new(lab, &user, &broker);
+    let archive = busybox_with_command(lab);
+    shell.import_inside(&[], &archive, "small");
+    shell.done(&["launch", "small", "one", "--nesting", "--wait"]);
+    shell.import_inside(&["one"], &archive, "small");
+    let info = |name: &str| -> Value {
+        let words = inside(&["one"], &["cgrant", "--format", "json", "info", name]);
+        serde_json::from_str(&shell.done(&words)).unwrap()
+    };
+    for name in ["two", "beside"] {
+        shell.done(&inside(&["one"], &["cgrant", "launch", "small", name, "--wait"]));
+    }
+    let (one, beside) = (shell.json(&["info", "one"]), info("beside"));
+    let monitor = info("two")["monitor"].as_u64().unwrap();
+    shell.done(&inside(&["one"], &["sh", "-c", &format!("kill -TERM {monitor}")]));
+    shell.done(&inside(&["one"], &["cgrant", "wait", "two", "--stopped"]));
+    assert_eq!(info("two")["ended"], "power off");
+    // The one beside it and the one around run on, with the processes that they had.
+    let after = (shell.json(&["info", "one"]), info("beside"));
+    for (before, after) in [(&one, &after.0), (&beside, &after.1)] {
+        assert_eq!(after["state"], "running");
+        for key in ["init", "monitor"] {
+            assert!(before[key].is_u64(), "{before}");
+            assert_eq!(before[key], after[key], "{key}");
+        }
+    }
+    shell.done(&inside(&["one"], &["cgrant", "start", "two", "--wait"]));
+    shell.done(&["delete", "--force", "one"]);
+    checker::assert_empty(lab);
+}
+
 // How many blocks of ids a container with this option has.
 fn blocks(shell: &Shell<'_>, name: &str, option: &str) -> u32 {
     shell.done(&["launch", "box", name, option]);
@@ -283,6 +318,7 @@ crate::tests![
     three_levels_of_debian,
     nobody_takes_the_brokers_place,
     containers_of_users_end_with_their_service_managers,
+    a_monitor_inside_stops_its_own_container_in_order,
     a_container_has_sixteen_blocks_for_others,
     a_container_has_no_more_blocks_than_policy_gives,
 ];
