@@ -94,10 +94,15 @@ fn kernel_views_are_protected(scene: &Scene) {
 
 fn nesting_has_whole_views(scene: &Scene) {
     let script = "unshare -Urmpfn sh -c 'mount -t proc proc /proc && mount -t sysfs sysfs /sys && echo inner'; \
-        stat -c %A /run/.cgrant";
+        stat -c '%A %u' /run/.cgrant; touch /sys/x; touch /sys/kernel/x; \
+        grep -c ' /sys ro,' /proc/self/mountinfo";
     let whole = SystemSpec { nesting: true, ..scene.script(script) };
     scene.play(&whole);
-    assert!(scene.log().contains("inner\ndrwx------\n"), "{}", scene.log());
+    assert!(scene.log().contains("inner\ndrwx------ 0\n"), "{}", scene.log());
+    for text in ["touch: /sys/x: Read-only file system\n", "touch: /sys/kernel/x: Read-only file system\n"] {
+        assert!(scene.log().contains(text), "{text:?} is not in\n{}", scene.log());
+    }
+    assert!(scene.log().contains("file system\n1\n"), "{}", scene.log());
     scene.play(&scene.script(script));
     assert_eq!(scene.log().matches("inner\n").count(), 1, "masks do not hide anything:\n{}", scene.log());
 }
