@@ -416,6 +416,47 @@ impl Client {
         self.runtime.block_on(async { tokio::time::timeout(time, wait).await }).ok().flatten()
     }
 
+    /// Every signal up to the one that a grant of this name is added: what it is called, and the object that it is about. `None` if that one
+    /// does not come.
+    pub fn signals_until_added(&self, watch: &mut Watch, name: &str) -> Option<Vec<(String, String)>> {
+        type Interfaces = HashMap<String, HashMap<String, OwnedVariant>>;
+        let wait = async {
+            let mut heard = Vec::new();
+            while let Some(Ok(message)) = watch.0.next().await {
+                if message.message_type() != zbus::message::Type::Signal {
+                    continue;
+                }
+                let (header, body) = (message.header(), message.body());
+                let member = header.member().map(ToString::to_string).unwrap_or_default();
+                let (about, added) = match member.as_str() {
+                    "GrantAdded" => {
+                        let (path, name, _): (OwnedObjectPath, String, u32) = body.deserialize().unwrap();
+                        (path.to_string(), Some(name))
+                    }
+                    "GrantRemoved" => {
+                        let removed: (OwnedObjectPath, String, u32, String) = body.deserialize().unwrap();
+                        (removed.0.to_string(), None)
+                    }
+                    "InterfacesAdded" => {
+                        let added: (OwnedObjectPath, Interfaces) = body.deserialize().unwrap();
+                        (added.0.to_string(), None)
+                    }
+                    "InterfacesRemoved" => {
+                        let removed: (OwnedObjectPath, Vec<String>) = body.deserialize().unwrap();
+                        (removed.0.to_string(), None)
+                    }
+                    _ => (header.path().map(ToString::to_string).unwrap_or_default(), None),
+                };
+                heard.push((member, about));
+                if added.as_deref() == Some(name) {
+                    return Some(heard);
+                }
+            }
+            None
+        };
+        self.runtime.block_on(async { tokio::time::timeout(PATIENCE, wait).await }).ok().flatten()
+    }
+
     /// Hears from now on what goes over the bus and fits `rule`, and can say nothing any more (`BecomeMonitor` of the D-Bus
     /// specification); the connection has to be root's.
     pub fn monitor(&self, rule: &str) -> Watch {

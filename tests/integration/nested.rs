@@ -358,6 +358,53 @@ fn the_end_of_a_grant_ends_those_inside_and_no_others(lab: &Lab) {
     checker::assert_in_order(lab);
 }
 
+// Whoever listens inside hears of nothing that is around its own, nor beside it: not that grants come, change, run out of memory or end.
+fn those_inside_hear_of_nothing_around_them(lab: &Lab) {
+    let (broker, user, client) = scene(lab);
+    let one = Level::new(&user, &client, "one", nesting(2));
+    let first = one.client(lab, &user, broker.socket());
+    let two = one.inner(&user, &first, "two", nesting(1));
+    let second = two.client(lab, &user, broker.socket());
+    let mut outside = client.watch();
+    let (mut heard, mut within) = (first.watch(), second.watch());
+    // The account's, beside and around.
+    let memory = [("memory.max", "32M"), ("memory.swap.max", "0")];
+    let sibling = client.create("sibling", Options::new().limits(&memory)).unwrap();
+    client.set_limits(&sibling.path, &[("pids.max", "40")]).unwrap();
+    client.set_limits(&one.grant.path, &[("pids.max", "400")]).unwrap();
+    let (mut eater, _, _) = user.agent(&["eat", "96"]);
+    client.attach(&sibling.path, &eater.pidfd, Options::new()).unwrap();
+    assert_eq!(eater.go(), None);
+    assert_eq!(eater.wait_signal(), Some(9));
+    let wait = Duration::from_secs(30);
+    client.signal::<u64>(&mut outside, "Oom", wait).expect("no Oom signal: this proves nothing");
+    release(&client, &sibling.path, Options::new()).unwrap();
+    client
+        .signal::<(zbus::OwnedObjectPath, String, u32, String)>(&mut outside, "GrantRemoved", wait)
+        .unwrap();
+    // And for who is in the second one, what root of the first does beside it.
+    let beside = first.create("beside", Options::new().no_range()).unwrap();
+    first.set_limits(&beside.path, &[("pids.max", "30")]).unwrap();
+    release(&first, &beside.path, Options::new()).unwrap();
+    // Signals come in the order of what they are about.
+    let last = second.create("last", Options::new().no_range()).unwrap();
+    let is_of = |heard: &[(String, String)], own: &[&str], before: &str| {
+        let strange: Vec<_> =
+            heard.iter().filter(|(_, about)| !own.contains(&about.as_str()) && about != before).collect();
+        assert!(strange.is_empty(), "{strange:?}");
+        for path in own {
+            assert!(heard.iter().any(|(member, about)| member == "GrantAdded" && about == path), "{heard:?}");
+        }
+    };
+    is_of(&second.signals_until_added(&mut within, "last").unwrap(), &[&last.path], "");
+    // What became of the second one, which is its own too, may still be told after the answer.
+    is_of(
+        &first.signals_until_added(&mut heard, "last").unwrap(),
+        &[&beside.path, &last.path],
+        &two.grant.path,
+    );
+}
+
 // Killed whole and started again: what is inside is known again by whoever it belongs to.
 fn grants_inside_survive_the_broker(lab: &Lab) {
     let (mut broker, user, client) = scene(lab);
@@ -446,6 +493,7 @@ crate::tests![
     a_name_inside_keeps_its_ids,
     policy_bounds_depth_and_number,
     the_end_of_a_grant_ends_those_inside_and_no_others,
+    those_inside_hear_of_nothing_around_them,
     grants_inside_survive_the_broker,
     killed_at_every_step_nothing_inside_is_left_over,
 ];
