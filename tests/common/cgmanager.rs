@@ -105,9 +105,14 @@ impl Jail {
 
     /// Gives it away as an administrator does: the directory and what processes are moved by, not its limits.
     pub fn give_to(&self, user: &User) {
+        self.give_to_ids(user.uid, user.gid);
+    }
+
+    /// The same, to ids.
+    pub fn give_to_ids(&self, uid: u32, gid: u32) {
         let files = ["", "tasks", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"];
         for file in files.map(|file| self.dir.join(file)).iter().filter(|file| file.exists()) {
-            chown(file, Some(user.uid), Some(user.gid)).unwrap();
+            chown(file, Some(uid), Some(gid)).unwrap();
         }
     }
 

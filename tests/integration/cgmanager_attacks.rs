@@ -21,10 +21,12 @@ use zbus::Message;
 
 use crate::{
     arguments,
+    attacks::{connect_in, mapped},
     cgmanager_table::furnish,
     common::{
-        Kind, Lab, User,
+        Kind, Lab, Options, Process, User,
         cgmanager::{Argument, Credential, Failure, INTERFACE, INVALID_ARGS, Jail, Manager, PATH, Peer},
+        level::{Level, connected, nesting, release},
         program::{Ready, build},
         raw::Raw,
         wait_until,
@@ -689,7 +691,56 @@ fn nobody_gets_past_what_root_owns(lab: &Lab) {
     assert!(count < 8, "{forked}");
 }
 
+// Can a connection that somebody in there made be used?
+fn is_served((process, stream): (Process, UnixStream)) -> bool {
+    Peer::try_over(stream, Some(process)).is_ok_and(|peer| peer.call("Ping", arguments![1]).is_ok())
+}
+
+/// What an account may not have it asks for as somebody in its container, or in a user namespace of its own: as an id that no rule names.
+fn rules_for_an_account_bind_who_is_in_its_containers(lab: &Lab) {
+    let (kept, grouped, free, small) = (lab.user(), lab.user_in(&[31_000]), lab.user(), lab.user());
+    lab.write_policy(&format!(
+        "[[rule]]\nname = \"kept\"\nuids = [{}]\naccess.legacy = \"deny\"\n\
+         [[rule]]\nname = \"group\"\ngids = [31000]\naccess.legacy = \"deny\"\n\
+         [[rule]]\nname = \"small\"\nuids = [{}]\nquota.cgroup-depth = 1\n",
+        kept.uid, small.uid
+    ));
+    let manager = Manager::start(lab);
+    let first = 1_900_000_000;
+    for (user, may) in [(&kept, false), (&grouped, false), (&free, true)] {
+        let client = user.client(manager.broker.socket());
+        assert_eq!(is_served(user.connect(&manager.socket)), may, "uid {} itself", user.uid);
+        for (name, options) in [("plain", Options::new()), ("around", nesting(1))] {
+            let one = Level::new(user, &client, name, options);
+            for id in [0, 5] {
+                let caller = one.caller(lab, user, id, &manager.socket);
+                let stream = connected(&caller);
+                assert_eq!(is_served((caller, stream)), may, "{id} in a container of {}", user.uid);
+            }
+            release(&client, &one.grant.path, Options::new()).unwrap();
+        }
+    }
+    // Beside its grants, where its groups are not known.
+    for (user, may) in [(&kept, false), (&free, true)] {
+        let namespace = mapped(user, first, 1);
+        assert_eq!(is_served(connect_in(user, &namespace, 1, &manager.socket)), may, "uid {}", user.uid);
+    }
+    // Quotas are the account's as well.
+    for (user, may) in [(&small, false), (&free, true)] {
+        let jail = Jail::new(lab, "memory", &format!("quota-{}", user.uid));
+        furnish(jail.dir.parent().unwrap(), &jail.dir);
+        jail.give_to_ids(first, first);
+        let namespace = mapped(user, first, 1);
+        let (process, stream) = connect_in(user, &namespace, 1, &manager.socket);
+        let peer = Peer::over(stream, Some(process));
+        jail.put(peer.pid());
+        assert_eq!(peer.call("Create", arguments!["memory", "x"]).is_ok(), may, "uid {}", user.uid);
+        assert_eq!(jail.has("x"), may, "uid {}", user.uid);
+    }
+}
+
 crate::tests![
+    rules_for_an_account_bind_who_is_in_its_containers,
     keys_lead_out_of_no_cgroup,
     ten_thousand_connections_leave_others_served,
     descriptors_of_bad_exchanges_are_closed,

@@ -238,12 +238,7 @@ fn nor_from_inside_of_a_namespace(lab: &Lab) {
     furnish(jail.dir.parent().unwrap(), &jail.dir);
     for id in [0, 1] {
         let uid = if id == 0 { user.uid } else { first };
-        for file in ["", "tasks", "cgroup.procs", "cgroup.subtree_control"] {
-            let file = jail.dir.join(file);
-            if file.exists() {
-                std::os::unix::fs::chown(file, Some(uid), Some(uid)).unwrap();
-            }
-        }
+        jail.give_to_ids(uid, uid);
         let peer = peer_of(id);
         jail.put(peer.pid());
         let name = format!("as-{id}");

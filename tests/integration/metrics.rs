@@ -9,7 +9,11 @@ use std::{
 };
 
 use super::attacks::{connect_in, mapped};
-use crate::common::{Broker, Lab, Options, PATIENCE, User, wait_until};
+use crate::common::{
+    Broker, Lab, Options, PATIENCE, User,
+    level::{Level, connected, nesting},
+    wait_until,
+};
 
 const GET: &[u8] =
     b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: application/openmetrics-text\r\n\r\n";
@@ -203,16 +207,36 @@ fn nobody_reads_them_from_a_namespace_of_somebodys(lab: &Lab) {
     ));
     let broker = lab.broker();
     scrape(lab, &collector);
-    for (whose, id) in [(collector.uid, 0), (collector.uid, 1), (0, 1)] {
-        let namespace = mapped(&person, whose, 1);
-        let (_process, mut stream) = connect_in(&person, &namespace, id, &socket(lab));
+    // Nor from one of the collector's own.
+    let container = {
+        let client = collector.client(broker.socket());
+        let one = Level::new(&collector, &client, "one", nesting(1));
+        let caller = one.caller(lab, &collector, 0, &socket(lab));
+        let stream = connected(&caller);
+        (one, client, caller, stream)
+    };
+    let others = [
+        (&person, collector.uid, 0),
+        (&person, collector.uid, 1),
+        (&person, 0, 1),
+        (&collector, 1_900_000_000, 1),
+    ];
+    let connections = others.map(|(maker, whose, id)| {
+        let namespace = mapped(maker, whose, 1);
+        let (process, stream) = connect_in(maker, &namespace, id, &socket(lab));
+        ((namespace, process), stream, format!("{whose} as {id}"))
+    });
+    let (level, client, caller, stream) = container;
+    let inside = ((level.namespace, caller), stream, "in a container".to_owned());
+    for (_processes, mut stream, who) in connections.into_iter().chain([inside]) {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let _ = stream.write_all(GET);
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
         let answer = String::from_utf8_lossy(&answer).into_owned();
-        assert!(!answer.contains("cgrant_") && !answer.contains(" 200 "), "{whose} as {id}: {answer}");
+        assert!(!answer.contains("cgrant_") && !answer.contains(" 200 "), "{who}: {answer}");
     }
+    drop(client);
     // The D-Bus interfaces have no other door to them for the collector either.
     let client = collector.client(broker.socket());
     let usage = client.manager::<_, ()>("GetUsage", &Options::new().with("account", person.uid).0);

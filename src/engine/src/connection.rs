@@ -76,6 +76,8 @@ pub struct Caller {
     pub ordinary: Option<HostUid>,
     /// What it acts in, if it is served as one inside.
     pub nested: Option<Inside>,
+    /// Whose rules bind it, if those are another's than its own uid's ([`ops::inside::bound`](crate::ops::inside::bound)).
+    pub bound: Option<Subject>,
     /// What its process is known by for calls of CGManager's interface, from the first one on.
     pub known: OnceLock<Known>,
     ended: AtomicU8,
@@ -204,9 +206,12 @@ impl Caller {
     }
 
     /// The caller as policy sees it.
+    ///
+    /// An attacker wants what its account may not have, and asks as one of the ids that the account has in its containers, for
+    /// which no rule was written: such a one is the account.
     pub fn subject(&self) -> Subject {
-        if let Some(nested) = &self.nested {
-            return nested.subject.clone();
+        if let Some(subject) = self.nested.as_ref().map(|nested| &nested.subject).or(self.bound.as_ref()) {
+            return subject.clone();
         }
         Subject {
             uid: self.uid,
@@ -391,6 +396,7 @@ impl Connections {
             born_in: around.grant,
             application: around.application,
             nested,
+            bound: around.bound,
             known: OnceLock::new(),
             ended: AtomicU8::new(0),
             outside: AtomicU64::new(0),

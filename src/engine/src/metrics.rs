@@ -118,6 +118,28 @@ fn word(code: RefusalCode) -> String {
     word
 }
 
+/// Refuses callers that policy does not let, and all those inside of containers and user namespaces.
+///
+/// An attacker has a collector's account in its hands there, or what runs in a container of that account's: whoever may read what others do
+/// reads it on the host.
+///
+/// # Errors
+/// [`RefusalCode::NotAuthorized`].
+pub fn may_read(engine: &Engine, caller: &Caller) -> Result<(), Refusal> {
+    let outside = match caller.inside {
+        None => Ok(()),
+        Some(_) => Err(Refusal::new(
+            RefusalCode::NotAuthorized,
+            "nobody inside a container or a user namespace may read the metrics of all accounts",
+        )
+        .rule("built-in nesting")
+        .hint("read them from outside")),
+    };
+    outside
+        .inspect_err(|refusal| engine.log_refusal(caller, "read metrics", "", refusal))
+        .and_then(|()| engine.authorize_silently(caller, &Request::Metrics))
+}
+
 /// All figures.
 ///
 /// An attacker wants to know what others do here. Who connects to this socket is judged when he does, and again here.
@@ -125,7 +147,7 @@ fn word(code: RefusalCode) -> String {
 /// # Errors
 /// If policy does not let the caller.
 pub fn read(engine: &Engine, caller: &Caller) -> Outcome {
-    engine.authorize_silently(caller, &Request::Metrics)?;
+    may_read(engine, caller)?;
     if caller.surface != Surface::Metrics {
         return Err(Refusal::new(RefusalCode::Unsupported, "metrics are read from their own socket"));
     }

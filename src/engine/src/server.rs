@@ -408,6 +408,8 @@ impl Server {
         }
         let inside = self.engine.ids.owner_of(uid).or(around.maker);
         let native = front == FrontKind::Socket && surface == Surface::Native;
+        around.bound =
+            inside.and_then(|account| ops::inside::bound(&self.engine, account, around.grant.as_ref()));
         let nested = (native && inside.is_some())
             .then(|| ops::nested::standing(&self.engine, &peer, around.grant.as_ref()))
             .flatten();
@@ -417,7 +419,7 @@ impl Server {
         match surface {
             Surface::Native => (),
             Surface::Legacy => self.engine.authorize_silently(&caller, &Request::Legacy)?,
-            Surface::Metrics => self.engine.authorize_silently(&caller, &Request::Metrics)?,
+            Surface::Metrics => crate::metrics::may_read(&self.engine, &caller)?,
         }
         self.engine.connections().open(&caller);
         self.engine.touch(caller.charged());

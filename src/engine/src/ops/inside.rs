@@ -5,7 +5,7 @@
 
 use std::{io, sync::Arc};
 
-use cgrant_policy::{Application, GrantPath, HostUid};
+use cgrant_policy::{Application, Caller as Subject, GrantPath, HostUid};
 use cgrant_sys::{namespace::UsernsFd, pidfd::Pidfd};
 use cgrant_wire::{Range, Refusal, RefusalCode};
 
@@ -71,6 +71,8 @@ pub struct Around {
     pub maker: Option<HostUid>,
     /// The application that it is of; none in a grant, and none of a process that has another uid by now.
     pub application: Option<Application>,
+    /// Whose rules bind it ([`bound`]), which is known once it is known whose its uid is.
+    pub bound: Option<Subject>,
 }
 
 /// Where a process of `uid` is that connects.
@@ -87,7 +89,17 @@ pub fn look_around(engine: &Engine, process: &Pidfd, uid: HostUid) -> io::Result
     // Looked for whatever policy says now: it may say something else when the caller asks.
     let application = tells.then(|| crate::application::of(&engine.tree, &cgroups, uid)).flatten();
     let ordinary = grant.as_ref().and_then(|grant| ordinary(engine, grant, uid));
-    Ok(Around { grant, ordinary, maker, application })
+    Ok(Around { grant, ordinary, maker, application, bound: None })
+}
+
+/// Whose rules bind a caller inside a container of the account's: the account's, as policy saw it when the grant around was made; in none
+/// of its grants, as far as its uid tells. `None` for root's, which rules do not bind: those inside are not root by that.
+pub fn bound(engine: &Engine, account: HostUid, grant: Option<&GrantPath>) -> Option<Subject> {
+    if account.is_root() {
+        return None;
+    }
+    let around = grant.filter(|path| path.account == account).and_then(|path| engine.registry().at(path));
+    Some(around.map_or_else(|| Subject::by_uid(account), |grant| grant.live().record.subject()))
 }
 
 /// The ordinary user of a container that has this grant, or one around it; `None` if nobody but roots has.
