@@ -216,6 +216,8 @@ fn files_can_be_removed_by_who_has_too_many(lab: &Lab) {
     let also = client.create("also", tidies()).unwrap();
     client.release(&also.path, true).unwrap();
 
+    // The monitor of the start that was refused may be there a moment longer than the command.
+    wait_until("nothing of it runs", || shell.state("web") == "stopped");
     shell.done(&["delete", "web"]);
     shell.done(&["image", "remove", "box", "--quiet"]);
     measured(lab, &broker, &[&user.home]);

@@ -297,11 +297,14 @@ fn who_is_slow_or_many_holds_up_nobody(lab: &Lab) {
     scrape(lab, &collector);
     // Ten thousand connections, of somebody who may not have one and of somebody who may have 64.
     for user in [&person, &collector] {
-        let (flood, said, _) = user.agent(&["flood", socket(lab).to_str().unwrap(), "10000"]);
-        assert_eq!(said, "ok");
+        let (flood, mut said, _) = user.agent(&["flood", socket(lab).to_str().unwrap(), "10000"]);
+        // More of what it says may have come with it.
+        assert!(said.starts_with("ok"), "{said}");
         scrape(lab, &root);
         broker_answers(&broker, &bystander);
-        while !flood.hear().expect("the flood ended").0.ends_with("flooded") {}
+        while !said.ends_with("flooded") {
+            said = flood.hear().expect("the flood ended").0;
+        }
         scrape(lab, &root);
         broker_answers(&broker, &bystander);
     }
