@@ -430,7 +430,8 @@ fn cgroups_of_a_users_container_are_that_users(lab: &Lab) {
         }
     }
     bob.create("x", Options::new().no_range()).unwrap_err().is("QuotaExceeded", "cgroups");
-    one.client(lab, &user, broker.socket()).create("roots", Options::new().no_range()).unwrap();
+    let root = one.client(lab, &user, broker.socket());
+    root.create("roots", Options::new().no_range()).unwrap();
     checker::assert_in_order(lab);
 }
 
