@@ -16,6 +16,7 @@ mod error;
 mod legacy;
 mod lock;
 mod log;
+mod priority;
 mod ready;
 mod scope;
 mod settings;
