@@ -45,11 +45,22 @@ use crate::{
 /// Messages taken from one front, or connections from one listener, before others get their turn.
 const TURN: usize = 32;
 
+/// What epoll is to tell of a listener: each time that somebody connects, once, so that one alone of the threads that wait is woken
+/// for it.
+const CONNECTING: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLET);
+
+/// A socket on which clients connect.
+struct Listener {
+    socket: OwnedFd,
+    surface: Surface,
+    watch: u64,
+}
+
 /// The loop's own state.
 pub struct Server {
     engine: Arc<Engine>,
     control: Channel,
-    listeners: Vec<(OwnedFd, Surface)>,
+    listeners: Vec<Listener>,
     refused: Refused,
     /// What happened to grants and waits in the pool's queues.
     events: Arc<Mutex<HashSet<Target>>>,
@@ -76,16 +87,19 @@ impl Server {
     ) -> std::io::Result<Self> {
         control.set_nonblocking(true)?;
         engine.watches.borrow(control.as_fd(), EpollFlags::EPOLLIN, Target::Control)?;
-        for (number, (listener, _)) in listeners.iter().enumerate() {
-            rustix::io::ioctl_fionbio(listener, true)?;
-            engine.watches.borrow(listener.as_fd(), EpollFlags::EPOLLIN, Target::Listener(number))?;
-        }
+        let watched = |(number, (socket, surface)): (usize, (OwnedFd, Surface))| {
+            rustix::io::ioctl_fionbio(&socket, true)?;
+            let watch = engine.watches.borrow(socket.as_fd(), CONNECTING, Target::Listener(number))?;
+            Ok(Listener { socket, surface, watch })
+        };
+        let listeners: Vec<Listener> =
+            listeners.into_iter().enumerate().map(watched).collect::<std::io::Result<_>>()?;
         let others = [engine.mounter.process(), engine.shower.process(), engine.devices.process()];
         for helper in engine.mapper.processes().chain(others) {
             engine.watches.borrow(helper, EpollFlags::EPOLLIN, Target::Helper)?;
         }
         engine.watches.borrow(engine.wishes.descriptor(), EpollFlags::EPOLLIN, Target::Wishes)?;
-        let refused = Refused::new(listeners.iter().map(|(listener, _)| listener))?;
+        let refused = Refused::new(listeners.iter().map(|listener| &listener.socket))?;
         Ok(Self { engine, control, listeners, refused, events: Arc::default() })
     }
 
@@ -427,16 +441,20 @@ impl Server {
     }
 
     fn accept(&self, number: usize) {
-        let Some((listener, surface)) = self.listeners.get(number) else { return };
+        let Some(listener) = self.listeners.get(number) else { return };
         for _ in 0..TURN {
-            match socket::accept(listener.as_fd()) {
-                Ok(connection) => self.accepted(connection, *surface),
+            match socket::accept(listener.socket.as_fd()) {
+                Ok(connection) => self.accepted(connection, listener.surface),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
-                    return;
+                    break;
                 }
             }
+        }
+        // Who waits to be accepted is told of again.
+        if let Err(error) = self.engine.watches.modify(listener.socket.as_fd(), CONNECTING, listener.watch) {
+            tracing::error!(%error, "a listener can't be watched");
         }
     }
 
