@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use cgrant_sys::{NsId, Numbering, PeerPidfd, Pidfd, ProcFs, UsernsFd, process::IdKind, socket};
+use cgrant_sys::{NsId, Numbering, PeerPidfd, Pidfd, ProcFs, process::IdKind, socket};
 use cgrant_wire::LegacyAnswer;
 use rustix::io::Errno;
 use tokio::sync::Mutex;
@@ -185,7 +185,7 @@ impl Peer {
 
 /// Which user namespace a process is in.
 fn user_namespace(process: &Pidfd) -> Option<NsId> {
-    UsernsFd::from_fd(process.user_namespace().ok()?).ok()?.id().ok()
+    process.user_namespace().ok()?.id().ok()
 }
 
 #[cfg(test)]

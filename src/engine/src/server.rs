@@ -42,7 +42,7 @@ use crate::{
     watch::Target,
 };
 
-/// Messages taken from one front, or connections from one listener, before others get their turn.
+/// Messages taken from one front before others get their turn.
 const TURN: usize = 32;
 
 /// What epoll is to tell of a listener: each time that somebody connects, once, so that one alone of the threads that wait is woken
@@ -442,17 +442,12 @@ impl Server {
 
     fn accept(&self, number: usize) {
         let Some(listener) = self.listeners.get(number) else { return };
-        for _ in 0..TURN {
-            match socket::accept(listener.socket.as_fd()) {
-                Ok(connection) => self.accepted(connection, listener.surface),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    break;
-                }
-            }
+        match socket::accept(listener.socket.as_fd()) {
+            Ok(connection) => self.accepted(connection, listener.surface),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+            Err(error) => tracing::warn!(%error, "a connection could not be accepted"),
         }
-        // Who waits to be accepted is told of again.
+        // Who else waits to be accepted is told of. To ask that way costs the kernel less than a socket which it makes in vain.
         if let Err(error) = self.engine.watches.modify(listener.socket.as_fd(), CONNECTING, listener.watch) {
             tracing::error!(%error, "a listener can't be watched");
         }

@@ -127,7 +127,7 @@ impl<'fd> Clone3<'fd> {
                 // SAFETY: the kernel has just made this descriptor for us (CLONE_PIDFD), and nobody else knows its number.
                 let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
                 let pid = u32::try_from(pid).map_err(|_| Errno::RANGE)?;
-                Ok(Child { pid, pidfd: Pidfd::from_clone(pidfd) })
+                Ok(Child { pid, pidfd: Pidfd::from_kernel(pidfd) })
             }
             _ => Err(io::Error::last_os_error()),
         }

@@ -125,7 +125,7 @@ fn receive_with(socket: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<Messag
             // A negative number is why there is none: the process was reaped.
             let received = numbers(data).next().filter(|number| *number >= 0);
             process = received
-                .map_or(SentProcess::Gone, |number| SentProcess::Some(Pidfd::from_clone(own(number))));
+                .map_or(SentProcess::Gone, |number| SentProcess::Some(Pidfd::from_kernel(own(number))));
         }
         _ => (),
     });

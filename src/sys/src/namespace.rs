@@ -108,6 +108,11 @@ impl UsernsFd {
         Ok(Self(fd))
     }
 
+    /// One that the kernel has just given as a process's user namespace: nothing to check.
+    pub(crate) fn from_kernel(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
     /// The user namespace of this process.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, pidfd_
 pub use rustix::process::Signal;
 
 use crate::descriptor::kind_of;
+use crate::namespace::UsernsFd;
 
 /// `statfs` magic of the file system that pidfds live in from kernel 6.9 on.
 const PID_FS_MAGIC: u64 = 0x5049_4446;
@@ -105,8 +106,8 @@ impl Pidfd {
         Ok(Self(fd))
     }
 
-    /// Of a child that `clone3` has just made: nothing to check.
-    pub(crate) fn from_clone(fd: OwnedFd) -> Self {
+    /// One that the kernel has just given as the pidfd of a process: nothing to check.
+    pub(crate) fn from_kernel(fd: OwnedFd) -> Self {
         Self(fd)
     }
 
@@ -207,12 +208,12 @@ impl Pidfd {
     ///
     /// # Errors
     /// `ESRCH` if it has ended, `EPERM` or `EACCES` if this process may not look.
-    pub fn user_namespace(&self) -> io::Result<OwnedFd> {
+    pub fn user_namespace(&self) -> io::Result<UsernsFd> {
         // SAFETY: this request takes no argument and touches no memory of ours; the descriptor is open.
         let raw = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::PIDFD_GET_USER_NAMESPACE, 0) };
         if raw >= 0 {
             // SAFETY: the kernel has just made this descriptor for us, and nobody else knows its number.
-            let namespace = unsafe { OwnedFd::from_raw_fd(raw) };
+            let namespace = UsernsFd::from_kernel(unsafe { OwnedFd::from_raw_fd(raw) });
             // A zombie has its credentials still, and with them the namespace.
             self.ensure_alive()?;
             return Ok(namespace);
@@ -320,11 +321,11 @@ impl Pidfd {
     }
 
     /// What kernels before 6.11 give: `/proc/PID/ns/user`.
-    fn user_namespace_from_proc(&self) -> io::Result<OwnedFd> {
+    fn user_namespace_from_proc(&self) -> io::Result<UsernsFd> {
         let pid = self.pid_from_fdinfo()?;
         let file = std::fs::File::open(format!("/proc/{pid}/ns/user")).map_err(gone_if_missing)?;
         self.ensure_alive()?;
-        Ok(file.into())
+        Ok(UsernsFd::from_kernel(file.into()))
     }
 }
 
@@ -427,7 +428,7 @@ mod tests {
         assert_eq!(by_proc.cgroup_id, None);
         assert_eq!(own.pid_from_fdinfo().unwrap(), std::process::id());
         assert_eq!(PidfdInfo { cgroup_id: None, ..own.info().unwrap() }, by_proc);
-        let namespace = |fd| crate::UsernsFd::from_fd(fd).unwrap().id().unwrap();
+        let namespace = |fd: UsernsFd| fd.id().unwrap();
         assert_eq!(
             namespace(own.user_namespace_from_proc().unwrap()),
             namespace(own.user_namespace().unwrap())

@@ -137,7 +137,7 @@ pub fn peer_credentials(socket: impl AsFd) -> io::Result<PeerCredentials> {
 pub fn peer_pidfd(socket: impl AsFd) -> io::Result<PeerPidfd> {
     match getsockopt(&socket.as_fd(), nix_sockopt::PeerPidfd) {
         Ok(fd) => {
-            let pidfd = Pidfd::from_fd(fd).map_err(io::Error::other)?;
+            let pidfd = Pidfd::from_kernel(fd);
             // Newer kernels give the pidfd of a peer that has ended, older ones refuse.
             Ok(if pidfd.is_alive()? { PeerPidfd::Some(pidfd) } else { PeerPidfd::Gone })
         }

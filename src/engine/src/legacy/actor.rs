@@ -377,8 +377,7 @@ impl<'p> Actor<'p> {
     /// # Errors
     /// [`Fault::Gone`].
     pub fn user_namespace(&self) -> Result<UsernsFd, Fault> {
-        let namespace = self.process.user_namespace().map_err(|_| Fault::Gone)?;
-        UsernsFd::from_fd(namespace).map_err(|_| Fault::Gone)
+        self.process.user_namespace().map_err(|_| Fault::Gone)
     }
 
     /// Is it not uid 0, and any uid of a process its own, or in the user namespace that it is root of?

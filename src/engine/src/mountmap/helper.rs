@@ -362,7 +362,7 @@ impl Map {
         write("uid_map", request.uids)?;
         let mounts = File::open(path.join("ns/mnt"))?.into();
         Ok(Self {
-            ids: UsernsFd::from_fd(child.pidfd.user_namespace()?).map_err(io::Error::other)?,
+            ids: child.pidfd.user_namespace()?,
             mounts: MntnsFd::from_fd(mounts).map_err(io::Error::other)?,
         })
     }

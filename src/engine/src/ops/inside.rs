@@ -6,7 +6,7 @@
 use std::{io, sync::Arc};
 
 use cgrant_policy::{Application, Caller as Subject, GrantPath, HostUid};
-use cgrant_sys::{namespace::UsernsFd, pidfd::Pidfd};
+use cgrant_sys::pidfd::Pidfd;
 use cgrant_wire::{Range, Refusal, RefusalCode};
 
 use super::check;
@@ -158,7 +158,7 @@ fn of_block(engine: &Engine, around: &Grant, range: Range, nesting: u32, uid: Ho
 /// `ESRCH` if the process has ended; those of asking for namespaces.
 fn maker_around(engine: &Engine, process: &Pidfd, uid: HostUid) -> io::Result<Option<HostUid>> {
     let mut found = None;
-    let mut namespace = UsernsFd::from_fd(process.user_namespace()?).map_err(io::Error::other)?;
+    let mut namespace = process.user_namespace()?;
     while namespace.id()? != engine.own_userns {
         let maker = HostUid(namespace.owner_uid()?);
         if maker != uid && !maker.is_root() {

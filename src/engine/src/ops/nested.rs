@@ -70,7 +70,7 @@ pub fn standing(engine: &Engine, peer: &Peer, born_in: Option<&GrantPath>) -> Op
 /// Is the process's user namespace so many below the host's? Root of the grant's own can make one inside with the very same map,
 /// never one of the same depth: a grant's own is a child of the one that its maker is in ([`check::unmapped_userns`]).
 fn is_at_depth(engine: &Engine, process: &Pidfd, depth: usize) -> std::io::Result<bool> {
-    let mut namespace = UsernsFd::from_fd(process.user_namespace()?).map_err(std::io::Error::other)?;
+    let mut namespace = process.user_namespace()?;
     for _ in 0..depth {
         if namespace.id()? == engine.own_userns {
             return Ok(false);
@@ -317,8 +317,7 @@ pub fn own_userns(caller: &Caller) -> Result<Option<UsernsFd>, Refusal> {
         return Ok(None);
     }
     let process = caller.process.as_ref().ok_or_else(|| check::gone(&std::io::ErrorKind::NotFound.into()))?;
-    let namespace = process.user_namespace().map_err(|error| check::gone(&error))?;
-    UsernsFd::from_fd(namespace).map(Some).map_err(check::internal)
+    process.user_namespace().map(Some).map_err(|error| check::gone(&error))
 }
 
 /// A refusal in the caller's own words: where its grant lies on the host is left out of the paths in it.

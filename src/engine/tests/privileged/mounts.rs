@@ -14,7 +14,7 @@ use std::{
 use cgrant_engine::mountmap::{MountError, MountRefusal, Mounter, NodeWish, Shift, Step, Wish};
 use cgrant_policy::HostUid;
 use cgrant_sys::{
-    Child, Clone3, MntnsFd, Pidfd, UsernsFd,
+    Child, Clone3, MntnsFd, Pidfd,
     mount::{MountAttrFlags, MountChange, fs_mount, mount_setattr, move_mount, open_place},
     pidfd::Signal,
     privilege,
@@ -221,7 +221,7 @@ fn what_a_mount_may_not_nobody_there_can_change() {
     };
     let mount = mounter.make(&wish).unwrap();
     let at = place.directory.path().join("at");
-    let userns = UsernsFd::from_fd(place.process.pidfd.user_namespace().unwrap()).unwrap();
+    let userns = place.process.pidfd.user_namespace().unwrap();
     let child = Clone3::new().spawn(|| {
         // With every right that there is in there.
         userns.enter().unwrap();

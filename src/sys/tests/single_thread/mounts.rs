@@ -9,7 +9,7 @@ use cgrant_sys::mount::{
     CGROUP2_MAGIC, MountAttrFlags, MountChange, MountPropagationFlags, PROC_MAGIC, TMPFS_MAGIC, fs_mount,
     mount_cgroup2_detached, mount_setattr, move_mount, open_place, open_tree_clone, pivot_root, statfs_magic,
 };
-use cgrant_sys::{Clone3, Dir, Exit, UsernsFd};
+use cgrant_sys::{Clone3, Dir, Exit};
 use nix::sched::CloneFlags;
 use rustix::io::Errno;
 
@@ -88,7 +88,7 @@ fn owners_are_mapped() {
     for file in ["uid_map", "gid_map"] {
         fs::write(format!("/proc/{}/{file}", child.pid), "0 100000 65536").unwrap();
     }
-    let namespace = UsernsFd::from_fd(child.pidfd.user_namespace().unwrap()).unwrap();
+    let namespace = child.pidfd.user_namespace().unwrap();
     drop(waiting);
     let copy = open_tree_clone(open_place(Path::new("/mnt/a")).unwrap(), Path::new(""), false).unwrap();
     let change = MountChange { id_map: Some(namespace.as_fd()), ..MountChange::default() };

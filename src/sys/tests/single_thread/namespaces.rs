@@ -52,7 +52,7 @@ fn owner_and_parent_are_the_makers() {
             set_dumpable(true).unwrap();
             let waiting = Waiting::start(Clone3::new().flags(flags), || ());
             let child = &waiting.0;
-            let namespace = UsernsFd::from_fd(child.pidfd.user_namespace().unwrap()).unwrap();
+            let namespace = child.pidfd.user_namespace().unwrap();
             assert_eq!(namespace.owner_uid().unwrap(), 12345);
             assert_eq!(namespace.parent().unwrap().id().unwrap(), UsernsFd::own().unwrap().id().unwrap());
             assert_ne!(namespace.id().unwrap(), UsernsFd::own().unwrap().id().unwrap());
@@ -70,7 +70,7 @@ fn a_namespace_can_be_entered() {
     let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET;
     let waiting = Waiting::start(Clone3::new().flags(flags), || ());
     let child = &waiting.0;
-    let user = UsernsFd::from_fd(child.pidfd.user_namespace().unwrap()).unwrap();
+    let user = child.pidfd.user_namespace().unwrap();
     let network = std::fs::File::open(format!("/proc/{}/ns/net", child.pid)).unwrap();
     let network = NetnsFd::from_fd(network.into()).unwrap();
     let visitor = in_child(|| {
