@@ -1,10 +1,12 @@
 //! CGManager's operations: over one connection, over eight, by one process a call, and the same work by hand in cgroupfs. Beside
-//! CGManager itself, in turns and by the same client, where it is installed; else beside what it took on another day.
+//! CGManager itself, in turns, where it is installed; else beside what it took on another day. Connections are made by the same client, processes
+//! run the `cgm` of who is asked.
 
 use std::{
     fs,
+    io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::Barrier,
     thread,
     time::Duration,
@@ -22,7 +24,7 @@ use crate::{
         raw::Raw,
         wait_until,
     },
-    peers::is_installed,
+    peers::{find, is_installed},
     sample, size,
 };
 
@@ -32,7 +34,7 @@ const TOGETHER: usize = 8;
 /// Turns in which all of these are made. What is told is the median one: what else the machine does is not to decide.
 const ROUNDS: usize = 20;
 /// Processes that make one call each.
-const PROCESSES: usize = 160;
+const PROCESSES: usize = 400;
 /// Calls while the broker's system calls are counted.
 const COUNTED: usize = 200;
 /// Children of the cgroup that is listed.
@@ -209,9 +211,61 @@ impl Server {
     }
 }
 
+/// A shell of the user's that runs what it is told, line by line.
+struct Shell {
+    process: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+    /// The command that asks.
+    cgm: String,
+}
+
+impl Shell {
+    /// In the cgroup, where the server's socket is where its command looks for it.
+    fn new(bench: &Bench, server: &Server, jail: &Jail) -> Self {
+        let mut shell = bench.user.command("sh");
+        shell.args(["-c", "exec 2>&1; while read -r line; do eval \"$line\" && echo done; done"]);
+        // Where an original that is not the system's has its libraries. Looking there takes either command as long.
+        shell.envs(std::env::var_os("LD_LIBRARY_PATH").map(|places| ("LD_LIBRARY_PATH", places)));
+        let (cgm, mut shell) = match server {
+            Server::Ours(manager) => {
+                shell.env("CGRANT_CGMANAGER_SOCKET", &manager.socket);
+                (bench.lab.programs.join("cgm"), jail.command(&shell))
+            }
+            Server::Theirs(original) => (
+                find("cgm").expect("CGManager's cgm is not installed"),
+                jail.command(&original.in_sight(&shell)),
+            ),
+        };
+        let mut process = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let output = BufReader::new(process.stdout.take().unwrap());
+        Self { input: process.stdin.take(), output, cgm: cgm.to_str().unwrap().to_owned(), process }
+    }
+
+    /// How long it takes to run a line, which must succeed and say nothing.
+    fn run(&mut self, line: &str) -> Duration {
+        let (time, said) = sample::time(|| {
+            writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
+            let mut said = String::new();
+            self.output.read_line(&mut said).unwrap();
+            said
+        });
+        assert_eq!(said, "done\n", "{line}");
+        time
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        self.input.take();
+        let _ = self.process.wait();
+    }
+}
+
 /// One that is asked, with callers of its own in a cgroup of their own.
 struct Side {
     lines: Vec<Line>,
+    shell: Shell,
     movable: Movable,
     _sleepers: Vec<Process>,
     jail: Jail,
@@ -229,7 +283,8 @@ impl Side {
         }
         let movable = Movable(sleepers.iter().map(|sleeper| sleeper.pid).collect());
         prepare(&mut lines[0], &movable);
-        Self { lines, movable, _sleepers: sleepers, jail, server }
+        let shell = Shell::new(bench, &server, &jail);
+        Self { lines, shell, movable, _sleepers: sleepers, jail, server }
     }
 
     /// The calls of an operation by a caller, laid out.
@@ -238,7 +293,7 @@ impl Side {
     }
 
     /// One turn.
-    fn act(&mut self, bench: &Bench, operation: &Operation, round: usize, figures: &mut Figures) {
+    fn act(&mut self, operation: &Operation, round: usize, figures: &mut Figures) {
         let count = operation.calls / ROUNDS;
         let messages = self.messages(operation, 0, round * count, count);
         let before = size::activity(self.server.processes());
@@ -250,7 +305,7 @@ impl Side {
         let all: Vec<Vec<Message>> =
             (0..TOGETHER).map(|of| self.messages(operation, of, first + round * count, count)).collect();
         figures.eight.push(make_together(&mut self.lines, &all));
-        figures.processes.push(self.commands(bench, operation.command, round));
+        figures.processes.push(self.commands(operation.command, round));
     }
 
     /// The same by hand.
@@ -261,17 +316,14 @@ impl Side {
     }
 
     /// How long it takes a shell in the cgroup to run the command as often as it is a turn's, each in a process of its own.
-    fn commands(&self, bench: &Bench, verb: &str, round: usize) -> Duration {
-        let line = if verb == "true" { "/bin/true".to_owned() } else { format!("\"$2\" {verb} >/dev/null") };
+    fn commands(&mut self, verb: &str, round: usize) -> Duration {
         let (first, end) = (round * PROCESSES / ROUNDS, (round + 1) * PROCESSES / ROUNDS);
-        let script = format!("i={first}; p=$1; while [ $i -lt {end} ]; do {line}; i=$((i+1)); done");
-        let mut command = bench.user.command("sh");
-        command.args(["-c", &script, "sh", &self.movable.0[TOGETHER].to_string()]);
-        command.arg(bench.lab.programs.join("cgm")).env("CGRANT_CGMANAGER_SOCKET", self.server.socket());
-        let (time, output) = sample::time(|| self.jail.command(&command).output().unwrap());
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success() && said.is_empty(), "{verb}: {said}");
-        time
+        let command =
+            if verb == "true" { "/bin/true".to_owned() } else { format!("{} {verb}", self.shell.cgm) };
+        let pid = self.movable.0[TOGETHER];
+        self.shell.run(&format!(
+            "p={pid}; i={first}; while [ $i -lt {end} ]; do {command} </dev/null >/dev/null || break; i=$((i+1)); done; [ $i -eq {end} ]"
+        ))
     }
 }
 
@@ -337,9 +389,9 @@ pub fn measure(bench: &Bench) {
     ];
     println!("{:14}{}", "", columns.map(|column| format!("|{column:^16}")).concat());
     for operation in operations() {
-        row(bench, &mut sides, &operation);
+        row(&mut sides, &operation);
     }
-    let plain: Vec<Duration> = (0..ROUNDS).map(|round| sides[0].commands(bench, "true", round)).collect();
+    let plain: Vec<Duration> = (0..ROUNDS).map(|round| sides[0].commands("true", round)).collect();
     println!("processes that do nothing: {} a second", rate(PROCESSES / ROUNDS, &plain).unwrap());
 }
 
@@ -353,7 +405,7 @@ fn prepare(line: &mut Line, movable: &Movable) {
     line.ask(&call("MovePid", &("memory", "single", movable.0[TOGETHER].cast_signed())));
 }
 
-fn row(bench: &Bench, sides: &mut [Side], operation: &Operation) {
+fn row(sides: &mut [Side], operation: &Operation) {
     let mut figures: Vec<Figures> = sides.iter().map(|_| Figures::default()).collect();
     let mut by_hand = Vec::new();
     for round in 0..ROUNDS {
@@ -363,7 +415,7 @@ fn row(bench: &Bench, sides: &mut [Side], operation: &Operation) {
             turns.reverse();
         }
         for (side, figures) in turns {
-            side.act(bench, operation, round, figures);
+            side.act(operation, round, figures);
         }
         by_hand.extend(operation.by_hand.map(|act| sides[0].act_by_hand(operation, round, act)));
     }

@@ -264,8 +264,13 @@ pub fn remove_cgroups(cgroup: &Path) {
 
 /// Is there such a program in `PATH`?
 pub fn is_installed(program: &str) -> bool {
+    find(program).is_some()
+}
+
+/// Where in `PATH` there is such a program.
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();
-    program.starts_with('/') || path.split(':').any(|directory| Path::new(directory).join(program).exists())
+    path.split(':').map(|directory| Path::new(directory).join(program)).find(|place| place.exists())
 }
 
 fn make_root(root: &Path) {

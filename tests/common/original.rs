@@ -27,6 +27,16 @@ mount -t tmpfs -o mode=0755 tmpfs /run
 exec "$3" "$4" "$5"' sh "$directory" "$cgroup" "$program" "$skip" "$allow"
 "#;
 
+/// How a command is started where the socket in its directory is where its clients look for it.
+const IN_SIGHT: &str = r#"
+directory=$1
+shift
+mount -t tmpfs -o mode=0755 tmpfs /sys/fs/cgroup
+mkdir /sys/fs/cgroup/cgmanager
+mount --bind "$directory" /sys/fs/cgroup/cgmanager
+exec "$@"
+"#;
+
 /// A running one. It ends, and its cgroups are gone, when this is dropped.
 pub struct Original {
     child: Child,
@@ -67,6 +77,16 @@ impl Original {
             UnixStream::connect(&original.socket).is_ok()
         });
         Ok(original)
+    }
+
+    /// The command, started by root where this one's socket is where its clients look for it, with nothing else of CGManager's and no
+    /// cgroups.
+    pub fn in_sight(&self, command: &Command) -> Command {
+        let mut inside = Command::new("unshare");
+        inside.args(["--mount", "--propagation", "private", "sh", "-ec", IN_SIGHT, "sh"]);
+        inside.arg(self.socket.with_file_name("")).arg(command.get_program()).args(command.get_args());
+        inside.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        inside
     }
 
     /// Its process, by program name.
