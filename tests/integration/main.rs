@@ -66,6 +66,7 @@ mod policy;
 mod policy_files;
 mod polkit;
 mod polkit_rights;
+mod processes;
 mod system;
 mod system_attacks;
 mod system_autostart;
@@ -141,6 +142,7 @@ fn main() -> std::process::ExitCode {
         pam::TESTS,
         polkit::TESTS,
         polkit_rights::TESTS,
+        processes::TESTS,
         full::TESTS,
         asking::TESTS,
         system::TESTS,

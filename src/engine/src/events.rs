@@ -117,6 +117,7 @@ pub fn happened(engine: &Engine, id: GrantId, target: &Target) {
         Target::Leaving(_, watch) => leaving::overdue(engine, &grant, *watch),
         Target::Control
         | Target::Listener(_)
+        | Target::Accept
         | Target::Link(_)
         | Target::Files
         | Target::Wishes

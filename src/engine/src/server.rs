@@ -39,15 +39,18 @@ use crate::{
     refused::Refused,
     reload,
     share::Shared,
-    watch::Target,
+    watch::{Target, Timer},
 };
 
 /// Messages taken from one front before others get their turn.
 const TURN: usize = 32;
 
-/// What epoll is to tell of a listener: each time that somebody connects, once, so that one alone of the threads that wait is woken
-/// for it.
-const CONNECTING: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLET);
+/// How long after a connection that could not be accepted it is tried again.
+const BEFORE_AGAIN: Duration = Duration::from_millis(100);
+
+/// What epoll is to tell of listeners and of the timer for them: each time that something happens, once, so that one alone of the threads
+/// that wait is woken for it.
+const ONCE: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLET);
 
 /// A socket on which clients connect.
 struct Listener {
@@ -61,6 +64,8 @@ pub struct Server {
     engine: Arc<Engine>,
     control: Channel,
     listeners: Vec<Listener>,
+    /// Set when a connection could not be accepted. There from the start, as there may be no descriptors left then.
+    again: Timer,
     refused: Refused,
     /// What happened to grants and waits in the pool's queues.
     events: Arc<Mutex<HashSet<Target>>>,
@@ -89,18 +94,21 @@ impl Server {
         engine.watches.borrow(control.as_fd(), EpollFlags::EPOLLIN, Target::Control)?;
         let watched = |(number, (socket, surface)): (usize, (OwnedFd, Surface))| {
             rustix::io::ioctl_fionbio(&socket, true)?;
-            let watch = engine.watches.borrow(socket.as_fd(), CONNECTING, Target::Listener(number))?;
+            let watch = engine.watches.borrow(socket.as_fd(), ONCE, Target::Listener(number))?;
             Ok(Listener { socket, surface, watch })
         };
         let listeners: Vec<Listener> =
             listeners.into_iter().enumerate().map(watched).collect::<std::io::Result<_>>()?;
+        let again = Timer::new()?;
+        // Each time that it is over, once; nobody reads how often.
+        engine.watches.borrow(again.as_fd(), ONCE, Target::Accept)?;
         let others = [engine.mounter.process(), engine.shower.process(), engine.devices.process()];
         for helper in engine.mapper.processes().chain(others) {
             engine.watches.borrow(helper, EpollFlags::EPOLLIN, Target::Helper)?;
         }
         engine.watches.borrow(engine.wishes.descriptor(), EpollFlags::EPOLLIN, Target::Wishes)?;
         let refused = Refused::new(listeners.iter().map(|listener| &listener.socket))?;
-        Ok(Self { engine, control, listeners, refused, events: Arc::default() })
+        Ok(Self { engine, control, listeners, again, refused, events: Arc::default() })
     }
 
     /// Tells the supervisor.
@@ -140,6 +148,7 @@ impl Server {
                     }
                 }
                 Target::Listener(number) => self.accept(number),
+                Target::Accept => (0..self.listeners.len()).for_each(|number| self.accept(number)),
                 Target::Link(front) => self.link(front, flags),
                 Target::Net => self.net(),
                 Target::Accounts => self.accounts_changed(),
@@ -440,15 +449,26 @@ impl Server {
         Ok(caller)
     }
 
+    /// Accepts who waits first.
+    ///
+    /// An attacker could want the host's descriptors used up, and the engine to ask for one without end, and say so: it asks again after a
+    /// while, and says so now and then.
     fn accept(&self, number: usize) {
         let Some(listener) = self.listeners.get(number) else { return };
         match socket::accept(listener.socket.as_fd()) {
             Ok(connection) => self.accepted(connection, listener.surface),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
-            Err(error) => tracing::warn!(%error, "a connection could not be accepted"),
+            Err(error) => {
+                if self.engine.may_tell(None) {
+                    tracing::warn!(%error, "a connection could not be accepted; it is tried again");
+                }
+                if self.again.set(BEFORE_AGAIN).is_ok() {
+                    return;
+                }
+            }
         }
         // Who else waits to be accepted is told of. To ask that way costs the kernel less than a socket which it makes in vain.
-        if let Err(error) = self.engine.watches.modify(listener.socket.as_fd(), CONNECTING, listener.watch) {
+        if let Err(error) = self.engine.watches.modify(listener.socket.as_fd(), ONCE, listener.watch) {
             tracing::error!(%error, "a listener can't be watched");
         }
     }

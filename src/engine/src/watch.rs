@@ -18,6 +18,9 @@ use nix::sys::{
     epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
     inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor},
 };
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 
 /// Events taken from the kernel at once.
 const BATCH: usize = 64;
@@ -69,6 +72,8 @@ pub enum Target {
     Vacant(HostUid),
     /// Requests of the account's that waited for its pace may begin; the watch has said its one word.
     Pace(HostUid, u64),
+    /// It is time to accept again what could not be accepted.
+    Accept,
     /// It is time to say how much was left out of the log about refusals; the watch has said its one word.
     Refusals(Option<HostUid>, u64),
     /// It is time to look at what the account uses; the watch has said its one word.
@@ -79,6 +84,40 @@ pub enum Target {
     Wish(u64),
     /// The time for the answer to a question to polkit is over; the watch has said its one word.
     Question(QuestionId, u64),
+}
+
+/// Says something when its time is over.
+pub struct Timer(OwnedFd);
+
+impl Timer {
+    /// One that is not set.
+    ///
+    /// # Errors
+    /// If the kernel has no descriptors left.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?))
+    }
+
+    /// Its time is over after `delay`; what it was set to before counts no more.
+    ///
+    /// # Errors
+    /// Those of `timerfd_settime(2)`.
+    pub fn set(&self, delay: Duration) -> io::Result<()> {
+        let value = Timespec {
+            tv_sec: i64::try_from(delay.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(delay.subsec_nanos()),
+        };
+        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let once = Itimerspec { it_interval: never, it_value: value };
+        timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &once)?;
+        Ok(())
+    }
+}
+
+impl AsFd for Timer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 enum Watch {
@@ -199,23 +238,9 @@ impl Watches {
     /// # Errors
     /// If the kernel has no descriptors left.
     pub fn after(&self, delay: Duration, target: impl FnOnce(u64) -> Target) -> io::Result<u64> {
-        use rustix::time::{
-            Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-            timerfd_settime,
-        };
-        let timer =
-            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
-        let value = Timespec {
-            tv_sec: i64::try_from(delay.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(delay.subsec_nanos()),
-        };
-        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
-        timerfd_settime(
-            &timer,
-            TimerfdTimerFlags::empty(),
-            &Itimerspec { it_interval: never, it_value: value },
-        )?;
-        self.own_numbered(timer, EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, target)
+        let timer = Timer::new()?;
+        timer.set(delay)?;
+        self.own_numbered(timer.0, EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, target)
     }
 
     /// Ends watches and closes what they own. They may have ended before.
