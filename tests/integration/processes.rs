@@ -1,8 +1,8 @@
-//! The broker's processes as the host sees them: what they do when there is no room.
+//! The broker's processes as the host sees them: who goes before whom on a processor, and what they do when there is no room.
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, getpriority_process, prlimit};
 
 use crate::common::{Lab, raw::Raw};
 
@@ -13,6 +13,38 @@ fn pid_of(pid: u32) -> Option<Pid> {
 /// The threads of a process.
 fn threads(pid: u32) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten().map(|thread| thread.path())
+}
+
+/// The nice values of a process's threads.
+fn nice(pid: u32) -> Vec<i32> {
+    let of = |thread: PathBuf| {
+        let number = thread.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        getpriority_process(pid_of(number)).unwrap()
+    };
+    threads(pid).map(of).collect()
+}
+
+fn engine_and_fronts_have_their_places(lab: &Lab) {
+    let broker = lab.broker();
+    let own = getpriority_process(None).unwrap();
+    let (engine, fronts) = (broker.engine(), broker.fronts());
+    assert!(!fronts.is_empty());
+    let mut others = 0;
+    for (pid, name) in broker.processes() {
+        let place = if pid == engine {
+            -10
+        } else if fronts.contains(&pid) {
+            3
+        } else {
+            others += 1;
+            0
+        };
+        let all = nice(pid);
+        let expected = (own + place).clamp(-20, 19);
+        assert!(all.iter().all(|value| *value == expected), "{name} {pid}: {all:?}");
+    }
+    // Supervisor, network helper and the engine's helpers, one of which runs programs of the host's.
+    assert!(others >= 5, "{others}");
 }
 
 /// The processor time of a process.
@@ -53,4 +85,4 @@ fn an_engine_without_descriptors_tries_again(lab: &Lab) {
     drop((client, broker));
 }
 
-crate::tests![an_engine_without_descriptors_tries_again];
+crate::tests![engine_and_fronts_have_their_places, an_engine_without_descriptors_tries_again];

@@ -50,6 +50,18 @@ use crate::{
 
 /// What the engine is called in logs.
 const PROGRAM: &str = "cgrant-engine";
+/// What is added to the nice value that the administrator gave the service (sched(7), "The nice value").
+///
+/// A call goes from client to front to engine and back. Who is woken may be put in the place of who woke it before that one has gone to
+/// sleep; whoever is woken next is then sent to another processor, for there are two that want this one, and to wake an idle processor
+/// takes longer than the work of a call. So a front does not take the engine's place; nor soon a client's, as it has a nice value of its
+/// own. And who holds the kernel's locks for all cgroups, which everybody waits for, is not kept from going on.
+///
+/// It counts among processes of one cgroup with cpu shares of its own, or of one session where the kernel groups by these
+/// (sched(7), "The autogroup feature"); how the service stands to others is its cgroup's to say. Where it has none, an attacker could
+/// want the engine's work before that of everybody else: what its calls and connections cost the engine is about what they cost its
+/// own processes and the front.
+const NICE: i32 = -10;
 
 /// Runs the engine until the supervisor ends it.
 pub fn run() -> ExitCode {
@@ -99,6 +111,10 @@ fn start(control: &Channel) -> Result<Server, BootError> {
     let policy = step("policy", reload::read(&config))?;
     let tree = step("cgroups", Tree::open(&boot.instance, &boot.placements))?;
     account::tell_unkept(&tree, &policy);
+    // Without the helpers, of which one runs programs of the host's. All threads that are started from here on have it too.
+    if let Err(error) = rustix::process::nice(NICE) {
+        tracing::debug!(%error, "the nice value stays; calls take longer, no more");
+    }
     step("giving up privileges", sandbox::confine())?;
 
     let names = mapper.name_service();

@@ -29,6 +29,9 @@ use crate::{
     wait::Patience,
 };
 
+/// What is added to the nice value that the front begins with, so that it lets a client go to sleep which has just woken it (the engine
+/// goes before both, and its `NICE` says why).
+const NICE: i32 = 3;
 /// How long an orderly end may wait for answers of the engine's.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
@@ -99,6 +102,8 @@ fn tell(control: &Channel, message: &FromChild) -> Result<(), ChannelError> {
 }
 
 fn run(boot: &FrontBoot, engine: Channel, control: &Channel) -> Result<(), BootError> {
+    // More of it is always allowed.
+    let _ = rustix::process::nice(NICE);
     confine::drop_rights(boot)?;
     log::start(boot.log);
     let contract = Contract::load()?;

@@ -13,7 +13,6 @@ use cgrant_wire::{
 
 use crate::{
     backoff::{Backoff, LONGEST},
-    priority,
     process::Process,
 };
 
@@ -142,11 +141,10 @@ impl Slot {
         self.count
     }
 
-    /// Fills it, with a process that has not been sent its boot message.
+    /// Fills it.
     pub fn fill(&mut self, process: Process) {
         self.count += 1;
         tracing::debug!(child = self.role.name(), pid = process.pid, "started");
-        priority::place(self.role, process.pid);
         self.state = State::Running(Running {
             process,
             started: Instant::now(),

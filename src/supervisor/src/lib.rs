@@ -16,7 +16,6 @@ mod error;
 mod legacy;
 mod lock;
 mod log;
-mod priority;
 mod ready;
 mod scope;
 mod settings;

@@ -22,7 +22,6 @@ use std::{
 
 use harness::{Broker, Scene, eventually, kill};
 use nix::sys::signal::Signal;
-use rustix::process::{Pid, getpriority_process, setpriority_process};
 
 fn main() -> std::process::ExitCode {
     if let Some(status) = players::play() {
@@ -32,7 +31,6 @@ fn main() -> std::process::ExitCode {
     harness::run(&[
         ("ready_is_said_and_sigterm_ends_in_order", ready_is_said_and_sigterm_ends_in_order),
         ("children_get_nothing_but_their_channel", children_get_nothing_but_their_channel),
-        ("engine_and_fronts_have_their_nice_values", engine_and_fronts_have_their_nice_values),
         ("a_bus_address_starts_a_bus_front_too", a_bus_address_starts_a_bus_front_too),
         (
             "an_engine_that_gives_up_ends_the_start_with_its_reason",
@@ -128,22 +126,6 @@ fn children_get_nothing_but_their_channel() {
         assert_eq!(scene.event(&format!("{role} bounded ")), "0000000008ac35eb");
         assert_eq!(scene.event(&format!("{role} no-new-privs ")), "1");
         assert_eq!(scene.event(&format!("{role} stdin ")), "/dev/null");
-    }
-    broker.stop();
-}
-
-/// Those that are started anew too; and whatever nice value the service has.
-fn engine_and_fronts_have_their_nice_values() {
-    let scene = Scene::new();
-    let own = getpriority_process(None).unwrap();
-    setpriority_process(None, own + 2).unwrap();
-    let broker = scene.start(&[]);
-    setpriority_process(None, own).unwrap();
-    for round in 1..=2 {
-        eventually("all run", || scene.count("engine front-started Socket") == round);
-        let nice = |role| getpriority_process(Pid::from_raw(scene.pid(role).cast_signed())).unwrap() - own;
-        assert_eq!((nice("engine"), nice("front"), nice("net")), (-8, 5, 2), "{round}");
-        kill(scene.pid("engine"), Signal::SIGKILL);
     }
     broker.stop();
 }
