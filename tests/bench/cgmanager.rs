@@ -224,7 +224,10 @@ impl Shell {
     /// In the cgroup, where the server's socket is where its command looks for it.
     fn new(bench: &Bench, server: &Server, jail: &Jail) -> Self {
         let mut shell = bench.user.command("sh");
-        shell.args(["-c", "exec 2>&1; while read -r line; do eval \"$line\" && echo done || echo failed; done"]);
+        shell.args([
+            "-c",
+            "exec 2>&1; while read -r line; do eval \"$line\" && echo done || echo failed; done",
+        ]);
         // Where an original that is not the system's has its libraries. Looking there takes either command as long.
         shell.envs(std::env::var_os("LD_LIBRARY_PATH").map(|places| ("LD_LIBRARY_PATH", places)));
         let (cgm, mut shell) = match server {
